@@ -1,0 +1,74 @@
+"""What the scheduler asks of the runner and what comes back: sequences, work, sampled tokens. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from engine.types import ModelInfo, Request, TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One candidate of one request while it lives in the engine.
+
+    ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
+    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``.
+    """
+
+    request: Request
+    candidate: int
+    tokens: list[int]
+    num_computed: int = 0
+    num_cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_sampled(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def sampled(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+
+class Work(NamedTuple):
+    """Compute the tokens ``[start, start + count)`` of a sequence; their blocks are allocated."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this work ends at the last known token, so that the next one is sampled from its logits."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+class Sampled(NamedTuple):
+    """The next token of a sequence; ``logprobs`` only where the request asked for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class Runner(Protocol):
+    """Computes a batch. Writes the keys and values of all its tokens into the pages."""
+
+    info: ModelInfo
+
+    def forward(self, batch: list[Work]) -> Any:
+        """Logits, one row for each work that samples, in the batch's order: float [rows, vocabulary]."""
+        ...
+
+
+class Sampler(Protocol):
+    """Chooses the next tokens."""
+
+    def sample(self, logits: Any, sequences: list[Sequence]) -> list[Sampled]:
+        """One token for each row of ``logits``; ``sequences`` are the rows' owners, in order."""
+        ...
