@@ -37,16 +37,16 @@ class Sequence:
 
 
 class Work(NamedTuple):
-    """Compute the tokens ``[start, start + count)`` of a sequence; their blocks are allocated."""
+    """Compute the tokens ``[start, start + num_tokens)`` of a sequence; their blocks are allocated."""
 
     sequence: Sequence
     start: int
-    count: int
+    num_tokens: int
 
     @property
     def samples(self) -> bool:
         """Whether this work ends at the last known token, so that the next one is sampled from its logits."""
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.start + self.num_tokens == len(self.sequence.tokens)
 
 
 class Sampled(NamedTuple):
