@@ -1,0 +1,41 @@
+"""Models with real weights for the tests that need them; prepared once per machine, in the cache that users have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support.gemma import prepare_gemma
+
+from engine.sources import parse_source, prepare
+from server.settings import Settings
+from server.spec import load_specs
+
+ROOT = Path(__file__).parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read by torch when it is imported, here and in the engines that tests start: the workers share the cores.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    return Settings.from_env(os.environ).cache_dir
+
+
+@pytest.fixture(scope="session")
+def builtin_model(cache_dir: Path) -> Path:
+    """The prepared folder of the model in the repository's models.yaml."""
+    spec = load_specs(ROOT / "models.yaml")[0]
+    return prepare(parse_source(spec.source), spec.sha256, cache_dir, _silent)
+
+
+@pytest.fixture(scope="session")
+def gemma_model(cache_dir: Path) -> Path:
+    """The prepared folder of Gemma 3 270M."""
+    return prepare_gemma(cache_dir, _silent)
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Nobody watches."""
