@@ -62,7 +62,11 @@ class Runner(Protocol):
     info: ModelInfo
 
     def forward(self, batch: list[Work]) -> Any:
-        """Logits, one row for each work that samples, in the batch's order: float [rows, vocabulary]."""
+        """Logits, one row for each work that samples, in the batch's order: float [rows, vocabulary].
+
+        May return before the device is done; where nothing samples it waits, because the time of each step is measured.
+        Raises ``EngineUnavailable`` if the device is lost; after any other error the same work may be tried again.
+        """
         ...
 
 

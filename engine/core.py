@@ -1,0 +1,270 @@
+"""The loop: schedule, forward, sample, stream, finish; every accepted request ends exactly once, whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer
+
+from engine.batch import Runner, Sampled, Sampler, Sequence, Work
+from engine.blocks import BlockPool
+from engine.limits import refusal
+from engine.pacing import StepPacer
+from engine.scheduler import Scheduler
+from engine.text.detokenizer import Detokenizer, hidden_ids
+from engine.text.stops import StopMatcher
+from engine.text.streamer import Streamer
+from engine.types import (
+    CandidateFinished,
+    Delta,
+    EngineConfig,
+    EngineStats,
+    EngineUnavailable,
+    ErrorKind,
+    FinishReason,
+    Request,
+    RequestError,
+    RequestEvents,
+    RequestFinished,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Core:
+    """Serves many requests with one runner. Not thread-safe: one caller submits, cancels and steps.
+
+    ``markers`` are special tokens whose content stays in the text. ``clock`` tells what deadlines are compared with.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        markers: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.info = runner.info
+        self._runner = runner
+        self._sampler = sampler
+        self._tokenizer = tokenizer
+        self._config = config
+        self._hidden = hidden_ids(tokenizer, markers)
+        self._clock = clock
+        capacity = runner.info.num_blocks * runner.info.block_size
+        assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
+        self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
+        self._pacer = StepPacer(config.step_target_ms)
+        self._scheduler = Scheduler(self._pool, self._pacer, config.max_running)
+        self._live: dict[str, _Live] = {}
+        self._cancelled: dict[str, None] = {}
+        self._refused: list[RequestEvents] = []
+        self._steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has something to do or to tell."""
+        return bool(self._live or self._refused)
+
+    def submit(self, request: Request) -> None:
+        """Take a request. Never raises: one that cannot be served is told so by the next step."""
+        problem = refusal(request, self.info, self._config)
+        if request.id in self._live:
+            problem = f"id {request.id!r} belongs to a request in flight; give each request its own."
+        if problem:
+            self._refused.append(_refused(request, problem))
+            return
+        live = self._live[request.id] = _Live(request)
+        for candidate in range(request.candidates):
+            sequence = Sequence(request, candidate, list(request.prompt))
+            detokenizer = Detokenizer(self._tokenizer, self._hidden)
+            live.open[sequence] = Streamer(detokenizer, StopMatcher(request.sampling.stop))
+        live.first = next(iter(live.open))
+        self._scheduler.add(list(live.open))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request with the next step; unknown ids are ignored."""
+        if request_id in self._live:
+            self._cancelled[request_id] = None
+
+    def step(self) -> list[RequestEvents]:
+        """Advance every running sequence by one piece of work; returns what there is to tell, each request once."""
+        was_busy = bool(self._live)
+        self._steps += 1
+        self._end_expired_and_cancelled()
+        batch = self._scheduler.schedule()
+        if batch:
+            for work, sampled in self._compute(batch):
+                self._advance(work, sampled)
+        events = self._collect()
+        if was_busy and not self._live:
+            self._check_when_idle()
+        return events
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics."""
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            used_blocks=self._pool.num_used,
+            cached_blocks=self._pool.num_cached,
+            total_blocks=self._pool.num_blocks,
+            preemptions=self._scheduler.preemptions,
+            steps=self._steps,
+        )
+
+    def check(self) -> None:
+        """Assert the invariants of pool and scheduler; when idle, that nothing of any request is left."""
+        self._scheduler.check()
+        known = self._scheduler.num_running + self._scheduler.num_waiting
+        assert known == sum(len(live.open) for live in self._live.values()), "a sequence was lost"
+        if not self._live:
+            assert self._pool.num_used == 0, "a block is held by nobody"
+            assert not self._cancelled, "a cancellation outlived its request"
+
+    def _end_expired_and_cancelled(self) -> None:
+        now = self._clock()
+        for live in list(self._live.values()):
+            if live.request.id in self._cancelled:
+                self._abort(live, ErrorKind.CANCELLED, "The request was cancelled.")
+            elif live.request.deadline is not None and live.request.deadline <= now:
+                self._abort(live, ErrorKind.DEADLINE, "The deadline passed before the answer was complete.")
+        self._cancelled.clear()
+
+    def _compute(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
+        """Run a batch; if it fails, each work alone, so that only the request that cannot be computed ends."""
+        try:
+            return self._run(batch)
+        except EngineUnavailable:
+            raise  # the device is lost: no retry can help, and whoever drives the core must start anew
+        except Exception as error:
+            if len(batch) == 1:
+                self._fail(batch[0].sequence, error)
+                return []
+            log.warning("a step of %d sequences failed, each is tried alone", len(batch), exc_info=error)
+        return [result for work in batch if self._is_open(work.sequence) for result in self._compute([work])]
+
+    def _run(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
+        started = time.perf_counter()
+        sampling = [work.sequence for work in batch if work.samples]
+        logits = self._runner.forward(batch)
+        sampled = self._sampler.sample(logits, sampling) if sampling else []
+        # The device may lag behind forward; the sampled tokens are what has to be waited for.
+        self._record(batch, time.perf_counter() - started)
+        token_of = dict(zip(sampling, sampled, strict=True))
+        return [(work, token_of.get(work.sequence)) for work in batch]
+
+    def _record(self, batch: list[Work], seconds: float) -> None:
+        # A prompt's last token alone costs what a decode costs.
+        prefill = [work.num_tokens for work in batch if work.num_tokens > 1]
+        self._pacer.record(len(batch) - len(prefill), sum(prefill), seconds)
+
+    def _advance(self, work: Work, sampled: Sampled | None) -> None:
+        if not self._is_open(work.sequence):
+            return  # a candidate of the same request failed after this one was computed
+        self._scheduler.commit(work)
+        if sampled is not None:
+            self._take(work.sequence, sampled)
+
+    def _is_open(self, sequence: Sequence) -> bool:
+        return sequence in self._live[sequence.request.id].open
+
+    def _take(self, sequence: Sequence, sampled: Sampled) -> None:
+        """Add a token to a candidate; tell its text; end the candidate if that was its last."""
+        live = self._live[sequence.request.id]
+        streamer = live.open[sequence]
+        if sampled.token_id in sequence.request.sampling.stop_ids:
+            if text := streamer.flush():
+                live.deltas.append(Delta(sequence.candidate, (), text))
+            self._finish(live, sequence, FinishReason.STOP)
+            return
+        sequence.tokens.append(sampled.token_id)
+        text = streamer.feed(sampled.token_id)
+        reason = self._reason_to_end(sequence, streamer)
+        if reason:
+            text += streamer.flush()
+            # The rest of the text may have completed a stop string.
+            reason = FinishReason.STOP if streamer.stopped else reason
+        logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
+        live.deltas.append(Delta(sequence.candidate, (sampled.token_id,), text, logprobs))
+        if reason:
+            self._finish(live, sequence, reason)
+
+    def _reason_to_end(self, sequence: Sequence, streamer: Streamer) -> FinishReason | None:
+        if streamer.stopped:
+            return FinishReason.STOP
+        if (
+            sequence.num_sampled >= sequence.request.sampling.max_tokens
+            or len(sequence.tokens) >= self.info.max_context
+        ):
+            return FinishReason.MAX_TOKENS
+        return None
+
+    def _finish(self, live: _Live, sequence: Sequence, reason: FinishReason) -> None:
+        self._close(live, sequence, reason)
+        if not live.open:
+            self._end(live)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        live = self._live[sequence.request.id]
+        log.error("request %s failed in a step", live.request.id, exc_info=error)
+        self._abort(live, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")
+
+    def _abort(self, live: _Live, kind: ErrorKind, message: str) -> None:
+        for sequence in list(live.open):
+            self._close(live, sequence, FinishReason.ABORTED)
+        self._end(live, RequestError(kind, message))
+
+    def _close(self, live: _Live, sequence: Sequence, reason: FinishReason) -> None:
+        del live.open[sequence]
+        self._scheduler.remove(sequence)
+        live.candidate_tokens += sequence.num_sampled
+        live.finished.append(CandidateFinished(sequence.candidate, reason, sequence.num_sampled))
+
+    def _end(self, live: _Live, error: RequestError | None = None) -> None:
+        request = live.request
+        live.done = RequestFinished(len(request.prompt), live.first.num_cached, live.candidate_tokens, error)
+
+    def _collect(self) -> list[RequestEvents]:
+        events, self._refused = self._refused, []
+        for live in list(self._live.values()):
+            if live.deltas or live.finished:
+                events.append(live.take_events())
+            if live.done:
+                del self._live[live.request.id]
+        return events
+
+    def _check_when_idle(self) -> None:
+        # The last answer waits for this, so it only counts; ``check`` looks at every block.
+        blocks, sequences = self._pool.num_used, self._scheduler.num_running + self._scheduler.num_waiting
+        if blocks or sequences:
+            log.error("the engine is idle, but %d blocks and %d sequences were not given back", blocks, sequences)
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A request in flight: its open candidates, its totals, and what the current step has to tell about it."""
+
+    request: Request
+    open: dict[Sequence, Streamer] = field(default_factory=dict)
+    first: Sequence = field(init=False)
+    candidate_tokens: int = 0
+    deltas: list[Delta] = field(default_factory=list)
+    finished: list[CandidateFinished] = field(default_factory=list)
+    done: RequestFinished | None = None
+
+    def take_events(self) -> RequestEvents:
+        events = RequestEvents(self.request.id, tuple(self.deltas), tuple(self.finished), self.done)
+        self.deltas, self.finished = [], []
+        return events
+
+
+def _refused(request: Request, problem: str) -> RequestEvents:
+    done = RequestFinished(len(request.prompt), 0, 0, RequestError(ErrorKind.REFUSED, problem))
+    return RequestEvents(request.id, done=done)

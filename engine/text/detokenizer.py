@@ -1,0 +1,63 @@
+"""Token ids to text, one at a time, without ever splitting a character."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+# A character has at most four bytes, so a longer wait is for one that will never be complete.
+MAX_PENDING = 32
+
+
+def hidden_ids(tokenizer: Tokenizer, markers: frozenset[int] = frozenset()) -> frozenset[int]:
+    """The special tokens that leave no text: all but ``markers``, whose content the readers of the text need."""
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(token_id for token_id, token in added.items() if token.special) - markers
+
+
+class Detokenizer:
+    """Turns one candidate's tokens into text.
+
+    All that is fed and flushed together equals ``tokenizer.decode`` of the same ids without the hidden ones, so an
+    answer reads the same streamed and whole. The prompt is no part of it: what a tokenizer does at the start of a text
+    (dropping a space) it does here, and a prompt cut inside a character cannot leak into the answer.
+
+    Each token is decoded behind the tokens of the piece before it, because decoders treat the first token of a text
+    differently. ``tokenizers.decoders.DecodeStream`` does the same two microseconds a token faster, but has no flush,
+    holds back without limit, and reports bytes that are no text by a bare ``Exception``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+        self._told: list[int] = []
+        self._told_text = ""
+        self._pending: list[int] = []
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token completes; empty while a character is incomplete."""
+        if token_id in self._hidden:
+            return ""
+        self._pending.append(token_id)
+        text = self._pending_text()
+        if (not text or text.endswith("\ufffd")) and len(self._pending) <= MAX_PENDING:
+            return ""
+        return self._tell(text)
+
+    def flush(self) -> str:
+        """What is left at the end; an incomplete character reads as U+FFFD."""
+        return self._tell(self._pending_text()) if self._pending else ""
+
+    def _pending_text(self) -> str:
+        together = self._decode(self._told + self._pending)
+        if together.startswith(self._told_text):
+            return together[len(self._told_text) :]
+        # Bytes that are no text changed how the piece before them decodes; what was told stays told.
+        return self._decode(self._pending)
+
+    def _tell(self, text: str) -> str:
+        self._told, self._pending = self._pending, []
+        self._told_text = self._decode(self._told)
+        return text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))

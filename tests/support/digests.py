@@ -1,0 +1,200 @@
+"""A runner and samplers in pure Python that see every wrongly shared or stale page; and what a request was told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from support.tiny import EOS_ID, VOCAB_SIZE, tiny_tokenizer
+
+from engine.batch import Sampled, Sequence, Work
+from engine.core import Core
+from engine.types import (
+    CandidateFinished,
+    Delta,
+    EngineConfig,
+    Event,
+    FinishReason,
+    ModelInfo,
+    Request,
+    RequestEvents,
+    RequestFinished,
+    SamplingParams,
+    TokenLogprobs,
+)
+
+TOKENIZER = tiny_tokenizer()
+FIRST_BYTE = 3
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER.encode(text, add_special_tokens=False).ids)
+
+
+class WrongPage(BaseException):
+    """A page does not hold what it should; no ``Exception``, so that the core cannot take it for a failed request."""
+
+
+def expect(condition: bool, problem: str) -> None:
+    if not condition:
+        raise WrongPage(problem)
+
+
+def prefix_digests(sequence: Sequence) -> list[int]:
+    """For each token, what stands for all tokens up to it, under the request's salt."""
+    digest = hash(sequence.request.salt)
+    return [digest := hash((digest, token)) for token in sequence.tokens]
+
+
+class DigestRunner:
+    """Writes each token's prefix digest into its slot and checks every slot that attention would read.
+
+    ``refuse`` may raise to make a batch fail.
+    """
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.slots: dict[int, int] = {}
+        self.batches: list[list[Work]] = []
+        self.refuse: Callable[[list[Work]], None] = lambda batch: None
+
+    def forward(self, batch: list[Work]) -> list[int]:
+        self.batches.append(batch)
+        self.refuse(batch)
+        self._expect_what_was_computed(batch)
+        written: set[int] = set()
+        for work in batch:
+            digests = prefix_digests(work.sequence)
+            for position in range(work.start, work.start + work.num_tokens):
+                slot = self._slot(work.sequence, position)
+                expect(slot not in written, "two works write one slot")
+                written.add(slot)
+                self.slots[slot] = digests[position]
+        self._expect_what_was_computed(batch)
+        return [prefix_digests(work.sequence)[-1] for work in batch if work.samples]
+
+    def _expect_what_was_computed(self, batch: Iterable[Work]) -> None:
+        for work in batch:
+            expect(work.start == work.sequence.num_computed, "work does not begin where the last one ended")
+            for position, digest in enumerate(prefix_digests(work.sequence)[: work.start]):
+                held = self.slots.get(self._slot(work.sequence, position))
+                expect(held == digest, "a page holds another content")
+
+    def _slot(self, sequence: Sequence, position: int) -> int:
+        block = sequence.blocks[position // self.info.block_size]
+        expect(0 <= block < self.info.num_blocks, "no such block")
+        return block * self.info.block_size + position % self.info.block_size
+
+
+class DigestSampler:
+    """The next token follows from the prefix, the seed and the candidate; now and then it is the end token."""
+
+    def sample(self, logits: list[int], sequences: list[Sequence]) -> list[Sampled]:
+        assert len(logits) == len(sequences)
+        return [self._choose(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+
+    def _choose(self, row: int, sequence: Sequence) -> Sampled:
+        choice = hash((row, sequence.request.sampling.seed, sequence.candidate))
+        token = EOS_ID if choice % 16 == 0 and sequence.num_sampled else FIRST_BYTE + choice // 16 % 256
+        wanted = sequence.request.sampling.logprobs is not None
+        return Sampled(token, TokenLogprobs(-float(choice % 100)) if wanted else None)
+
+
+class ScriptedSampler:
+    """Answers each candidate with the tokens written for it, then with the end token."""
+
+    def __init__(self, *answers: Iterable[int]) -> None:
+        self._answers = [list(answer) for answer in answers]
+
+    def sample(self, logits: list[int], sequences: list[Sequence]) -> list[Sampled]:
+        return [Sampled(self._next(sequence), None) for sequence in sequences]
+
+    def _next(self, sequence: Sequence) -> int:
+        answer = self._answers[sequence.candidate % len(self._answers)]
+        return answer[sequence.num_sampled] if sequence.num_sampled < len(answer) else EOS_ID
+
+
+def model_info(num_blocks: int = 64, block_size: int = 4, max_context: int = 128) -> ModelInfo:
+    return ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, num_blocks, 8, (EOS_ID,))
+
+
+def make_core(
+    sampler: DigestSampler | ScriptedSampler | None = None,
+    *,
+    info: ModelInfo | None = None,
+    max_running: int = 8,
+    step_target_ms: float = 1e-6,
+    clock: Callable[[], float] = lambda: 0.0,
+    markers: frozenset[int] = frozenset(),
+) -> tuple[Core, DigestRunner]:
+    """A core whose chunks are small or, with a large target, as large as can be."""
+    runner = DigestRunner(info or model_info())
+    config = EngineConfig(path="", max_running=max_running, step_target_ms=step_target_ms)
+    return Core(runner, sampler or DigestSampler(), TOKENIZER, config, markers=markers, clock=clock), runner
+
+
+def make_request(
+    request_id: str = "r",
+    prompt: Iterable[int] = (5, 6, 7),
+    *,
+    candidates: int = 1,
+    salt: str = "",
+    deadline: float | None = None,
+    max_tokens: int = 8,
+    **sampling: Any,
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, **{"stop_ids": (EOS_ID,), **sampling})
+    return Request(request_id, tuple(prompt), params, candidates, salt, deadline)
+
+
+@dataclass
+class Told:
+    """What one request was told; adding an event checks the protocol's order."""
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    text: dict[int, str] = field(default_factory=dict)
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    reasons: dict[int, FinishReason] = field(default_factory=dict)
+    done: RequestFinished | None = None
+
+    def add(self, event: Event) -> None:
+        assert self.done is None, "an event after the last"
+        if isinstance(event, Delta):
+            self._add_delta(event)
+        elif isinstance(event, CandidateFinished):
+            assert event.candidate not in self.reasons, "a candidate ended twice"
+            assert event.tokens == len(self.tokens.get(event.candidate, []))
+            self.reasons[event.candidate] = event.reason
+        else:
+            assert event.candidate_tokens == sum(map(len, self.tokens.values()))
+            self.done = event
+
+    def _add_delta(self, delta: Delta) -> None:
+        assert delta.candidate not in self.reasons, "a delta after the candidate's end"
+        assert len(delta.logprobs) in (0, len(delta.token_ids))
+        self.tokens.setdefault(delta.candidate, []).extend(delta.token_ids)
+        self.text[delta.candidate] = self.text.get(delta.candidate, "") + delta.text
+        self.logprobs.setdefault(delta.candidate, []).extend(delta.logprobs)
+
+
+def tell(told: dict[str, Told], events: list[RequestEvents]) -> None:
+    """Sort a step's events by request."""
+    assert len({batch.request_id for batch in events}) == len(events), "a request was told twice in one step"
+    for batch in events:
+        for event in batch:
+            told.setdefault(batch.request_id, Told()).add(event)
+
+
+def run_to_end(core: Core, *requests: Request, told: dict[str, Told] | None = None) -> dict[str, Told]:
+    """Submit the requests, step until nothing is left to do, and check that nothing is left over."""
+    for request in requests:
+        core.submit(request)
+    told = {} if told is None else told
+    for _ in range(5000):
+        if not core.has_work:
+            break
+        tell(told, core.step())
+        core.check()
+    assert not core.has_work, "the core did not come to an end"
+    return told
