@@ -1,0 +1,119 @@
+"""Puts an engine together: model, cache, attention, runner, sampler, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from engine.attention.reference import ReferenceAttention
+from engine.core import Core
+from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
+from engine.model import LoadedModel, Progress, load_model
+from engine.runner import ModelRunner
+from engine.sampling import BatchSampler
+from engine.types import EngineConfig, ModelInfo, ModelRefused
+
+_log = logging.getLogger(__name__)
+
+
+def build_core(config: EngineConfig, progress: Progress) -> Core:
+    """Load everything that ``config`` names. ``progress`` is told the stage and a fraction from 0 to 1 within it.
+
+    The context is shortened to what the cache can hold for one sequence; ``ModelInfo.max_context`` tells it. Raises
+    ``ModelRefused``.
+    """
+    torch.set_num_threads(config.threads or _default_threads())
+    progress("reading tokenizer", 0.0)
+    tokenizer = load_tokenizer(Path(config.path))
+    runner = build_runner(config, progress, tokenizer)
+    return Core(runner, BatchSampler(), tokenizer, config)
+
+
+def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> ModelRunner:
+    """The model on its device with a cache as large as the configured memory allows."""
+    model = load_model(config, progress)
+    progress("allocating cache", 0.0)
+    module = model.module
+    shapes = [layer.shape for layer in model.probe.layers]
+    per_block = block_bytes(shapes, config.block_size, module.dtype)
+    budget = memory_budget(config.kv_memory, module.device)
+    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
+    cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=module.dtype, device=module.device)
+    attention = ReferenceAttention(cache, {layer.sliding_window for layer in model.probe.layers})
+    _log_summary(model, plan, config.block_size, per_block)
+    return ModelRunner(model, attention, _model_info(model, plan, config, tokenizer))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer.json, or what transformers makes of its other tokenizer files."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    from transformers import AutoTokenizer
+
+    try:
+        wrapper = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelRefused(f"{folder} holds no tokenizer that can be read: {error}") from error
+    backend = getattr(wrapper, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ModelRefused(f"{folder} holds no tokenizer.json, and {type(wrapper).__name__} cannot be converted to one")
+    return backend
+
+
+def _default_threads() -> int:
+    """All cores, less one for the front end where there are more than two."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores - 1 if cores > 2 else cores
+
+
+def _model_info(model: LoadedModel, plan: KVPlan, config: EngineConfig, tokenizer: Tokenizer) -> ModelInfo:
+    module = model.module
+    eos_ids = {*model.config_eos_ids, *_tokenizer_eos_ids(Path(config.path), tokenizer)}
+    return ModelInfo(
+        model_type=module.config.model_type,
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+        dtype=str(module.dtype).removeprefix("torch."),
+        device=str(module.device),
+        vocab_size=model.probe.vocab_size,
+        max_context=plan.max_context,
+        block_size=config.block_size,
+        num_blocks=plan.num_blocks,
+        max_running=config.max_running,
+        eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
+    )
+
+
+def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return []
+    eos: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    content = eos.get("content") if isinstance(eos, dict) else eos
+    token_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
+    return [] if token_id is None else [token_id]
+
+
+def _log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int) -> None:
+    tokens = plan.num_blocks * block_size
+    _log.info(
+        "KV cache: %d tokens in %.0f MiB, %.1f sequences at the full context of %d tokens",
+        tokens,
+        plan.num_blocks * bytes_per_block / 2**20,
+        tokens / plan.max_context,
+        plan.max_context,
+    )
+    if model.limit:
+        _log.warning("The context is %d tokens: %s", model.max_context, model.limit)
+    if plan.max_context < model.max_context:
+        _log.warning(
+            "The context is shortened from %d to %d tokens, all that the KV cache holds; raise kv_memory for more",
+            model.max_context,
+            plan.max_context,
+        )

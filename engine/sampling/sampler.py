@@ -1,0 +1,49 @@
+"""The sampler of a batch: runs the stages in their order and puts the rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Batch
+
+import torch
+
+from engine.batch import Sampled, Sequence
+from engine.sampling.draw import draw
+from engine.sampling.filters import make_filters
+from engine.sampling.logprobs import token_logprobs
+from engine.sampling.noise import uniform
+from engine.sampling.penalties import penalised
+
+
+class BatchSampler:
+    """``engine.batch.Sampler``; it keeps nothing between calls."""
+
+    def sample(self, logits: torch.Tensor, sequences: Batch[Sequence]) -> list[Sampled]:
+        """The next token for each row of ``logits`` [rows, vocabulary].
+
+        Raises ``FloatingPointError`` if any row's largest logit is not finite (NaN anywhere, or an infinity on top);
+        the other rows succeed in a call of their own.
+        """
+        assert len(logits) == len(sequences), "one sequence owns each row"
+        if not sequences:
+            return []
+        with torch.inference_mode():
+            raw = logits.float()
+            if not raw.amax(dim=-1).isfinite().all():
+                raise FloatingPointError("the model's logits are not finite")
+            tokens = _choose(penalised(raw, sequences), sequences)
+            reports = token_logprobs(raw, sequences, tokens)
+        return [Sampled(*pair) for pair in zip(tokens, reports, strict=True)]
+
+
+def _choose(logits: torch.Tensor, sequences: Batch[Sequence]) -> list[int]:
+    random = [row for row, sequence in enumerate(sequences) if sequence.request.sampling.temperature > 0]
+    # argmax takes the first of equals, which is the lowest id.
+    tokens: list[int] = logits.argmax(dim=-1).tolist() if len(random) < len(sequences) else [0] * len(sequences)
+    if random:
+        owners = [sequences[row] for row in random]
+        filters = make_filters(owners, logits.shape[1], logits.device)
+        uniforms = [uniform(s.request.sampling.seed, s.candidate, len(s.tokens)) for s in owners]
+        drawn = draw(logits if len(random) == len(sequences) else logits[random], filters, uniforms)
+        for row, token in zip(random, drawn, strict=True):
+            tokens[row] = token
+    return tokens

@@ -1,0 +1,88 @@
+"""The reference backend against the formula, key by key."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from support.paged import make_sequence
+
+from engine.attention.base import AttentionOptions
+from engine.attention.reference import ReferenceAttention
+from engine.batch import Work
+from engine.kv import KVCache, KVShape
+
+HEADS, BLOCK = 4, 4
+SHAPE = KVShape(heads=2, key_size=8, value_size=6)
+
+
+def expected(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: int, options: AttentionOptions
+) -> torch.Tensor:
+    """One query [heads, size] at ``position`` against keys [tokens, kv heads, size], in float64, head by head."""
+    out = []
+    first = 0 if options.sliding_window is None else max(0, position - options.sliding_window + 1)
+    for head in range(HEADS):
+        group = head // (HEADS // SHAPE.heads)
+        scores = k[first : position + 1, group].double() @ q[head].double() * options.scaling
+        if options.softcap is not None:
+            scores = options.softcap * (scores / options.softcap).tanh()
+        weights = scores.exp()
+        sink = 0.0 if options.sinks is None else math.exp(options.sinks[head])
+        out.append((weights / (weights.sum() + sink)) @ v[first : position + 1, group].double())
+    return torch.stack(out).float()
+
+
+OPTIONS = {
+    "plain": AttentionOptions(0.3),
+    "window": AttentionOptions(0.3, sliding_window=5),
+    "softcap": AttentionOptions(0.7, softcap=1.5),
+    "sinks": AttentionOptions(0.3, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    "all": AttentionOptions(0.7, sliding_window=6, softcap=2.0, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_decodes_and_chunks_of_one_batch(options: AttentionOptions) -> None:
+    torch.manual_seed(0)
+    cache = KVCache([SHAPE], 64, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+    backend = ReferenceAttention(cache, {options.sliding_window})
+    rnd = random.Random(0)
+    free = rnd.sample(range(64), 64)
+    works = []
+    # (tokens known before, tokens computed now): fresh, continued and decoding sequences of unlike lengths
+    for past, count in ((0, 7), (30, 1), (2, 1), (13, 5), (0, 1), (31, 1)):
+        blocks = [free.pop() for _ in range(-(-(past + count) // BLOCK))]
+        works.append(Work(make_sequence([1] * (past + count), blocks), past, count))
+    texts = [(torch.randn(w.start + w.num_tokens, 2, 8), torch.randn(w.start + w.num_tokens, 2, 6)) for w in works]
+    for work, (k, v) in zip(works, texts, strict=True):
+        if work.start:
+            backend.prepare([Work(work.sequence, 0, work.start)])
+            backend.write_kv(0, k[: work.start], v[: work.start])
+    query = torch.randn(sum(work.num_tokens for work in works), HEADS, 8)
+    backend.prepare(works)
+    backend.write_kv(
+        0,
+        torch.cat([k[w.start :] for w, (k, _) in zip(works, texts, strict=True)]),
+        torch.cat([v[w.start :] for w, (_, v) in zip(works, texts, strict=True)]),
+    )
+    found = iter(zip(query, backend.attend(0, query, options), strict=True))
+    for work, (k, v) in zip(works, texts, strict=True):
+        for position in range(work.start, work.start + work.num_tokens):
+            q, out = next(found)
+            torch.testing.assert_close(out, expected(q, k, v, position, options), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_page() -> None:
+    cache = KVCache([SHAPE], 1, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+    backend = ReferenceAttention(cache, {None})
+    broken = torch.full((BLOCK, 2, 8), math.nan)
+    backend.prepare([Work(make_sequence([1] * BLOCK, [0]), 0, BLOCK)])
+    backend.write_kv(0, broken, torch.full((BLOCK, 2, 6), math.inf))
+    k, v, q = torch.randn(1, 2, 8), torch.randn(1, 2, 6), torch.randn(1, HEADS, 8)
+    backend.prepare([Work(make_sequence([1], [0]), 0, 1)])
+    backend.write_kv(0, k, v)
+    out = backend.attend(0, q, AttentionOptions(0.3))
+    torch.testing.assert_close(out, v.repeat_interleave(2, dim=1))

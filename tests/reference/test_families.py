@@ -1,0 +1,140 @@
+"""Many families at tiny sizes: logits through the paged path equal a plain float32 forward."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, plain_logits, plain_model
+
+from engine.attention.base import AttentionOptions
+from engine.attention.reference import ReferenceAttention
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 1e-4
+HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+SHARED_KV = {"num_kv_shared_layers": 2, "vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8}
+# Scales that are not 1/sqrt(head size), caps that bite: what a backend could lose without a tiny model noticing.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 8},
+    "gemma2": {**HYBRID, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**HYBRID, "query_pre_attn_scalar": 5},
+    "gemma3n_text": {
+        **HYBRID,
+        **SHARED_KV,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_text": {**HYBRID, **SHARED_KV, "global_head_dim": 32},
+    "phi3": {},
+    "gpt_oss": {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "olmo2": {},
+    "granite": {"attention_multiplier": 0.4},
+    "cohere2": HYBRID,
+    "gpt2": {},
+    "smollm3": {},
+    "starcoder2": {"sliding_window": 8},
+}
+
+
+def _texts() -> list[list[int]]:
+    rnd = random.Random(1)
+    return [[rnd.randrange(3, 256) for _ in range(length)] for length in (37, 5, 19)]
+
+
+def _worst(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
+    assert found, "nothing was compared"
+    return max((row - expected[index]).abs().max().item() for index, row in found.items())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+def _folder(folders: Path, family: str) -> Path:
+    folder = folders / family
+    return folder if folder.exists() else lively_model_folder(folder, family, **FAMILIES[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mixture_of_chunks_equals_a_plain_forward(family: str, folders: Path) -> None:
+    folder = _folder(folders, family)
+    texts = _texts()
+    plain = plain_model(folder)
+    expected = [plain_logits(plain, text) for text in texts]
+    paged = PagedModel(folder)
+    for chunk in (1, 4, 9, 64):
+        for found, logits in zip(paged.run(texts, max(chunk, 2)), expected, strict=True):
+            assert _worst(found, logits) < TOLERANCE
+    for text, logits in zip(texts, expected, strict=True):
+        assert _worst(paged.run([text])[0], logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_pages_equal_a_plain_forward(family: str, folders: Path) -> None:
+    folder = _folder(folders, family)
+    first, _, third = _texts()
+    shared = 5 * BLOCK_SIZE
+    second = first[:shared] + third
+    paged = PagedModel(folder)
+    blocks = paged.take_blocks(len(first))
+    paged.run([first], blocks=[blocks])
+    pair = [first, second]
+    tables = [blocks[:5] + paged.take_blocks(len(text) - shared) for text in pair]
+    plain = plain_model(folder)
+    for found, text in zip(paged.run(pair, blocks=tables, cached=shared), pair, strict=True):
+        assert _worst(found, plain_logits(plain, text)) < TOLERANCE
+
+
+class _NoSoftcap(ReferenceAttention):
+    def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        return super().attend(layer, query, options._replace(softcap=None))
+
+
+class _DefaultScale(ReferenceAttention):
+    def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        return super().attend(layer, query, options._replace(scaling=query.shape[-1] ** -0.5))
+
+
+class _NoWindow(ReferenceAttention):
+    def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        return super().attend(layer, query, options._replace(sliding_window=None))
+
+
+class _NoSinks(ReferenceAttention):
+    def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        return super().attend(layer, query, options._replace(sinks=None))
+
+
+@pytest.mark.parametrize(
+    ("family", "broken"),
+    [
+        ("gemma2", _NoSoftcap),
+        ("gemma2", _DefaultScale),
+        ("gemma2", _NoWindow),
+        ("gemma3_text", _DefaultScale),
+        ("gemma3_text", _NoWindow),
+        ("gemma4_text", _DefaultScale),
+        ("granite", _DefaultScale),
+        ("mistral", _NoWindow),
+        ("starcoder2", _NoWindow),
+        ("gpt_oss", _NoSinks),
+        ("gpt_oss", _NoWindow),
+    ],
+)
+def test_the_comparison_sees_what_a_backend_loses(family: str, broken: type[ReferenceAttention], folders: Path) -> None:
+    folder = _folder(folders, family)
+    texts = _texts()
+    plain = plain_model(folder)
+    found = PagedModel(folder, broken).run(texts)
+    assert _worst(found[0], plain_logits(plain, texts[0])) > 100 * TOLERANCE

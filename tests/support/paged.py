@@ -1,0 +1,112 @@
+"""Runs a model folder through the paged path in chosen steps, and through a plain transformers forward."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.tiny import EOS_ID, SMALL, save_tiny_tokenizer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from engine.attention.reference import ReferenceAttention
+from engine.batch import Sequence, Work
+from engine.kv import KVCache
+from engine.model import load_model
+from engine.runner import ModelRunner
+from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+
+BLOCK_SIZE = 4
+
+
+def lively_model_folder(path: Path, model_type: str, **config: Any) -> Path:
+    """A tiny random model whose scores are large enough for caps, scales, windows and sinks to matter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            CONFIG_MAPPING[model_type](**{**SMALL, "num_hidden_layers": 4, **config}), dtype=torch.float32
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+                elif "embed" not in name:
+                    parameter.mul_(6.0)
+    model.save_pretrained(path)
+    save_tiny_tokenizer(path)
+    return path
+
+
+def plain_model(folder: Path) -> Any:
+    """The model as transformers runs it: eager attention, float32, no cache."""
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def plain_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    """Logits after each token [tokens, vocabulary]."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+def make_sequence(tokens: list[int], blocks: list[int], sampling: SamplingParams | None = None) -> Sequence:
+    request = Request(id="r", prompt=(tokens[0],), sampling=sampling or SamplingParams(max_tokens=1))
+    return Sequence(request=request, candidate=0, tokens=list(tokens), blocks=blocks)
+
+
+class PagedModel:
+    """A folder loaded as the engine loads it, with a small cache whose pages are handed out at random."""
+
+    def __init__(
+        self,
+        folder: Path,
+        attention: type[ReferenceAttention] = ReferenceAttention,
+        num_blocks: int = 256,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        self.block_size = block_size
+        loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+        layers = loaded.probe.layers
+        device = torch.device("cpu")
+        cache = KVCache([x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device)
+        for pages in (*cache.keys, *cache.values):
+            pages.fill_(1e3)  # whatever a page held before must not matter
+        info = ModelInfo("", 0, "float32", "cpu", loaded.probe.vocab_size, 512, block_size, num_blocks, 8, (EOS_ID,))
+        self.runner = ModelRunner(loaded, attention(cache, {None, *(x.sliding_window for x in layers)}), info)
+        self._random = random.Random(2)
+        self._free = self._random.sample(range(num_blocks), num_blocks)
+
+    def take_blocks(self, num_tokens: int) -> list[int]:
+        return [self._free.pop() for _ in range(-(-num_tokens // self.block_size))]
+
+    def run(
+        self, texts: list[list[int]], max_chunk: int = 9, blocks: list[list[int]] | None = None, cached: int = 0
+    ) -> list[dict[int, torch.Tensor]]:
+        """Compute all texts side by side in random chunks; per text, logits by the index of the token before them.
+
+        The first ``cached`` tokens are taken to lie in ``blocks`` already.
+        """
+        tables = blocks or [self.take_blocks(len(text)) for text in texts]
+        sequences = [make_sequence(text, table) for text, table in zip(texts, tables, strict=True)]
+        done = [cached] * len(texts)
+        found: list[dict[int, torch.Tensor]] = [{} for _ in texts]
+        while any(count < len(text) for count, text in zip(done, texts, strict=True)):
+            works, owners = [], []
+            for i, (sequence, text) in enumerate(zip(sequences, texts, strict=True)):
+                count = min(
+                    self._random.choice((0, 1, 1, max_chunk, self._random.randint(2, max_chunk))), len(text) - done[i]
+                )
+                if count:
+                    # Half of the chunks end at the last token known so far, which is what makes them sample.
+                    known = done[i] + count if self._random.random() < 0.5 else len(text)
+                    sequence.tokens = text[:known]
+                    works.append(Work(sequence, done[i], count))
+                    owners.append(i)
+                    done[i] += count
+            if works:
+                rows = iter(self.runner.forward(works))
+                for i, work in zip(owners, works, strict=True):
+                    if work.samples:
+                        found[i][done[i] - 1] = next(rows).clone()
+        return found
