@@ -1,0 +1,152 @@
+"""The command ``castor``: options in, exit codes out. 1: something is wrong, said in one sentence; 2: wrong usage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+app = typer.Typer(
+    help="Serves open models from local weights behind the Gemini REST format.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models = typer.Typer(help="The models of models.yaml.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+ModelsFile = Annotated[Path | None, typer.Option("--models", help="The models.yaml to use.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where prepared weights are kept.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Entries of models.yaml; without any, all of them.")]
+
+
+@app.callback(invoke_without_command=True)
+def castor(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        from server.version import castor_version
+
+        print(f"castor {castor_version()}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    path: Annotated[Path | None, typer.Argument(help="A model folder or .gguf file to serve without YAML.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8080 unless set, 0 for a free one.")] = None,
+    models: ModelsFile = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the server keeps its own data.")] = None,
+    cache_dir: CacheDir = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="Time for running requests when asked to end.")] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="File with one API key per line.")] = None,
+    allow_no_keys: Annotated[
+        bool, typer.Option("--allow-no-keys", help="Serve other machines although there are no API keys.")
+    ] = False,
+    trusted_proxies: Annotated[
+        list[str] | None, typer.Option("--trusted-proxy", help="Address whose X-Forwarded-* headers count; repeatable.")
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="Further name of this server; repeatable.")
+    ] = None,
+    cors_origins: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="Web origin that may use the server; repeatable.")
+    ] = None,
+) -> None:
+    """Serve the models of models.yaml, or the one at PATH. Every option can be set as CASTOR_… in the environment."""
+    if path is not None and models is not None:
+        raise typer.BadParameter("give either PATH or --models, not both")
+    settings = _settings(
+        host=host,
+        port=port,
+        models=models,
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+        log_level=log_level,
+        drain_seconds=drain_seconds,
+        api_keys_file=api_keys_file,
+        allow_no_keys=allow_no_keys or None,
+        trusted_proxies=_tuple(trusted_proxies),
+        allowed_hosts=_tuple(allowed_hosts),
+        cors_origins=_tuple(cors_origins),
+    )
+    from server.commands.serve import serve as run
+
+    raise typer.Exit(run(settings, path))
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(help="Name or alias; the first model unless given.")] = None,
+    url: Annotated[str, typer.Option(help="The base URL of the server.")] = "http://127.0.0.1:8080",
+) -> None:
+    """Talk to a model of a running server. The first of CASTOR_API_KEYS is sent as the key."""
+    from server.chat import chat as run
+
+    keys = _settings().api_keys
+    raise typer.Exit(run(url, model, keys[0] if keys else None))
+
+
+@app.command()
+def check(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
+    """Check settings, models.yaml and prepared weights, and say what would be served."""
+    from server.commands.models import check as run
+
+    raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir)))
+
+
+@models.command("list")
+def list_models(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
+    """List the models and where their weights come from."""
+    from server.commands.models import list_models as run
+
+    raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir)))
+
+
+@models.command()
+def fetch(names: Names = None, models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
+    """Fetch and prepare weights; what is there already is not fetched again."""
+    from server.commands.models import fetch_models as run
+
+    raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir), names or []))
+
+
+def main() -> None:
+    """Run the command; what the operator can mend is told in one sentence and never as a traceback."""
+    from engine.types import EngineError
+    from server.settings import ConfigError
+
+    try:
+        app()
+    except (ConfigError, EngineError) as error:
+        _fail(str(error))
+    except OSError as error:
+        from server.words import os_sentence
+
+        _fail(os_sentence(error))
+
+
+def _fail(sentence: str) -> None:
+    print(f"castor: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _settings(**options: Any) -> Settings:
+    from server.settings import Settings
+
+    return Settings.from_env(os.environ, **options)
+
+
+def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(values) if values else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""``castor models`` and ``castor check``: what would be served, and fetching what is missing."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+
+from engine.sources import SourceError, prepare, prepared_folder
+from server.registry import weights_of
+from server.settings import ConfigError, Settings
+from server.spec import ModelSpec, load_specs
+from server.words import bars, console, reporter
+
+
+def models_file(settings: Settings) -> Path:
+    """The models.yaml in force: the one that is set, else the working directory's, else the one Castor comes with."""
+    if settings.models is not None:
+        return settings.models
+    packaged = Path(str(files("server").joinpath("models.yaml")))
+    for candidate in (Path("models.yaml"), packaged, packaged.parent.parent / "models.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError("there is no models.yaml here: pass --models FILE, or the folder of a model to `castor serve`")
+
+
+def list_models(settings: Settings) -> int:
+    """Print every entry and whether its weights are there."""
+    output = _output()
+    for spec in load_specs(models_file(settings)):
+        found = prepared_folder(spec.where(), spec.sha256, settings.cache_dir)
+        output.print(spec.name + (f" (also as {', '.join(spec.aliases)})" if spec.aliases else ""))
+        output.print(f"  source   {spec.source}\n  weights  {found or 'not fetched'}")
+    return 0
+
+
+def fetch_models(settings: Settings, names: list[str]) -> int:
+    """Fetch and prepare the weights of the named entries, or of all."""
+    terminal = console()
+    for spec in _chosen(load_specs(models_file(settings)), names):
+        with bars(terminal) as lines:
+            folder = prepare(spec.where(), spec.sha256, settings.cache_dir, reporter(lines, spec.name))
+        terminal.print(f"{spec.name}: ready in {folder}", soft_wrap=True)
+    return 0
+
+
+def check(settings: Settings) -> int:
+    """Say what ``castor serve`` would do with these settings; 1 where something is in the way."""
+    output = _output()
+    path = models_file(settings)
+    specs = load_specs(path)
+    keys = f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API keys"
+    output.print(f"settings: would listen on {settings.host}:{settings.port} with {keys}")
+    output.print(f"models: {path.resolve()}, {len(specs)} in all")
+    problems = 0
+    for spec in specs:
+        problem = _problem(spec, settings)
+        problems += problem is not None
+        output.print(f"{spec.name}: {problem or f'prepared, loads at {spec.load}'}")
+    return 1 if problems else 0
+
+
+def _output() -> Console:
+    """Standard output for results, with nothing cut off or broken, so that it can be copied and searched."""
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _problem(spec: ModelSpec, settings: Settings) -> str | None:
+    try:
+        weights_of(spec, settings.cache_dir)
+    except SourceError as error:
+        return str(error)
+    return None
+
+
+def _chosen(specs: list[ModelSpec], names: list[str]) -> list[ModelSpec]:
+    known = {spec.name: spec for spec in specs}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"no model is named {name!r}; models.yaml has {', '.join(known)}")
+    return [known[name] for name in names] or specs

@@ -1,0 +1,41 @@
+"""``castor serve``: the server process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.sources import prepare
+from server.app import create_app
+from server.commands.models import models_file
+from server.observe import configure_logging
+from server.registry import Registry, weights_of
+from server.serving import CastorServer, bind
+from server.settings import Settings
+from server.spec import load_specs, spec_of_path
+from server.words import bars, console, reporter, say_ready, watch_loading
+
+
+def serve(settings: Settings, path: Path | None) -> int:
+    """Serve the models of models.yaml, or the one model at ``path``, until a signal; the exit code."""
+    terminal = console()
+    configure_logging(settings.log_level)
+    specs = [spec_of_path(path)] if path is not None else load_specs(models_file(settings))
+    listener = bind(settings)
+    if path is not None and path.is_file():
+        with bars(terminal) as lines:
+            prepare(specs[0].where(), None, settings.cache_dir, reporter(lines, specs[0].name))
+    for spec in specs:
+        if spec.load == "start":  # what is missing is better told now than to the first client
+            weights_of(spec, settings.cache_dir)
+    registry = Registry(specs, settings.cache_dir)
+    port = listener.getsockname()[1]
+
+    async def announce(server: CastorServer) -> None:
+        if await watch_loading(registry, terminal):
+            say_ready(registry, settings, port, terminal)
+        else:
+            server.end(exit_code=1)
+
+    server = CastorServer(create_app(settings, registry), settings, announce)
+    server.run(sockets=[listener])
+    return server.exit_code

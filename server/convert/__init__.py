@@ -1,0 +1,1 @@
+"""What a request means: chat messages, token ids and sampling parameters."""

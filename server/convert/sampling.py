@@ -1,0 +1,65 @@
+"""GenerationConfig, the entry's defaults and the model's limits to sampling parameters."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TypeVar
+
+from engine.types import ModelInfo, SamplingParams
+from server.errors import InvalidArgument
+from server.spec import ModelSpec
+from server.wire.generation import GenerationConfig
+
+Number = TypeVar("Number", int, float)
+
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_TOP_P = 1.0
+DEFAULT_TOP_K = 0
+
+
+def output_limit(spec: ModelSpec, info: ModelInfo) -> int:
+    """The most tokens that an answer can have: ``outputTokenLimit`` of the model."""
+    return min(spec.max_output_tokens, info.max_context)
+
+
+def sampling_params(
+    config: GenerationConfig, spec: ModelSpec, info: ModelInfo, end_ids: tuple[int, ...], prompt_tokens: int
+) -> SamplingParams:
+    """How the answer is sampled. A seed is drawn where the request has none. Raises ``InvalidArgument``."""
+    limit = min(output_limit(spec, info), info.max_context - prompt_tokens)
+    return SamplingParams(
+        max_tokens=min(config.max_output_tokens or limit, limit),
+        temperature=_first(config.temperature, spec.temperature, DEFAULT_TEMPERATURE),
+        top_p=_first(config.top_p, spec.top_p, DEFAULT_TOP_P),
+        top_k=min(_first(config.top_k, spec.top_k, DEFAULT_TOP_K), info.vocab_size),
+        seed=secrets.randbits(31) if config.seed is None else config.seed,
+        presence_penalty=config.presence_penalty or 0.0,
+        frequency_penalty=config.frequency_penalty or 0.0,
+        stop=tuple(config.stop_sequences),
+        stop_ids=tuple(sorted({*end_ids, *info.eos_ids})),
+        logprobs=_logprobs(config),
+    )
+
+
+def capped(config: GenerationConfig, spec: ModelSpec, info: ModelInfo) -> list[str]:
+    """The JSON paths of limits that are higher than the model's and therefore have no effect.
+
+    Code written for cloud models asks for 65,536 tokens and means "as many as there are".
+    """
+    over = (config.max_output_tokens or 0) > output_limit(spec, info)
+    return ["generationConfig.maxOutputTokens"] if over else []
+
+
+def _logprobs(config: GenerationConfig) -> int | None:
+    if config.logprobs and not config.response_logprobs:
+        raise InvalidArgument.at(
+            "generation_config.logprobs",
+            f"* GenerateContentRequest.generation_config.logprobs: {config.logprobs} needs responseLogprobs to be true",
+        )
+    return (config.logprobs or 0) if config.response_logprobs else None
+
+
+def _first(asked: Number | None, configured: Number | None, default: Number) -> Number:
+    if asked is not None:
+        return asked
+    return default if configured is None else configured

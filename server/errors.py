@@ -1,0 +1,272 @@
+"""Every failure that a client can see, and the one place that maps other failures to it.
+
+::
+
+    ApiError
+    ├── InvalidArgument       400 INVALID_ARGUMENT    the request itself is wrong
+    │   └── ApiKeyInvalid     400                     (Google answers a bad key with 400, not 401)
+    ├── PermissionDenied      403 PERMISSION_DENIED   no key, wrong host or origin
+    ├── NotFound              404 NOT_FOUND           no such path
+    │   └── ModelNotFound     404                     no such model
+    ├── MethodNotAllowed      405 UNIMPLEMENTED       a known path with another HTTP method
+    ├── PayloadTooLarge       413 INVALID_ARGUMENT    the body is over the limit
+    ├── ResourceExhausted     429 RESOURCE_EXHAUSTED  the queue is full; carries RetryInfo
+    ├── Cancelled             499 CANCELLED           the client hung up
+    ├── Internal              500 INTERNAL            our fault
+    ├── Unimplemented         501 UNIMPLEMENTED       a field or method that is not served
+    ├── Unavailable           503 UNAVAILABLE         the engine is loading, died or is closing
+    └── DeadlineExceeded      504 DEADLINE_EXCEEDED
+
+Envelope and detail types: google.rpc.Status as JSON, ``{"error": {code, message, status, details}}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.responses import Response
+
+from engine.types import EngineUnavailable, ErrorKind, Overloaded, RequestError, RequestRefused
+
+RETRY_SECONDS = 2
+
+
+class FieldViolation(NamedTuple):
+    """One problem of a request; ``field`` is a snake_case path, "" for the request as a whole."""
+
+    field: str
+    description: str
+
+
+class ApiError(Exception):
+    """A failure in the words of the API. ``details`` are google.rpc detail objects with their ``@type``."""
+
+    code: ClassVar[int] = 500
+    status: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self, message: str, *, details: Iterable[dict[str, Any]] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = list(details)
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The envelope: ``code``, ``message`` and ``status`` always, ``details`` where there are any."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message, "status": self.status}
+        if self.details:
+            error["details"] = self.details
+        return {"error": error}
+
+
+class InvalidArgument(ApiError):
+    """The request is wrong; each violation is named in ``details``."""
+
+    code = 400
+    status = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, violations: Iterable[FieldViolation] = ()) -> None:
+        self.violations = tuple(violations)
+        super().__init__(message, details=[bad_request(self.violations)] if self.violations else [])
+
+    @classmethod
+    def of(cls, violations: Iterable[FieldViolation]) -> InvalidArgument:
+        """Several problems in one error: their descriptions joined by newlines, as the real service does."""
+        found = tuple(violations)
+        return cls("\n".join(violation.description for violation in found), found)
+
+    @classmethod
+    def at(cls, field: str, description: str) -> InvalidArgument:
+        """One problem at one field."""
+        return cls.of([FieldViolation(field, description)])
+
+
+class ApiKeyInvalid(InvalidArgument):
+    """The key that came with the request is not one of ours."""
+
+    def __init__(self, message: str = "API key not valid. Please pass a valid API key.") -> None:
+        super().__init__(message)
+        self.details = [
+            error_info("API_KEY_INVALID", service="generativelanguage.googleapis.com"),
+            {"@type": _TYPE + "LocalizedMessage", "locale": "en-US", "message": message},
+        ]
+
+
+class PermissionDenied(ApiError):
+    """The caller may not do this: no key was sent, or the host or origin is not allowed."""
+
+    code = 403
+    status = "PERMISSION_DENIED"
+
+
+class NotFound(ApiError):
+    """Nothing is at this path."""
+
+    code = 404
+    status = "NOT_FOUND"
+
+
+class ModelNotFound(NotFound):
+    """No model has this name, alias or pattern. ``name`` is the name without ``models/``."""
+
+    def __init__(self, name: str, version: str = "v1beta", method: str = "generateContent") -> None:
+        full = name if "/" in name else f"models/{name}"
+        super().__init__(
+            f"{full} is not found for API version {version}, or is not supported for {method}. "
+            "Call ListModels to see the list of available models and their supported methods."
+        )
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists for another HTTP method."""
+
+    code = 405
+    status = "UNIMPLEMENTED"
+
+
+class PayloadTooLarge(ApiError):
+    """The body is longer than this server reads."""
+
+    code = 413
+    status = "INVALID_ARGUMENT"
+
+
+class ResourceExhausted(ApiError):
+    """The queue is full; the client is told when to try again, in RetryInfo and in ``Retry-After``."""
+
+    code = 429
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_seconds: int = RETRY_SECONDS) -> None:
+        super().__init__(message, details=[retry_info(retry_seconds)], headers={"Retry-After": str(retry_seconds)})
+
+
+class Cancelled(ApiError):
+    """The client went away before the answer; nobody reads this, but logs and metrics do."""
+
+    code = 499
+    status = "CANCELLED"
+
+
+class Internal(ApiError):
+    """Something of ours failed; the message tells nothing about the inside."""
+
+    code = 500
+    status = "INTERNAL"
+
+
+class Unimplemented(ApiError):
+    """A field or a method of the Gemini API that this server does not serve."""
+
+    code = 501
+    status = "UNIMPLEMENTED"
+
+    def __init__(self, message: str, violations: Iterable[FieldViolation] = ()) -> None:
+        found = tuple(violations)
+        super().__init__(message, details=[bad_request(found)] if found else [])
+
+
+class Unavailable(ApiError):
+    """The engine cannot take the request now."""
+
+    code = 503
+    status = "UNAVAILABLE"
+
+    def __init__(self, message: str, retry_seconds: int = RETRY_SECONDS) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_seconds)})
+
+
+class DeadlineExceeded(ApiError):
+    """The answer took longer than the client or the model's entry allows."""
+
+    code = 504
+    status = "DEADLINE_EXCEEDED"
+
+
+_TYPE = "type.googleapis.com/google.rpc."
+
+
+def bad_request(violations: Iterable[FieldViolation]) -> dict[str, Any]:
+    """google.rpc.BadRequest; a violation of the request as a whole has no ``field``."""
+    return {
+        "@type": _TYPE + "BadRequest",
+        "fieldViolations": [
+            {"field": v.field, "description": v.description} if v.field else {"description": v.description}
+            for v in violations
+        ],
+    }
+
+
+def retry_info(seconds: int) -> dict[str, Any]:
+    """google.rpc.RetryInfo."""
+    return {"@type": _TYPE + "RetryInfo", "retryDelay": f"{seconds}s"}
+
+
+def error_info(reason: str, **metadata: str) -> dict[str, Any]:
+    """google.rpc.ErrorInfo of the domain that clients compare with."""
+    return {"@type": _TYPE + "ErrorInfo", "reason": reason, "domain": "googleapis.com", "metadata": metadata}
+
+
+_BY_KIND: dict[ErrorKind, type[ApiError]] = {
+    ErrorKind.REFUSED: InvalidArgument,
+    ErrorKind.OVERLOADED: ResourceExhausted,
+    ErrorKind.CANCELLED: Cancelled,
+    ErrorKind.DEADLINE: DeadlineExceeded,
+    ErrorKind.UNAVAILABLE: Unavailable,
+    ErrorKind.INTERNAL: Internal,
+}
+
+
+def as_api_error(failure: BaseException | RequestError) -> ApiError:
+    """What a client is told about any failure. What is not known here is ``Internal``, without its text."""
+    match failure:
+        case ApiError():
+            return failure
+        case RequestError(kind=kind, message=message):
+            return _BY_KIND[kind](message)
+        case Overloaded():
+            return ResourceExhausted(str(failure) or "The model is overloaded. Please try again later.")
+        case EngineUnavailable():
+            return Unavailable(str(failure) or "The model is not available now. Please try again later.")
+        case RequestRefused():
+            return InvalidArgument(str(failure))
+        case HTTPException():
+            return _from_http(failure)
+        case ClientDisconnect():
+            return Cancelled("The client closed the connection.")
+        case _:
+            return Internal("An internal error has occurred. The server's log has the details.")
+
+
+def _from_http(failure: HTTPException) -> ApiError:
+    known = {404: NotFound, 405: MethodNotAllowed, 413: PayloadTooLarge}
+    kind: type[ApiError] = known.get(failure.status_code, InvalidArgument if failure.status_code < 500 else Internal)
+    return kind(failure.detail, headers=failure.headers) if kind in known.values() else kind(failure.detail)
+
+
+def error_json(error: ApiError) -> str:
+    """The envelope on one line of ASCII with ``error`` as its first key."""
+    return json.dumps(error.body(), separators=(",", ":"))
+
+
+def api_error_response(request: HTTPConnection, failure: BaseException) -> Response:
+    """The HTTP answer to a failure before the first byte of a body.
+
+    A call that asked for the JSON-array framing gets the error as the only item of an array (wire reference 2.2).
+    """
+    error = as_api_error(failure)
+    text = error_json(error)
+    if wants_array(request):
+        text = f"[{text}]"
+    return Response(text, error.code, headers=error.headers, media_type="application/json")
+
+
+def wants_array(request: HTTPConnection) -> bool:
+    """Whether the answer is to be a streamed JSON array: a streaming method without ``alt=sse``."""
+    streaming = request.url.path.endswith(":streamGenerateContent")
+    return streaming and request.query_params.get("alt", "").lower() != "sse"

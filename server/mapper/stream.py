@@ -1,0 +1,78 @@
+"""Engine events to GenerateContentResponse: whole, or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.types import CandidateFinished, Delta, Event, FinishReason, RequestFinished
+from server.errors import as_api_error
+from server.mapper.candidates import Candidate
+from server.mapper.logprobs import TokenText
+from server.mapper.usage import usage_metadata
+
+
+class Answer:
+    """One response in the making. ``model_version`` is the resolved name of the model, never an alias."""
+
+    def __init__(
+        self, response_id: str, model_version: str, prompt_tokens: int, candidates: int, token_text: TokenText
+    ) -> None:
+        self._head = {"modelVersion": model_version, "createTime": _now(), "responseId": response_id}
+        self._prompt_tokens = prompt_tokens
+        self._cached_tokens: int | None = None
+        self._candidates = [Candidate(index, token_text) for index in range(candidates)]
+
+    async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
+        """The response when all is said. Raises ``ApiError`` where the request failed."""
+        async with aclosing(events):
+            async for event in events:
+                self._take(event)
+        return self._response(self._candidates)
+
+    async def chunks(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[dict[str, Any], None]:
+        """Responses that each hold what is new. Raises ``ApiError`` where the request fails.
+
+        The last candidate's end waits for the end of the request, so that the last chunk has the final usage.
+        """
+        async with aclosing(events):
+            async for event in events:
+                self._take(event)
+                if news := self._news(event):
+                    yield self._response(news)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Delta(candidate=index):
+                self._candidates[index].grow(event)
+            case CandidateFinished(candidate=index, reason=reason) if reason is not FinishReason.ABORTED:
+                self._candidates[index].finished = event
+            case RequestFinished(error=error, cached_tokens=cached):
+                if error is not None:
+                    raise as_api_error(error)
+                self._cached_tokens = cached
+
+    def _news(self, event: Event) -> list[Candidate]:
+        """The candidates that this event gives something to tell about."""
+        match event:
+            case Delta(candidate=index):
+                grown = self._candidates[index]
+                return [grown] if grown.has_text else []
+            case CandidateFinished(candidate=index):
+                others_open = any(candidate.finished is None for candidate in self._candidates)
+                ended = self._candidates[index]
+                return [ended] if others_open and ended.finished else []
+            case _:
+                return [candidate for candidate in self._candidates if not candidate.told]
+
+    def _response(self, candidates: list[Candidate]) -> dict[str, Any]:
+        told = [candidate.ending() if candidate.finished else candidate.piece() for candidate in candidates]
+        generated = sum(candidate.tokens for candidate in self._candidates)
+        usage = usage_metadata(self._prompt_tokens, generated, self._cached_tokens)
+        return {"candidates": told, "usageMetadata": usage, **self._head}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

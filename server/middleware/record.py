@@ -1,0 +1,87 @@
+"""The outermost layer: gives each request its record and its id, and turns what nobody expected into a clean 500."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import Cancelled, Internal, api_error_response, as_api_error
+from server.observe import Metrics, RequestRecord, log
+
+MAX_PATH_CHARACTERS = 300
+"""As much of a path as the log shows."""
+
+
+class RecordMiddleware:
+    """Puts ``record`` and an empty ``identity`` into the request's state; logs and counts when the answer has ended.
+
+    The answer carries ``x-request-id``, under which the log has the trace of an unexpected exception.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope.get("client")
+        path = scope["path"][:MAX_PATH_CHARACTERS]
+        record = RequestRecord(self._metrics, scope["method"], path, client[0] if client else "")
+        scope.setdefault("state", {}).update(record=record, identity="")
+        with self._metrics.in_progress.track_inprogress():
+            try:
+                await _Exchange(self._app, record, receive, send).run(scope)
+            finally:
+                record.close()
+
+
+class _Exchange:
+    """One request and its answer, watched from outside."""
+
+    def __init__(self, app: ASGIApp, record: RequestRecord, receive: Receive, send: Send) -> None:
+        self._app = app
+        self._record = record
+        self._receive = receive
+        self._send = send
+        self._started = False
+        self._complete = False
+
+    async def run(self, scope: Scope) -> None:
+        try:
+            await self._app(scope, self._receive, self.send)
+        except (ClientDisconnect, asyncio.CancelledError) as gone:
+            self._abandoned()
+            if isinstance(gone, asyncio.CancelledError):
+                raise
+        except Exception as error:  # noqa: BLE001 - the last border before the server library
+            await self._unexpected(scope, error)
+        else:
+            if not self._complete:
+                self._abandoned()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._record.status = self._record.status or message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._record.id.encode())]
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._complete = True
+
+    def _abandoned(self) -> None:
+        """The answer did not reach its end; where no failure says why, the client went away."""
+        if not self._record.error:
+            self._record.failed(Cancelled("The client closed the connection."))
+
+    async def _unexpected(self, scope: Scope, error: Exception) -> None:
+        """Once the answer has begun it can only be cut off, which the server library does when nothing more comes."""
+        log.error("unexpected exception", request=self._record.id, path=self._record.path, exc_info=error)
+        self._record.failed(Internal("unexpected"))
+        if not self._started:
+            failure = as_api_error(error)
+            answer = api_error_response(Request(scope), failure)
+            await answer(scope, self._receive, self.send)

@@ -1,0 +1,215 @@
+"""The models that this server offers: names and aliases to entries, and the loading and unloading of each.
+
+An entry begins without an engine. Starting it finds the prepared weights, starts the engine and loads the tokenizer
+beside it; whoever asks before that is done is told how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.sources import FolderSource, SourceError, prepare, prepared_folder
+from engine.types import (
+    Engine,
+    EngineConfig,
+    EngineState,
+    EngineUnavailable,
+    Event,
+    Health,
+    ModelInfo,
+    Request,
+)
+from server.errors import ModelNotFound
+from server.observe import log
+from server.spec import ModelSpec, is_glob
+
+if TYPE_CHECKING:
+    from server.convert.tokens import ChatTokenizer
+
+EngineFactory = Callable[[EngineConfig, str], Engine]
+"""Starts the engine of the entry with this name; returns at once, ``health()`` tells how the loading goes."""
+
+TokenizerFactory = Callable[[Path], "ChatTokenizer"]
+
+
+def start_process(config: EngineConfig, name: str) -> Engine:
+    """An engine in a process of its own."""
+    from engine.client import ProcessEngine
+
+    engine = ProcessEngine(config, name=name)
+    engine.start()
+    return engine
+
+
+def load_tokenizer(folder: Path) -> ChatTokenizer:
+    """The chat tokenizer of a prepared folder; takes seconds, because it imports the library behind it."""
+    from server.convert.tokens import ChatTokenizer
+
+    return ChatTokenizer(folder)
+
+
+def weights_of(spec: ModelSpec, cache_dir: Path) -> Path:
+    """The folder of an entry's prepared weights, checked; fetches nothing. Raises ``SourceError`` saying what to do."""
+    source = spec.where()
+    if not isinstance(source, FolderSource) and prepared_folder(source, spec.sha256, cache_dir) is None:
+        raise SourceError(f"the weights of {spec.name} are not on this machine: run `castor models fetch {spec.name}`")
+    return prepare(source, spec.sha256, cache_dir, lambda _stage, _share: None)
+
+
+class Entry:
+    """One served model. Its names come from models.yaml, its abilities from its engine."""
+
+    def __init__(
+        self, spec: ModelSpec, cache_dir: Path, start_engine: EngineFactory, read_tokenizer: TokenizerFactory
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.aliases = spec.aliases
+        self.version = (spec.sha256 or "")[:12] or "local"
+        self.engine: Engine = _NoEngine(Health(EngineState.STOPPED, f"{spec.name} is not loaded"))
+        self._cache_dir = cache_dir
+        self._start_engine = start_engine
+        self._read_tokenizer = read_tokenizer
+        self._tokenizer: ChatTokenizer | None = None
+        self._tokenizer_error = ""
+        self._loading: asyncio.Task[ChatTokenizer] | None = None
+        self._closed = False
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """The model's tokenizer. Raises ``EngineUnavailable`` until it is loaded; asking starts a sleeping entry."""
+        self.start()
+        if self._tokenizer is None:
+            raise EngineUnavailable(_sentence(self.name, self.health()))
+        return self._tokenizer
+
+    def start(self) -> None:
+        """Begin to load, unless that was done; returns at once. Weights that are missing are looked for each time."""
+        if self._loading is not None or self._closed:
+            return
+        try:
+            folder = weights_of(self.spec, self._cache_dir)
+        except SourceError as error:
+            self.engine = _NoEngine(Health(EngineState.FAILED, str(error)))
+            return
+        self.engine = self._start_engine(engine_config(self.spec, folder), self.name)
+        self._loading = asyncio.create_task(asyncio.to_thread(self._read_tokenizer, folder))
+        self._loading.add_done_callback(self._tokenizer_loaded)
+
+    def health(self) -> Health:
+        """The engine's health; an entry is ready only when its tokenizer is loaded too."""
+        health = self.engine.health()
+        if self._tokenizer_error:
+            return replace(health, state=EngineState.FAILED, detail=self._tokenizer_error)
+        if health.state is EngineState.READY and self._tokenizer is None:
+            return replace(health, state=EngineState.LOADING, detail="loading the tokenizer")
+        return health
+
+    async def close(self) -> None:
+        """Unload; requests in flight get their terminal error. The entry does not start again."""
+        self._closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+        await self.engine.close()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+
+    def _tokenizer_loaded(self, loading: asyncio.Task[ChatTokenizer]) -> None:
+        if loading.cancelled():
+            return
+        error = loading.exception()
+        if error is None:
+            self._tokenizer = loading.result()
+        else:
+            self._tokenizer_error = f"the tokenizer of {self.name} cannot be loaded: {error}"
+            log.error("tokenizer refused", model=self.name, exc_info=error)
+
+
+class Registry:
+    """All entries of a server, in file order."""
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        cache_dir: Path,
+        *,
+        start_engine: EngineFactory = start_process,
+        read_tokenizer: TokenizerFactory = load_tokenizer,
+    ) -> None:
+        self._entries = {spec.name: Entry(spec, cache_dir, start_engine, read_tokenizer) for spec in specs}
+        aliases = [(alias, entry) for entry in self._entries.values() for alias in entry.aliases]
+        self._exact = {alias: entry for alias, entry in aliases if not is_glob(alias)}
+        self._globs = [(alias, entry) for alias, entry in aliases if is_glob(alias)]
+
+    def entries(self) -> list[Entry]:
+        """The entries in file order; each has one real name."""
+        return list(self._entries.values())
+
+    def resolve(self, name: str) -> Entry:
+        """The entry with this name, else with this alias, else with the first pattern that fits. Else ModelNotFound."""
+        found = self._entries.get(name) or self._exact.get(name)
+        if found is not None:
+            return found
+        for pattern, entry in self._globs:
+            if fnmatchcase(name, pattern):
+                return entry
+        raise ModelNotFound(name)
+
+    def start(self) -> None:
+        """Begin to load every entry that is marked ``load: start``."""
+        for entry in self.required():
+            entry.start()
+
+    def required(self) -> list[Entry]:
+        """The entries without which the server is not ready."""
+        return [entry for entry in self._entries.values() if entry.spec.load == "start"]
+
+    async def close(self) -> None:
+        """Unload everything; a second call does nothing."""
+        await asyncio.gather(*(entry.close() for entry in self._entries.values()))
+
+
+def engine_config(spec: ModelSpec, folder: Path) -> EngineConfig:
+    """What the engine of an entry is started with."""
+    return EngineConfig(
+        path=str(folder),
+        dtype=spec.dtype,
+        device=spec.device,
+        max_context=spec.max_context,
+        kv_memory=spec.kv_memory,
+        max_running=spec.max_running,
+        max_waiting=spec.max_waiting,
+    )
+
+
+def _sentence(name: str, health: Health) -> str:
+    if health.state is EngineState.LOADING:
+        return f"The model {name} is loading ({health.progress:.0%}). Please try again later."
+    return f"The model {name} is not available: {health.detail or health.state}."
+
+
+class _NoEngine:
+    """Stands where an engine has not been started or cannot be: always says the same, serves nothing."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def describe(self) -> ModelInfo:
+        raise EngineUnavailable(self._health.detail)
+
+    def submit(self, request: Request) -> AsyncIterator[Event]:  # noqa: ARG002 - the protocol's name
+        raise EngineUnavailable(self._health.detail)
+
+    def cancel(self, request_id: str) -> None:
+        """Nothing is in flight."""
+
+    def health(self) -> Health:
+        return self._health
+
+    async def close(self) -> None:
+        """Nothing to end."""

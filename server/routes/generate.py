@@ -1,0 +1,107 @@
+"""generateContent and streamGenerateContent: the journey of a request, from its bytes to its last token."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.types import Engine, Event, RequestFinished
+from engine.types import Request as EngineRequest
+from server.body import to_json
+from server.convert.prompt import prompt_within
+from server.convert.sampling import capped, sampling_params
+from server.errors import DeadlineExceeded, InvalidArgument, wants_array
+from server.mapper.stream import Answer
+from server.observe import RequestRecord
+from server.registry import Entry
+from server.routes.reading import check_same_model, ignored_header, read_message
+from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
+from server.wire.requests import GenerateContentRequest
+
+MAX_TIMEOUT = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that is ready for its engine, and the answer to be filled."""
+
+    engine: Engine
+    request: EngineRequest
+    answer: Answer
+    record: RequestRecord
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The engine's events. However the reader leaves, the engine stops working on the request."""
+        done = False
+        source = self.engine.submit(self.request)
+        try:
+            async for event in source:
+                done = isinstance(event, RequestFinished)
+                self.record.observe(event)
+                yield event
+        finally:
+            if not done:
+                self.engine.cancel(self.request.id)
+
+
+async def generate_content(request: Request, entry: Entry) -> Response:
+    """POST models/{model}:generateContent"""
+    call = await read_call(request, entry)
+    answer = await until_hangup(request.receive, call.answer.whole(call.events()))
+    return Response(to_json(answer), media_type="application/json", headers=ignored_header(call.record))
+
+
+async def stream_generate_content(request: Request, entry: Entry) -> Response:
+    """POST models/{model}:streamGenerateContent, as server-sent events or as one JSON array"""
+    call = await read_call(request, entry)
+    framing = JSON_ARRAY if wants_array(request) else SERVER_SENT_EVENTS
+    keepalive = request.app.state.settings.keepalive_seconds
+    chunks = call.answer.chunks(call.events())
+    return StreamedAnswer(chunks, framing, keepalive, call.record, ignored_header(call.record))
+
+
+async def read_call(request: Request, entry: Entry) -> Call:
+    """Check, convert and tokenize a request. Raises ``ApiError`` for what the client must change."""
+    deadline = time.monotonic() + timeout_of(request, entry)
+    record: RequestRecord = request.state.record
+    wire = await read_message(request, GenerateContentRequest)
+    check_same_model(request, wire.model, entry)
+    tokenizer, info = entry.tokenizer, entry.engine.describe()
+    config = wire.generation_config
+    record.ignored += capped(config, entry.spec, info)
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            prompt = await until_hangup(request.receive, prompt_within(info.max_context, wire, tokenizer))
+    except TimeoutError:
+        raise DeadlineExceeded("The deadline passed while the input was read.") from None
+    engine_request = EngineRequest(
+        id=secrets.token_urlsafe(16),
+        prompt=tuple(prompt),
+        sampling=sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt)),
+        candidates=config.candidate_count or 1,
+        salt=request.state.identity,
+        deadline=deadline,
+    )
+    answer = Answer(engine_request.id, entry.name, len(prompt), engine_request.candidates, tokenizer.token_text)
+    return Call(entry.engine, engine_request, answer, record)
+
+
+def timeout_of(request: Request, entry: Entry) -> float:
+    """Seconds that the answer may take: what the client says, else the limit of the model's entry."""
+    text = request.headers.get("x-server-timeout")
+    if text is None:
+        return entry.spec.request_timeout
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise InvalidArgument(f"X-Server-Timeout is {text[:64]!r}, but must be seconds, above 0 and at most 86400")
+    return seconds

@@ -1,0 +1,48 @@
+"""The routes of operators: is it alive, can it answer, how does it do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from engine.types import EngineState
+from server.registry import Entry
+from server.version import castor_version
+
+
+def ops_routes() -> list[BaseRoute]:
+    """``/healthz``, ``/readyz`` and ``/metrics``."""
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+async def healthz(_: Request) -> Response:
+    """200 as long as the process answers at all."""
+    return JSONResponse({"status": "ok", "version": castor_version()})
+
+
+async def readyz(request: Request) -> Response:
+    """200 once every model marked ``load: start`` can answer; until then, and while draining, 503 with the reasons."""
+    state = request.app.state
+    required = state.registry.required()
+    ready = all(entry.health().state is EngineState.READY for entry in required)
+    status = "draining" if state.draining else "ready" if ready else "loading"
+    body = {"status": status, "models": {entry.name: _model_state(entry) for entry in state.registry.entries()}}
+    return JSONResponse(body, 200 if status == "ready" else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Everything for Prometheus. Where there are API keys, this needs one: scrapers can send a Bearer token."""
+    return Response(request.app.state.metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+
+def _model_state(entry: Entry) -> dict[str, Any]:
+    health = entry.health()
+    return {
+        "state": str(health.state),
+        "detail": health.detail,
+        "progress": round(health.progress, 3),
+        "load": entry.spec.load,
+    }

@@ -1,0 +1,57 @@
+"""What every method on a model does first: find the model, read the message, refuse what is not served."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+
+from server.body import parse_json, read_body
+from server.errors import InvalidArgument
+from server.observe import RequestRecord
+from server.registry import Entry, Registry
+from server.wire.message import M, parse
+from server.wire.support import review
+
+LARGE_BYTES = 65_536
+"""Bodies from here on are checked in a thread: the largest would hold up everybody else for seconds."""
+
+IGNORED_HEADER = "x-castor-ignored"
+MAX_IGNORED_CHARACTERS = 2000
+
+
+def find_model(request: Request, name: str) -> Entry:
+    """The entry with this name, alias or pattern; ``models/x`` and ``x`` mean the same. Raises ``ModelNotFound``."""
+    registry: Registry = request.app.state.registry
+    return registry.resolve(name.removeprefix("models/"))
+
+
+def check_same_model(request: Request, name: str, entry: Entry) -> None:
+    """A model that is named in the body again must be the one of the path. Raises ``InvalidArgument``."""
+    if name and find_model(request, name) is not entry:
+        raise InvalidArgument.at(
+            "model", f"* GenerateContentRequest.model: {name[:64]!r} is not the model of the path, {entry.name!r}"
+        )
+
+
+async def read_message(request: Request, kind: type[M]) -> M:
+    """The body as a message of which every field is served or known to have no effect; the latter go on record.
+
+    Raises ``ApiError`` naming every field that is wrong or not served.
+    """
+    raw = await read_body(request, request.app.state.settings.max_body_bytes)
+    large = len(raw) >= LARGE_BYTES
+    message, ignored = await asyncio.to_thread(_understood, kind, raw) if large else _understood(kind, raw)
+    record: RequestRecord = request.state.record
+    record.ignored += ignored
+    return message
+
+
+def ignored_header(record: RequestRecord) -> dict[str, str]:
+    """The header that names the fields of a request that were accepted without effect."""
+    return {IGNORED_HEADER: ", ".join(record.ignored)[:MAX_IGNORED_CHARACTERS]} if record.ignored else {}
+
+
+def _understood(kind: type[M], raw: bytes) -> tuple[M, list[str]]:
+    message = parse(kind, parse_json(raw))
+    return message, review(message)

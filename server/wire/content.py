@@ -1,0 +1,135 @@
+"""Contents and their parts: everything that a conversation can hold."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from server.wire.fields import Bool, Bytes, Float, Names, Object, Repeated, String
+from server.wire.message import Message
+from server.wire.support import Honoured, Ignored, Refused
+
+NO_CALLS = "function calling is not served yet"
+NO_MEDIA = "only text is served yet, no images, audio, video or documents"
+NO_SERVER_TOOLS = "tools that run on the server are not served; declare functions and run them in your program"
+NOT_INPUT = "it only says more about a part that is not served"
+
+MediaLevel = Annotated[
+    str | None,
+    BeforeValidator(
+        Names(
+            "MediaResolution",
+            "MEDIA_RESOLUTION_UNSPECIFIED",
+            "MEDIA_RESOLUTION_LOW",
+            "MEDIA_RESOLUTION_MEDIUM",
+            "MEDIA_RESOLUTION_HIGH",
+            "MEDIA_RESOLUTION_ULTRA_HIGH",
+        )
+    ),
+]
+_Processing = Annotated[
+    str | None, BeforeValidator(Names("MediaProcessing", "MEDIA_PROCESSING_UNSPECIFIED", "STATIC", "AGENTIC"))
+]
+_Scheduling = Annotated[
+    str | None,
+    BeforeValidator(Names("Scheduling", "SCHEDULING_UNSPECIFIED", "SILENT", "WHEN_IDLE", "INTERRUPT")),
+]
+
+
+class Blob(Message):
+    """Bytes within the request."""
+
+    mime_type: Annotated[String, Honoured()] = ""
+    data: Annotated[Bytes, Honoured()] = b""
+    display_name: Annotated[String, Honoured()] = ""
+
+
+class FileData(Message):
+    """A file that was uploaded before."""
+
+    file_uri: Annotated[String, Honoured()] = ""
+    mime_type: Annotated[String, Honoured()] = ""
+    display_name: Annotated[String, Honoured()] = ""
+
+
+class FunctionCall(Message):
+    """A call that the model made; ``args`` are the user's data."""
+
+    id: Annotated[String, Honoured()] = ""
+    name: Annotated[String, Honoured()] = ""
+    args: Annotated[Object | None, Honoured()] = None
+    partial_args: Annotated[Repeated[Object], Refused("calls are never sent in pieces")] = ()
+    will_continue: Annotated[Bool, Refused("calls are never sent in pieces")] = False
+
+
+class FunctionResponsePart(Message):
+    """Media that a function returned."""
+
+    inline_data: Annotated[Blob | None, Refused(NO_MEDIA, presence=True)] = None
+    file_data: Annotated[FileData | None, Refused(NO_MEDIA, presence=True)] = None
+
+
+class FunctionResponse(Message):
+    """What a function returned; ``response`` is the user's data."""
+
+    id: Annotated[String, Honoured()] = ""
+    name: Annotated[String, Honoured()] = ""
+    response: Annotated[Object | None, Honoured()] = None
+    parts: Annotated[Repeated[FunctionResponsePart], Honoured()] = ()
+    will_continue: Annotated[Bool, Refused("functions answer once")] = False
+    scheduling: Annotated[_Scheduling, Refused("functions answer once, in order")] = None
+
+
+class PartResolution(Message):
+    """How finely a medium is to be read."""
+
+    level: Annotated[MediaLevel, Honoured()] = None
+    num_tokens: Annotated[Float | None, Honoured()] = None
+
+
+class Part(Message):
+    """One piece of a content: exactly one kind of data, and what is said about it."""
+
+    text_field = "text"
+    oneof = (
+        "text",
+        "inline_data",
+        "file_data",
+        "function_call",
+        "function_response",
+        "executable_code",
+        "code_execution_result",
+        "tool_call",
+        "tool_response",
+    )
+
+    text: Annotated[String | None, Honoured()] = None
+    inline_data: Annotated[Blob | None, Refused(NO_MEDIA, presence=True)] = None
+    file_data: Annotated[FileData | None, Refused(NO_MEDIA, presence=True)] = None
+    function_call: Annotated[FunctionCall | None, Refused(NO_CALLS, presence=True)] = None
+    function_response: Annotated[FunctionResponse | None, Refused(NO_CALLS, presence=True)] = None
+    executable_code: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
+    code_execution_result: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
+    tool_call: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
+    tool_response: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
+    thought: Annotated[Bool, Honoured("thoughts of earlier turns are not shown to the model again")] = False
+    thought_signature: Annotated[Bytes, Honoured("signatures that are not ours say nothing")] = b""
+    video_metadata: Annotated[Object | None, Refused(NO_MEDIA)] = None
+    media_resolution: Annotated[PartResolution | None, Refused(NO_MEDIA)] = None
+    media_processing: Annotated[_Processing, Refused(NO_MEDIA)] = None
+    part_metadata: Annotated[Object | None, Ignored("labels of the caller")] = None
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the part is more than an empty message; a bare signature stands for an empty text."""
+        return bool(self.thought_signature) or any(getattr(self, name) is not None for name in self.oneof)
+
+
+class Content(Message):
+    """One turn: who speaks, and its parts. A bare string is a turn of one text."""
+
+    text_field = "parts"
+
+    role: Annotated[String, Honoured()] = ""
+    parts: Annotated[Repeated[Part], Honoured()] = ()

@@ -1,0 +1,127 @@
+"""The scalar types of proto3 JSON as pydantic types: what each accepts, and its name in Google's error messages.
+
+Source: the proto3 JSON mapping, and what clients send (wire reference, section 6).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+SHOWN_CHARACTERS = 64
+
+
+def invalid(label: str, value: Any) -> PydanticCustomError:
+    """The error of a value that is not of the type; ``label`` is the type's name on the wire."""
+    return PydanticCustomError("invalid_value", "{label}, {shown}", {"label": f"({label})", "shown": shown(value)})
+
+
+def shown(value: Any) -> str:
+    """A value as short ASCII JSON."""
+    if isinstance(value, (dict, list)):
+        return "{…}" if isinstance(value, dict) else "[…]"
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+
+
+def _float(value: Any) -> float:
+    number = _number(value)
+    if number is None:
+        raise invalid("TYPE_FLOAT", value)
+    return number
+
+
+def _int32(value: Any) -> int:
+    number = _number(value)
+    if number is None or not number.is_integer() or not -(2**31) <= number < 2**31:
+        raise invalid("TYPE_INT32", value)
+    return int(number)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also one in a string, as proto3 JSON has it; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    plain = not isinstance(value, str) or (value.isascii() and "_" not in value and value == value.strip())
+    return number if plain and math.isfinite(number) else None
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise invalid("TYPE_BOOL", value)
+    return value
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise invalid("TYPE_STRING", value)
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    """base64 or base64url, padded or not: clients send all four."""
+    if not isinstance(value, str):
+        raise invalid("TYPE_BYTES", value)
+    text = value.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise PydanticCustomError(
+            "invalid_value", "{label}, {shown}", {"label": "(TYPE_BYTES)", "shown": "Base64 decoding failed"}
+        ) from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise invalid("type.googleapis.com/google.protobuf.Struct", value)
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """A single value where a list is expected is a list of one; the real parser takes it too."""
+    return value if isinstance(value, list) else [value]
+
+
+class Names:
+    """An enum: its names in the order of their numbers, the first meaning "unspecified", which is None here.
+
+    Accepts names in any case and numbers.
+    """
+
+    def __init__(self, label: str, *names: str) -> None:
+        self._label = f"type.googleapis.com/google.ai.generativelanguage.v1beta.{label}"
+        self._names = names
+        self._known = {name.upper(): name for name in names}
+
+    def __call__(self, value: Any) -> str | None:
+        if isinstance(value, str) and value.upper() in self._known:
+            name = self._known[value.upper()]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and self._numbers(value):
+            name = self._names[int(value)]
+        else:
+            raise invalid(self._label, value)
+        return None if name == self._names[0] else name
+
+    def _numbers(self, value: float) -> bool:
+        return 0 <= value < len(self._names) and value == int(value)
+
+
+Element = TypeVar("Element")
+Float = Annotated[float, BeforeValidator(_float)]
+Int32 = Annotated[int, BeforeValidator(_int32)]
+Bool = Annotated[bool, BeforeValidator(_bool)]
+String = Annotated[str, BeforeValidator(_string)]
+Bytes = Annotated[bytes, BeforeValidator(_bytes)]
+Object = Annotated[dict[str, Any], BeforeValidator(_object)]
+"""Data of the user (arguments, JSON schemas, settings of tools): never renamed, never checked here."""
+Repeated = Annotated[tuple[Element, ...], BeforeValidator(_listed)]

@@ -1,0 +1,61 @@
+"""GenerationConfig to sampling parameters: what wins, and what caps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.fakes import INFO
+
+from engine.types import SamplingParams
+from server.convert.sampling import capped, output_limit, sampling_params
+from server.errors import InvalidArgument
+from server.spec import ModelSpec
+from server.wire.generation import GenerationConfig
+from server.wire.message import parse
+
+SPEC = ModelSpec("m", "/m", max_output_tokens=100)
+
+
+def params(prompt_tokens: int = 10, spec: ModelSpec = SPEC, **config: Any) -> SamplingParams:
+    return sampling_params(parse(GenerationConfig, config), spec, INFO, (9, 2), prompt_tokens)
+
+
+def test_requests_win_over_entries_over_defaults() -> None:
+    spec = replace(SPEC, temperature=0.7, top_p=0.8, top_k=5)
+    plain, entry, asked = params(), params(spec=spec), params(spec=spec, temperature=0, topP=0, topK=0)
+    assert (plain.temperature, plain.top_p, plain.top_k) == (1.0, 1.0, 0)
+    assert (entry.temperature, entry.top_p, entry.top_k) == (0.7, 0.8, 5)
+    assert (asked.temperature, asked.top_p, asked.top_k) == (0.0, 0.0, 0)
+
+
+def test_top_k_is_never_more_than_the_vocabulary() -> None:
+    assert params(topK=2**31 - 1).top_k == INFO.vocab_size
+
+
+def test_the_answer_is_capped_by_request_entry_and_context() -> None:
+    assert params().max_tokens == 100
+    assert params(maxOutputTokens=5).max_tokens == 5
+    assert params(maxOutputTokens=500).max_tokens == 100
+    assert params(prompt_tokens=INFO.max_context - 3).max_tokens == 3
+    assert output_limit(replace(SPEC, max_output_tokens=10**6), INFO) == INFO.max_context
+
+
+def test_only_a_limit_over_the_models_is_named() -> None:
+    for asked, named in [(100, []), (101, ["generationConfig.maxOutputTokens"])]:
+        assert capped(parse(GenerationConfig, {"maxOutputTokens": asked}), SPEC, INFO) == named
+    assert capped(GenerationConfig(), SPEC, INFO) == []
+
+
+def test_end_tokens_of_engine_and_tokenizer() -> None:
+    assert params().stop_ids == (2, 9)
+
+
+def test_logprobs() -> None:
+    assert params().logprobs is None
+    assert params(responseLogprobs=True).logprobs == 0
+    assert params(responseLogprobs=True, logprobs=20).logprobs == 20
+    assert params(logprobs=0).logprobs is None
+    with pytest.raises(InvalidArgument, match="responseLogprobs"):
+        params(logprobs=1)

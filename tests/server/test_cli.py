@@ -1,0 +1,168 @@
+"""The command as an operator meets it: exit codes, one-sentence errors, quick answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECONDS = 120
+
+
+def castor(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end with nothing of Castor's in the environment but ``environ``."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CASTOR_")}
+    command = [sys.executable, "-m", "server.cli", *args]
+    root = str(Path(__file__).parents[2])
+    environment = clean | {"PYTHONPATH": root, "COLUMNS": "200"} | environ
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment, stdin=subprocess.DEVNULL
+    )
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on stderr of a command that failed with exit code 1."""
+    assert done.returncode == 1, done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("castor: ")
+    return line
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that passes for a model until somebody loads it."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def models_file(folder: Path, text: str) -> str:
+    path = folder / "models.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_version_and_help() -> None:
+    version = castor("--version")
+    assert (version.returncode, version.stdout.split()[0]) == (0, "castor")
+    for args in (["--help"], ["serve", "--help"], ["models", "--help"], ["chat", "--help"], ["check", "--help"]):
+        done = castor(*args)
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+
+
+def test_version_and_help_import_no_server() -> None:
+    code = """
+import sys
+from server import cli
+try:
+    cli.app(["--version"])
+except SystemExit:
+    pass
+heavy = {"starlette", "uvicorn", "transformers", "torch", "numpy", "prometheus_client", "structlog"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=SECONDS, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    "args", [["serve", "--prot", "1"], ["serve", "--port", "x"], ["serve", "a", "--models", "b"], ["unheard-of"]]
+)
+def test_wrong_usage_is_2(args: list[str]) -> None:
+    assert castor(*args).returncode == 2
+
+
+def test_port_in_use_is_one_sentence(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port} on 127.0.0.1 is in use" in sentence(castor("serve", str(model), "--port", port))
+
+
+def test_settings_errors_are_one_sentence(model: Path) -> None:
+    assert "--allow-no-keys" in sentence(castor("serve", str(model), "--host", "0.0.0.0"))
+    assert "CASTOR_PROT means nothing" in sentence(castor("check", CASTOR_PROT="1"))
+    assert "not an address" in sentence(castor("serve", str(model), "--host", "no.such.invalid", "--allow-no-keys"))
+
+
+def test_models_that_cannot_be_served_are_one_sentence(tmp_path: Path, model: Path) -> None:
+    def serve(*args: str) -> str:
+        return sentence(castor("serve", *args, "--port", "0", "--cache-dir", str(tmp_path / "cache")))
+
+    assert "there is no model at" in serve(str(tmp_path / "nowhere"))
+    assert "nothing.yaml cannot be read" in serve("--models", str(tmp_path / "nothing.yaml"))
+    assert "not valid YAML" in serve("--models", models_file(tmp_path, "models: ["))
+    unfetched = f"models: {{big: {{source: 'pypi:big==1/a.gguf', sha256: '{'0' * 64}'}}}}"
+    assert "run `castor models fetch big`" in serve("--models", models_file(tmp_path, unfetched))
+    (model / "tokenizer.json").unlink()
+    assert "tokenizer.json" in serve(str(model))
+    (tmp_path / "fake.gguf").write_text("not a GGUF at all")
+    assert "not a GGUF file" in serve(str(tmp_path / "fake.gguf"))
+
+
+def test_permission_and_a_file_in_the_way_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    said = sentence(castor("serve", str(tmp_path / "a.gguf"), "--port", "0", "--cache-dir", str(tmp_path / "cache")))
+    assert "cache" in said
+
+
+def test_models_list_and_check(tmp_path: Path, model: Path) -> None:
+    assert model.is_dir()
+    text = """
+models:
+  here: {source: weights, aliases: ["gemini-*"]}
+  gone: {source: "hf:some/where", load: request}
+"""
+    options = ["--models", models_file(tmp_path, text), "--cache-dir", str(tmp_path / "cache")]
+    listed = castor("models", "list", *options)
+    assert listed.returncode == 0
+    assert "here (also as gemini-*)" in listed.stdout
+    assert f"weights  {model}" in listed.stdout
+    assert "weights  not fetched" in listed.stdout
+    checked = castor("check", *options)
+    assert checked.returncode == 1
+    assert "here: prepared, loads at start" in checked.stdout
+    assert "gone: the weights of gone are not on this machine: run `castor models fetch gone`" in checked.stdout
+    assert "no model is named 'x'; models.yaml has here, gone" in sentence(castor("models", "fetch", "x", *options))
+    fetched = castor("models", "fetch", "here", *options)
+    assert fetched.returncode == 0
+    assert "here: ready in" in fetched.stderr
+
+
+def test_check_of_what_castor_comes_with(tmp_path: Path) -> None:
+    done = castor("check", "--cache-dir", str(tmp_path))
+    assert done.returncode == 1, "nothing has been fetched into an empty cache"
+    assert "run `castor models fetch smollm2-135m-instruct`" in done.stdout
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_1(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    done = castor("serve", str(model), "--port", "0")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert "weights cannot be served" in done.stderr
+
+
+def test_ctrl_c_while_loading_is_an_orderly_end(model: Path) -> None:
+    command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as server:
+        assert server.stderr is not None
+        assert "weights: starting" in server.stderr.readline()
+        server.send_signal(signal.SIGINT)
+        _, said = server.communicate(timeout=SECONDS)
+    assert server.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_chat_without_a_server_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert "castor serve" in sentence(castor("chat", "--url", f"http://127.0.0.1:{port}"))

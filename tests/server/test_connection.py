@@ -1,0 +1,120 @@
+"""A connection that sends or reads too little, or too much, is ended by the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from server import connection
+from server.connection import MAX_HEAD_BYTES, BoundedHttp
+
+SECONDS = 20.0
+HEAD = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
+
+
+async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+    """``/endless`` sends until nobody listens; everything else answers at once."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    with suppress(OSError):
+        while scope["path"] == "/endless" and not scope["app_gone"].is_set():
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+class Listening:
+    """A server on a free port whose app notices when its client is gone."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.port = int(listener.getsockname()[1])
+        self.gone = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.gone.set()
+
+        watching = asyncio.create_task(watch())
+        await tell({**scope, "app_gone": self.gone}, receive, send)
+        watching.cancel()
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=2**16)
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[Listening]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = Listening(listener)
+    config = uvicorn.Config(app, http=BoundedHttp, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield app
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def test_an_ordinary_request_is_answered() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        for _ in range(2):
+            writer.write(HEAD + b"\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"hello\r\n0\r\n\r\n")
+        writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET / HT", HEAD, HEAD + b"x: " + b"y" * 5000])
+async def test_a_head_that_does_not_come_ends_the_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(sent)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_the_clock_runs_for_the_second_head_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(HEAD + b"\r\n")
+        await reader.readuntil(b"hello\r\n0\r\n\r\n")
+        writer.write(b"\r\n")
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(HEAD)
+        writer.write(b"x-long: " + b"y" * MAX_HEAD_BYTES)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431 ")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        assert json.loads(await reader.readexactly(length))["error"]["code"] == 431
+        writer.close()
+
+
+async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "STALL_SECONDS", 0.2)
+    async with listening() as app:
+        _, writer = await app.connect()
+        writer.write(HEAD.replace(b"/ HTTP", b"/endless HTTP") + b"\r\n")
+        await app.gone.wait()
+        writer.close()

@@ -1,0 +1,96 @@
+"""Every failure as a client sees it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from engine.types import EngineUnavailable, ErrorKind, Overloaded, RequestError, RequestRefused
+from server.errors import (
+    ApiKeyInvalid,
+    FieldViolation,
+    InvalidArgument,
+    ModelNotFound,
+    api_error_response,
+    as_api_error,
+    error_json,
+)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "status"),
+    [
+        (Overloaded(""), 429, "RESOURCE_EXHAUSTED"),
+        (EngineUnavailable("loading"), 503, "UNAVAILABLE"),
+        (RequestRefused("no"), 400, "INVALID_ARGUMENT"),
+        (HTTPException(404), 404, "NOT_FOUND"),
+        (HTTPException(405), 405, "UNIMPLEMENTED"),
+        (HTTPException(418), 400, "INVALID_ARGUMENT"),
+        (HTTPException(502), 500, "INTERNAL"),
+        (ClientDisconnect(), 499, "CANCELLED"),
+        (RuntimeError("secret"), 500, "INTERNAL"),
+        (RequestError(ErrorKind.DEADLINE, "late"), 504, "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_the_mapping(failure: Any, code: int, status: str) -> None:
+    error = as_api_error(failure)
+    assert (error.code, error.status) == (code, status)
+    assert error.message
+    assert "secret" not in error_json(error)
+
+
+def test_every_kind_of_the_engine_is_mapped() -> None:
+    for kind in ErrorKind:
+        assert as_api_error(RequestError(kind, "why")).message == "why"
+
+
+def test_the_envelope() -> None:
+    error = InvalidArgument.of([FieldViolation("a.b", "first"), FieldViolation("", "second")])
+    assert json.loads(error_json(error)) == {
+        "error": {
+            "code": 400,
+            "message": "first\nsecond",
+            "status": "INVALID_ARGUMENT",
+            "details": [
+                {
+                    "@type": "type.googleapis.com/google.rpc.BadRequest",
+                    "fieldViolations": [{"field": "a.b", "description": "first"}, {"description": "second"}],
+                }
+            ],
+        }
+    }
+
+
+def test_an_error_in_a_stream_starts_with_its_key() -> None:
+    assert error_json(InvalidArgument("\u2028é")).startswith('{"error":{"code":400,')
+    assert error_json(InvalidArgument("\u2028é")).isascii()
+
+
+def test_a_bad_key_is_a_bad_request() -> None:
+    error = ApiKeyInvalid()
+    assert (error.code, error.details[0]["reason"]) == (400, "API_KEY_INVALID")
+
+
+def test_an_unknown_model_is_named_in_full() -> None:
+    assert ModelNotFound("x").message.startswith("models/x is not found")
+    assert ModelNotFound("tunedModels/x").message.startswith("tunedModels/x is not found")
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "array"),
+    [
+        ("/v1/models/m:streamGenerateContent", b"", True),
+        ("/v1/models/m:streamGenerateContent", b"alt=json", True),
+        ("/v1/models/m:streamGenerateContent", b"alt=sse&key=x", False),
+        ("/v1/models/m:generateContent", b"", False),
+    ],
+)
+def test_the_error_of_a_json_array_is_its_only_item(path: str, query: bytes, array: bool) -> None:
+    scope = {"type": "http", "path": path, "query_string": query, "headers": [], "server": ("h", 1), "scheme": "http"}
+    body = json.loads(bytes(api_error_response(Request(scope), ModelNotFound("m")).body))
+    assert isinstance(body, list) is array
+    assert (body[0] if array else body)["error"]["code"] == 404
