@@ -1,0 +1,107 @@
+"""A real server as a subprocess: started on a free loopback port, watched, ended by its process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_SECONDS = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RunningServer:
+    """``castor serve ARGS`` with its log in a file; ``client`` speaks to it."""
+
+    def __init__(self, folder: Path, *args: str, environment: dict[str, str] | None = None) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = folder / f"server-{self.port}.log"
+        self._log = self.log_path.open("wb")
+        command = [sys.executable, "-m", "server.cli", "serve", *args, "--port", str(self.port)]
+        command += ["--data-dir", str(folder / "data")]
+        self.process = subprocess.Popen(
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        )
+        self.client = httpx.Client(base_url=self.url, timeout=120)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log()}")
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise TimeoutError(f"the server was not ready within {START_SECONDS} s:\n{self.log()}")
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def request_log(self) -> list[dict[str, Any]]:
+        """The JSON log lines of requests, oldest first."""
+        lines = [line for line in self.log().splitlines() if line.startswith("{")]
+        return [entry for entry in map(json.loads, lines) if "status" in entry]
+
+    def generate(self, body: dict[str, Any], model: str = "smollm2-135m-instruct") -> httpx.Response:
+        return self.client.post(f"/v1beta/models/{model}:generateContent", json=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels; 0 where there are none."""
+        total = 0.0
+        for line in self.client.get("/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.partition("{")[0] == name and all(f'{key}="{want}"' in series for key, want in labels.items()):
+                total += float(value)
+        return total
+
+    def engine_pids(self) -> list[int]:
+        """The process ids of the engines: the server's children that run the worker."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def stop(self, seconds: float = 30) -> int:
+        """Ask the server to end as an operator would; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout=seconds)
+            raise
+        finally:
+            self.client.close()
+            self._log.close()
+
+
+@contextmanager
+def running_server(folder: Path, *args: str, environment: dict[str, str] | None = None) -> Iterator[RunningServer]:
+    """A server that is ready when the block starts and gone when it ends."""
+    server = RunningServer(folder, *args, environment=environment)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
