@@ -1,13 +1,14 @@
 // Drives a running server with the @google/genai SDK: `node genai_client.mjs SDK_FOLDER BASE_URL`.
 // The outcome of all checks is printed as one JSON object.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const [sdkFolder, baseUrl] = process.argv.slice(2);
 const require = createRequire(pathToFileURL(`${sdkFolder}/package.json`));
 const { GoogleGenAI, ApiError } = require("@google/genai");
-const version = require("@google/genai/package.json").version;
+const version = JSON.parse(readFileSync(`${sdkFolder}/node_modules/@google/genai/package.json`, "utf8")).version;
 
 const MODEL = "smollm2-135m-instruct";
 const QUESTION = "What is the capital of France?";

@@ -136,7 +136,7 @@ def check_models(client: genai.Client) -> None:
     names = [model.name for model in client.models.list(config={"page_size": 1})]
     assert f"models/{MODEL}" in names
     model = client.models.get(model=MODEL)
-    assert model.input_token_limit == 8192
+    assert model.input_token_limit == 8191
     assert "generateContent" in model.supported_actions
     assert client.models.get(model="gemini-2.5-pro").name == f"models/{MODEL}"
 
