@@ -18,12 +18,30 @@ from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """Where thoughts stand in the sampled tokens, and how many there may be.
+
+    ``start`` and ``end`` are the token ids of the markers around thoughts; ``open`` tells that the prompt already wrote
+    the start. After ``budget`` tokens of thoughts (None: free) the end is forced and the answer follows.
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    open: bool = False
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the tokens of a request are chosen; every candidate of a request shares it.
 
     ``temperature`` 0 means greedy. ``top_k`` 0 and ``top_p`` 1 switch the filter off. ``logprobs`` is None
     (none wanted) or the number of top candidates, 0 to 20, beside the chosen token. ``stop`` are strings that end the
-    answer and are not part of it; ``stop_ids`` are tokens that end it (end of turn) and are never reported.
+    answer and are not part of it; ``stop_ids`` are tokens that end it (end of turn) and are never reported. Stop strings
+    do not count in thoughts, nor between the pairs of ``stop_exempt`` (the beginning and the end of a call).
+
+    ``grammar`` is an llguidance grammar (Lark or JSON) that the answer, after any thoughts, must follow. ``markers`` are
+    special tokens whose content stays in the text, because the caller's parser looks for it.
     """
 
     max_tokens: int
@@ -36,6 +54,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    grammar: str | None = None
+    thinking: Thinking | None = None
+    markers: tuple[int, ...] = ()
+    stop_exempt: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +84,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # an end token or a stop sequence
     MAX_TOKENS = "max_tokens"  # its own limit, or the end of the model's context
+    MALFORMED = "malformed"  # the grammar could not be followed to its end; the message tells which limit was met
     ABORTED = "aborted"  # cancelled, expired or failed: the request's error tells
 
 
@@ -86,21 +109,25 @@ class Delta:
 
     ``text`` may lag behind ``token_ids``: characters that are not complete and the possible head of a stop
     sequence are held back. ``logprobs`` has one entry per token id, or is empty where none were asked for.
+    ``thought`` tells that the tokens are thoughts or the markers around them.
     """
 
     candidate: int
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
+    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateFinished:
-    """A candidate ended. ``tokens`` counts its sampled tokens without the end token."""
+    """A candidate ended. ``tokens`` counts its sampled tokens without the end token, ``thoughts`` those in thoughts."""
 
     candidate: int
     reason: FinishReason
     tokens: int
+    thoughts: int = 0
+    message: str = ""
 
 
 class ErrorKind(StrEnum):
@@ -124,12 +151,16 @@ class RequestError:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """The last event of a request. ``cached_tokens`` is the part of the prompt read from the prefix cache."""
+    """The last event of a request. ``cached_tokens`` is the part of the prompt read from the prefix cache.
+
+    ``candidate_tokens`` counts all sampled tokens of all candidates, ``thought_tokens`` those of them in thoughts.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     candidate_tokens: int
     error: RequestError | None = None
+    thought_tokens: int = 0
 
 
 Event = Delta | CandidateFinished | RequestFinished
