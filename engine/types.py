@@ -37,11 +37,11 @@ class SamplingParams:
 
     ``temperature`` 0 means greedy. ``top_k`` 0 and ``top_p`` 1 switch the filter off. ``logprobs`` is None
     (none wanted) or the number of top candidates, 0 to 20, beside the chosen token. ``stop`` are strings that end the
-    answer and are not part of it; ``stop_ids`` are tokens that end it (end of turn) and are never reported. Stop strings
-    do not count in thoughts, nor between the pairs of ``stop_exempt`` (the beginning and the end of a call).
+    answer and are not part of it; ``stop_ids`` are tokens that end it (end of turn) and are never reported. Stop
+    strings do not count in thoughts, nor between the pairs of ``stop_exempt`` (the beginning and the end of a call).
 
-    ``grammar`` is an llguidance grammar (Lark or JSON) that the answer, after any thoughts, must follow. ``markers`` are
-    special tokens whose content stays in the text, because the caller's parser looks for it.
+    ``grammar`` is an llguidance grammar (Lark or JSON) that the answer, after any thoughts, must follow. ``markers``
+    are special tokens whose content stays in the text, because the caller's parser looks for it.
     """
 
     max_tokens: int
