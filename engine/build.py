@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from engine.attention.reference import ReferenceAttention
 from engine.core import Core
+from engine.grammar import GrammarBuilder
 from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress, load_model
 from engine.runner import ModelRunner
@@ -32,7 +33,18 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     progress("reading tokenizer", 0.0)
     tokenizer = load_tokenizer(Path(config.path))
     runner = build_runner(config, progress, tokenizer)
-    return Core(runner, BatchSampler(), tokenizer, config)
+    progress("preparing grammars", 0.0)
+    grammars = build_grammars(tokenizer, runner.info)
+    return Core(runner, BatchSampler(), tokenizer, config, grammars=grammars)
+
+
+def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> GrammarBuilder | None:
+    """None, with a warning, for a tokenizer that llguidance cannot work with."""
+    try:
+        return GrammarBuilder(tokenizer, info.vocab_size, info.eos_ids)
+    except ValueError as error:
+        _log.warning("Answers cannot follow a grammar with this model's tokenizer: %s", error)
+        return None
 
 
 def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> ModelRunner:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
-from engine.batch import Runner, Sampled, Sampler, Sequence, Work
+from engine.batch import Grammars, Matcher, Runner, Sampled, Sampler, Sequence, Work
 from engine.blocks import BlockPool
+from engine.candidate import Candidate
 from engine.limits import refusal
+from engine.masks import Mask
 from engine.pacing import StepPacer
 from engine.scheduler import Scheduler
 from engine.text.detokenizer import Detokenizer, hidden_ids
@@ -29,15 +32,21 @@ from engine.types import (
     RequestError,
     RequestEvents,
     RequestFinished,
+    RequestRefused,
 )
 
 log = logging.getLogger(__name__)
+
+# A grammar is bounded before it comes here, but not quick: it must not keep others waiting, nor one that is cancelled.
+GRAMMAR_THREADS = 2
+GRAMMAR_WAIT = 0.05
+MASK_THREADS = 2
 
 
 class Core:
     """Serves many requests with one runner. Not thread-safe: one caller submits, cancels and steps.
 
-    ``markers`` are special tokens whose content stays in the text. ``clock`` tells what deadlines are compared with.
+    ``clock`` tells what deadlines are compared with. Without ``grammars``, requests that have one are refused.
     """
 
     def __init__(
@@ -47,7 +56,7 @@ class Core:
         tokenizer: Tokenizer,
         config: EngineConfig,
         *,
-        markers: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = runner.info
@@ -55,7 +64,10 @@ class Core:
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._config = config
-        self._hidden = hidden_ids(tokenizer, markers)
+        self._hidden = hidden_ids(tokenizer)
+        self._grammars = grammars
+        self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, thread_name_prefix="grammar")
+        self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="mask")
         self._clock = clock
         capacity = runner.info.num_blocks * runner.info.block_size
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
@@ -75,18 +87,23 @@ class Core:
     def submit(self, request: Request) -> None:
         """Take a request. Never raises: one that cannot be served is told so by the next step."""
         problem = refusal(request, self.info, self._config)
+        if request.sampling.grammar is not None and self._grammars is None:
+            problem = "grammar is given, but this engine follows none; leave it out."
         if request.id in self._live:
             problem = f"id {request.id!r} belongs to a request in flight; give each request its own."
         if problem:
             self._refused.append(_refused(request, problem))
             return
         live = self._live[request.id] = _Live(request)
-        for candidate in range(request.candidates):
-            sequence = Sequence(request, candidate, list(request.prompt))
-            detokenizer = Detokenizer(self._tokenizer, self._hidden)
-            live.open[sequence] = Streamer(detokenizer, StopMatcher(request.sampling.stop))
+        for number in range(request.candidates):
+            sequence = Sequence(request, number, list(request.prompt))
+            live.open[sequence] = self._new_candidate(sequence)
         live.first = next(iter(live.open))
-        self._scheduler.add(list(live.open))
+        if request.sampling.grammar is None:
+            self._scheduler.add(list(live.open))
+        else:
+            assert self._grammars is not None, "a request with a grammar was let through"
+            live.grammar = self._grammar_threads.submit(self._grammars.build, request.sampling.grammar)
 
     def cancel(self, request_id: str) -> None:
         """End a request with the next step; unknown ids are ignored."""
@@ -98,6 +115,7 @@ class Core:
         was_busy = bool(self._live)
         self._steps += 1
         self._end_expired_and_cancelled()
+        self._queue_whose_grammar_is_built()
         batch = self._scheduler.schedule()
         if batch:
             for work, sampled in self._compute(batch):
@@ -111,7 +129,7 @@ class Core:
         """A snapshot for metrics."""
         return EngineStats(
             running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting,
+            waiting=self._scheduler.num_waiting + sum(len(live.open) for live in self._building()),
             used_blocks=self._pool.num_used,
             cached_blocks=self._pool.num_cached,
             total_blocks=self._pool.num_blocks,
@@ -122,7 +140,7 @@ class Core:
     def check(self) -> None:
         """Assert the invariants of pool and scheduler; when idle, that nothing of any request is left."""
         self._scheduler.check()
-        known = self._scheduler.num_running + self._scheduler.num_waiting
+        known = self._scheduler.num_running + self.stats().waiting
         assert known == sum(len(live.open) for live in self._live.values()), "a sequence was lost"
         if not self._live:
             assert self._pool.num_used == 0, "a block is held by nobody"
@@ -136,6 +154,36 @@ class Core:
             elif live.request.deadline is not None and live.request.deadline <= now:
                 self._abort(live, ErrorKind.DEADLINE, "The deadline passed before the answer was complete.")
         self._cancelled.clear()
+
+    def _new_candidate(self, sequence: Sequence) -> Candidate:
+        sampling = sequence.request.sampling
+        detokenizer = Detokenizer(self._tokenizer, self._hidden.difference(sampling.markers))
+        streamer = Streamer(detokenizer, StopMatcher(sampling.stop, sampling.stop_exempt))
+        return Candidate(sequence, streamer, self.info.vocab_size)
+
+    def _building(self) -> list[_Live]:
+        return [live for live in self._live.values() if live.grammar is not None]
+
+    def _queue_whose_grammar_is_built(self) -> None:
+        building = self._building()
+        if building and not self._scheduler.has_work:
+            wait([live.grammar for live in building if live.grammar], GRAMMAR_WAIT, FIRST_COMPLETED)
+        for live in building:
+            if live.grammar is not None and live.grammar.done():
+                self._queue_with(live, live.grammar)
+
+    def _queue_with(self, live: _Live, grammar: Future[Matcher]) -> None:
+        live.grammar = None
+        if (error := grammar.exception()) is not None:
+            log.warning("request %s has a grammar that cannot be built", live.request.id, exc_info=error)
+            known = isinstance(error, RequestRefused)
+            del self._live[live.request.id]
+            self._refused.append(_refused(live.request, str(error) if known else "grammar cannot be compiled."))
+            return
+        matcher = grammar.result()
+        for candidate in live.open.values():
+            candidate.constrain(matcher.copy())
+        self._scheduler.add(list(live.open))
 
     def _compute(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
         """Run a batch; if it fails, each work alone, so that only the request that cannot be computed ends."""
@@ -153,12 +201,22 @@ class Core:
     def _run(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
         started = time.perf_counter()
         sampling = [work.sequence for work in batch if work.samples]
-        logits = self._runner.forward(batch)
-        sampled = self._sampler.sample(logits, sampling) if sampling else []
+        masks = [self._start_mask(sequence) for sequence in sampling]
+        try:
+            logits = self._runner.forward(batch)
+        finally:
+            wait(filter(None, masks))  # whatever happens: a matcher is not for two threads
+        allowed = [mask.result() if mask else None for mask in masks]
+        sampled = self._sampler.sample(logits, sampling, allowed) if sampling else []
         # The device may lag behind forward; the sampled tokens are what has to be waited for.
         self._record(batch, time.perf_counter() - started)
         token_of = dict(zip(sampling, sampled, strict=True))
         return [(work, token_of.get(work.sequence)) for work in batch]
+
+    def _start_mask(self, sequence: Sequence) -> Future[Mask | None] | None:
+        """Have a mask computed while the model runs, if the candidate needs one."""
+        candidate = self._live[sequence.request.id].open[sequence]
+        return self._mask_threads.submit(candidate.mask) if candidate.is_constrained else None
 
     def _record(self, batch: list[Work], seconds: float) -> None:
         # A prompt's last token alone costs what a decode costs.
@@ -178,31 +236,22 @@ class Core:
     def _take(self, sequence: Sequence, sampled: Sampled) -> None:
         """Add a token to a candidate; tell its text; end the candidate if that was its last."""
         live = self._live[sequence.request.id]
-        streamer = live.open[sequence]
-        if sampled.token_id in sequence.request.sampling.stop_ids:
-            if text := streamer.flush():
-                live.deltas.append(Delta(sequence.candidate, (), text))
-            self._finish(live, sequence, FinishReason.STOP)
-            return
-        sequence.tokens.append(sampled.token_id)
-        text = streamer.feed(sampled.token_id)
-        reason = self._reason_to_end(sequence, streamer)
+        candidate = live.open[sequence]
+        reason = candidate.reason  # known since its mask was computed: then the token means nothing
+        if reason is None and sampled.token_id in sequence.request.sampling.stop_ids:
+            reason = FinishReason.STOP
+        elif reason is None:
+            sequence.tokens.append(sampled.token_id)
+            live.deltas += candidate.feed(sampled)
+            reason = candidate.reason or self._limit_of(sequence)
         if reason:
-            text += streamer.flush()
+            live.deltas += candidate.flush()
             # The rest of the text may have completed a stop string.
-            reason = FinishReason.STOP if streamer.stopped else reason
-        logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
-        live.deltas.append(Delta(sequence.candidate, (sampled.token_id,), text, logprobs))
-        if reason:
-            self._finish(live, sequence, reason)
+            self._finish(live, sequence, candidate.reason or reason)
 
-    def _reason_to_end(self, sequence: Sequence, streamer: Streamer) -> FinishReason | None:
-        if streamer.stopped:
-            return FinishReason.STOP
-        if (
-            sequence.num_sampled >= sequence.request.sampling.max_tokens
-            or len(sequence.tokens) >= self.info.max_context
-        ):
+    def _limit_of(self, sequence: Sequence) -> FinishReason | None:
+        most = sequence.request.sampling.max_tokens
+        if sequence.num_sampled >= most or len(sequence.tokens) >= self.info.max_context:
             return FinishReason.MAX_TOKENS
         return None
 
@@ -222,14 +271,24 @@ class Core:
         self._end(live, RequestError(kind, message))
 
     def _close(self, live: _Live, sequence: Sequence, reason: FinishReason) -> None:
-        del live.open[sequence]
-        self._scheduler.remove(sequence)
+        candidate = live.open.pop(sequence)
+        if live.grammar is None:
+            self._scheduler.remove(sequence)
         live.candidate_tokens += sequence.num_sampled
-        live.finished.append(CandidateFinished(sequence.candidate, reason, sequence.num_sampled))
+        live.thought_tokens += candidate.num_thoughts
+        message = candidate.message if reason is FinishReason.MALFORMED else ""
+        live.finished.append(
+            CandidateFinished(sequence.candidate, reason, sequence.num_sampled, candidate.num_thoughts, message)
+        )
 
     def _end(self, live: _Live, error: RequestError | None = None) -> None:
         request = live.request
-        live.done = RequestFinished(len(request.prompt), live.first.num_cached, live.candidate_tokens, error)
+        if live.grammar is not None:
+            live.grammar.cancel()
+            live.grammar = None
+        live.done = RequestFinished(
+            len(request.prompt), live.first.num_cached, live.candidate_tokens, error, live.thought_tokens
+        )
 
     def _collect(self) -> list[RequestEvents]:
         events, self._refused = self._refused, []
@@ -252,9 +311,11 @@ class _Live:
     """A request in flight: its open candidates, its totals, and what the current step has to tell about it."""
 
     request: Request
-    open: dict[Sequence, Streamer] = field(default_factory=dict)
+    open: dict[Sequence, Candidate] = field(default_factory=dict)
     first: Sequence = field(init=False)
+    grammar: Future[Matcher] | None = None  # while it is built; the request is not queued until then
     candidate_tokens: int = 0
+    thought_tokens: int = 0
     deltas: list[Delta] = field(default_factory=list)
     finished: list[CandidateFinished] = field(default_factory=list)
     done: RequestFinished | None = None

@@ -11,6 +11,9 @@ MAX_LOGPROBS = 20
 # Far beyond any use; they bound what one request can make the engine remember.
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 4096
+MAX_STOP_EXEMPT = 16
+MAX_MARKER_LENGTH = 64
+MAX_GRAMMAR_LENGTH = 2**20
 SEED_RANGE = range(-(2**63), 2**63)
 
 
@@ -28,6 +31,8 @@ def _problems(request: Request, info: ModelInfo, config: EngineConfig) -> Iterat
         yield "deadline is not a number; give a monotonic instant in seconds, or none."
     yield from _sampling_problems(request.sampling)
     yield from _stop_problems(request.sampling)
+    yield from _grammar_problems(request.sampling)
+    yield from _thinking_problems(request.sampling, info)
 
 
 def _prompt_problems(prompt: tuple[int, ...], info: ModelInfo) -> Iterator[str]:
@@ -68,3 +73,31 @@ def _stop_problems(sampling: SamplingParams) -> Iterator[str]:
     for stop in sampling.stop:
         if not 1 <= len(stop) <= MAX_STOP_LENGTH:
             yield f"stop has a string of {len(stop)} characters; give 1 to {MAX_STOP_LENGTH}."
+    if len(sampling.stop_exempt) > MAX_STOP_EXEMPT:
+        yield f"stop_exempt has {len(sampling.stop_exempt)} pairs; give at most {MAX_STOP_EXEMPT}."
+    for text in (text for pair in sampling.stop_exempt for text in pair):
+        if not 1 <= len(text) <= MAX_STOP_LENGTH:
+            yield f"stop_exempt has a string of {len(text)} characters; give 1 to {MAX_STOP_LENGTH}."
+
+
+def _grammar_problems(sampling: SamplingParams) -> Iterator[str]:
+    if sampling.grammar is not None and not 1 <= len(sampling.grammar) <= MAX_GRAMMAR_LENGTH:
+        yield f"grammar has {len(sampling.grammar)} characters; give 1 to {MAX_GRAMMAR_LENGTH}."
+
+
+def _thinking_problems(sampling: SamplingParams, info: ModelInfo) -> Iterator[str]:
+    named = {"markers": sampling.markers}
+    thinking = sampling.thinking
+    if thinking is not None:
+        named |= {"thinking.start": thinking.start, "thinking.end": thinking.end}
+        if not thinking.end:
+            yield "thinking.end is empty; give the token ids that end thoughts."
+        longest = max(len(thinking.start), len(thinking.end))
+        if longest > MAX_MARKER_LENGTH:
+            yield f"thinking has a marker of {longest} tokens; give at most {MAX_MARKER_LENGTH}."
+        if thinking.budget is not None and thinking.budget < 0:
+            yield f"thinking.budget is {thinking.budget}; give 0 or more, or none."
+    for name, token_ids in named.items():
+        outside = next((token_id for token_id in token_ids if not 0 <= token_id < info.vocab_size), None)
+        if outside is not None:
+            yield f"{name} has the token id {outside}; the model knows 0 to {info.vocab_size - 1}."

@@ -39,6 +39,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting) + sum(map(len, self._parked.values()))
 
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
     def add(self, candidates: list[Sequence]) -> None:
         """Queue the candidates of one request, candidate 0 first."""
         first, *siblings = candidates

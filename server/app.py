@@ -15,6 +15,7 @@ from starlette.routing import Mount
 
 from engine.types import EngineError
 from server.errors import ApiError, api_error_response
+from server.mapper.signature import signature_key
 from server.middleware.auth import AuthMiddleware
 from server.middleware.host import HostMiddleware
 from server.middleware.record import RecordMiddleware
@@ -29,7 +30,8 @@ from server.version import castor_version
 def create_app(settings: Settings, registry: Registry) -> Starlette:
     """The ASGI application; its lifespan loads the registry's models and unloads them.
 
-    ``app.state`` holds ``settings``, ``registry``, ``metrics`` and ``draining``, which the server sets when it ends.
+    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``signature_key`` and ``draining``, which the server
+    sets when it ends. Raises ``ConfigError`` where the key of signatures can be neither read nor made.
     """
     metrics = Metrics(registry.entries, castor_version())
     app = Starlette(
@@ -43,6 +45,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     app.state.settings = settings
     app.state.registry = registry
     app.state.metrics = metrics
+    app.state.signature_key = signature_key(settings.data_dir)
     app.state.draining = False
     return app
 

@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from engine.types import CandidateFinished, Delta, Event, Health, RequestError, RequestFinished
 from server.errors import as_api_error
+from server.wire.support import field_path
 
 MAX_IGNORED_FIELDS = 32
 """Distinct values of the ``field`` label; the names come from request bodies, so what goes beyond counts as "other"."""
@@ -177,7 +178,7 @@ class Metrics:
         reason = record.rejection or (_REJECTIONS.get(record.status, "") if turned_away else "")
         if reason:
             self.rejected.labels(reason).inc()
-        for name in record.ignored:
+        for name in {field_path(path): None for path in record.ignored}:
             self.ignored_fields.labels(self._bounded(name)).inc()
         if record.method:
             self.duration.labels(record.method, record.model).observe(time.monotonic() - record.started)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,21 @@ import yaml
 
 from engine.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
 from server.settings import ConfigError
+from server.wire.requests import lenient_paths
 
 GLOB_CHARACTERS = frozenset("*?[")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingLevels:
+    """The tokens of thoughts that each ``thinkingLevel`` allows; -1 leaves the amount to the model."""
+
+    minimal: int = 512
+    low: int = 1024
+    medium: int = 4096
+    high: int = 16384
+    xhigh: int = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +38,8 @@ class ModelSpec:
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory up to 1, else bytes.
     ``max_output_tokens`` is the limit of requests that name none. ``request_timeout`` is in seconds. ``temperature``,
     ``top_p`` and ``top_k`` are the defaults of requests that name none; None leaves them to the server. ``base`` is the
-    folder that a relative path in ``source`` counts from: that of the file.
+    folder that a relative path in ``source`` counts from: that of the file. ``thinking_levels`` in the file override
+    the defaults one by one. ``lenient`` are the fields of requests that are accepted without effect.
     """
 
     name: str
@@ -46,6 +60,8 @@ class ModelSpec:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    thinking_levels: ThinkingLevels = ThinkingLevels()
+    lenient: tuple[str, ...] = ()
     base: Path = Path()
 
     def where(self) -> Source:
@@ -159,12 +175,27 @@ def _check_value(here: str, key: Any, value: Any) -> None:
         return
     if not holds(value):
         raise ConfigError(f"{here}: {key} is {value!r}, but must be {expected}")
+    if key == "lenient":
+        _check_lenient(here, value)
+
+
+def _check_lenient(here: str, paths: list[str]) -> None:
+    known = lenient_paths()
+    for path in paths:
+        if path not in known:
+            near = " or ".join(get_close_matches(path, known, n=3, cutoff=0.5))
+            raise ConfigError(
+                f"{here}: lenient names {path!r}, which is no field that a request can do without"
+                + (f"; did you mean {near}?" if near else "; docs/api.md lists the fields")
+            )
 
 
 def _converted(key: str, value: Any) -> Any:
     """Frozen specs hold tuples; a hash is compared in lower case."""
-    if key == "aliases":
+    if key in ("aliases", "lenient"):
         return tuple(value)
+    if key == "thinking_levels":
+        return ThinkingLevels(**value)
     return value.lower() if key == "sha256" else value
 
 
@@ -188,6 +219,13 @@ def _number(low: float, high: float = sys.float_info.max, *, whole: bool = False
     return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
 
 
+_LEVELS = tuple(f.name for f in fields(ThinkingLevels))
+
+
+def _are_levels(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) <= set(_LEVELS) and all(map(_number(-1, whole=True), value.values()))
+
+
 _POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source": (_text, "a folder, a .gguf file, hf:ORG/NAME or pypi:PACKAGE==VERSION/PATH"),
@@ -207,6 +245,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (_number(0, 2), "a number from 0 to 2"),
     "top_p": (_number(0, 1), "a number from 0 to 1"),
     "top_k": (_number(0, whole=True), "a whole number of at least 0"),
+    "lenient": (
+        lambda v: isinstance(v, list) and all(map(_text, v)),
+        "a list of fields by their JSON path, as generationConfig.speechConfig",
+    ),
+    "thinking_levels": (_are_levels, f"a mapping of {', '.join(_LEVELS)} to numbers of tokens, -1 for no limit"),
 }
 _OPTIONAL = frozenset(f.name for f in fields(ModelSpec) if f.default is None)
 assert set(_RULES) == {f.name for f in fields(ModelSpec)} - {"name", "base"}

@@ -1,10 +1,11 @@
 """Chooses the next tokens of a batch. This is the order, and the only place that states it:
 
 1. raw log-softmax in float32, kept for the rows that report logprobs (``logprobs``);
-2. presence and frequency penalties over the response's tokens (``penalties``);
-3. temperature: 0 takes the most likely token, the one with the lowest id among equals (``filters``);
-4. top_k, then top_p over what top_k left (``filters``);
-5. one uniform number from (seed, candidate, position) through the inverse of the cumulative distribution
+2. constraints: a token that the row's mask lacks gets a probability of zero (``constraints``);
+3. presence and frequency penalties over the response's tokens (``penalties``);
+4. temperature: 0 takes the most likely token, the one with the lowest id among equals (``filters``);
+5. top_k, then top_p over what top_k left (``filters``);
+6. one uniform number from (seed, candidate, position) through the inverse of the cumulative distribution
    (``noise``, ``draw``).
 
 A row's result depends on that row alone. Tensors are made only for features that a row of the batch uses, and the

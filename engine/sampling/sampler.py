@@ -7,6 +7,8 @@ from collections.abc import Sequence as Batch
 import torch
 
 from engine.batch import Sampled, Sequence
+from engine.masks import Mask
+from engine.sampling.constraints import constrained
 from engine.sampling.draw import draw
 from engine.sampling.filters import make_filters
 from engine.sampling.logprobs import token_logprobs
@@ -17,20 +19,21 @@ from engine.sampling.penalties import penalised
 class BatchSampler:
     """``engine.batch.Sampler``; it keeps nothing between calls."""
 
-    def sample(self, logits: torch.Tensor, sequences: Batch[Sequence]) -> list[Sampled]:
-        """The next token for each row of ``logits`` [rows, vocabulary].
+    def sample(self, logits: torch.Tensor, sequences: Batch[Sequence], masks: Batch[Mask | None]) -> list[Sampled]:
+        """The next token for each row of ``logits`` [rows, vocabulary], out of those that its mask allows.
 
-        Raises ``FloatingPointError`` if any row's largest logit is not finite (NaN anywhere, or an infinity on top);
-        the other rows succeed in a call of their own.
+        Raises ``FloatingPointError`` if any row's largest logit is not finite (NaN anywhere, an infinity on top, or
+        nothing possible that its mask allows); the other rows succeed in a call of their own.
         """
-        assert len(logits) == len(sequences), "one sequence owns each row"
+        assert len(logits) == len(sequences) == len(masks), "one sequence owns each row"
         if not sequences:
             return []
         with torch.inference_mode():
             raw = logits.float()
-            if not raw.amax(dim=-1).isfinite().all():
+            possible = constrained(raw, masks)
+            if not possible.amax(dim=-1).isfinite().all():
                 raise FloatingPointError("the model's logits are not finite")
-            tokens = _choose(penalised(raw, sequences), sequences)
+            tokens = _choose(penalised(possible, sequences), sequences)
             reports = token_logprobs(raw, sequences, tokens)
         return [Sampled(*pair) for pair in zip(tokens, reports, strict=True)]
 

@@ -1,80 +1,113 @@
-"""Contents to the turns that chat templates know: system, user and assistant, one after the other."""
+"""Contents to the messages that chat templates know: system, user, assistant and tool, one after the other."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from server.convert.tokens import Message
-from server.errors import FieldViolation
-from server.wire.content import Content, Part
+from server.convert.turns import Reopen, Turn, problem, turns_of
+from server.families import CASTOR, Family
+from server.wire.content import Content, FunctionCall
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined
 
-_ROLES = {"": "user", "user": "user", "function": "user", "model": "assistant"}
-_BETWEEN_TURNS = {"user": "\n", "assistant": ""}
-"""What joins neighbours of one role: streamed chats send the model's answer in pieces, one content per chunk."""
+
+def no_thoughts(_signature: bytes) -> None:
+    """Opens no signature."""
 
 
-class _Turn(NamedTuple):
-    role: str
-    text: str
+def chat_messages(
+    request: GenerateContentRequest,
+    has_system_role: bool = True,
+    *,
+    family: Family = CASTOR,
+    preamble: str = "",
+    control_texts: Sequence[str] = (),
+    reopen: Reopen = no_thoughts,
+) -> list[Message]:
+    """The conversation of ``request``; the system instruction, followed by ``preamble``, is folded into the first user
+    turn where the template has no system role. Raises ``InvalidArgument`` naming every content that cannot be a turn.
+    """
+    turns = turns_of(request.contents, control_texts, reopen)
+    system = "\n\n".join(filter(None, (_system_text(request.system_instruction), preamble)))
+    if system and not has_system_role:
+        turns = _folded(system, turns)
+    written = _native(turns, family) if family.renders_tools else map(_in_words, turns, [None, *turns])
+    start = [Message(role="system", content=system)] if system and has_system_role else []
+    return [*start, *written]
 
 
-def chat_messages(request: GenerateContentRequest, has_system_role: bool) -> list[Message]:
-    """The conversation of ``request``; the system instruction is folded into the first user turn where the template
-    has no system role. Raises ``InvalidArgument`` naming every content that cannot be a turn."""
-    problems = list(_problems(request.contents))
-    if problems:
-        raise joined(problems)
-    turns = _merged([turn for content in request.contents for turn in _turns(content)])
-    system = _text(request.system_instruction.parts) if request.system_instruction else ""
-    if system:
-        turns = [_Turn("system", system), *turns] if has_system_role else _folded(system, turns)
-    return [Message(role=turn.role, content=turn.text) for turn in turns]
-
-
-def _problems(contents: Sequence[Content]) -> Iterator[FieldViolation]:
-    if not contents:
-        yield _problem("contents", "contents is not specified")
-    for index, content in enumerate(contents):
-        path = f"contents[{index}]"
-        if content.role not in _ROLES:
-            yield FieldViolation(f"{path}.role", "Please use a valid role: user, model.")
-        if not content.parts:
-            yield _problem(f"{path}.parts", "contents.parts must not be empty.")
-        for place, part in enumerate(content.parts):
-            if not part.has_data:
-                required = "required oneof field 'data' must have one initialized field"
-                yield _problem(f"{path}.parts[{place}].data", required)
-
-
-def _problem(field: str, text: str) -> FieldViolation:
-    return FieldViolation(field, f"* GenerateContentRequest.{field}: {text}")
-
-
-def _turns(content: Content) -> list[_Turn]:
-    """One turn, or none where a content holds nothing but thoughts: the model is not shown those again."""
-    shown = [part for part in content.parts if not part.thought]
-    return [_Turn(_ROLES[content.role], _text(shown))] if shown else []
-
-
-def _text(parts: Sequence[Part]) -> str:
+def _system_text(content: Content | None) -> str:
+    parts = content.parts if content else ()
+    if any(part.function_call or part.function_response for part in parts):
+        raise joined([problem("system_instruction", "must be text, without function calls and responses.")])
     return "".join(part.text or "" for part in parts if not part.thought)
 
 
-def _merged(turns: Sequence[_Turn]) -> list[_Turn]:
-    """Templates want roles to alternate."""
-    merged: list[_Turn] = []
-    for turn in turns:
-        if merged and merged[-1].role == turn.role:
-            merged[-1] = _Turn(turn.role, merged[-1].text + _BETWEEN_TURNS[turn.role] + turn.text)
-        else:
-            merged.append(turn)
-    return merged
-
-
-def _folded(system: str, turns: list[_Turn]) -> list[_Turn]:
+def _folded(system: str, turns: list[Turn]) -> list[Turn]:
     if turns and turns[0].role == "user":
-        return [_Turn("user", f"{system}\n\n{turns[0].text}"), *turns[1:]]
-    return [_Turn("user", system), *turns]
+        first = turns[0]
+        text = f"{system}\n\n{first.text}"
+        return [Turn(first.role, text, first.calls, first.results), *turns[1:]]
+    return [Turn("user", system), *turns]
+
+
+def _in_words(turn: Turn, before: Turn | None) -> Message:
+    """A turn of models whose template knows no functions: calls stand in the text as Castor's own prompt asks for them,
+    and results in plain words. Small models repeat marked results; told to go on, they use them."""
+    names = [before.calls[result.call].name for result in turn.results] if before else []
+    results = [f"{name} returned {result.text}." for name, result in zip(names, turn.results, strict=True)]
+    text = turn.text or ("Now answer my question." if results else "")
+    return Message(role=turn.role, content="\n".join(filter(None, [*results, text, *map(_written, turn.calls)])))
+
+
+def _written(call: FunctionCall) -> str:
+    syntax = CASTOR.call
+    arguments = json.dumps(call.args or {}, ensure_ascii=False)
+    return f"{syntax.before}{call.name}{syntax.between}{arguments}{syntax.after}"
+
+
+def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
+    """Messages for templates that know functions. Calls are numbered, so that a prompt does not depend on the ids of
+    clients; the numbers have the nine letters and digits that Mistral's templates insist on."""
+    count = 0
+    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+        if turn.role == "user":
+            if turn.text or not turn.results:
+                yield Message(role="user", content=turn.text)
+            continue
+        results = following.results if following else ()
+        tools = {
+            result.call: _tool(result.text, turn.calls[result.call].name, count + result.call) for result in results
+        }
+        calls = list(enumerate(turn.calls))
+        groups = [calls] if family.call.parallel or not calls else [[call] for call in calls]
+        for place, group in enumerate(groups):
+            spoken = turn if place == 0 else Turn(turn.role)
+            yield _assistant(spoken, [(count + index, call) for index, call in group], family)
+            yield from (tools[index] for index, _ in group if index in tools)
+        count += len(calls)
+
+
+def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Family) -> Message:
+    text, thoughts = turn.text, turn.thoughts
+    if calls and not family.call.parallel:  # such templates have one place for what stands before a call
+        text, thoughts = ("", f"{thoughts}\n{text}") if text and thoughts else (text, thoughts)
+    message = Message(role="assistant", content=text)
+    if calls:
+        message["tool_calls"] = [
+            {"id": _id(number), "type": "function", "function": {"name": call.name, "arguments": call.args or {}}}
+            for number, call in calls
+        ]
+    if thoughts:
+        message[family.reasoning_key] = thoughts  # type: ignore[literal-required]
+    return message
+
+
+def _tool(text: str, name: str, number: int) -> Message:
+    return Message(role="tool", content=text, name=name, tool_call_id=_id(number))
+
+
+def _id(number: int) -> str:
+    return f"call{number:05d}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import TypeVar
 
-from engine.types import ModelInfo, SamplingParams
+from engine.types import ModelInfo, SamplingParams, Thinking
+from server.convert.tokens import ChatTokenizer
 from server.errors import InvalidArgument
 from server.spec import ModelSpec
 from server.wire.generation import GenerationConfig
@@ -15,6 +17,9 @@ Number = TypeVar("Number", int, float)
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_P = 1.0
 DEFAULT_TOP_K = 0
+
+_NEVER = "\0"
+"""The end of calls that only the answer's end ends: JSON cannot hold this character."""
 
 
 def output_limit(spec: ModelSpec, info: ModelInfo) -> int:
@@ -38,6 +43,22 @@ def sampling_params(
         stop=tuple(config.stop_sequences),
         stop_ids=tuple(sorted({*end_ids, *info.eos_ids})),
         logprobs=_logprobs(config),
+    )
+
+
+def answer_syntax(
+    sampling: SamplingParams, tokenizer: ChatTokenizer, calls: bool, thinking: Thinking | None, grammar: str | None
+) -> SamplingParams:
+    """``sampling`` with all that the form of the answer asks of the engine. ``calls`` tells that there may be some:
+    stop sequences are for what the model says, not for what it calls."""
+    family = tokenizer.family
+    span = (family.call.begin or family.call.before, family.call.end or _NEVER)
+    return replace(
+        sampling,
+        grammar=grammar,
+        thinking=thinking,
+        markers=tokenizer.marker_ids if calls or family.thought else (),
+        stop_exempt=(span,) if calls else (),
     )
 
 

@@ -2,52 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from engine.types import CandidateFinished, Delta, FinishReason
 from server.mapper.logprobs import Step, TokenText, logprobs_result
+from server.mapper.parts import PartsParser, Piece, Text, Thought
+from server.mapper.signature import Signer
 
-_REASONS = {FinishReason.STOP: "STOP", FinishReason.MAX_TOKENS: "MAX_TOKENS"}
+_REASONS = {
+    FinishReason.STOP: "STOP",
+    FinishReason.MAX_TOKENS: "MAX_TOKENS",
+    FinishReason.MALFORMED: "MALFORMED_RESPONSE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the candidates of a request are read: ``new_parser`` is None where an answer is nothing but text.
+
+    Thoughts are shown only with ``include_thoughts``; ``signer`` seals them for the caller to carry.
+    """
+
+    new_parser: Callable[[], PartsParser] | None = None
+    include_thoughts: bool = False
+    signer: Signer | None = None
+
+
+PLAIN = Reading()
 
 
 class Candidate:
-    """Gathers a candidate's deltas. ``tokens`` counts all of its tokens so far."""
+    """Gathers a candidate's deltas. ``tokens`` counts the tokens of its answer so far, ``thoughts`` those before it."""
 
-    def __init__(self, index: int, token_text: TokenText) -> None:
+    def __init__(self, index: int, token_text: TokenText, reading: Reading = PLAIN) -> None:
         self.tokens = 0
+        self.thoughts = 0
         self.finished: CandidateFinished | None = None
         self.told = False
         self._index = index
         self._token_text = token_text
-        self._text: list[str] = []
+        self._parser = reading.new_parser() if reading.new_parser else None
+        self._parts = _Parts(reading)
         self._steps: list[Step] = []
         self._logprob_sum = 0.0
-        self._scored = False
+        self._scored = 0
 
     def grow(self, delta: Delta) -> None:
-        """Take what the engine added. Log-probabilities wait here until there is text to go with them."""
-        self.tokens += len(delta.token_ids)
+        """Take what the engine added. Log-probabilities, of the answer alone, wait here until there is a part."""
         if delta.text:
-            self._text.append(delta.text)
+            for piece in self._parser.feed(delta.text) if self._parser else [Text(delta.text)]:
+                self._parts.add(piece)
+        if delta.thought:
+            self.thoughts += len(delta.token_ids)
+            return
+        self.tokens += len(delta.token_ids)
         if delta.logprobs:
-            self._scored = True
+            self._scored += len(delta.logprobs)
             self._steps += map(Step, delta.token_ids, delta.logprobs)
             self._logprob_sum += sum(step.chosen for step in delta.logprobs)
 
+    def finish(self, event: CandidateFinished) -> None:
+        """The engine is done with this candidate."""
+        self.finished = event
+        self.thoughts, self.tokens = event.thoughts, event.tokens - event.thoughts
+        for piece in self._parser.flush(event.reason) if self._parser else []:
+            self._parts.add(piece)
+        self._parts.end_thoughts()
+
     @property
-    def has_text(self) -> bool:
-        """Whether there is text that was not told yet."""
-        return bool(self._text)
+    def has_news(self) -> bool:
+        """Whether there is a part that was not told yet."""
+        return bool(self._parts)
 
     def piece(self) -> dict[str, Any]:
         """The candidate of one chunk: what was gained since the last one. Its content always has a part and a role."""
-        piece: dict[str, Any] = {
-            "content": {"parts": [{"text": "".join(self._text)}], "role": "model"},
-            "index": self._index,
-        }
+        parts = self._parts.take() or [{"text": ""}]
+        piece: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": self._index}
         if self._steps:
             piece["logprobsResult"] = logprobs_result(self._steps, self._token_text)
-        self._text, self._steps = [], []
+        self._steps = []
         return piece
 
     def ending(self) -> dict[str, Any]:
@@ -55,8 +90,78 @@ class Candidate:
         assert self.finished is not None
         self.told = True
         piece = self.piece()
-        piece["finishReason"] = _REASONS[self.finished.reason]
-        piece["tokenCount"] = self.finished.tokens
+        problem = self._parser.problem if self._parser else ""
+        message = problem or self.finished.message
+        piece["finishReason"] = "MALFORMED_FUNCTION_CALL" if problem else _REASONS[self.finished.reason]
+        if message:
+            piece["finishMessage"] = message
+        piece["tokenCount"] = self.tokens
         if self._scored:
-            piece["avgLogprobs"] = self._logprob_sum / self.tokens
+            piece["avgLogprobs"] = self._logprob_sum / self._scored
         return piece
+
+
+class _Parts:
+    """Pieces as the parts of a content, neighbours of a kind joined.
+
+    Where thoughts end, their last part carries their signature, and so does every call after them.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._parts: list[dict[str, Any]] = []
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._thinking = False
+        self._signature: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, piece: Piece) -> None:
+        """The next piece; thoughts that are not to be shown are only remembered."""
+        if isinstance(piece, Thought):
+            if not self._thinking:
+                self._thinking, self._thoughts = True, []
+            self._thoughts.append(piece.text)
+            if self._reading.include_thoughts:
+                self._write(piece.text, thought=True)
+            return
+        self.end_thoughts()
+        if isinstance(piece, Text):
+            self._write(piece.text)
+        else:
+            self._join()
+            call = {"id": piece.id, "name": piece.name, "args": piece.args}
+            self._parts.append({"functionCall": call, **self._signature})
+
+    def end_thoughts(self) -> None:
+        """What comes next, if anything, is no thought."""
+        signer = self._reading.signer
+        if not self._thinking or signer is None:
+            return
+        self._thinking = False
+        sealed = signer.seal("".join(self._thoughts))
+        self._signature = {"thoughtSignature": sealed} if sealed else {}
+        if sealed and self._reading.include_thoughts:
+            self._write("", thought=True)
+            self._parts[-1] |= self._signature
+
+    def take(self) -> list[dict[str, Any]]:
+        """The parts since the last time."""
+        self._join()
+        taken, self._parts = self._parts, []
+        return taken
+
+    def _write(self, text: str, **marks: bool) -> None:
+        """Add to the last part if it is of the same kind and not sealed."""
+        kind = {"text": "", **marks}
+        if not self._parts or self._parts[-1] != kind:
+            self._join()
+            self._parts.append(kind)
+        self._texts.append(text)
+
+    def _join(self) -> None:
+        if self._texts:
+            self._parts[-1] |= {"text": "".join(self._texts)}
+            self._texts = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.types import CandidateFinished, Delta, Event, FinishReason, RequestFinished
 from server.errors import as_api_error
-from server.mapper.candidates import Candidate
+from server.mapper.candidates import PLAIN, Candidate, Reading
 from server.mapper.logprobs import TokenText
 from server.mapper.usage import usage_metadata
 
@@ -18,12 +18,18 @@ class Answer:
     """One response in the making. ``model_version`` is the resolved name of the model, never an alias."""
 
     def __init__(
-        self, response_id: str, model_version: str, prompt_tokens: int, candidates: int, token_text: TokenText
+        self,
+        response_id: str,
+        model_version: str,
+        prompt_tokens: int,
+        candidates: int,
+        token_text: TokenText,
+        reading: Reading = PLAIN,
     ) -> None:
         self._head = {"modelVersion": model_version, "createTime": _now(), "responseId": response_id}
         self._prompt_tokens = prompt_tokens
         self._cached_tokens: int | None = None
-        self._candidates = [Candidate(index, token_text) for index in range(candidates)]
+        self._candidates = [Candidate(index, token_text, reading) for index in range(candidates)]
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
         """The response when all is said. Raises ``ApiError`` where the request failed."""
@@ -48,7 +54,7 @@ class Answer:
             case Delta(candidate=index):
                 self._candidates[index].grow(event)
             case CandidateFinished(candidate=index, reason=reason) if reason is not FinishReason.ABORTED:
-                self._candidates[index].finished = event
+                self._candidates[index].finish(event)
             case RequestFinished(error=error, cached_tokens=cached):
                 if error is not None:
                     raise as_api_error(error)
@@ -59,7 +65,7 @@ class Answer:
         match event:
             case Delta(candidate=index):
                 grown = self._candidates[index]
-                return [grown] if grown.has_text else []
+                return [grown] if grown.has_news else []
             case CandidateFinished(candidate=index):
                 others_open = any(candidate.finished is None for candidate in self._candidates)
                 ended = self._candidates[index]
@@ -70,7 +76,8 @@ class Answer:
     def _response(self, candidates: list[Candidate]) -> dict[str, Any]:
         told = [candidate.ending() if candidate.finished else candidate.piece() for candidate in candidates]
         generated = sum(candidate.tokens for candidate in self._candidates)
-        usage = usage_metadata(self._prompt_tokens, generated, self._cached_tokens)
+        thoughts = sum(candidate.thoughts for candidate in self._candidates)
+        usage = usage_metadata(self._prompt_tokens, generated, thoughts, self._cached_tokens)
         return {"candidates": told, "usageMetadata": usage, **self._head}
 
 

@@ -12,17 +12,27 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.types import Engine, Event, RequestFinished
+from engine.types import Engine, Event, RequestFinished, Thinking
 from engine.types import Request as EngineRequest
 from server.body import to_json
-from server.convert.prompt import prompt_within
-from server.convert.sampling import capped, sampling_params
+from server.convert.calls import call_grammar
+from server.convert.constraint import answer_grammar
+from server.convert.form import answer_form
+from server.convert.prompt import Conversation, conversation, prompt_within
+from server.convert.sampling import answer_syntax, capped, sampling_params
+from server.convert.thinking import begun
+from server.convert.tokens import ChatTokenizer
+from server.convert.tools import Tools
 from server.errors import DeadlineExceeded, InvalidArgument, wants_array
+from server.mapper.candidates import Reading
+from server.mapper.parts import answer_parser
+from server.mapper.signature import Signer
 from server.mapper.stream import Answer
 from server.observe import RequestRecord
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_message
+from server.routes.reading import check_same_model, ignored_header, read_message, signer_of
 from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
+from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest
 
 MAX_TIMEOUT = 86_400.0
@@ -71,26 +81,56 @@ async def read_call(request: Request, entry: Entry) -> Call:
     """Check, convert and tokenize a request. Raises ``ApiError`` for what the client must change."""
     deadline = time.monotonic() + timeout_of(request, entry)
     record: RequestRecord = request.state.record
-    wire = await read_message(request, GenerateContentRequest)
+    wire = await read_message(request, GenerateContentRequest, entry)
     check_same_model(request, wire.model, entry)
     tokenizer, info = entry.tokenizer, entry.engine.describe()
     config = wire.generation_config
     record.ignored += capped(config, entry.spec, info)
+    signer = signer_of(request)
+    chat = conversation(wire, entry.spec, tokenizer, signer.open_signature)
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
-            prompt = await until_hangup(request.receive, prompt_within(info.max_context, wire, tokenizer))
+            grammar = await until_hangup(request.receive, _grammar(config, chat, tokenizer))
+            prompt = await until_hangup(request.receive, prompt_within(info.max_context, chat, tokenizer))
     except TimeoutError:
         raise DeadlineExceeded("The deadline passed while the input was read.") from None
+    thinking = begun(chat.thinking, prompt, tokenizer)
+    sampling = sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt))
     engine_request = EngineRequest(
         id=secrets.token_urlsafe(16),
         prompt=tuple(prompt),
-        sampling=sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt)),
+        sampling=answer_syntax(sampling, tokenizer, chat.tools is not None, thinking, grammar),
         candidates=config.candidate_count or 1,
         salt=request.state.identity,
         deadline=deadline,
     )
-    answer = Answer(engine_request.id, entry.name, len(prompt), engine_request.candidates, tokenizer.token_text)
+    candidates = engine_request.candidates
+    reading = _reading(config, chat.tools, tokenizer, thinking, signer)
+    answer = Answer(engine_request.id, entry.name, len(prompt), candidates, tokenizer.token_text, reading)
     return Call(entry.engine, engine_request, answer, record)
+
+
+async def _grammar(config: GenerationConfig, chat: Conversation, tokenizer: ChatTokenizer) -> str | None:
+    """What the answer must follow: the caller's schema, or the syntax of calls. Raises ``ApiError``."""
+    if chat.tools is None:
+        return await answer_grammar(config, tokenizer.grammars)
+    form = answer_form(config)
+    if form is not None:
+        field = "generation_config.response_mime_type"
+        raise InvalidArgument.at(
+            field, f"Function calling with a response mime type: '{form.mime_type}' is unsupported"
+        )
+    return await call_grammar(chat.tools, tokenizer.family, tokenizer.atom_ids, tokenizer.grammars)
+
+
+def _reading(
+    config: GenerationConfig, tools: Tools | None, tokenizer: ChatTokenizer, thinking: Thinking | None, signer: Signer
+) -> Reading:
+    """How the answer is taken apart again."""
+    opened = thinking is not None and thinking.open
+    declared = tools.for_template() if tools else []
+    shown = config.thinking_config is not None and config.thinking_config.include_thoughts
+    return Reading(answer_parser(tokenizer.family, declared, opened), shown, signer)
 
 
 def timeout_of(request: Request, entry: Entry) -> float:

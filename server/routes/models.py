@@ -15,17 +15,19 @@ from server.convert.sampling import DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_
 from server.errors import InvalidArgument
 from server.registry import Entry
 from server.wire.generation import MAX_TEMPERATURE
+from server.wire.message import parse
+from server.wire.requests import DEFAULT_PAGE, MAX_PAGE, ListModelsRequest
 
-DEFAULT_PAGE = 50
-MAX_PAGE = 1000
 METHODS = ["generateContent", "countTokens"]
 
 
 async def list_models(request: Request) -> Response:
     """GET models?pageSize&pageToken: real names in file order, no aliases"""
     entries = request.app.state.registry.entries()
-    start = _start(request.query_params.get("pageToken", ""), len(entries))
-    end = start + _page_size(request.query_params.get("pageSize", ""))
+    known = {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
+    wanted = parse(ListModelsRequest, known)
+    start = _start(wanted.page_token, len(entries))
+    end = start + (int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE)
     page: dict[str, Any] = {"models": [model_resource(entry) for entry in entries[start:end]]}
     if end < len(entries):
         page["nextPageToken"] = _token(end)
@@ -38,7 +40,7 @@ async def get_model(request: Request, entry: Entry) -> Response:  # noqa: ARG001
 
 
 def model_resource(entry: Entry) -> dict[str, Any]:
-    """A Model. Limits that only a loaded engine knows are left out while it loads."""
+    """A Model. What only a loaded model tells is left out while it loads."""
     spec = entry.spec
     return {
         "name": f"models/{entry.name}",
@@ -46,30 +48,24 @@ def model_resource(entry: Entry) -> dict[str, Any]:
         "version": entry.version,
         "displayName": spec.display_name or entry.name,
         "description": spec.description,
-        **_limits(entry),
+        **_loaded(entry),
         "supportedGenerationMethods": METHODS,
         "temperature": DEFAULT_TEMPERATURE if spec.temperature is None else spec.temperature,
         "maxTemperature": MAX_TEMPERATURE,
         "topP": DEFAULT_TOP_P if spec.top_p is None else spec.top_p,
         "topK": DEFAULT_TOP_K if spec.top_k is None else spec.top_k,
-        "thinking": False,
     }
 
 
-def _limits(entry: Entry) -> dict[str, int]:
-    """The longest input leaves room for one token of the answer."""
+def _loaded(entry: Entry) -> dict[str, Any]:
+    """What a loaded model can do. The longest input leaves room for one token of the answer."""
     try:
         info = entry.engine.describe()
+        thinks = entry.tokenizer.family.thought is not None
     except EngineUnavailable:
         return {"outputTokenLimit": entry.spec.max_output_tokens}
-    return {"inputTokenLimit": info.max_context - 1, "outputTokenLimit": output_limit(entry.spec, info)}
-
-
-def _page_size(text: str) -> int:
-    """0 and nothing mean the default; more than the most is the most."""
-    if text and not (text.isascii() and text.isdigit()):
-        raise InvalidArgument.at("page_size", f"* ListModelsRequest.page_size: {text[:64]!r} is not a number from 0")
-    return min(int(text[:9] or "0") or DEFAULT_PAGE, MAX_PAGE)
+    limit = output_limit(entry.spec, info)
+    return {"inputTokenLimit": info.max_context - 1, "outputTokenLimit": limit, "thinking": thinks}
 
 
 def _token(start: int) -> str:

@@ -8,10 +8,11 @@ from starlette.requests import Request
 
 from server.body import parse_json, read_body
 from server.errors import InvalidArgument
+from server.mapper.signature import Signer
 from server.observe import RequestRecord
 from server.registry import Entry, Registry
 from server.wire.message import M, parse
-from server.wire.support import review
+from server.wire.support import THINKING, Terms, review
 
 LARGE_BYTES = 65_536
 """Bodies from here on are checked in a thread: the largest would hold up everybody else for seconds."""
@@ -34,17 +35,30 @@ def check_same_model(request: Request, name: str, entry: Entry) -> None:
         )
 
 
-async def read_message(request: Request, kind: type[M]) -> M:
-    """The body as a message of which every field is served or known to have no effect; the latter go on record.
+async def read_message(request: Request, kind: type[M], entry: Entry) -> M:
+    """The body as a message of which every field has its effect on this model; what has none goes on record.
 
     Raises ``ApiError`` naming every field that is wrong or not served.
     """
     raw = await read_body(request, request.app.state.settings.max_body_bytes)
     large = len(raw) >= LARGE_BYTES
-    message, ignored = await asyncio.to_thread(_understood, kind, raw) if large else _understood(kind, raw)
+    message = await asyncio.to_thread(_parsed, kind, raw) if large else _parsed(kind, raw)
+    terms = terms_of(entry)
+    message, ignored = await asyncio.to_thread(review, message, terms) if large else review(message, terms)
     record: RequestRecord = request.state.record
     record.ignored += ignored
     return message
+
+
+def terms_of(entry: Entry) -> Terms:
+    """What this model can do and lets pass. Raises ``EngineUnavailable`` while that is not known."""
+    thinks = entry.tokenizer.thought_ids is not None
+    return Terms(frozenset({THINKING} if thinks else ()), frozenset(entry.spec.lenient))
+
+
+def signer_of(request: Request) -> Signer:
+    """Who seals and opens the thought signatures of this caller."""
+    return Signer(request.app.state.signature_key, request.state.identity)
 
 
 def ignored_header(record: RequestRecord) -> dict[str, str]:
@@ -52,6 +66,5 @@ def ignored_header(record: RequestRecord) -> dict[str, str]:
     return {IGNORED_HEADER: ", ".join(record.ignored)[:MAX_IGNORED_CHARACTERS]} if record.ignored else {}
 
 
-def _understood(kind: type[M], raw: bytes) -> tuple[M, list[str]]:
-    message = parse(kind, parse_json(raw))
-    return message, review(message)
+def _parsed(kind: type[M], raw: bytes) -> M:
+    return parse(kind, parse_json(raw))

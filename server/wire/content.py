@@ -10,7 +10,6 @@ from server.wire.fields import Bool, Bytes, Float, Names, Object, Repeated, Stri
 from server.wire.message import Message
 from server.wire.support import Honoured, Ignored, Refused
 
-NO_CALLS = "function calling is not served yet"
 NO_MEDIA = "only text is served yet, no images, audio, video or documents"
 NO_SERVER_TOOLS = "tools that run on the server are not served; declare functions and run them in your program"
 NOT_INPUT = "it only says more about a part that is not served"
@@ -56,9 +55,9 @@ class FileData(Message):
 class FunctionCall(Message):
     """A call that the model made; ``args`` are the user's data."""
 
-    id: Annotated[String, Honoured()] = ""
-    name: Annotated[String, Honoured()] = ""
-    args: Annotated[Object | None, Honoured()] = None
+    id: Annotated[String, Honoured("pairs the call with its response")] = ""
+    name: Annotated[String, Honoured("must be a declared name")] = ""
+    args: Annotated[Object | None, Honoured("the arguments, {} where there are none")] = None
     partial_args: Annotated[Repeated[Object], Refused("calls are never sent in pieces")] = ()
     will_continue: Annotated[Bool, Refused("calls are never sent in pieces")] = False
 
@@ -73,10 +72,10 @@ class FunctionResponsePart(Message):
 class FunctionResponse(Message):
     """What a function returned; ``response`` is the user's data."""
 
-    id: Annotated[String, Honoured()] = ""
-    name: Annotated[String, Honoured()] = ""
-    response: Annotated[Object | None, Honoured()] = None
-    parts: Annotated[Repeated[FunctionResponsePart], Honoured()] = ()
+    id: Annotated[String, Honoured("the call that it answers; else by order and name")] = ""
+    name: Annotated[String, Honoured("the function that was called")] = ""
+    response: Annotated[Object | None, Honoured("shown to the model as it is")] = None
+    parts: Annotated[Repeated[FunctionResponsePart], Honoured("text only: see below")] = ()
     will_continue: Annotated[Bool, Refused("functions answer once")] = False
     scheduling: Annotated[_Scheduling, Refused("functions answer once, in order")] = None
 
@@ -104,17 +103,17 @@ class Part(Message):
         "tool_response",
     )
 
-    text: Annotated[String | None, Honoured()] = None
+    text: Annotated[String | None, Honoured("never read as control tokens")] = None
     inline_data: Annotated[Blob | None, Refused(NO_MEDIA, presence=True)] = None
     file_data: Annotated[FileData | None, Refused(NO_MEDIA, presence=True)] = None
-    function_call: Annotated[FunctionCall | None, Refused(NO_CALLS, presence=True)] = None
-    function_response: Annotated[FunctionResponse | None, Refused(NO_CALLS, presence=True)] = None
+    function_call: Annotated[FunctionCall | None, Honoured("a call that the model made")] = None
+    function_response: Annotated[FunctionResponse | None, Honoured("what a function returned")] = None
     executable_code: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
     code_execution_result: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
     tool_call: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
     tool_response: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
-    thought: Annotated[Bool, Honoured("thoughts of earlier turns are not shown to the model again")] = False
-    thought_signature: Annotated[Bytes, Honoured("signatures that are not ours say nothing")] = b""
+    thought: Annotated[Bool, Honoured("the model is shown earlier thoughts only through their signature")] = False
+    thought_signature: Annotated[Bytes, Honoured("brings back earlier thoughts; foreign ones say nothing")] = b""
     video_metadata: Annotated[Object | None, Refused(NO_MEDIA)] = None
     media_resolution: Annotated[PartResolution | None, Refused(NO_MEDIA)] = None
     media_processing: Annotated[_Processing, Refused(NO_MEDIA)] = None
@@ -131,5 +130,5 @@ class Content(Message):
 
     text_field = "parts"
 
-    role: Annotated[String, Honoured()] = ""
-    parts: Annotated[Repeated[Part], Honoured()] = ()
+    role: Annotated[String, Honoured("user or model; user where it is not given")] = ""
+    parts: Annotated[Repeated[Part], Honoured("what is said")] = ()

@@ -9,15 +9,17 @@ from pydantic import BeforeValidator, Field
 from server.wire.content import NO_MEDIA, MediaLevel
 from server.wire.fields import Bool, Float, Int32, Names, Object, Repeated, String
 from server.wire.message import Message
-from server.wire.support import Honoured, Refused
+from server.wire.support import THINKING, Honoured, Refused
 
 MAX_CANDIDATES = 8
 MAX_STOP_SEQUENCES = 5
 MAX_STOP_CHARACTERS = 256
 MAX_TEMPERATURE = 2.0
 
-NO_STRUCTURE = "structured output is not served yet; leave it out or ask for text/plain"
+FORMAT_TYPES = ("APPLICATION_JSON", "TEXT_PLAIN")
+MIME_TYPES = ("text/plain", "application/json", "text/x.enum")
 NO_THINKING = "this model cannot think; leave it out or send thinkingBudget 0"
+SCHEMA_KEYWORDS = "a keyword that constrains and cannot be enforced is refused by its path"
 TEXT_ONLY = "answers are text only"
 
 _Modality = Annotated[
@@ -26,6 +28,9 @@ _Modality = Annotated[
 _Level = Annotated[
     str | None,
     BeforeValidator(Names("ThinkingLevel", "THINKING_LEVEL_UNSPECIFIED", "MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH")),
+]
+_FormatType = Annotated[
+    str | None, BeforeValidator(Names("TextResponseFormat.MimeType", "MIME_TYPE_UNSPECIFIED", *FORMAT_TYPES))
 ]
 _Stop = Annotated[String, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _Penalty = Annotated[Float, Field(ge=-2, le=2)]
@@ -36,17 +41,34 @@ class ThinkingConfig(Message):
 
     include_thoughts: Annotated[Bool, Honoured("a model that does not think has no thoughts to include")] = False
     thinking_budget: Annotated[
-        Annotated[Int32, Field(ge=-1)] | None, Honoured(NO_THINKING, only=lambda budget: budget < 1, code=400)
+        Annotated[Int32, Field(ge=-1)] | None,
+        Honoured(NO_THINKING, only=lambda budget: budget < 1, code=400, unless=THINKING),
     ] = None
-    thinking_level: Annotated[_Level, Refused(NO_THINKING, code=400)] = None
+    thinking_level: Annotated[_Level, Honoured(NO_THINKING, only=lambda _: False, code=400, unless=THINKING)] = None
 
 
 def _all_text(modalities: Any) -> bool:
     return all(modality in (None, "TEXT") for modality in modalities)
 
 
-def _plain(mime_type: Any) -> bool:
-    return bool(mime_type.lower() == "text/plain")
+def _served(mime_type: Any) -> bool:
+    return mime_type.lower() in MIME_TYPES
+
+
+class TextResponseFormat(Message):
+    """The form of a text: a MIME type, and a JSON Schema where it is JSON."""
+
+    mime_type: Annotated[_FormatType, Honoured("as responseMimeType")] = None
+    schema_: Annotated[Any, Honoured(SCHEMA_KEYWORDS)] = None
+    other_names: ClassVar = {"schema": "schema_"}
+
+
+class ResponseFormatConfig(Message):
+    """The newer way to say what form an answer has."""
+
+    text: Annotated[TextResponseFormat | None, Honoured("the form of the text")] = None
+    audio: Annotated[Object | None, Refused(TEXT_ONLY, presence=True)] = None
+    image: Annotated[Object | None, Refused(TEXT_ONLY, presence=True)] = None
 
 
 class GenerationConfig(Message):
@@ -55,22 +77,34 @@ class GenerationConfig(Message):
     other_names: ClassVar = {"_responseJsonSchema": "response_json_schema"}
 
     temperature: Annotated[Annotated[Float, Field(ge=0, le=MAX_TEMPERATURE)] | None, Honoured("0 is greedy")] = None
-    top_p: Annotated[Annotated[Float, Field(ge=0, le=1)] | None, Honoured()] = None
+    top_p: Annotated[
+        Annotated[Float, Field(ge=0, le=1)] | None, Honoured("the most likely tokens that make up this share")
+    ] = None
     top_k: Annotated[Annotated[Int32, Field(ge=0)] | None, Honoured("0 is off")] = None
-    candidate_count: Annotated[Annotated[Int32, Field(ge=1, le=MAX_CANDIDATES)] | None, Honoured()] = None
+    candidate_count: Annotated[
+        Annotated[Int32, Field(ge=1, le=MAX_CANDIDATES)] | None,
+        Honoured("1 to 8 answers to one prompt, which is computed once"),
+    ] = None
     max_output_tokens: Annotated[Annotated[Int32, Field(ge=1)] | None, Honoured("capped at outputTokenLimit")] = None
-    stop_sequences: Annotated[Annotated[Repeated[_Stop], Field(max_length=MAX_STOP_SEQUENCES)], Honoured()] = ()
-    presence_penalty: Annotated[_Penalty | None, Honoured()] = None
-    frequency_penalty: Annotated[_Penalty | None, Honoured()] = None
-    seed: Annotated[Int32 | None, Honoured()] = None
-    response_logprobs: Annotated[Bool, Honoured()] = False
+    stop_sequences: Annotated[
+        Annotated[Repeated[_Stop], Field(max_length=MAX_STOP_SEQUENCES)],
+        Honoured("up to 5; the first that comes up ends the answer and is not part of it"),
+    ] = ()
+    presence_penalty: Annotated[_Penalty | None, Honoured("-2 to 2, once for each token that was said")] = None
+    frequency_penalty: Annotated[_Penalty | None, Honoured("-2 to 2, for each time that a token was said")] = None
+    seed: Annotated[Int32 | None, Honoured("the same seed and request give the same answer, also under load")] = None
+    response_logprobs: Annotated[Bool, Honoured("log-probabilities of the chosen tokens")] = False
     logprobs: Annotated[Annotated[Int32, Field(ge=0, le=20)] | None, Honoured("only with responseLogprobs")] = None
-    response_mime_type: Annotated[String, Honoured(NO_STRUCTURE, only=_plain)] = ""
-    response_schema: Annotated[Object | None, Refused(NO_STRUCTURE)] = None
-    response_json_schema: Annotated[Any, Refused(NO_STRUCTURE)] = None
-    response_format: Annotated[Object | None, Refused(NO_STRUCTURE)] = None
+    response_mime_type: Annotated[
+        String, Honoured(f"must be one of {', '.join(MIME_TYPES)}", only=_served, code=400)
+    ] = ""
+    response_schema: Annotated[Object | None, Honoured(SCHEMA_KEYWORDS)] = None
+    response_json_schema: Annotated[Any, Honoured(SCHEMA_KEYWORDS)] = None
+    response_format: Annotated[
+        ResponseFormatConfig | None, Honoured("the newer way to say responseMimeType and responseJsonSchema")
+    ] = None
     response_modalities: Annotated[Repeated[_Modality], Honoured(TEXT_ONLY, only=_all_text)] = ()
-    thinking_config: Annotated[ThinkingConfig | None, Honoured()] = None
+    thinking_config: Annotated[ThinkingConfig | None, Honoured("how much the model thinks before it answers")] = None
     media_resolution: Annotated[MediaLevel, Refused(NO_MEDIA)] = None
     speech_config: Annotated[Object | None, Refused(TEXT_ONLY)] = None
     image_config: Annotated[Object | None, Refused(TEXT_ONLY)] = None

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from server.wire.content import Content
-from server.wire.fields import Bool, Bytes, Names, Repeated, String
+from server.wire.fields import Bool, Bytes, Float, Names, Repeated, String
 from server.wire.generation import GenerationConfig
 from server.wire.message import Message
-from server.wire.support import Honoured, Ignored, Refused
+from server.wire.support import Honoured, Ignored, Refused, fields_of
 from server.wire.tools import Tool, ToolConfig
 
 NO_CACHES = "cached contents are not served yet; send the contents themselves"
 NO_CLASSIFIER = "no safety classifier stands behind this server"
 ONE_TIER = "there is one tier"
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 1000
 
 _Category = Annotated[
     str | None,
@@ -70,11 +73,11 @@ class GenerateContentRequest(Message):
     """A conversation to be answered."""
 
     model: Annotated[String, Honoured("must be the model of the path")] = ""
-    contents: Annotated[Repeated[Content], Honoured()] = ()
-    system_instruction: Annotated[Content | None, Honoured()] = None
-    generation_config: Annotated[GenerationConfig, Honoured()] = GenerationConfig()
-    tools: Annotated[Repeated[Tool], Honoured()] = ()
-    tool_config: Annotated[ToolConfig | None, Honoured()] = None
+    contents: Annotated[Repeated[Content], Honoured("the conversation, oldest turn first")] = ()
+    system_instruction: Annotated[Content | None, Honoured("the system message of the chat template")] = None
+    generation_config: Annotated[GenerationConfig, Honoured("how the answer is made")] = GenerationConfig()
+    tools: Annotated[Repeated[Tool], Honoured("functions that the model may call")] = ()
+    tool_config: Annotated[ToolConfig | None, Honoured("whether it may, must or must not call")] = None
     safety_settings: Annotated[Repeated[SafetySetting], Ignored(NO_CLASSIFIER)] = ()
     cached_content: Annotated[String, Refused(NO_CACHES)] = ""
     labels: Annotated[dict[str, String] | None, Ignored("labels are for bills")] = None
@@ -88,12 +91,14 @@ class CountTokensRequest(Message):
     the parts of a request that make its prompt."""
 
     model: Annotated[String, Honoured("must be the model of the path")] = ""
-    contents: Annotated[Repeated[Content], Honoured()] = ()
-    generate_content_request: Annotated[GenerateContentRequest | None, Honoured()] = None
-    system_instruction: Annotated[Content | None, Honoured()] = None
-    tools: Annotated[Repeated[Tool], Honoured()] = ()
-    tool_config: Annotated[ToolConfig | None, Honoured()] = None
-    generation_config: Annotated[GenerationConfig, Honoured()] = GenerationConfig()
+    contents: Annotated[Repeated[Content], Honoured("counted")] = ()
+    generate_content_request: Annotated[GenerateContentRequest | None, Honoured("counted as it would be sent")] = None
+    system_instruction: Annotated[Content | None, Honoured("counted")] = None
+    tools: Annotated[Repeated[Tool], Honoured("counted as they are declared to the model")] = ()
+    tool_config: Annotated[ToolConfig | None, Honoured("counted as far as it changes the prompt")] = None
+    generation_config: Annotated[GenerationConfig, Honoured("counted as far as it changes the prompt")] = (
+        GenerationConfig()
+    )
 
     def as_generation(self) -> GenerateContentRequest:
         """The request whose prompt is to be counted."""
@@ -101,3 +106,21 @@ class CountTokensRequest(Message):
             return self.generate_content_request
         given = {name: getattr(self, name) for name in self.model_fields_set - {"generate_content_request"}}
         return GenerateContentRequest.model_construct(**given)
+
+
+class ListModelsRequest(Message):
+    """The query of GET models."""
+
+    page_size: Annotated[
+        Annotated[Float, Field(ge=0)], Honoured(f"{DEFAULT_PAGE} where it is 0 or not given, {MAX_PAGE} at most")
+    ] = 0
+    page_token: Annotated[String, Honoured("the nextPageToken of the page before")] = ""
+
+
+INDISPENSABLE = ("model", "contents", "systemInstruction.")
+"""What is said to the model, and to which one: no part of it can be left out of a request."""
+
+
+def lenient_paths() -> list[str]:
+    """The JSON paths of all fields that an operator may let pass without effect."""
+    return [path for path in fields_of(GenerateContentRequest) if not path.startswith(INDISPENSABLE)]

@@ -2,18 +2,25 @@
 
 Every wire field carries one of three annotations: ``Honoured`` (it has its full effect), ``Refused`` (a value is an
 error that names the field) or ``Ignored`` (checked, without effect, and named in the header ``x-castor-ignored``).
+An operator may list fields that a model accepts without effect although they would be honoured or refused.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel
 
 from server.errors import ApiError, FieldViolation, InvalidArgument, Unimplemented
+
+B = TypeVar("B", bound=BaseModel)
+
+THINKING = "thinking"
+"""The ability of models that think before they answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +32,14 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class Honoured(Support):
-    """The field has its full effect. Where only some values have, ``only`` tells which; others are refused."""
+    """The field has its full effect. Where only some values have, ``only`` tells which; others are refused.
+
+    A model with the ability ``unless`` takes every value.
+    """
 
     only: Callable[[Any], bool] | None = None
     code: int = 501
+    unless: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,17 @@ class Refused(Support):
 @dataclass(frozen=True, slots=True)
 class Ignored(Support):
     """The field is checked and has no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a model can do, and the fields that its operator lets pass without effect (see ``field_path``)."""
+
+    abilities: frozenset[str] = frozenset()
+    lenient: frozenset[str] = frozenset()
+
+
+STRICT = Terms()
 
 
 class Finding(NamedTuple):
@@ -92,15 +114,48 @@ def supports(kind: type[BaseModel]) -> dict[str, Support]:
     return found
 
 
-def findings(message: BaseModel, path: Path = ROOT) -> Iterator[Finding]:
+@lru_cache(maxsize=8)
+def fields_of(kind: type[BaseModel]) -> dict[str, Support]:
+    """Every field of a message and of the messages in it, by JSON path without indices; what is in a field that is
+    refused or has no effect shares its fate. No message holds itself."""
+    found: dict[str, Support] = {}
+    for name, support in supports(kind).items():
+        found[camel(name)] = support
+        for inner in messages_in(kind, name):
+            for path, below in fields_of(inner).items():
+                found[f"{camel(name)}.{path}"] = below if isinstance(support, Honoured) else support
+    return found
+
+
+def messages_in(kind: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The messages that a field holds, alone or in a list; none where it holds a scalar or data of the user."""
+    return list(_messages_of(kind.model_fields[name].annotation))
+
+
+def _messages_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _messages_of(argument)
+
+
+def field_path(path: str) -> str:
+    """The path of a field wherever it stands: without indices, and as in a request that is not wrapped in another."""
+    return re.sub(r"\[\d+\]", "", path).removeprefix("generateContentRequest.")
+
+
+def findings(message: BaseModel, terms: Terms = STRICT, path: Path = ROOT) -> Iterator[Finding]:
     """Walk a message: every field that is set and refused or ignored, in order."""
     for name, support in _given(message):
         value, place = getattr(message, name), path.to(name)
+        if _is_let_pass(value, place, support, terms):
+            yield Finding(*place, value, _LET_PASS)
+            continue
         match support:
-            case Honoured(only=only):
-                if only is not None and _is_set(value) and not only(value):
+            case Honoured():
+                if _is_set(value) and not _has_effect(value, support, terms):
                     yield Finding(*place, value, support)
-                yield from _inside(value, place)
+                yield from _inside(value, terms, place)
             case Refused(presence=presence):
                 if (value is not None) if presence else _is_set(value):
                     yield Finding(*place, value, support)
@@ -109,14 +164,48 @@ def findings(message: BaseModel, path: Path = ROOT) -> Iterator[Finding]:
                     yield Finding(*place, value, support)
 
 
-def review(message: BaseModel) -> list[str]:
-    """The JSON paths of what is accepted without effect. Raises ``InvalidArgument`` or ``Unimplemented`` naming every
-    field that is not served; a 400 wins, because repeating such a request is no use anywhere."""
-    found = list(findings(message))
+def review(message: B, terms: Terms = STRICT) -> tuple[B, list[str]]:
+    """The message as far as it has an effect, and the JSON paths of what is accepted without one.
+
+    Raises ``InvalidArgument`` or ``Unimplemented`` naming every field that is not served; a 400 wins, because repeating
+    such a request is no use anywhere.
+    """
+    found = list(findings(message, terms))
     refused = [finding for finding in found if not isinstance(finding.support, Ignored)]
     if refused:
         raise _refusal(refused)
-    return list(dict.fromkeys(finding.path for finding in found))
+    let_pass = frozenset(finding.path for finding in found if finding.support is _LET_PASS)
+    return _without(message, let_pass) if let_pass else message, list(dict.fromkeys(f.path for f in found))
+
+
+_LET_PASS = Ignored("the operator lets it pass")
+
+
+def _is_let_pass(value: Any, place: Path, support: Support, terms: Terms) -> bool:
+    """Whether a field is on the operator's list; a value that is served although others are not stays in effect."""
+    if not terms.lenient or field_path(place.json) not in terms.lenient:
+        return False
+    if isinstance(support, Honoured) and support.only is not None and _has_effect(value, support, terms):
+        return False
+    return _is_set(value) or (isinstance(support, Refused) and support.presence)
+
+
+def _has_effect(value: Any, support: Honoured, terms: Terms) -> bool:
+    return support.only is None or support.unless in terms.abilities or support.only(value)
+
+
+def _without(message: B, dropped: frozenset[str], path: Path = ROOT) -> B:
+    """A copy that lacks the fields at these JSON paths."""
+    kept = {name: getattr(message, name) for name, _ in _given(message) if path.to(name).json not in dropped}
+    return type(message).model_construct(**{name: _pruned(kept[name], dropped, path.to(name)) for name in kept})
+
+
+def _pruned(value: Any, dropped: frozenset[str], path: Path) -> Any:
+    if isinstance(value, BaseModel):
+        return _without(value, dropped, path)
+    if isinstance(value, tuple):
+        return tuple(_pruned(element, dropped, path.at(index)) for index, element in enumerate(value))
+    return value
 
 
 def _refusal(refused: list[Finding]) -> ApiError:
@@ -144,12 +233,12 @@ def _given(message: BaseModel) -> list[tuple[str, Support]]:
     return [(name, support) for name, support in supports(type(message)).items() if name in given]
 
 
-def _inside(value: Any, path: Path) -> Iterator[Finding]:
+def _inside(value: Any, terms: Terms, path: Path) -> Iterator[Finding]:
     if isinstance(value, BaseModel):
-        yield from findings(value, path)
+        yield from findings(value, terms, path)
     elif isinstance(value, tuple):
         for index, element in enumerate(value):
-            yield from _inside(element, path.at(index))
+            yield from _inside(element, terms, path.at(index))
 
 
 def _is_set(value: Any) -> bool:

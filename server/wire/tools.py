@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from server.wire.content import NO_CALLS, NO_SERVER_TOOLS
+from server.wire.content import NO_SERVER_TOOLS
 from server.wire.fields import Bool, Names, Object, Repeated, String
 from server.wire.message import Message
 from server.wire.support import Honoured, Refused
@@ -17,23 +17,32 @@ _Mode = Annotated[
 ]
 _Behavior = Annotated[str | None, BeforeValidator(Names("Behavior", "UNSPECIFIED", "BLOCKING", "NON_BLOCKING"))]
 
+RETURN = "tells the model what the function returns, where its template knows how"
+WAITS = "the model always waits for the function's answer; leave it out or send BLOCKING"
+
 
 class FunctionDeclaration(Message):
     """A function that the model may call; its schemas are the user's data."""
 
-    name: Annotated[String, Honoured()] = ""
-    description: Annotated[String, Honoured()] = ""
-    parameters: Annotated[Object | None, Honoured()] = None
-    parameters_json_schema: Annotated[Object | None, Honoured()] = None
-    response: Annotated[Object | None, Honoured()] = None
-    response_json_schema: Annotated[Object | None, Honoured()] = None
-    behavior: Annotated[_Behavior, Honoured()] = None
+    name: Annotated[String, Honoured("what the model calls")] = ""
+    description: Annotated[String, Honoured("shown to the model")] = ""
+    parameters: Annotated[
+        Object | None, Honoured("shown to the model; arguments follow it as far as it can be enforced")
+    ] = None
+    parameters_json_schema: Annotated[
+        Object | None, Honoured("shown to the model; arguments follow it as far as it can be enforced")
+    ] = None
+    response: Annotated[Object | None, Honoured(RETURN)] = None
+    response_json_schema: Annotated[Object | None, Honoured(RETURN)] = None
+    behavior: Annotated[_Behavior, Honoured(WAITS, only=lambda behavior: behavior == "BLOCKING")] = None
 
 
 class Tool(Message):
     """One entry of ``tools``; it may hold several kinds at once."""
 
-    function_declarations: Annotated[Repeated[FunctionDeclaration], Refused(NO_CALLS)] = ()
+    function_declarations: Annotated[
+        Repeated[FunctionDeclaration], Honoured("functions that the model may call and your program runs")
+    ] = ()
     google_search: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
     google_search_retrieval: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
     code_execution: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None
@@ -47,14 +56,16 @@ class Tool(Message):
 class FunctionCallingConfig(Message):
     """Whether the model may, must or must not call, and what."""
 
-    mode: Annotated[_Mode, Refused(NO_CALLS)] = None
-    allowed_function_names: Annotated[Repeated[String], Refused(NO_CALLS)] = ()
+    mode: Annotated[_Mode, Honoured("AUTO where it is not given")] = None
+    allowed_function_names: Annotated[Repeated[String], Honoured("only with ANY or VALIDATED")] = ()
     stream_function_call_arguments: Annotated[Bool, Refused("calls are never sent in pieces")] = False
 
 
 class ToolConfig(Message):
     """How the tools are to be used."""
 
-    function_calling_config: Annotated[FunctionCallingConfig | None, Honoured()] = None
+    function_calling_config: Annotated[
+        FunctionCallingConfig | None, Honoured("whether the model may, must or must not call")
+    ] = None
     retrieval_config: Annotated[Object | None, Refused(NO_SERVER_TOOLS)] = None
     include_server_side_tool_invocations: Annotated[Bool, Refused(NO_SERVER_TOOLS)] = False

@@ -19,7 +19,8 @@ from support.digests import (
 )
 from support.tiny import EOS_ID, VOCAB_SIZE
 
-from engine.batch import Sequence, Work
+from engine.batch import Sampled, Sequence, Work
+from engine.masks import Mask
 from engine.types import EngineUnavailable, ErrorKind, FinishReason, Request, RequestError
 
 POISON = 300
@@ -112,9 +113,9 @@ def test_logprobs_come_with_their_tokens() -> None:
 
 def test_markers_stay_in_the_text() -> None:
     answer = ScriptedSampler([1, *ids("hi")])
-    plain, marked = make_core(answer)[0], make_core(answer, markers=frozenset({1}))[0]
-    assert run_to_end(plain, make_request())["r"].text == {0: "hi"}
-    assert run_to_end(marked, make_request())["r"].text == {0: "<|im_start|>hi"}
+    told = run_to_end(make_core(answer)[0], make_request("plain"), make_request("marked", markers=(1,)))
+    assert told["plain"].text == {0: "hi"}
+    assert told["marked"].text == {0: "<|im_start|>hi"}
 
 
 # Candidates and the prefix cache
@@ -298,10 +299,10 @@ def test_a_failing_candidate_ends_its_request_and_no_other_work_of_it_is_done() 
 
 def test_a_failing_sampler_fails_alone_too() -> None:
     class Picky(ScriptedSampler):
-        def sample(self, logits: list[int], sequences: list[Sequence]) -> list:  # type: ignore[type-arg]
+        def sample(self, logits: list[int], sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
             if any(sequence.request.id == "bad" and sequence.num_sampled == 2 for sequence in sequences):
                 raise ValueError("no")
-            return super().sample(logits, sequences)
+            return super().sample(logits, sequences, masks)
 
     core, _ = make_core(Picky(ids("abcd")))
     told = run_to_end(core, make_request("bad"), make_request("good"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.limits import refusal
-from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+from engine.types import EngineConfig, ModelInfo, Request, SamplingParams, Thinking
 
 INFO = ModelInfo("llama", 0, "float32", "cpu", vocab_size=100, max_context=8, block_size=4, num_blocks=4, max_running=2)
 CONFIG = EngineConfig(path="", max_running=2, max_waiting=3)
@@ -32,6 +32,9 @@ def refuse(**changes: Any) -> str | None:
         {"temperature": 0.0, "top_p": 0.0, "top_k": 10**6, "seed": -(2**63), "logprobs": 20},
         {"temperature": 1e9, "presence_penalty": -2.0, "frequency_penalty": 2.0, "logprobs": 0},
         {"stop": ("x",) * 64, "stop_ids": (1000,), "deadline": inf},
+        {"stop_exempt": (("a" * 4096, "b"),) * 16, "markers": (0, 99), "grammar": "g" * 2**20},
+        {"thinking": Thinking((), (99,) * 64, open=True, budget=0)},
+        {"thinking": Thinking((0,) * 64, (99,), budget=10**9)},
     ],
 )
 def test_served(changes: dict[str, Any]) -> None:
@@ -63,6 +66,17 @@ def test_served(changes: dict[str, Any]) -> None:
         ({"stop": ("a", "")}, ["stop", "0 characters"]),
         ({"stop": ("a" * 4097,)}, ["stop", "4097", "4096"]),
         ({"stop": ("a",) * 65}, ["stop", "65", "64"]),
+        ({"stop_exempt": (("a", ""),)}, ["stop_exempt", "0 characters"]),
+        ({"stop_exempt": (("a", "b" * 4097),)}, ["stop_exempt", "4097", "4096"]),
+        ({"stop_exempt": (("a", "b"),) * 17}, ["stop_exempt", "17", "16"]),
+        ({"grammar": ""}, ["grammar", "0 characters"]),
+        ({"grammar": "g" * (2**20 + 1)}, ["grammar", str(2**20 + 1), str(2**20)]),
+        ({"markers": (1, 100)}, ["markers", "100", "99"]),
+        ({"thinking": Thinking((-1,), (1,))}, ["thinking.start", "-1", "99"]),
+        ({"thinking": Thinking((1,), (1, 100))}, ["thinking.end", "100", "99"]),
+        ({"thinking": Thinking((1,), ())}, ["thinking.end", "empty"]),
+        ({"thinking": Thinking((1,), (1,) * 65)}, ["thinking", "65", "64"]),
+        ({"thinking": Thinking((1,), (1,), budget=-1)}, ["thinking.budget", "-1"]),
     ],
 )
 def test_refused(changes: dict[str, Any], words: list[str]) -> None:

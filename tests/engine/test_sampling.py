@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.batch import Sampled, Sequence
+from engine.masks import Mask, all_but, only
 from engine.sampling import BatchSampler
 from engine.sampling.draw import PREFILTER
 from engine.sampling.logprobs import LOWEST_LOGPROB
@@ -22,8 +23,14 @@ def sequence(sampled: tuple[int, ...] = (), candidate: int = 0, position: int = 
     return Sequence(request=request, candidate=candidate, tokens=[*prompt, *sampled])
 
 
-def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-    return [sampled.token_id for sampled in BatchSampler().sample(logits, sequences)]
+def sample_rows(
+    logits: torch.Tensor, sequences: list[Sequence], masks: list[Mask | None] | None = None
+) -> list[Sampled]:
+    return BatchSampler().sample(logits, sequences, masks or [None] * len(sequences))
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence], masks: list[Mask | None] | None = None) -> list[int]:
+    return [sampled.token_id for sampled in sample_rows(logits, sequences, masks)]
 
 
 def draws(row: torch.Tensor, count: int, **sampling: Any) -> list[int]:
@@ -82,10 +89,10 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
         )
         for i in range(12)
     ]
-    together = BatchSampler().sample(logits, owners)
-    alone = [BatchSampler().sample(logits[i : i + 1], [owner])[0] for i, owner in enumerate(owners)]
+    together = sample_rows(logits, owners)
+    alone = [sample_rows(logits[i : i + 1], [owner])[0] for i, owner in enumerate(owners)]
     assert together == alone
-    backwards = BatchSampler().sample(logits.flip(0), owners[::-1])
+    backwards = sample_rows(logits.flip(0), owners[::-1])
     assert backwards[::-1] == alone
 
 
@@ -137,20 +144,20 @@ def test_numbers_that_are_not_finite_fail_and_the_other_rows_succeed_alone(row: 
     logits[1, 5] = bad
     owners = [sequence(temperature=0.0), sequence()]
     with pytest.raises(FloatingPointError):
-        BatchSampler().sample(logits, owners)
+        sample_rows(logits, owners)
     assert sample(logits[:1], owners[:1]) == [int(row.argmax())]
     with pytest.raises(FloatingPointError):
-        BatchSampler().sample(logits[1:], owners[1:])
+        sample_rows(logits[1:], owners[1:])
 
 
 def test_the_logits_handed_in_stay_as_they_are(row: torch.Tensor) -> None:
     logits = row[None].clone()
-    BatchSampler().sample(logits, [sequence((1, 2), presence_penalty=1.0, logprobs=3)])
+    sample_rows(logits, [sequence((1, 2), presence_penalty=1.0, logprobs=3)])
     assert torch.equal(logits[0], row)
 
 
 def test_no_rows_make_no_tokens() -> None:
-    assert BatchSampler().sample(torch.empty(0, 8), []) == []
+    assert sample_rows(torch.empty(0, 8), []) == []
 
 
 def test_logprobs_are_raw_descending_and_only_for_rows_that_ask(row: torch.Tensor) -> None:
@@ -159,7 +166,7 @@ def test_logprobs_are_raw_descending_and_only_for_rows_that_ask(row: torch.Tenso
         sequence(),
         sequence(logprobs=0),
     ]
-    asked, silent, chosen_only = BatchSampler().sample(row.expand(3, -1), owners)
+    asked, silent, chosen_only = sample_rows(row.expand(3, -1), owners)
     raw = row.log_softmax(-1)
     best, ids = raw.topk(4)
     assert silent.logprobs is None
@@ -173,7 +180,7 @@ def test_logprobs_are_raw_descending_and_only_for_rows_that_ask(row: torch.Tenso
 
 def test_logprobs_are_never_infinite() -> None:
     logits = torch.tensor([[0.0, -math.inf, -math.inf]])
-    result: Sampled = BatchSampler().sample(logits, [sequence(temperature=0.0, logprobs=20)])[0]
+    result: Sampled = sample_rows(logits, [sequence(temperature=0.0, logprobs=20)])[0]
     assert result.logprobs is not None
     assert [top.logprob for top in result.logprobs.top] == [0.0, LOWEST_LOGPROB, LOWEST_LOGPROB]
     assert [top.token_id for top in result.logprobs.top] == [0, 1, 2]
@@ -184,6 +191,52 @@ def test_penalties_apply_to_the_response_alone() -> None:
     prompt_only = sequence(temperature=0.0, presence_penalty=2.0)
     assert sample(logits, [prompt_only]) == [0]
     assert sample(logits, [sequence((0,), temperature=0.0, presence_penalty=0.2)]) == [1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_leaves_what_it_allows(row: torch.Tensor, temperature: float) -> None:
+    best = int(row.argmax())
+    owners = [sequence(position=position, temperature=temperature) for position in range(1, 201)]
+    rows = row.expand(200, -1)
+    assert set(sample(rows, owners, [only([3, 39], 40)] * 200)) <= {3, 39}
+    assert best not in sample(rows, owners, [all_but([best], 40)] * 200)
+    assert sample(rows, owners, [all_but([], 40)] * 200) == sample(rows, owners)
+
+
+def test_masked_draws_follow_the_distribution_that_the_mask_leaves(row: torch.Tensor) -> None:
+    allowed = list(range(0, 40, 3))
+    expected = torch.zeros_like(row)
+    expected[allowed] = row[allowed].softmax(-1)
+    owners = [sequence(position=position, seed=2) for position in range(1, 4001)]
+    tokens = sample(row.expand(4000, -1), owners, [only(allowed, 40)] * 4000)
+    assert chi_square(tokens, expected) < bound(len(allowed) - 1)
+
+
+def test_a_mask_touches_its_own_row_alone() -> None:
+    logits = torch.randn(6, 3001, generator=torch.Generator().manual_seed(1))
+    owners = [sequence(seed=i, temperature=(0.0, 1.0)[i % 2], logprobs=2) for i in range(6)]
+    masks = [only([5, 3000], 3001), None, None, only(range(0, 3001, 2), 3001), None, all_but([7], 3001)]
+    together = sample_rows(logits, owners, masks)
+    alone = [sample_rows(logits[i : i + 1], [owners[i]], [masks[i]])[0] for i in range(6)]
+    assert together == alone
+    free = sample_rows(logits, owners)
+    assert [together[i] for i in (1, 2, 4)] == [free[i] for i in (1, 2, 4)]
+
+
+def test_logprobs_are_those_before_the_mask_and_penalties_come_after_it() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.9, 2.0]])
+    owner = sequence((1,), temperature=0.0, presence_penalty=1.0, logprobs=4)
+    sampled = sample_rows(logits, [owner], [only([1, 2], 4)])[0]
+    raw = logits[0].log_softmax(-1)
+    assert sampled.token_id == 2
+    assert sampled.logprobs is not None
+    assert sampled.logprobs.chosen == pytest.approx(raw[2].item(), abs=1e-6)
+    assert [top.token_id for top in sampled.logprobs.top] == [0, 3, 1, 2]
+
+
+def test_a_mask_that_leaves_nothing_possible_fails(row: torch.Tensor) -> None:
+    with pytest.raises(FloatingPointError):
+        sample(row[None], [sequence()], [only([], 40)])
 
 
 def test_the_prefilter_is_smaller_than_the_vocabularies_it_is_for() -> None:

@@ -188,3 +188,16 @@ except LookupError as error:
     assert (foreign["event"], foreign["logger"]) == ("Invalid HTTP request", "uvicorn.error")
     assert "LookupError: why" in broke["exception"]
     assert done.stdout == ""
+
+
+def test_ignored_fields_count_by_field_and_not_by_place() -> None:
+    metrics = metrics_of()
+    record = record_in(metrics)
+    record.ignored += ["contents[0].parts[7].partMetadata", "contents[1].parts[0].partMetadata", "store"]
+    record.ignored.append("generateContentRequest.store")
+    record.close()
+    found = {name: value for name, value in samples(metrics).items() if name.startswith("castor_ignored_fields_total")}
+    assert found == {
+        'castor_ignored_fields_total{field="contents.parts.partMetadata"}': 1,
+        'castor_ignored_fields_total{field="store"}': 1,
+    }

@@ -8,7 +8,7 @@ import pytest
 
 from engine.sources import FolderSource
 from server.settings import ConfigError
-from server.spec import load_specs, parse_specs, spec_of_path
+from server.spec import ThinkingLevels, load_specs, parse_specs, spec_of_path
 
 FULL = """
 models:
@@ -29,6 +29,8 @@ models:
     temperature: 0.7
     top_p: 0.9
     top_k: 40
+    lenient: [generationConfig.speechConfig, tools.googleSearch]
+    thinking_levels: {low: 100, xhigh: -1}
   org/big:8b:
     source: hf:org/big
     max_context: null
@@ -39,6 +41,9 @@ def test_reads_every_key_in_file_order() -> None:
     small, big = parse_specs(FULL)
     assert small.aliases == ("gemini-*", "tiny")
     assert (small.max_context, small.kv_memory, small.load, small.top_k) == (4096, 0.85, "request", 40)
+    assert small.lenient == ("generationConfig.speechConfig", "tools.googleSearch")
+    assert small.thinking_levels == ThinkingLevels(512, 100, 4096, 16384, -1)
+    assert big.thinking_levels == ThinkingLevels()
     assert (big.name, big.max_context, big.load, big.max_waiting) == ("org/big:8b", None, "start", 256)
 
 
@@ -57,6 +62,22 @@ def test_reads_every_key_in_file_order() -> None:
         ("{source: x, sha256: abc}", "64 hex digits"),
         ("{source: x, aliases: gemini}", "a list of names"),
         ("{source: x, aliases: ['a b']}", "a list of names"),
+        ("{source: x, lenient: generationConfig.seed}", "a list of fields by their JSON path"),
+        ("{source: x, lenient: [7]}", "a list of fields by their JSON path"),
+        (
+            "{source: x, lenient: [generationConfig.thinkingBudget]}",
+            "lenient names 'generationConfig.thinkingBudget', which is no field that a request can do without; did you "
+            "mean generationConfig.thinkingConfig or generationConfig.thinkingConfig.thinkingBudget or ",
+        ),
+        ("{source: x, lenient: [generation_config.seed]}", "did you mean generationConfig.seed or "),
+        ("{source: x, lenient: [contents.parts.inlineData]}", "which is no field that a request can do without"),
+        ("{source: x, lenient: [xyz]}", "'xyz', which is no field that a request can do without; docs/api.md lists"),
+        (
+            "{source: x, thinking_levels: {low: 1, most: 2}}",
+            "a mapping of minimal, low, medium, high, xhigh to numbers",
+        ),
+        ("{source: x, thinking_levels: {low: -2}}", "-1 for no limit"),
+        ("{source: x, thinking_levels: 100}", "thinking_levels is 100"),
         ("{source: 7}", "source is 7"),
         ("{load: start}", "'source' is missing"),
         ("{source: 'pypi:a==1/b.gguf'}", "needs the key 'sha256'"),

@@ -8,8 +8,9 @@ from typing import Any
 
 from support.tiny import EOS_ID, VOCAB_SIZE, tiny_tokenizer
 
-from engine.batch import Sampled, Sequence, Work
+from engine.batch import Grammars, Sampled, Sequence, Work
 from engine.core import Core
+from engine.masks import Mask, allows
 from engine.types import (
     CandidateFinished,
     Delta,
@@ -87,18 +88,25 @@ class DigestRunner:
         return block * self.info.block_size + position % self.info.block_size
 
 
+def nearest(token: int, mask: Mask | None) -> int:
+    """The token itself, or the lowest one that is allowed in its place."""
+    if mask is None or allows(mask, token):
+        return token
+    return next(other for other in range(VOCAB_SIZE) if allows(mask, other))
+
+
 class DigestSampler:
     """The next token follows from the prefix, the seed and the candidate; now and then it is the end token."""
 
-    def sample(self, logits: list[int], sequences: list[Sequence]) -> list[Sampled]:
+    def sample(self, logits: list[int], sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
         assert len(logits) == len(sequences)
-        return [self._choose(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+        return [self._choose(*row) for row in zip(logits, sequences, masks, strict=True)]
 
-    def _choose(self, row: int, sequence: Sequence) -> Sampled:
+    def _choose(self, row: int, sequence: Sequence, mask: Mask | None) -> Sampled:
         choice = hash((row, sequence.request.sampling.seed, sequence.candidate))
         token = EOS_ID if choice % 16 == 0 and sequence.num_sampled else FIRST_BYTE + choice // 16 % 256
         wanted = sequence.request.sampling.logprobs is not None
-        return Sampled(token, TokenLogprobs(-float(choice % 100)) if wanted else None)
+        return Sampled(nearest(token, mask), TokenLogprobs(-float(choice % 100)) if wanted else None)
 
 
 class ScriptedSampler:
@@ -107,12 +115,13 @@ class ScriptedSampler:
     def __init__(self, *answers: Iterable[int]) -> None:
         self._answers = [list(answer) for answer in answers]
 
-    def sample(self, logits: list[int], sequences: list[Sequence]) -> list[Sampled]:
-        return [Sampled(self._next(sequence), None) for sequence in sequences]
+    def sample(self, logits: list[int], sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
+        return [Sampled(self._next(*row), None) for row in zip(sequences, masks, strict=True)]
 
-    def _next(self, sequence: Sequence) -> int:
+    def _next(self, sequence: Sequence, mask: Mask | None) -> int:
         answer = self._answers[sequence.candidate % len(self._answers)]
-        return answer[sequence.num_sampled] if sequence.num_sampled < len(answer) else EOS_ID
+        token = answer[sequence.num_sampled] if sequence.num_sampled < len(answer) else EOS_ID
+        return nearest(token, mask)
 
 
 def model_info(num_blocks: int = 64, block_size: int = 4, max_context: int = 128) -> ModelInfo:
@@ -126,12 +135,12 @@ def make_core(
     max_running: int = 8,
     step_target_ms: float = 1e-6,
     clock: Callable[[], float] = lambda: 0.0,
-    markers: frozenset[int] = frozenset(),
+    grammars: Grammars | None = None,
 ) -> tuple[Core, DigestRunner]:
     """A core whose chunks are small or, with a large target, as large as can be."""
     runner = DigestRunner(info or model_info())
     config = EngineConfig(path="", max_running=max_running, step_target_ms=step_target_ms)
-    return Core(runner, sampler or DigestSampler(), TOKENIZER, config, markers=markers, clock=clock), runner
+    return Core(runner, sampler or DigestSampler(), TOKENIZER, config, grammars=grammars, clock=clock), runner
 
 
 def make_request(
@@ -150,12 +159,18 @@ def make_request(
 
 @dataclass
 class Told:
-    """What one request was told; adding an event checks the protocol's order."""
+    """What one request was told; adding an event checks the protocol's order.
+
+    ``tokens`` are all tokens, ``thoughts`` those of them in thoughts; ``text`` is the answer's alone.
+    """
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    thoughts: dict[int, list[int]] = field(default_factory=dict)
     text: dict[int, str] = field(default_factory=dict)
+    thought_text: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     reasons: dict[int, FinishReason] = field(default_factory=dict)
+    messages: dict[int, str] = field(default_factory=dict)
     done: RequestFinished | None = None
 
     def add(self, event: Event) -> None:
@@ -165,8 +180,12 @@ class Told:
         elif isinstance(event, CandidateFinished):
             assert event.candidate not in self.reasons, "a candidate ended twice"
             assert event.tokens == len(self.tokens.get(event.candidate, []))
+            assert event.thoughts == len(self.thoughts.get(event.candidate, []))
+            assert bool(event.message) == (event.reason is FinishReason.MALFORMED)
             self.reasons[event.candidate] = event.reason
+            self.messages[event.candidate] = event.message
         else:
+            assert event.thought_tokens == sum(map(len, self.thoughts.values()))
             assert event.candidate_tokens == sum(map(len, self.tokens.values()))
             self.done = event
 
@@ -174,7 +193,10 @@ class Told:
         assert delta.candidate not in self.reasons, "a delta after the candidate's end"
         assert len(delta.logprobs) in (0, len(delta.token_ids))
         self.tokens.setdefault(delta.candidate, []).extend(delta.token_ids)
-        self.text[delta.candidate] = self.text.get(delta.candidate, "") + delta.text
+        if delta.thought:
+            self.thoughts.setdefault(delta.candidate, []).extend(delta.token_ids)
+        text = self.thought_text if delta.thought else self.text
+        text[delta.candidate] = text.get(delta.candidate, "") + delta.text
         self.logprobs.setdefault(delta.candidate, []).extend(delta.logprobs)
 
 

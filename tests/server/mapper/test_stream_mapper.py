@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +21,10 @@ from engine.types import (
     TopLogprob,
 )
 from server.errors import DeadlineExceeded
+from server.families import FAMILIES
+from server.mapper.candidates import Reading
+from server.mapper.parts import answer_parser
+from server.mapper.signature import Signer
 from server.mapper.stream import Answer
 
 STOP = FinishReason.STOP
@@ -118,3 +124,80 @@ async def test_the_whole_answer_has_every_candidate_in_order() -> None:
     texts = [candidate["content"]["parts"][0]["text"] for candidate in whole["candidates"]]
     assert texts == ["ab", "xy"]
     assert whole["usageMetadata"]["totalTokenCount"] == 11
+
+
+def reader(*, shown: bool = False, tools: bool = True) -> Reading:
+    """As for Qwen3 with one declared function."""
+    family = next(family for family in FAMILIES if family.name == "hermes")
+    declared = [{"type": "function", "function": {"name": "now", "parameters": {}}}] if tools else []
+    return Reading(answer_parser(family, declared), shown, Signer(b"k" * 32, ""))
+
+
+async def read(reading: Reading, *events: Event, candidates: int = 1) -> list[dict[str, Any]]:
+    made = Answer("id", "m", 7, candidates, lambda token: f"<{token}>", reading)
+    return [chunk async for chunk in made.chunks(told(*events))]
+
+
+CALL = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+
+
+async def test_dropped_thoughts_make_no_chunk_but_count() -> None:
+    found = await read(
+        reader(),
+        Delta(0, (3, 4), "<think>hm", thought=True),
+        Delta(0, (5,), "</think>", thought=True),
+        Delta(0, (6,), "Yes."),
+        CandidateFinished(0, STOP, 4, 3),
+        RequestFinished(7, 0, 4, None, 3),
+    )
+    assert [chunk["candidates"][0]["content"]["parts"] for chunk in found] == [[{"text": "Yes."}], [{"text": ""}]]
+    for chunk in found:
+        usage = chunk["usageMetadata"]
+        assert (usage["thoughtsTokenCount"], usage["candidatesTokenCount"], usage["totalTokenCount"]) == (3, 1, 11)
+
+
+async def test_every_run_of_thoughts_has_a_signature_of_its_own() -> None:
+    text = f"<think>one</think>{CALL}<think>two</think>{CALL}{CALL}"
+    events = (Delta(0, (3,), text), CandidateFinished(0, STOP, 1), RequestFinished(7, 0, 1))
+    [chunk] = await read(reader(shown=True), *events[1:])
+    assert chunk["candidates"][0]["content"]["parts"] == [{"text": ""}]
+    for chunks in (await read(reader(shown=True), *events), await read(reader(shown=True), *events_by_char(text))):
+        parts = [part for chunk in chunks for part in chunk["candidates"][0]["content"]["parts"]]
+        signer = Signer(b"k" * 32, "")
+        opened = [signer.open_signature(b64decode(part.get("thoughtSignature", ""))) for part in parts]
+        calls = [thoughts for part, thoughts in zip(parts, opened, strict=True) if "functionCall" in part]
+        assert calls == ["one", "two", "two"]
+        ends = [thoughts for part, thoughts in zip(parts, opened, strict=True) if "thought" in part and thoughts]
+        assert ends == ["one", "two"]
+
+
+def events_by_char(text: str) -> list[Event]:
+    deltas: list[Event] = [Delta(0, (3,), char) for char in text]
+    return [*deltas, CandidateFinished(0, STOP, len(text)), RequestFinished(7, 0, len(text))]
+
+
+async def test_candidates_are_read_apart() -> None:
+    found = await read(
+        reader(),
+        Delta(0, (3,), "<tool_call>"),
+        Delta(1, (3,), "Hello"),
+        Delta(0, (3,), "{}</tool_call>"),
+        CandidateFinished(1, STOP, 1),
+        CandidateFinished(0, FinishReason.MAX_TOKENS, 2),
+        RequestFinished(7, 0, 3),
+        candidates=2,
+    )
+    ends = {
+        chunk["candidates"][0]["index"]: chunk["candidates"][0]
+        for chunk in found
+        if "finishReason" in chunk["candidates"][0]
+    }
+    assert (ends[0]["finishReason"], ends[1]["finishReason"]) == ("MALFORMED_FUNCTION_CALL", "STOP")
+    assert ends[0]["finishMessage"] == "The model wrote a function call that cannot be read."
+    assert "finishMessage" not in ends[1]
+
+
+async def test_without_a_signer_nothing_is_signed() -> None:
+    reading = replace(reader(shown=True), signer=None)
+    [chunk] = await read(reading, Delta(0, (3,), "<think>a</think>"), CandidateFinished(0, STOP, 1))
+    assert chunk["candidates"][0]["content"]["parts"] == [{"text": "a", "thought": True}]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +10,13 @@ import pytest
 from server.errors import InvalidArgument, Unimplemented
 from server.wire import content, generation, requests, tools
 from server.wire.message import Message, parse
-from server.wire.requests import CountTokensRequest, GenerateContentRequest
-from server.wire.support import camel, review, supports
+from server.wire.requests import CountTokensRequest, GenerateContentRequest, lenient_paths
+from server.wire.support import THINKING, Terms, review, supports
 
+SERVER_TOOLS = (
+    *("googleSearch", "googleSearchRetrieval", "codeExecution", "urlContext", "fileSearch", "googleMaps"),
+    "computerUse",
+)
 MESSAGES = [
     kind
     for module in (content, generation, requests, tools)
@@ -31,20 +33,19 @@ def test_every_field_says_what_happens_to_it(kind: type[Message]) -> None:
 @pytest.mark.parametrize(
     ("payload", "path"),
     [
-        ({"tools": [{"googleSearch": {}}]}, "tools[0].googleSearch"),
-        ({"tools": [{}, {"functionDeclarations": [{"name": "f"}]}]}, "tools[1].functionDeclarations"),
-        ({"toolConfig": {"functionCallingConfig": {"mode": "any"}}}, "toolConfig.functionCallingConfig.mode"),
+        *(({"tools": [{}, {name: {}}]}, f"tools[1].{name}") for name in SERVER_TOOLS),
+        ({"tools": [{"mcp_servers": [{"name": "x"}]}]}, "tools[0].mcpServers"),
+        ({"toolConfig": {"retrievalConfig": {"languageCode": "de"}}}, "toolConfig.retrievalConfig"),
         ({"cachedContent": "cachedContents/x"}, "cachedContent"),
         ({"continuationToken": "AAAA"}, "continuationToken"),
         ({"contents": [{"parts": [{"inlineData": {}}]}]}, "contents[0].parts[0].inlineData"),
         ({"contents": [{"parts": [{"fileData": {"file_uri": "x"}}]}]}, "contents[0].parts[0].fileData"),
-        ({"contents": [{"parts": [{"functionResponse": {}}]}]}, "contents[0].parts[0].functionResponse"),
         ({"systemInstruction": {"parts": [{"executableCode": {}}]}}, "systemInstruction.parts[0].executableCode"),
-        ({"generationConfig": {"responseMimeType": "application/json"}}, "generationConfig.responseMimeType"),
-        ({"generationConfig": {"responseSchema": {"type": "STRING"}}}, "generationConfig.responseSchema"),
         ({"generationConfig": {"responseModalities": ["TEXT", "AUDIO"]}}, "generationConfig.responseModalities"),
         ({"generationConfig": {"speechConfig": {"languageCode": "x"}}}, "generationConfig.speechConfig"),
         ({"generationConfig": {"mediaResolution": 2}}, "generationConfig.mediaResolution"),
+        ({"generationConfig": {"audioTranscriptionConfig": {"mode": 1}}}, "generationConfig.audioTranscriptionConfig"),
+        ({"generationConfig": {"imageConfig": {"aspectRatio": "1:1"}}}, "generationConfig.imageConfig"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(payload: dict[str, Any], path: str) -> None:
@@ -73,35 +74,83 @@ def test_thinking_is_refused_by_a_model_that_cannot(thinking: dict[str, Any]) ->
     ],
 )
 def test_defaults_and_what_is_served_pass(payload: dict[str, Any]) -> None:
-    assert review(parse(GenerateContentRequest, payload)) == []
+    message = parse(GenerateContentRequest, payload)
+    assert review(message) == (message, [])
+
+
+@pytest.mark.parametrize("thinking", [{"thinkingBudget": 128}, {"thinkingLevel": "low"}])
+def test_thinking_passes_for_a_model_that_can(thinking: dict[str, Any]) -> None:
+    message = parse(GenerateContentRequest, {"generationConfig": {"thinkingConfig": thinking}})
+    assert review(message, Terms(abilities=frozenset({THINKING}))) == (message, [])
+
+
+def leniently(payload: dict[str, Any], *paths: str, kind: type[Message] = GenerateContentRequest) -> Any:
+    assert set(paths) <= set(lenient_paths())
+    return review(parse(kind, payload), Terms(lenient=frozenset(paths)))
+
+
+@pytest.mark.parametrize(
+    ("payload", "path", "named"),
+    [
+        ({"tools": [{}, {"googleSearch": {}}]}, "tools.googleSearch", "tools[1].googleSearch"),
+        ({"cachedContent": "x"}, "cachedContent", "cachedContent"),
+        (
+            {"generationConfig": {"imageConfig": {"a": 1}}},
+            "generationConfig.imageConfig",
+            "generationConfig.imageConfig",
+        ),
+        ({"generationConfig": {"topK": 3}}, "generationConfig.topK", "generationConfig.topK"),
+        ({"generationConfig": {"responseModalities": [3]}}, "generationConfig.responseModalities", None),
+        ({"generationConfig": {"thinkingConfig": {"thinkingLevel": 2}}}, "generationConfig.thinkingConfig", None),
+    ],
+)
+def test_what_is_let_pass_is_taken_out_and_named(payload: dict[str, Any], path: str, named: str | None) -> None:
+    message, ignored = leniently(payload, path)
+    assert ignored == [named or path]
+    assert review(message) == (message, [])
+
+
+def test_only_the_listed_fields_are_let_pass() -> None:
+    config = {"temperature": 0.5, "thinkingConfig": {"thinkingBudget": 9, "includeThoughts": True}}
+    path = "generationConfig.thinkingConfig.thinkingBudget"
+    message, ignored = leniently({"contents": "hi", "generationConfig": config}, path)
+    assert ignored == [path]
+    kept = {"contents": "hi", "generationConfig": {"temperature": 0.5, "thinkingConfig": {"includeThoughts": True}}}
+    assert message == parse(GenerateContentRequest, kept)
+    with pytest.raises(InvalidArgument, match="thinkingLevel"):
+        leniently({"generationConfig": {"thinkingConfig": {"thinkingBudget": 9, "thinkingLevel": "LOW"}}}, path)
+
+
+def test_a_value_that_has_its_effect_is_not_let_pass() -> None:
+    payload = {"generationConfig": {"thinkingConfig": {"thinkingBudget": 0}, "responseModalities": ["TEXT"]}}
+    message = parse(GenerateContentRequest, payload)
+    paths = ("generationConfig.thinkingConfig.thinkingBudget", "generationConfig.responseModalities")
+    assert leniently(payload, *paths) == (message, [])
+
+
+def test_what_is_absent_is_not_named() -> None:
+    payload = {"generationConfig": {"speechConfig": {}, "thinkingConfig": {}}, "tools": [{}]}
+    paths = ("generationConfig.speechConfig", "generationConfig.thinkingConfig", "tools.googleSearch", "tools")
+    assert leniently(payload, *paths)[1] == []
+
+
+def test_leniency_holds_within_a_wrapped_request() -> None:
+    wrapped = {"generateContentRequest": {"contents": "hi", "generationConfig": {"seed": 7}}}
+    message, ignored = leniently(wrapped, "generationConfig.seed", kind=CountTokensRequest)
+    assert ignored == ["generateContentRequest.generationConfig.seed"]
+    assert message.as_generation().generation_config.seed is None
+
+
+def test_a_field_that_is_let_pass_is_checked_all_the_same() -> None:
+    with pytest.raises(InvalidArgument, match="thinking_budget"):
+        leniently(
+            {"generationConfig": {"thinkingConfig": {"thinkingBudget": "many"}}}, "generationConfig.thinkingConfig"
+        )
 
 
 def test_all_that_is_refused_is_named_at_once() -> None:
-    payload = {"cachedContent": "x", "generationConfig": {"responseSchema": {"a": 1}, "imageConfig": {"a": 1}}}
+    payload = {"cachedContent": "x", "generationConfig": {"speechConfig": {"a": 1}, "imageConfig": {"a": 1}}}
     with pytest.raises(Unimplemented) as caught:
         review(parse(GenerateContentRequest, payload))
     fields = [violation["field"] for violation in caught.value.details[0]["fieldViolations"]]
-    assert fields == ["generation_config.response_schema", "generation_config.image_config", "cached_content"]
-
-
-def test_every_field_of_the_schema_is_known() -> None:
-    known = {
-        "GenerateContentRequest": GenerateContentRequest,
-        "GenerationConfig": generation.GenerationConfig,
-        "ThinkingConfig": generation.ThinkingConfig,
-        "Part": content.Part,
-        "Content": content.Content,
-        "Tool": tools.Tool,
-        "ToolConfig": tools.ToolConfig,
-        "FunctionDeclaration": tools.FunctionDeclaration,
-        "FunctionCallingConfig": tools.FunctionCallingConfig,
-        "CountTokensRequest": CountTokensRequest,
-        "SafetySetting": requests.SafetySetting,
-        "Blob": content.Blob,
-        "FileData": content.FileData,
-        "FunctionCall": content.FunctionCall,
-        "FunctionResponse": content.FunctionResponse,
-    }
-    fields = json.loads((Path(__file__).parents[2] / "data" / "wire_fields.json").read_text("utf-8"))
-    for name, kind in known.items():
-        assert set(fields[name]) <= {camel(field) for field in kind.model_fields}, name
+    assert fields == ["generation_config.speech_config", "generation_config.image_config", "cached_content"]

@@ -1,0 +1,121 @@
+"""Grammars in llguidance's words, what it has against one, and where in a schema the reason is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from server.convert.shape import Schema, children
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits, LLTokenizer
+
+SEARCH_SECONDS = 1.0
+
+JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    # Without \\u: an escaped name would pass for another property than the one it is.
+    "json_allowed_escapes": 'nrtbf\\"',
+}
+"""JSON on one line, spaced as people write it: a model that may choose its white space may choose it for ever."""
+
+
+def json_grammar(document: Schema) -> str:
+    """The grammar of the JSON values that match a converted schema."""
+    return json.dumps({"grammars": [{"json_schema": {**document, "x-guidance": JSON_STYLE}}]})
+
+
+def choice_grammar(texts: Sequence[str]) -> str:
+    """The grammar of one of several texts."""
+    rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {rule}"}]})
+
+
+def grammar_problem(grammar: str) -> str:
+    """What llguidance has against a grammar; "" if nothing. The tokens that it names are taken as they are."""
+    from llguidance import LLMatcher
+
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
+    return _sentence(messages[0]) if failed else ""
+
+
+def schema_problem(document: Schema) -> str:
+    """What llguidance has against a converted schema; "" if nothing. The first mask is made too: it meets other limits.
+
+    Bytes stand for the model's tokens: reading a model's tokenizer would hold up the whole process for seconds.
+    """
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(_byte_tokenizer(), json_grammar(document), log_level=0, limits=_limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return _sentence(matcher.get_error()) if matcher.is_error() else ""
+
+
+def culprit(document: Schema) -> tuple[str, Schema]:
+    """The innermost schema of a document that does not compile by itself, and the path of what is wrong with it.
+
+    The search ends after ``SEARCH_SECONDS`` with what it has narrowed down by then.
+    """
+    definitions = document.get("$defs", {})
+    until = time.monotonic() + SEARCH_SECONDS
+
+    def fails(schema: Any) -> bool:
+        probed = isinstance(schema, dict) and time.monotonic() < until
+        return probed and bool(schema_problem({**schema, "$defs": definitions}))
+
+    place, schema = "", document
+    followed: set[str] = set()
+    while True:
+        step, child = next(((step, child) for step, child in children(schema) if fails(child)), ("", None))
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if child is not None:
+            place, schema = place + step, child
+        elif name and name not in followed:
+            followed.add(name)
+            place, schema = f".$defs.{name}", definitions[name]
+        else:
+            alone = [keyword for keyword in schema if keyword not in ("type", "$defs", "$ref")]
+            return place + next((f".{keyword}" for keyword in alone if fails({keyword: schema[keyword]})), ""), schema
+
+
+def _limits() -> LLParserLimits:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False)  # the messages must not repeat a whole grammar
+
+
+@lru_cache(maxsize=1)
+def _byte_tokenizer() -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+class _Bytes:
+    """A tokenizer whose tokens are the bytes, and one for the end; llguidance's names."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    unk_token_id = None
+    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def _sentence(error: str) -> str:
+    """llguidance's message as one line for the caller."""
+    lines = error.strip().splitlines() or ["unknown"]
+    if lines[0].startswith("oneOf"):
+        return "more than one branch can match; use anyOf"
+    if lines[0].startswith("NoExtension"):
+        return "no text can match"
+    reason = next((line for line in lines if line.startswith("error: ")), lines[0])
+    return reason.removeprefix("error: ")[:300]

@@ -1,0 +1,208 @@
+"""The keywords of schemas: what each means to us, which are enforced, and how their values are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.wire.fields import shown
+
+TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
+"""In the order of the numbers, from 1 on, that older clients send."""
+
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"),
+)
+"""The string formats that are enforced; all others annotate."""
+
+SCHEMAS = ("additionalProperties", "additionalItems", "items")
+LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+MAPS_OF_SCHEMAS = ("properties", "patternProperties")
+
+NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "unevaluatedProperties": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "propertyNames": (True, {}, {"type": "string"}),
+    "contains": (),
+    "minContains": (),
+    "maxContains": (),
+    "not": (False,),
+    "if": (),
+    "then": (),
+    "else": (),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "dependencies": ({},),
+    "$dynamicRef": (),
+    "$recursiveRef": (),
+}
+"""Keywords that constrain and cannot be enforced, each with the values under which it constrains nothing."""
+
+
+class BadValue(ValueError):
+    """The value of a keyword is not what the keyword takes; the text completes the sentence "it ..."."""
+
+
+def _type_name(value: Any) -> str | None:
+    """A type in any case, or its number; None for "unspecified"."""
+    if isinstance(value, str) and value.lower() in TYPES:
+        return value.lower()
+    if value == "TYPE_UNSPECIFIED":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= len(TYPES):
+        return TYPES[value - 1] if value else None
+    raise BadValue(f"is {shown(value)}, but must be one of {', '.join(TYPES)}")
+
+
+def types(value: Any) -> str | list[str] | None:
+    """One type, a list of types, or None for any type."""
+    if not isinstance(value, list):
+        return _type_name(value)
+    if not value:
+        raise BadValue("is an empty list, which nothing matches")
+    named = [name for name in map(_type_name, value) if name is not None]
+    return list(dict.fromkeys(named))
+
+
+def count(value: Any) -> int:
+    """A number of things: an integer from 0 on, also as 3.0 or, as proto3 writes int64, "3"."""
+    number_ = number(value)
+    if number_ < 0 or number_ != int(number_) or number_ >= 2**63:
+        raise BadValue(f"is {shown(value)}, but must be a whole number from 0 on")
+    return int(number_)
+
+
+def number(value: Any) -> int | float:
+    """A finite number, also in a string."""
+    if isinstance(value, str):
+        value = _from_text(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadValue(f"is {shown(value)}, but must be a number")
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def divisor(value: Any) -> int | float:
+    """A number above 0."""
+    found = number(value)
+    if found <= 0:
+        raise BadValue(f"is {shown(value)}, but must be above 0")
+    return found
+
+
+def exclusive(value: Any) -> int | float | bool:
+    """A limit, or (before 2019) whether the limit beside it is exclusive."""
+    return value if isinstance(value, bool) else number(value)
+
+
+def flag(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise BadValue(f"is {shown(value)}, but must be true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise BadValue(f"is {shown(value)}, but must be a string")
+    return value
+
+
+def texts(value: Any) -> list[str]:
+    """A list of strings, each once."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise BadValue("must be a list of strings")
+    return list(dict.fromkeys(value))
+
+
+def choices(value: Any) -> list[Any]:
+    """The values of an enum."""
+    if not isinstance(value, list) or not value:
+        raise BadValue("must be a list of at least one value")
+    return value
+
+
+def anything(value: Any) -> Any:
+    """Any JSON value."""
+    return value
+
+
+def _from_text(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+VALUES: Mapping[str, Callable[[Any], Any]] = {
+    "type": types,
+    "enum": choices,
+    "const": anything,
+    "format": text,
+    "pattern": text,
+    "required": texts,
+    "propertyOrdering": texts,
+    "nullable": flag,
+    "minimum": number,
+    "maximum": number,
+    "exclusiveMinimum": exclusive,
+    "exclusiveMaximum": exclusive,
+    "multipleOf": divisor,
+    "minLength": count,
+    "maxLength": count,
+    "minItems": count,
+    "maxItems": count,
+    "minProperties": count,
+    "maxProperties": count,
+}
+"""The keywords whose values hold no schemas, and what reads each value. Readers raise ``BadValue``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How schemas of one kind are read.
+
+    ``names`` maps each accepted spelling to its keyword, ``annotations`` are spellings that only say something to
+    humans. ``open_ended`` tells that all other keywords are annotations, unless they are known to constrain.
+    ``nullable`` tells that ``nullable`` means what OpenAPI says. ``relaxed``: what cannot be enforced is dropped.
+    """
+
+    names: Mapping[str, str]
+    annotations: frozenset[str] = frozenset()
+    open_ended: bool = True
+    nullable: bool = True
+    relaxed: bool = False
+
+
+_OPENAPI = (
+    *("type", "format", "nullable", "enum", "pattern", "properties", "required", "items", "minimum", "maximum"),
+    *("anyOf", "propertyOrdering", "additionalProperties", "prefixItems"),
+    *("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"),
+)
+
+
+def _snake(keyword: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in keyword)
+
+
+_OPENAPI_NAMES = {keyword: keyword for keyword in _OPENAPI} | {_snake(keyword): keyword for keyword in _OPENAPI}
+_REFERENCES = {"$ref": "$ref", "ref": "$ref"}
+_JSON_NAMES = {keyword: keyword for keyword in (*VALUES, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS, "$ref")}
+
+OPENAPI = Dialect(
+    _OPENAPI_NAMES | _REFERENCES,
+    frozenset(("title", "description", "default", "example", "$defs", "defs")),
+    open_ended=False,
+)
+"""The ``Schema`` message: both spellings of each field, and the references that Google's SDKs write."""
+
+JSON_SCHEMA = Dialect({name: keyword for name, keyword in _JSON_NAMES.items() if name != "nullable"}, nullable=False)
+"""JSON Schema, draft 2020-12 and what older drafts wrote differently."""
+
+RELAXED = Dialect(_OPENAPI_NAMES | _JSON_NAMES, relaxed=True)
+"""Either of them, taken as far as it goes."""

@@ -1,0 +1,63 @@
+"""thinkingConfig: whether a model thinks, for how long, and where its thoughts stand in the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.types import Thinking
+from server.convert.tokens import ChatTokenizer
+from server.errors import InvalidArgument
+from server.families import Family
+from server.spec import ModelSpec
+from server.wire.generation import GenerationConfig, ThinkingConfig
+
+FREE = -1
+"""The budget of a model that thinks as long as it likes."""
+
+_EFFORTS = {"MINIMAL": "low", "LOW": "low", "MEDIUM": "medium", "HIGH": "high", "XHIGH": "high"}
+_TAIL_TOKENS = 16
+
+
+def thinking_for(
+    config: GenerationConfig, family: Family, spec: ModelSpec, tokenizer: ChatTokenizer
+) -> tuple[Mapping[str, Any], Thinking | None]:
+    """The template's options, and the bounds of thoughts for the engine; None where the model cannot think.
+
+    Budget 0 switches thinking off in the template. Where a model thinks all the same, its thoughts end at once. A level
+    is told to templates that ask for one, and sets the budget.
+    Raises ``InvalidArgument`` where budget and level are both given.
+    """
+    wanted = config.thinking_config or ThinkingConfig()
+    budget = _budget(wanted, spec)
+    if tokenizer.thought_ids is None:
+        return {}, None
+    start, end = tokenizer.thought_ids
+    options: dict[str, Any] = {family.thinking_switch: budget != 0} if family.thinking_switch else {}
+    effort = _EFFORTS.get(wanted.thinking_level or "") if budget else "low"
+    if family.effort_switch and effort:
+        options[family.effort_switch] = effort
+    return options, Thinking(start, end, budget=None if budget == FREE else budget)
+
+
+def begun(thinking: Thinking | None, prompt: Sequence[int], tokenizer: ChatTokenizer) -> Thinking | None:
+    """``thinking`` as it stands at the end of this prompt: some templates write the beginning of the thoughts."""
+    family = tokenizer.family
+    if thinking is None or family.thought is None:
+        return thinking
+    tail = "".join(map(tokenizer.token_text, prompt[-max(_TAIL_TOKENS, 2 * len(thinking.start)) :]))
+    return replace(thinking, open=tail.rstrip().endswith(family.thought[0].rstrip()))
+
+
+def _budget(config: ThinkingConfig, spec: ModelSpec) -> int:
+    """Tokens of thoughts; ``FREE`` where the request names no limit."""
+    if config.thinking_level is None:
+        return FREE if config.thinking_budget is None else config.thinking_budget
+    if config.thinking_budget is not None:
+        raise InvalidArgument.at(
+            "generation_config.thinking_config",
+            "Set only one of thinking budget and thinking level.",
+        )
+    budget: int = getattr(spec.thinking_levels, config.thinking_level.lower())
+    return budget

@@ -1,0 +1,208 @@
+"""Function declarations: checked, in the form that chat templates take, and which of them may be called."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.convert.keywords import TYPES
+from server.convert.shape import MAX_NESTING
+from server.errors import FieldViolation
+from server.wire.fields import shown
+from server.wire.requests import GenerateContentRequest
+from server.wire.support import joined
+from server.wire.tools import FunctionCallingConfig, FunctionDeclaration
+
+MAX_FUNCTIONS = 512
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")
+BAD_NAME = (
+    "Invalid function name. Must start with a letter or an underscore. Must be alphanumeric (a-z, A-Z, 0-9), "
+    "underscores (_), dots (.), colons (:), or dashes (-), with a maximum length of 128."
+)
+_DATA = frozenset(("default", "example", "examples", "enum", "const"))
+_NAMED = frozenset(("properties", "patternProperties", "$defs", "defs", "definitions"))
+_CHOOSING = ("ANY", "VALIDATED")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A declared function. The schemas are the caller's, with the types in JSON Schema's spelling."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    returns: Mapping[str, Any] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """The function as chat templates take it. Templates look into the parameters, so there always are some."""
+        parameters = self.parameters or {"type": "object", "properties": {}}
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function | ({"return": self.returns} if self.returns else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the model is told of (``functions``) and what it may call (``allowed``).
+
+    With ``must_call`` the answer is calls and nothing else.
+    """
+
+    functions: tuple[Function, ...]
+    allowed: tuple[Function, ...]
+    must_call: bool = False
+
+    def for_template(self) -> list[dict[str, Any]]:
+        """All functions as chat templates take them."""
+        return [function.for_template() for function in self.functions]
+
+
+def read_tools(request: GenerateContentRequest, control_texts: Sequence[str] = ()) -> Tools | None:
+    """The functions of a request, or None where there are none or the mode is NONE.
+
+    ``control_texts`` are the texts of the model's control tokens: names are the one kind of text that the rendering
+    cannot keep from becoming them. Raises ``InvalidArgument`` naming each problem.
+    """
+    declared = list(_declarations(request))
+    config = (request.tool_config and request.tool_config.function_calling_config) or FunctionCallingConfig()
+    problems = [*_declaration_problems(declared, control_texts), *_mode_problems(declared, config)]
+    if problems:
+        raise joined(problems)
+    if not declared or config.mode == "NONE":
+        return None
+    functions = tuple(_function(declaration) for _, declaration in declared)
+    names = config.allowed_function_names
+    allowed = tuple(function for function in functions if not names or function.name in names)
+    return Tools(functions, allowed, must_call=config.mode == "ANY")
+
+
+def data_problems(value: Any, control_texts: Sequence[str]) -> Iterator[str]:
+    """Why data of the caller (a schema, arguments) cannot be shown to the model, a sentence per problem."""
+    left = [(value, 0)]
+    while left:
+        place, level = left.pop()
+        if level > MAX_NESTING:
+            yield f"it is nested deeper than {MAX_NESTING} levels."
+            return
+        if isinstance(place, dict):
+            names = [key for key in place if any(text in key for text in control_texts)]
+            yield from (f"the name {shown(name)} contains a control token of the model; rename it." for name in names)
+        if isinstance(place, dict | list):
+            left += [(item, level + 1) for item in (place.values() if isinstance(place, dict) else place)]
+
+
+def castor_prompt(tools: Tools) -> str:
+    """What models whose templates know nothing of functions are told. Short: small models lose a long one."""
+    functions = "\n".join(json.dumps(_outline(function), ensure_ascii=False) for function in tools.functions)
+    return _PROMPT.replace("FUNCTIONS", functions)
+
+
+_PROMPT = """You can call these functions:
+FUNCTIONS
+
+To call a function, answer with its name and arguments as JSON, in this form:
+<tool_call>
+{"name": "function_name", "arguments": {"argument": "value"}}
+</tool_call>
+If no function helps, answer the user in plain words."""
+
+
+def _outline(function: Function) -> dict[str, Any]:
+    outline: dict[str, Any] = {"name": function.name}
+    if function.description:
+        outline["description"] = function.description
+    return outline | {"parameters": function.parameters or {}}
+
+
+def _declarations(request: GenerateContentRequest) -> Iterator[tuple[str, FunctionDeclaration]]:
+    """Every declaration with its path."""
+    for place, tool in enumerate(request.tools):
+        for index, declaration in enumerate(tool.function_declarations):
+            yield f"tools[{place}].function_declarations[{index}]", declaration
+
+
+def _declaration_problems(
+    declared: Sequence[tuple[str, FunctionDeclaration]], control_texts: Sequence[str]
+) -> Iterator[FieldViolation]:
+    if len(declared) > MAX_FUNCTIONS:
+        yield _problem("tools", f"{len(declared)} functions are declared, but at most {MAX_FUNCTIONS} can be.")
+        return
+    seen: set[str] = set()
+    for path, declaration in declared:
+        if not NAME.fullmatch(declaration.name):
+            yield _problem(f"{path}.name", BAD_NAME)
+        elif declaration.name in seen:
+            yield _problem(f"{path}.name", f"Duplicate function declaration found: {declaration.name}")
+        seen.add(declaration.name)
+        yield from _schema_problems(path, declaration, control_texts)
+
+
+def _schema_problems(
+    path: str, declaration: FunctionDeclaration, control_texts: Sequence[str]
+) -> Iterator[FieldViolation]:
+    for old, new in (("parameters", "parameters_json_schema"), ("response", "response_json_schema")):
+        if getattr(declaration, old) is not None and getattr(declaration, new) is not None:
+            yield _problem(f"{path}.{new}", f"{old} is given too; only one of them can be.")
+    for name in ("parameters", "parameters_json_schema", "response", "response_json_schema"):
+        for problem in data_problems(getattr(declaration, name), control_texts):
+            yield _problem(f"{path}.{name}", problem)
+    if any(text in declaration.name for text in control_texts):
+        yield _problem(f"{path}.name", f"{shown(declaration.name)} contains a control token of the model; rename it.")
+
+
+def _mode_problems(
+    declared: Sequence[tuple[str, FunctionDeclaration]], config: FunctionCallingConfig
+) -> Iterator[FieldViolation]:
+    path = "tool_config.function_calling_config"
+    if config.mode in _CHOOSING and not declared:
+        yield _problem(path, f"Function calling mode {config.mode} is set without function_declarations.")
+        return
+    if config.allowed_function_names and config.mode not in _CHOOSING:
+        mode = config.mode or "AUTO"
+        yield _problem(
+            f"{path}.allowed_function_names", f"can only be set with mode ANY or VALIDATED, but the mode is {mode}."
+        )
+    names = {declaration.name for _, declaration in declared}
+    for index, name in enumerate(config.allowed_function_names):
+        if name not in names:
+            yield _problem(
+                f"{path}.allowed_function_names[{index}]", f"{shown(name)} is not among the function_declarations."
+            )
+
+
+def _problem(field: str, text: str) -> FieldViolation:
+    return FieldViolation(field, f"* GenerateContentRequest.{field}: {text}")
+
+
+def _function(declaration: FunctionDeclaration) -> Function:
+    parameters = declaration.parameters or declaration.parameters_json_schema
+    returns = declaration.response or declaration.response_json_schema
+    return Function(
+        declaration.name,
+        declaration.description,
+        _plain_types(parameters) if parameters else None,
+        _plain_types(returns) if returns else None,
+    )
+
+
+def _plain_types(schema: Any) -> Any:
+    """A schema with its types as JSON Schema spells them, whether they came in upper case or as numbers."""
+    if isinstance(schema, list):
+        return [_plain_types(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: value if key in _DATA else _plain_value(key, value) for key, value in schema.items()}
+
+
+def _plain_value(key: str, value: Any) -> Any:
+    if key in _NAMED and isinstance(value, dict):
+        return {name: _plain_types(schema) for name, schema in value.items()}
+    if key != "type":
+        return _plain_types(value)
+    if isinstance(value, str) and value.lower() in TYPES:
+        return value.lower()
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= len(TYPES):
+        return TYPES[value - 1]
+    return [_plain_value(key, item) for item in value] if isinstance(value, list) else _plain_types(value)

@@ -1,0 +1,118 @@
+// Drives a running server with the AI SDK and its Google provider: `node ai_sdk_client.mjs SDK_FOLDER BASE_URL`.
+// The outcome of all checks is printed as one JSON object.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+
+const [sdkFolder, baseUrl] = process.argv.slice(2);
+const require = createRequire(pathToFileURL(`${sdkFolder}/package.json`));
+// Both are modules without a CommonJS twin: they are imported by the file that their package names.
+const load = async (name) => {
+  const manifest = JSON.parse(readFileSync(`${sdkFolder}/node_modules/${name}/package.json`, "utf8"));
+  const entry = manifest.exports?.["."]?.import ?? manifest.module ?? manifest.main;
+  return import(pathToFileURL(`${sdkFolder}/node_modules/${name}/${entry.default ?? entry}`));
+};
+const { generateObject, generateText, streamText, tool, isStepCount, stepCountIs, APICallError } = await load("ai");
+const { createGoogle, createGoogleGenerativeAI } = await load("@ai-sdk/google");
+const { z } = require("zod");
+const version = JSON.parse(readFileSync(`${sdkFolder}/node_modules/@ai-sdk/google/package.json`, "utf8")).version;
+
+const google = (createGoogle ?? createGoogleGenerativeAI)({ baseURL: `${baseUrl}/v1beta`, apiKey: "any" });
+const stepsAre = isStepCount ?? stepCountIs;
+const model = google("smollm2-135m-instruct");
+const QUESTION = "What is the capital of France?";
+const exact = { model, temperature: 0, maxRetries: 0 };
+
+const weather = () => {
+  const asked = [];
+  const definition = tool({
+    description: "The weather of a city.",
+    inputSchema: z.object({ city: z.enum(["Paris", "Rome"]) }),
+    execute: async ({ city }) => {
+      asked.push(city);
+      return { city, degrees: 21 };
+    },
+  });
+  return { asked, tools: { weather: definition } };
+};
+// The first step must call, the second must tell: the loop of every agent, also with a model that is no good at it.
+// The penalties keep a small model from calling again and again until its tokens are used up.
+const loop = {
+  presencePenalty: 2,
+  frequencyPenalty: 0.5,
+  stopWhen: stepsAre(2),
+  prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
+  maxOutputTokens: 40,
+  prompt: "What is the weather in Paris?",
+};
+
+function assertLoop(steps, asked) {
+  assert.equal(steps.length, 2);
+  assert.equal(steps[0].finishReason, "tool-calls");
+  assert.ok(asked.length >= 1 && asked.every((city) => ["Paris", "Rome"].includes(city)));
+  assert.equal(steps[0].toolCalls.length, asked.length);
+  assert.ok(steps[0].toolCalls.every((call) => call.toolName === "weather" && !call.invalid));
+  assert.deepEqual(steps[0].toolResults[0].output, { city: asked[0], degrees: 21 });
+  assert.equal(steps[1].toolCalls.length, 0);
+  assert.ok(steps[1].usage.inputTokens > steps[0].usage.inputTokens, "the result is in the context");
+}
+
+const checks = {
+  async generateText() {
+    const answer = await generateText({ ...exact, maxOutputTokens: 32, prompt: QUESTION });
+    assert.match(answer.text, /Paris/);
+    assert.equal(answer.finishReason, "stop");
+    assert.equal(answer.usage.totalTokens, answer.usage.inputTokens + answer.usage.outputTokens);
+  },
+  async streamTextEqualsWhole() {
+    const whole = await generateText({ ...exact, maxOutputTokens: 32, prompt: QUESTION });
+    const stream = streamText({ ...exact, maxOutputTokens: 32, prompt: QUESTION });
+    const pieces = [];
+    for await (const piece of stream.textStream) pieces.push(piece);
+    assert.ok(pieces.length > 1);
+    assert.equal(pieces.join(""), whole.text);
+    assert.equal(await stream.finishReason, "stop");
+    assert.equal((await stream.usage).totalTokens, whole.usage.totalTokens);
+  },
+  async generateTextWithTools() {
+    const { asked, tools } = weather();
+    const answer = await generateText({ ...exact, ...loop, tools });
+    assertLoop(answer.steps, asked);
+  },
+  async streamTextWithTools() {
+    const { asked, tools } = weather();
+    const stream = streamText({ ...exact, ...loop, tools });
+    await stream.consumeStream({ onError: (error) => assert.fail(error) });
+    assertLoop(await stream.steps, asked);
+  },
+  async generateObject() {
+    const schema = z.object({ city: z.enum(["Paris", "Rome"]), ages: z.array(z.number().int().min(0).max(9)).max(2) });
+    const { object } = await generateObject({ ...exact, schema, maxOutputTokens: 64, prompt: "Paris, ages 3 and 4." });
+    assert.deepEqual(schema.parse(object), object);
+  },
+  async generateObjectOfEnum() {
+    const { object } = await generateObject({ ...exact, output: "enum", enum: ["sunny", "rainy"], maxOutputTokens: 32, prompt: "The sun shines." });
+    assert.ok(["sunny", "rainy"].includes(object));
+  },
+  async errors() {
+    const nowhere = { ...exact, model: google("no-such-model"), prompt: "hi" };
+    await assert.rejects(generateText(nowhere), (error) => {
+      assert.ok(APICallError.isInstance(error));
+      assert.equal(error.statusCode, 404);
+      assert.match(error.message, /no-such-model/);
+      return true;
+    });
+  },
+};
+
+const outcome = {};
+for (const [name, check] of Object.entries(checks)) {
+  try {
+    await check();
+    outcome[name] = "ok";
+  } catch (error) {
+    outcome[name] = `${error.stack ?? error}\n${error.responseBody ?? ""}`;
+  }
+}
+console.log(JSON.stringify({ version, outcome }));

@@ -1,0 +1,105 @@
+"""Drives a running server with langchain-google-genai in this interpreter: `python langchain_client.py BASE_URL`.
+
+Every check is a function named check_*; the outcome of all of them is printed as one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from importlib.metadata import version
+from typing import Literal
+
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_google_genai import ChatGoogleGenerativeAI
+from pydantic import BaseModel, Field
+
+MODEL = "smollm2-135m-instruct"
+QUESTION = "What is the capital of France?"
+
+
+@tool
+def weather(city: Literal["Paris", "Rome"]) -> str:
+    """The weather of a city."""
+    return f"21 degrees in {city}"
+
+
+class Forecast(BaseModel):
+    """What the weather will be."""
+
+    city: Literal["Paris", "Rome"]
+    degrees: int = Field(ge=0, le=40)
+
+
+def chat(base_url: str, tokens: int = 32) -> ChatGoogleGenerativeAI:
+    return ChatGoogleGenerativeAI(
+        model=MODEL, google_api_key="any", base_url=base_url, temperature=0, max_output_tokens=tokens, max_retries=1
+    )
+
+
+def check_invoke(base_url: str) -> None:
+    answer = chat(base_url).invoke(QUESTION)
+    assert "Paris" in answer.text, answer
+    usage = answer.usage_metadata
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
+    assert answer.response_metadata["finish_reason"] == "STOP"
+
+
+def check_stream_equals_whole(base_url: str) -> None:
+    whole = chat(base_url).invoke(QUESTION)
+    chunks = list(chat(base_url).stream(QUESTION))
+    merged = chunks[0]
+    for chunk in chunks[1:]:
+        merged += chunk
+    assert len(chunks) > 1
+    assert merged.text == whole.text
+    assert merged.usage_metadata["total_tokens"] == whole.usage_metadata["total_tokens"]
+
+
+def check_tools(base_url: str) -> None:
+    question = HumanMessage("What is the weather in Paris?")
+    answer = chat(base_url, 40).bind_tools([weather], tool_choice="any").invoke([question])
+    assert answer.tool_calls, answer
+    call = answer.tool_calls[0]
+    assert call["name"] == "weather"
+    assert call["args"]["city"] in ("Paris", "Rome")
+    assert call["id"]
+    results: list[ToolMessage] = [weather.invoke(call) for call in answer.tool_calls]
+    told = chat(base_url, 24).bind_tools([weather], tool_choice="none").invoke([question, answer, *results])
+    assert isinstance(told, AIMessage)
+    assert not told.tool_calls
+    assert told.usage_metadata["input_tokens"] > answer.usage_metadata["input_tokens"]
+
+
+def check_tools_streamed(base_url: str) -> None:
+    chunks = list(
+        chat(base_url, 40).bind_tools([weather], tool_choice="weather").stream("What is the weather in Rome?")
+    )
+    merged = chunks[0]
+    for chunk in chunks[1:]:
+        merged += chunk
+    assert merged.tool_calls[0]["name"] == "weather", merged
+    assert merged.tool_calls[0]["args"]["city"] in ("Paris", "Rome")
+
+
+def check_structured_output(base_url: str) -> None:
+    for method in ("json_schema", "function_calling"):
+        asked = chat(base_url, 64).with_structured_output(Forecast, method=method)
+        assert isinstance(asked.invoke("Say: 21 degrees in Paris."), Forecast), method
+
+
+def main(base_url: str) -> None:
+    outcome: dict[str, str] = {}
+    for name, check in [(name, value) for name, value in globals().items() if name.startswith("check_")]:
+        try:
+            check(base_url)
+            outcome[name] = "ok"
+        except Exception:
+            outcome[name] = traceback.format_exc(limit=-3)
+    print(json.dumps({"version": version("langchain-google-genai"), "outcome": outcome}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

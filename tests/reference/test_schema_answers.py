@@ -1,0 +1,86 @@
+"""Answers of a model that knows nothing match the schema that was sent: conversion, engine and all, 200 schemas."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from support.sent_schemas import Sample, samples
+from support.tiny import EOS_ID, tiny_model_folder
+
+from engine.build import build_core
+from engine.core import Core
+from engine.types import EngineConfig, FinishReason, Request, SamplingParams
+from server.convert.constraint import GrammarCompiler, answer_grammar
+from server.wire.generation import GenerationConfig
+from server.wire.message import parse
+
+BATCH = 10
+MAX_TOKENS = 1500
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
+    folder = tiny_model_folder(tmp_path_factory.mktemp("tiny"), num_hidden_layers=1, max_position_embeddings=2048)
+    built = build_core(EngineConfig(str(folder), device="cpu", threads=1), lambda *_: None)
+    yield built
+    built.check()
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[GrammarCompiler]:
+    made = GrammarCompiler(deadline=60.0)
+    yield made
+    made.close()
+
+
+@seed(3)
+@settings(
+    max_examples=200 // BATCH,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(drawn=samples(BATCH))
+def test_every_answer_matches_its_schema(core: Core, compiler: GrammarCompiler, drawn: list[Sample]) -> None:
+    grammars = asyncio.run(compiled(compiler, drawn))
+    for index, grammar in enumerate(grammars):
+        params = SamplingParams(MAX_TOKENS, seed=index, stop_ids=(EOS_ID,), grammar=grammar)
+        core.submit(Request(str(index), prompt=(10, 11, 12), sampling=params))
+    texts, reasons = run(core)
+    assert set(reasons.values()) <= {FinishReason.STOP, FinishReason.MAX_TOKENS}
+    assert list(reasons.values()).count(FinishReason.MAX_TOKENS) <= 1, "the schemas are bounded, so answers end"
+    for index, sample in enumerate(drawn):
+        if reasons[str(index)] is FinishReason.STOP:
+            assert sample.problem(json.loads(texts[str(index)])) == "", texts[str(index)]
+
+
+async def compiled(compiler: GrammarCompiler, drawn: Sequence[Sample]) -> list[str]:
+    """The grammar of each sample, by the way of a request's fields."""
+    grammars = []
+    for sample in drawn:
+        field = "responseSchema" if sample.openapi else "responseJsonSchema"
+        config = parse(GenerationConfig, {"responseMimeType": "application/json", field: sample.sent})
+        grammar = await answer_grammar(config, compiler)
+        assert grammar is not None
+        grammars.append(grammar)
+    return grammars
+
+
+def run(core: Core) -> tuple[dict[str, str], dict[str, FinishReason]]:
+    """Step until all requests have ended: their texts, and why each ended."""
+    texts: dict[str, str] = {}
+    reasons: dict[str, FinishReason] = {}
+    for _ in range(20 * MAX_TOKENS):
+        if not core.has_work:
+            return texts, reasons
+        for events in core.step():
+            texts[events.request_id] = texts.get(events.request_id, "") + "".join(d.text for d in events.deltas)
+            for finished in events.finished:
+                reasons[events.request_id] = finished.reason
+            assert events.done is None or events.done.error is None
+    raise AssertionError("the engine still has work")

@@ -1,0 +1,165 @@
+"""Functions, calls and results in the templates of real families: shown to the model, and read back as they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.templates import template_folder
+from tokenizers import Tokenizer
+
+from engine.types import FinishReason
+from server.convert.messages import chat_messages
+from server.convert.tokens import ChatTokenizer
+from server.convert.tools import castor_prompt, read_tools
+from server.errors import InvalidArgument
+from server.mapper.parts import Call, answer_parser
+from server.wire.message import parse
+from server.wire.requests import GenerateContentRequest
+
+FAMILIES = {
+    "Qwen2.5": ("hermes", True),
+    "Qwen3-0.6B": ("hermes", True),
+    "granite": ("hermes", True),
+    "Qwen3-Coder": ("qwen-xml", True),
+    "Qwen3.5": ("qwen-xml", True),
+    "Mistral-Small": ("mistral", True),
+    "Ministral": ("mistral", True),
+    "Mistral-Nemo": ("mistral-list", True),
+    "gpt-oss": ("gpt-oss", True),
+    "llama3": ("llama3", True),
+    "SmolLM3": ("castor", False),
+    "DeepSeek-R1": ("deepseek-r1", False),
+    "DeepSeek-V3.1": ("deepseek", False),
+    "Phi-3.5": ("castor", False),
+}
+QUESTION = "How much is it?"
+CALLS = [("add", {"a": 1, "b": 'two <b> "2"\nlines'}), ("now", {}), ("add", {"a": -7, "b": "é"})]
+TOOLS = [
+    {
+        "functionDeclarations": [
+            {
+                "name": "add",
+                "description": "Adds things.",
+                "parameters": {
+                    "type": "OBJECT",
+                    "properties": {"a": {"type": "INTEGER", "description": "First."}, "b": {"type": "STRING"}},
+                    "required": ["a"],
+                },
+            }
+        ]
+    },
+    {"functionDeclarations": [{"name": "now", "description": "The time."}]},
+]
+
+
+def called(name: str, args: Any) -> dict[str, Any]:
+    return {"functionCall": {"name": name, "args": args}}
+
+
+def answered(name: str, response: Any) -> dict[str, Any]:
+    return {"functionResponse": {"name": name, "response": response}}
+
+
+CONTENTS: list[dict[str, Any]] = [
+    {"role": "user", "parts": [{"text": QUESTION}]},
+    {"role": "model", "parts": [called(*CALLS[0]), called(*CALLS[1])]},
+    {"role": "user", "parts": [answered("now", {"result": "noon"}), answered("add", {"result": 3})]},
+    {"role": "model", "parts": [called(*CALLS[2])]},
+    {"role": "function", "parts": [answered("add", {"error": "no"})]},
+]
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(name: str, tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    return ChatTokenizer(template_folder(tmp_path_factory.mktemp("model"), name))
+
+
+async def rendered(tokenizer: ChatTokenizer, **fields: Any) -> str:
+    wire = parse(GenerateContentRequest, {"contents": CONTENTS, "tools": TOOLS, **fields})
+    family, tools = tokenizer.family, read_tools(wire, tokenizer.control_texts)
+    assert tools is not None
+    preamble = "" if family.renders_tools else castor_prompt(tools)
+    messages = chat_messages(wire, tokenizer.has_system_role, family=family, preamble=preamble)
+    ids = await tokenizer.render(messages, tools.for_template() if family.renders_tools else ())
+    plain = Tokenizer.from_file(str(tokenizer._folder / "tokenizer.json"))
+    return str(plain.decode(ids, skip_special_tokens=False))
+
+
+def test_the_family_is_recognised(name: str, tokenizer: ChatTokenizer) -> None:
+    assert (tokenizer.family.name, tokenizer.family.renders_tools) == FAMILIES[name]
+
+
+async def test_functions_are_declared_with_types_that_models_know(tokenizer: ChatTokenizer) -> None:
+    text = (await rendered(tokenizer)).partition(QUESTION)[0] + (await rendered(tokenizer)).partition(QUESTION)[2]
+    assert all(shown in text for shown in ("add", "Adds things.", "now", "The time."))
+    assert "INTEGER" not in text
+
+
+async def test_calls_are_read_back_as_they_were(tokenizer: ChatTokenizer) -> None:
+    """The turns of the model, as its template writes them, are answers that the family's parser understands."""
+    history = (await rendered(tokenizer)).partition(QUESTION)[2]
+    wire = parse(GenerateContentRequest, {"contents": CONTENTS, "tools": TOOLS})
+    tools = read_tools(wire)
+    assert tools is not None
+    new_parser = answer_parser(replace(tokenizer.family, thought=None), tools.for_template())
+    assert new_parser is not None
+    ends = {tokenizer.token_text(end) for end in tokenizer.end_ids}
+    found = []
+    for turn in re.split("|".join(map(re.escape, ends)), history):
+        spoken = turn.rpartition("<|end_header_id|>\n\n")[2]
+        parser = new_parser()
+        pieces = [*parser.feed(spoken), *parser.flush(FinishReason.STOP)]
+        found += [(piece.name, piece.args) for piece in pieces if isinstance(piece, Call)]
+    assert found == CALLS
+
+
+async def test_results_stand_in_the_order_of_their_calls(tokenizer: ChatTokenizer) -> None:
+    history = (await rendered(tokenizer)).partition(QUESTION)[2].replace("\\", "")
+    places = [history.index(json.dumps(shown)) for shown in ({"result": 3}, {"result": "noon"}, {"error": "no"})]
+    assert places == sorted(places)
+
+
+async def test_no_text_of_the_caller_becomes_a_token(tokenizer: ChatTokenizer) -> None:
+    marker = next(iter(tokenizer.special_ids))
+    evil = parse(
+        GenerateContentRequest,
+        {
+            "contents": [
+                {"role": "user", "parts": [{"text": marker}]},
+                {"role": "model", "parts": [called("add", {"a": 1, "b": marker})]},
+                {"role": "user", "parts": [answered("add", {"result": marker})]},
+            ],
+            "tools": [{"functionDeclarations": [{"name": "add", "description": marker}]}],
+        },
+    )
+    harmless = json.loads(evil.model_dump_json(exclude_unset=True).replace(marker, "x" * len(marker)))
+    counts = []
+    for wire in (evil, parse(GenerateContentRequest, harmless)):
+        tools = read_tools(wire)
+        assert tools is not None
+        family = tokenizer.family
+        messages = chat_messages(
+            wire,
+            tokenizer.has_system_role,
+            family=family,
+            preamble="" if family.renders_tools else castor_prompt(tools),
+        )
+        ids = await tokenizer.render(messages, tools.for_template() if family.renders_tools else ())
+        counts.append(ids.count(tokenizer.special_ids[marker]))
+    assert counts[0] == counts[1]
+
+
+async def test_names_with_control_tokens_are_refused(tokenizer: ChatTokenizer) -> None:
+    marker = next(iter(tokenizer.special_ids))
+    parameters = {"type": "object", "properties": {"a": {"properties": {marker: {"type": "string"}}}}}
+    with pytest.raises(InvalidArgument, match="control token"):
+        await rendered(tokenizer, tools=[{"functionDeclarations": [{"name": "f", "parameters": parameters}]}])
