@@ -80,7 +80,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _default_threads() -> int:
-    """All cores, less one for the front end where there are more than two."""
+    """What OMP_NUM_THREADS says, as with every torch program; else all cores, less one for the front end beyond two."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        threads: int = torch.get_num_threads()
+        return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores - 1 if cores > 2 else cores
 

@@ -266,10 +266,11 @@ class ProcessEngine:
                 self._set_health(state=EngineState.FAILED, detail=worker.death())
         finally:
             self._worker = None
-            self._fail_flights(f"The engine process of {self.name} {worker.death()}: try again soon.")
+            # Why it ended may hold paths: that is for the operator and stands in the log.
+            self._fail_flights(f"The engine of {self.name} ended before the answer was complete: try again soon.")
             self._watch()
             if self._health.state is EngineState.READY:
-                self._set_health(state=EngineState.LOADING, detail=f"its process {worker.death()}")
+                self._set_health(state=EngineState.LOADING, detail="its process ended, it is started again")
 
     def _receive(self, worker: WorkerProcess, message: FromWorker) -> None:
         match message:

@@ -13,7 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30.0
-"""How long a head may take, from its first byte (or from the connection) to the empty line."""
+"""How long a head may take, from its first byte (or from the connection) to the empty line; and how long the rest of a
+body may take that nobody reads any more, because the request is already answered."""
 STALL_SECONDS = 60.0
 """How long a client may leave a full buffer unread before its connection is cut."""
 
@@ -29,7 +30,8 @@ class BoundedHttp(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
-        self._head_clock: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._read_clock: asyncio.TimerHandle | None = None
         self._write_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,21 +39,33 @@ class BoundedHttp(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_arrived()
+        self._stop_read_clock()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_clock is None and (self.cycle is None or self.cycle.response_complete):
+        if self._read_clock is None and not self._in_body:
             self._expect_head()
         self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_clock is not None and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        in_head = self._read_clock is not None and not self._in_body
+        if in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
-        self._head_arrived()
+        self._stop_read_clock()
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._stop_read_clock()
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._in_body:
+            self._start_read_clock()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -65,12 +79,16 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._head_bytes = 0
-        self._head_clock = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._start_read_clock()
 
-    def _head_arrived(self) -> None:
-        if self._head_clock is not None:
-            self._head_clock.cancel()
-            self._head_clock = None
+    def _start_read_clock(self) -> None:
+        self._stop_read_clock()
+        self._read_clock = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_read_clock(self) -> None:
+        if self._read_clock is not None:
+            self._read_clock.cancel()
+            self._read_clock = None
 
     def _refuse_head(self) -> None:
         head = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"

@@ -46,13 +46,13 @@ def test_while_the_model_loads_health_is_200_and_readiness_503(builtin_model: Pa
 
 
 def test_sigterm_lets_a_running_answer_end(builtin_model: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, "--drain-seconds", "30") as server, ThreadPoolExecutor(1) as pool:
-        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 60, "temperature": 0}}
+    with running_server(tmp_path, "--drain-seconds", "120") as server, ThreadPoolExecutor(1) as pool:
+        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 20, "temperature": 0}}
         answer = pool.submit(server.generate, body)
         while server.metric("castor_sequences_running") == 0:
             time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
-        assert answer.result(timeout=60).json()["candidates"][0]["tokenCount"] == 60
+        assert answer.result(timeout=60).json()["candidates"][0]["tokenCount"] == 20
         assert server.process.wait(timeout=30) == 0
 
 
@@ -73,7 +73,7 @@ def test_a_full_queue_is_429_at_once(builtin_model: Path, tmp_path: Path) -> Non
     entry = {"source": str(builtin_model), "max_running": 1, "max_waiting": 1}
     (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": {"tight": entry}}))
     with running_server(tmp_path, "--models", str(tmp_path / "models.yaml")) as server:
-        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 120, "seed": 5}}
+        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 20, "seed": 5}}
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: server.generate(body, model="tight"), range(8)))
         statuses = sorted(answer.status_code for answer in answers)

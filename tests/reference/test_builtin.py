@@ -14,7 +14,7 @@ from engine.build import build_core
 from engine.core import Core
 from engine.types import Delta, EngineConfig, Event, Request, RequestFinished, SamplingParams
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.timeout(900)]
 
 NEW_TOKENS = 12
 END = 2
@@ -45,7 +45,7 @@ QUESTIONS = (
 
 @pytest.fixture(scope="module")
 def core(builtin_model: Path) -> Core:
-    config = EngineConfig(path=str(builtin_model), device="cpu", dtype="float32", kv_memory=2e8, threads=2)
+    config = EngineConfig(path=str(builtin_model), device="cpu", dtype="float32", kv_memory=2e8, threads=1)
     return build_core(config, lambda stage, done: None)
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.paged import PagedModel, plain_logits, plain_model
 from tokenizers import Tokenizer
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.timeout(900)]
 
 WINDOW = 512
 # The logits run to 34 and come from a residual stream of up to 1e5: rounding alone moves them by some 2e-5.

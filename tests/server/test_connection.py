@@ -118,3 +118,25 @@ async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPa
         writer.write(HEAD.replace(b"/ HTTP", b"/endless HTTP") + b"\r\n")
         await app.gone.wait()
         writer.close()
+
+
+async def test_the_rest_of_a_body_that_nobody_reads_is_not_taken_for_a_head() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        size = 4 * MAX_HEAD_BYTES
+        writer.write(b"POST" + HEAD.removeprefix(b"GET") + b"content-length: %d\r\n\r\n" % size)
+        await reader.readuntil(b"hello\r\n0\r\n\r\n")
+        writer.write(b"x" * size)
+        writer.write(HEAD + b"\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_the_rest_of_a_body_that_nobody_reads_must_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(b"POST" + HEAD.removeprefix(b"GET") + b"content-length: 10\r\n\r\nx")
+        await reader.readuntil(b"hello\r\n0\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
