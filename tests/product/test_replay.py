@@ -16,6 +16,8 @@ DATA = Path(__file__).parents[1] / "data"
 RECORDED = [json.loads(line) for line in (DATA / "recorded_requests.jsonl").read_text().splitlines()]
 REFUSED = {row["case"]: row for row in yaml.safe_load((DATA / "refused_requests.yaml").read_text())}
 RECORDED_MODELS = ("m1", "fc", "jsonout", "s-think", "e1")
+LENIENT = ["generationConfig.thinkingConfig.thinkingBudget", "generationConfig.thinkingConfig.thinkingLevel"]
+"""As in the entry of the built-in model, which cannot think."""
 
 pytestmark = pytest.mark.product
 
@@ -28,7 +30,12 @@ def case_name(index: int) -> str:
 @pytest.fixture(scope="module")
 def castor(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("replay")
-    entry = {"source": str(builtin_model), "aliases": list(RECORDED_MODELS), "max_output_tokens": 24}
+    entry = {
+        "source": str(builtin_model),
+        "aliases": list(RECORDED_MODELS),
+        "max_output_tokens": 24,
+        "lenient": LENIENT,
+    }
     (folder / "models.yaml").write_text(yaml.safe_dump({"models": {"recorded": entry}}))
     with running_server(folder, "--models", str(folder / "models.yaml")) as server:
         yield server
