@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -25,8 +25,7 @@ from server.convert.tokens import ChatTokenizer
 from server.convert.tools import Tools
 from server.errors import DeadlineExceeded, InvalidArgument, wants_array
 from server.mapper.candidates import Reading
-from server.mapper.parts import answer_parser
-from server.mapper.signature import Signer
+from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
 from server.observe import RequestRecord
 from server.registry import Entry
@@ -105,7 +104,8 @@ async def read_call(request: Request, entry: Entry) -> Call:
         deadline=deadline,
     )
     candidates = engine_request.candidates
-    reading = _reading(config, chat.tools, tokenizer, thinking, signer)
+    parser = _parser(chat.tools, tokenizer, thinking, constrained=grammar is not None)
+    reading = Reading(parser, _shows_thoughts(config), signer)
     answer = Answer(engine_request.id, entry.name, len(prompt), candidates, tokenizer.token_text, reading)
     return Call(entry.engine, engine_request, answer, record)
 
@@ -123,14 +123,16 @@ async def _grammar(config: GenerationConfig, chat: Conversation, tokenizer: Chat
     return await call_grammar(chat.tools, tokenizer.family, tokenizer.atom_ids, tokenizer.grammars)
 
 
-def _reading(
-    config: GenerationConfig, tools: Tools | None, tokenizer: ChatTokenizer, thinking: Thinking | None, signer: Signer
-) -> Reading:
-    """How the answer is taken apart again."""
+def _parser(
+    tools: Tools | None, tokenizer: ChatTokenizer, thinking: Thinking | None, *, constrained: bool
+) -> Callable[[], PartsParser] | None:
+    """What takes the answer's text apart; None where it is text and nothing else."""
     opened = thinking is not None and thinking.open
-    declared = tools.for_template() if tools else []
-    shown = config.thinking_config is not None and config.thinking_config.include_thoughts
-    return Reading(answer_parser(tokenizer.family, declared, opened), shown, signer)
+    return answer_parser(tokenizer.family, tools.for_template() if tools else [], opened, constrained)
+
+
+def _shows_thoughts(config: GenerationConfig) -> bool:
+    return config.thinking_config is not None and config.thinking_config.include_thoughts
 
 
 def timeout_of(request: Request, entry: Entry) -> float:
