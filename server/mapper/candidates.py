@@ -73,8 +73,11 @@ class Candidate:
 
     @property
     def has_news(self) -> bool:
-        """Whether there is a part that was not told yet."""
-        return bool(self._parts)
+        """Whether there is a part to tell now. Calls wait for the end of the answer, which follows them.
+
+        Clients that call functions by themselves (google-genai 1.60) look for calls in a stream's last chunk only.
+        """
+        return bool(self._parts) and not self._parts.calling
 
     def piece(self) -> dict[str, Any]:
         """The candidate of one chunk: what was gained since the last one. Its content always has a part and a role."""
@@ -114,6 +117,7 @@ class _Parts:
         self._thoughts: list[str] = []
         self._thinking = False
         self._signature: dict[str, str] = {}
+        self.calling = False
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -132,6 +136,7 @@ class _Parts:
             self._write(piece.text)
         else:
             self._join()
+            self.calling = True
             call = {"id": piece.id, "name": piece.name, "args": piece.args}
             self._parts.append({"functionCall": call, **self._signature})
 

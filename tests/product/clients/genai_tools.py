@@ -2,9 +2,8 @@
 
 Every check is a function named check_*; the outcome of all of them is printed as one JSON object. The built-in model
 is too small to call wisely: the checks look at what is called and what comes back, not at what it says about it.
+Annotations are real types here, because SDK 1.60 does not resolve those of a function that are strings.
 """
-
-from __future__ import annotations
 
 import asyncio
 import json

@@ -15,7 +15,7 @@ from collections.abc import Callable
 warnings.simplefilter("ignore")
 
 import google.generativeai as genai  # noqa: E402
-from google.api_core.exceptions import BadRequest, InvalidArgument, NotFound  # noqa: E402
+from google.api_core.exceptions import BadRequest, NotFound  # noqa: E402
 
 MODEL = "smollm2-135m-instruct"
 QUESTION = "What is the capital of France?"
@@ -98,7 +98,7 @@ def check_models() -> None:
 def check_errors() -> None:
     calls: tuple[tuple[type[Exception], Callable[[], object]], ...] = (
         (NotFound, lambda: genai.GenerativeModel("no-such-model").generate_content("hi")),
-        (InvalidArgument, lambda: model().generate_content("hi", generation_config={"temperature": 9.0})),
+        (BadRequest, lambda: model().generate_content("hi", generation_config={"temperature": 9.0})),
         # The SDK cannot read what is wrong with a stream, neither here nor in the cloud: it only knows the code.
         (BadRequest, lambda: model().generate_content("hi", generation_config={"temperature": 9.0}, stream=True)),
     )

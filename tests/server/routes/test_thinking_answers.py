@@ -238,10 +238,9 @@ async def test_calls_in_a_stream_come_whole_and_broken_ones_end_it(start: Starti
         bad = "<tool_call>\n<function=rm>\n</function>\n</tool_call>"
         harness.engine.answers.append(saying("", f"{good}\n{good}\n{bad}\nDone."))
         chunks = events_of((await harness.stream(body(tools=True))).text)
-        calls = [part["functionCall"] for chunk in chunks for part in parts_of(chunk) if "functionCall" in part]
+        calls = [part["functionCall"] for part in parts_of(chunks[-1])]
         assert [(call["name"], call["args"]) for call in calls] == [("weather", {"city": "Paris"})] * 2
         assert calls[0]["id"] != calls[1]["id"]
         last = chunks[-1]["candidates"][0]
         assert last["finishReason"] == "MALFORMED_FUNCTION_CALL"
         assert "'rm'" in last["finishMessage"]
-        assert parts_of(chunks[-1]) == [{"text": ""}]
