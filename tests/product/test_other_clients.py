@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from support.sdks import CLIENTS, check_report, environment, node
 from support.server import RunningServer, running_server
 from support.tiny import tiny_model_folder
 
-ENVIRONMENTS = Path(__file__).parents[2] / ".test-envs"
-CLIENTS = Path(__file__).parent / "clients"
 LANGCHAIN = "langchain-google-genai-4.4.2"
 LEGACY = "google-generativeai-0.8.6"
 AI_SDK = "ai-sdk-google-4.0.121"
@@ -25,47 +23,19 @@ GEMINI_CLI = "gemini-cli-0.61.0"
 pytestmark = pytest.mark.product
 
 
-def required(found: str | Path | None, what: str) -> str:
-    """The program, or a failure where everything must run, or a skip that says what is missing."""
-    if found and Path(found).exists():
-        return str(found)
-    message = f"{what} is not installed: run scripts/sdk-envs"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
-
-
-def node() -> str:
-    return required(shutil.which("node"), "Node")
-
-
-def environment(name: str, part: str) -> str:
-    return required(ENVIRONMENTS / name / part, name)
-
-
-def check_report(command: list[str], version: str, checks: int) -> None:
-    """Run a client that prints the outcome of its checks; all of them must be ok."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report["version"] == version
-    assert len(report["outcome"]) >= checks
-    assert {name: text for name, text in report["outcome"].items() if text != "ok"} == {}
-
-
 def test_the_ai_sdk(castor: RunningServer) -> None:
     folder = str(Path(environment(AI_SDK, "node_modules/@ai-sdk/google")).parents[2])
-    check_report([node(), str(CLIENTS / "ai_sdk_client.mjs"), folder, castor.url], "4.0.121", 7)
+    check_report([node(), CLIENTS / "ai_sdk_client.mjs", folder, castor.url], 7, "4.0.121")
 
 
 def test_langchain(castor: RunningServer) -> None:
     python = environment(LANGCHAIN, "bin/python")
-    check_report([python, str(CLIENTS / "langchain_client.py"), castor.url], "4.4.2", 5)
+    check_report([python, CLIENTS / "langchain_client.py", castor.url], 5, "4.4.2")
 
 
 def test_the_legacy_sdk_over_rest(castor: RunningServer) -> None:
     python = environment(LEGACY, "bin/python")
-    check_report([python, str(CLIENTS / "legacy_client.py"), castor.url], "0.8.6", 9)
+    check_report([python, CLIENTS / "legacy_client.py", castor.url], 9, "0.8.6")
 
 
 @pytest.fixture

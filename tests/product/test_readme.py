@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.sdks import JS_SDK, node_with_sdk, sdk_python
+from support.sdks import JS_SDK, environment, node, sdk_python
 from support.server import RunningServer, running_server
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -57,9 +57,9 @@ def test_the_python_snippet_runs(castor: RunningServer) -> None:
 
 
 def test_the_js_snippet_runs(castor: RunningServer, tmp_path: Path) -> None:
-    (tmp_path / "node_modules").symlink_to(JS_SDK / "node_modules")
+    (tmp_path / "node_modules").symlink_to(environment(JS_SDK.name, "node_modules"))
     script = tmp_path / "snippet.mjs"
     script.write_text(snippet("js", castor))
-    done = subprocess.run([node_with_sdk(), script], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([node(), script], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from support.sdks import CLIENTS, PYTHON_SDKS, sdk_python
 from support.server import RunningServer
-
-ROOT = Path(__file__).parents[2]
-CLIENT = Path(__file__).parent / "clients" / "genai_structured.py"
-VERSIONS = ("3.4.0", "2.34.0", "1.60.0")
 
 pytestmark = pytest.mark.product
 
@@ -129,14 +124,9 @@ def test_what_cannot_be_enforced_is_a_400(castor: RunningServer) -> None:
     assert "generation_config.response_json_schema.properties.tags.uniqueItems" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_sdk_gives_parsed_objects(castor: RunningServer, version: str) -> None:
-    python = ROOT / ".test-envs" / f"google-genai-{version}" / "bin" / "python"
-    if not python.exists():
-        message = f"google-genai {version} is not installed: run scripts/sdk-envs"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    done = subprocess.run([python, CLIENT, castor.url], capture_output=True, text=True, timeout=240, check=False)
+@pytest.mark.parametrize("version", PYTHON_SDKS)
+def test_the_sdk_gives_parsed_objects(version: str, castor: RunningServer) -> None:
+    command = [sdk_python(version), CLIENTS / "genai_structured.py", castor.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["version"] == version
