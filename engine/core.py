@@ -119,7 +119,7 @@ class Core:
         batch = self._scheduler.schedule()
         if batch:
             for work, sampled in self._compute(batch):
-                self._advance(work, sampled)
+                self._advance_alone(work, sampled)
         events = self._collect()
         if was_busy and not self._live:
             self._check_when_idle()
@@ -222,6 +222,13 @@ class Core:
         # A prompt's last token alone costs what a decode costs.
         prefill = [work.num_tokens for work in batch if work.num_tokens > 1]
         self._pacer.record(len(batch) - len(prefill), sum(prefill), seconds)
+
+    def _advance_alone(self, work: Work, sampled: Sampled | None) -> None:
+        """Whatever a candidate's text or grammar does, the others of the step have their tokens."""
+        try:
+            self._advance(work, sampled)
+        except Exception as error:  # noqa: BLE001 - the request ends, and the log has the trace
+            self._fail(work.sequence, error)
 
     def _advance(self, work: Work, sampled: Sampled | None) -> None:
         if not self._is_open(work.sequence):

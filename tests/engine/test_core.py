@@ -20,8 +20,9 @@ from support.digests import (
 from support.tiny import EOS_ID, VOCAB_SIZE
 
 from engine.batch import Sampled, Sequence, Work
+from engine.candidate import Candidate
 from engine.masks import Mask
-from engine.types import EngineUnavailable, ErrorKind, FinishReason, Request, RequestError
+from engine.types import Delta, EngineUnavailable, ErrorKind, FinishReason, Request, RequestError
 
 POISON = 300
 
@@ -308,6 +309,24 @@ def test_a_failing_sampler_fails_alone_too() -> None:
     told = run_to_end(core, make_request("bad"), make_request("good"))
     assert (told["bad"].text, told["good"].text) == ({0: "ab"}, {0: "abcd"})
     assert error_of(told["bad"]).kind is ErrorKind.INTERNAL
+
+
+def test_a_failing_candidate_fails_alone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Candidate.feed
+
+    def feed_or_fail(self: Candidate, sampled: Sampled) -> list[Delta]:
+        if self._sequence.request.id == "bad":
+            raise RuntimeError("secret internals")
+        return feed(self, sampled)
+
+    monkeypatch.setattr(Candidate, "feed", feed_or_fail)
+    core, _ = make_core()
+    told = run_to_end(core, make_request("good"), make_request("bad", candidates=2), make_request("fine"))
+    assert succeeded(told["good"])
+    assert succeeded(told["fine"])
+    assert error_of(told["bad"]).kind is ErrorKind.INTERNAL
+    assert "secret" not in error_of(told["bad"]).message
+    core.check()
 
 
 def test_a_passing_failure_of_the_batch_hurts_nobody() -> None:
