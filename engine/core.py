@@ -248,7 +248,7 @@ class Core:
         if reason is None and sampled.token_id in sequence.request.sampling.stop_ids:
             reason = FinishReason.STOP
         elif reason is None:
-            live.deltas += list(candidate.feed(sampled))  # all or nothing, should it fail
+            live.deltas += candidate.feed(sampled)
             sequence.tokens.append(sampled.token_id)
             reason = candidate.reason or self._limit_of(sequence)
         if reason:
