@@ -97,6 +97,17 @@ def test_folders_without_config_or_safetensors_are_refused(tmp_path: Path) -> No
         _load(tmp_path)
 
 
+def test_a_model_that_cannot_compute_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("shapes do not fit\nand a trace")
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", fail)
+    with pytest.raises(ModelRefused, match=r"LlamaForCausalLM cannot compute .*: shapes do not fit$"):
+        load_model(EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu"), _silent)
+
+
 def test_unknown_model_types_are_refused(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     _edit_config(folder, model_type="unheard_of", auto_map={"AutoConfig": "code.Config"})
