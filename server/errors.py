@@ -9,6 +9,9 @@
     ├── NotFound              404 NOT_FOUND           no such path
     │   └── ModelNotFound     404                     no such model
     ├── MethodNotAllowed      405 UNIMPLEMENTED       a known path with another HTTP method
+    ├── RequestTimeout        408 DEADLINE_EXCEEDED   the body stalled
+    ├── AlreadyExists         409 ALREADY_EXISTS      the name is taken
+    ├── Aborted               409 ABORTED             another request is at it
     ├── PayloadTooLarge       413 INVALID_ARGUMENT    the body is over the limit
     ├── ResourceExhausted     429 RESOURCE_EXHAUSTED  the queue is full; carries RetryInfo
     ├── Cancelled             499 CANCELLED           the client hung up
@@ -127,6 +130,30 @@ class MethodNotAllowed(ApiError):
 
     code = 405
     status = "UNIMPLEMENTED"
+
+
+class RequestTimeout(ApiError):
+    """The client stopped sending in the middle of its body; its connection is closed."""
+
+    code = 408
+    status = "DEADLINE_EXCEEDED"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"Connection": "close"})
+
+
+class AlreadyExists(ApiError):
+    """The name that the client chose is taken."""
+
+    code = 409
+    status = "ALREADY_EXISTS"
+
+
+class Aborted(ApiError):
+    """Another request is changing the same thing; the client may try again."""
+
+    code = 409
+    status = "ABORTED"
 
 
 class PayloadTooLarge(ApiError):
