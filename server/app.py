@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,23 +18,32 @@ from starlette.routing import Mount
 
 from engine.types import EngineError
 from server.errors import ApiError, api_error_response
+from server.files.store import FileLimits, FileStore
+from server.files.upload import Uploads
 from server.mapper.signature import signature_key
 from server.middleware.auth import AuthMiddleware
+from server.middleware.forwarded import ForwardedMiddleware
 from server.middleware.host import HostMiddleware
 from server.middleware.record import RecordMiddleware
 from server.observe import Metrics
 from server.registry import Registry
 from server.routes import api_routes
 from server.routes.ops import ops_routes
-from server.settings import Settings
+from server.settings import ConfigError, Settings
 from server.version import castor_version
+
+SWEEP_SECONDS = 60.0
+EXPOSED_HEADERS = ["X-Goog-Upload-URL", "X-Goog-Upload-Status", "X-Goog-Upload-Size-Received", "X-Castor-Ignored"]
+"""What scripts of allowed origins may read of an answer."""
+
+log = structlog.stdlib.get_logger("castor")
 
 
 def create_app(settings: Settings, registry: Registry) -> Starlette:
     """The ASGI application; its lifespan loads the registry's models and unloads them.
 
-    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``signature_key`` and ``draining``, which the server
-    sets when it ends. Raises ``ConfigError`` where the key of signatures can be neither read nor made.
+    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``signature_key`` and
+    ``draining``, which the server sets when it ends. Raises ``ConfigError`` where the folder of data cannot be used.
     """
     metrics = Metrics(registry.entries, castor_version())
     app = Starlette(
@@ -46,6 +58,8 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     app.state.registry = registry
     app.state.metrics = metrics
     app.state.signature_key = signature_key(settings.data_dir)
+    app.state.files = _open_files(settings)
+    app.state.uploads = Uploads(app.state.files)
     app.state.draining = False
     return app
 
@@ -53,9 +67,16 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
 def _layers(settings: Settings, metrics: Metrics) -> list[Middleware]:
     """Outermost first. Preflights carry no key, so they are answered before keys are asked for."""
     cors = Middleware(
-        CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"], max_age=600
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+        max_age=600,
     )
+    forwarded = Middleware(ForwardedMiddleware, settings.trusted_proxies)
     return [
+        *([forwarded] if settings.trusted_proxies else []),
         Middleware(RecordMiddleware, metrics),
         *([cors] if settings.cors_origins else []),
         Middleware(HostMiddleware, settings),
@@ -66,10 +87,37 @@ def _layers(settings: Settings, metrics: Metrics) -> list[Middleware]:
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.registry.start()
+    sweeping = asyncio.create_task(_sweep_files(app.state.files))
     try:
         yield
     finally:
+        sweeping.cancel()
         await app.state.registry.close()
+        app.state.files.close()
+
+
+def _open_files(settings: Settings) -> FileStore:
+    limits = FileLimits(
+        file_bytes=settings.max_file_bytes,
+        owner_bytes=settings.max_key_file_bytes,
+        total_bytes=settings.max_total_file_bytes,
+        lifetime=settings.file_hours * 3600,
+    )
+    folder = settings.data_dir / "files"
+    try:
+        return FileStore(folder, limits)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"the folder of uploaded files {folder} cannot be used: {error}") from None
+
+
+async def _sweep_files(files: FileStore) -> None:
+    """Now, for what an earlier server left behind, and then again and again."""
+    while True:
+        try:
+            await asyncio.to_thread(files.sweep)
+        except (OSError, sqlite3.Error) as error:
+            log.error("expired files could not be removed", exc_info=error)
+        await asyncio.sleep(SWEEP_SECONDS)
 
 
 async def _failed(request: Request, failure: Exception) -> Response:

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from server.errors import InvalidArgument, PayloadTooLarge
+from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_CONTAINERS = 100_000
+STALL_SECONDS = 60.0
 _MALFORMED = "Invalid JSON payload received. "
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, of at most ``limit`` bytes. Raises ``PayloadTooLarge`` as soon as it is known to be longer."""
+async def received(request: Request, stall_seconds: float = STALL_SECONDS) -> AsyncGenerator[bytes, None]:
+    """The body in the pieces in which it comes, none of them empty.
+
+    Raises ``RequestTimeout`` when nothing comes for ``stall_seconds``, and ``InvalidArgument`` for a body that is
+    encoded.
+    """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise InvalidArgument(f"Content-Encoding {encoding!r} is not accepted; send the body as it is")
+    async with aclosing(request.stream()) as pieces:
+        while True:
+            try:
+                async with asyncio.timeout(stall_seconds):
+                    piece = await anext(pieces, None)
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"Nothing of the body came for {stall_seconds:g} seconds; send it without pauses."
+                ) from None
+            if piece is None:
+                return
+            if piece:
+                yield piece
+
+
+async def read_body(request: Request, limit: int, stall_seconds: float = STALL_SECONDS) -> bytes:
+    """The body, of at most ``limit`` bytes. Raises ``PayloadTooLarge`` as soon as it is known to be longer, and what
+    `received` raises."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     chunks = bytearray()
-    async for chunk in request.stream():
-        chunks += chunk
-        if len(chunks) > limit:
-            raise _too_large(limit)
+    async with aclosing(received(request, stall_seconds)) as pieces:
+        async for piece in pieces:
+            chunks += piece
+            if len(chunks) > limit:
+                raise _too_large(limit)
     return bytes(chunks)
 
 

@@ -27,6 +27,8 @@ class Settings:
 
     ``trusted_proxies`` are addresses or networks whose ``X-Forwarded-*`` headers count. ``allowed_hosts`` are names,
     beside those of the loopback, that a ``Host`` or ``Origin`` header may carry on a server without keys.
+    ``body_stall_seconds`` is how long a body may pause. Uploaded files are kept for ``file_hours``, each of at most
+    ``max_file_bytes``; all files of one key and all files of all keys have limits too.
     """
 
     data_dir: Path
@@ -38,6 +40,11 @@ class Settings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allow_no_keys: bool = False
     max_body_bytes: int = 20 * 1024 * 1024
+    body_stall_seconds: float = 60.0
+    max_file_bytes: int = 2 * 1024**3
+    max_key_file_bytes: int = 20 * 1024**3
+    max_total_file_bytes: int = 100 * 1024**3
+    file_hours: float = 48.0
     keepalive_seconds: float = 15.0
     drain_seconds: float = 10.0
     trusted_proxies: tuple[str, ...] = ()
@@ -135,6 +142,11 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "api_keys_file": (_path, "a path"),
     "allow_no_keys": (_flag, "1 or 0"),
     "max_body_bytes": (int, "a whole number of bytes"),
+    "body_stall_seconds": (float, "a number of seconds"),
+    "max_file_bytes": (int, "a whole number of bytes"),
+    "max_key_file_bytes": (int, "a whole number of bytes"),
+    "max_total_file_bytes": (int, "a whole number of bytes"),
+    "file_hours": (float, "a number of hours"),
     "keepalive_seconds": (float, "a number of seconds"),
     "drain_seconds": (float, "a number of seconds"),
     "trusted_proxies": (_words, "addresses separated by commas"),
@@ -170,6 +182,11 @@ def _check(settings: Settings) -> None:
         ("port", 0 <= settings.port <= 65535, "from 0 to 65535"),
         ("log_level", settings.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}"),
         ("max_body_bytes", settings.max_body_bytes >= 1024, "at least 1024"),
+        ("body_stall_seconds", 0 < settings.body_stall_seconds <= 3600, "above 0 and at most 3600"),
+        ("max_file_bytes", settings.max_file_bytes >= 0, "0 or more"),
+        ("max_key_file_bytes", settings.max_key_file_bytes >= 0, "0 or more"),
+        ("max_total_file_bytes", settings.max_total_file_bytes >= 0, "0 or more"),
+        ("file_hours", 0 < settings.file_hours <= 24 * 365, "above 0 and at most 8760"),
         ("keepalive_seconds", 0 < settings.keepalive_seconds <= 3600, "above 0 and at most 3600"),
         ("drain_seconds", 0 <= settings.drain_seconds <= 3600, "from 0 to 3600"),
     )

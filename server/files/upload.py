@@ -14,6 +14,7 @@ import secrets
 import string
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 from server.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, ResourceExhausted
@@ -193,6 +194,7 @@ class Writer:
         self._descriptor = descriptor
         self._position = offset
         self._held = row.held
+        self._busy = Lock()
 
     def __enter__(self) -> Writer:
         return self
@@ -211,22 +213,25 @@ class Writer:
         end = self._position + len(data)
         if self._row.size is not None and end > self._row.size:
             raise InvalidArgument(f"The upload has {self._row.size} bytes, but bytes up to {end} were sent.")
-        known = data[: self.received - self._position]
-        if known and os.pread(self._descriptor, len(known), self._position) != known:
-            raise InvalidArgument(
-                f"The bytes from offset {self._position} on differ from those received before. "
-                "Cancel the upload to begin again."
-            )
-        if end > self.received:
-            self._append(data[len(known) :])
-        self._position = end
+        with self._busy:
+            known = data[: self.received - self._position]
+            if known and os.pread(self._descriptor, len(known), self._position) != known:
+                raise InvalidArgument(
+                    f"The bytes from offset {self._position} on differ from those received before. "
+                    "Cancel the upload to begin again."
+                )
+            if end > self.received:
+                self._append(data[len(known) :])
+            self._position = end
 
     def close(self) -> None:
-        """Make the bytes safe and let others write. Raises ``NotFound`` if the upload was cancelled."""
-        try:
-            self._keep()
-        finally:
-            os.close(self._descriptor)
+        """Make the bytes safe and let others write, after a write that is under way. Raises ``NotFound`` if the upload
+        was cancelled."""
+        with self._busy:
+            try:
+                self._keep()
+            finally:
+                os.close(self._descriptor)
 
     def _append(self, data: bytes) -> None:
         if self.received + len(data) > self._held:

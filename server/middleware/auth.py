@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -15,6 +16,9 @@ from server.middleware import refuse
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Probes have no key. ``/metrics`` is not among them: Prometheus can send ``Authorization: Bearer``."""
 
+UPLOAD_ID = "upload_id"
+_UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?")
+
 
 class AuthMiddleware:
     """Accepts ``x-goog-api-key``, ``?key=`` and ``Authorization: Bearer`` as equals; without keys it lets all pass."""
@@ -24,7 +28,7 @@ class AuthMiddleware:
         self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS or continues_upload(scope):
             await self._app(scope, receive, send)
             return
         request = Request(scope)
@@ -48,6 +52,14 @@ class AuthMiddleware:
             if any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
                 return hashlib.blake2b(digest, digest_size=16, person=b"castor-identity").hexdigest()
         raise ApiKeyInvalid()
+
+
+def continues_upload(scope: Scope) -> bool:
+    """Whether a request is for an upload that was started before: its URL holds a secret of its own, and SDKs send no
+    key with it (wire reference 2.7). The route takes nothing else from it."""
+    path: str = scope["path"]
+    within = _UPLOAD_PATH.fullmatch(path) and scope["method"] in ("POST", "PUT")
+    return bool(within and dict(parse_qsl(scope["query_string"].decode("latin-1"))).get(UPLOAD_ID))
 
 
 def _keys_sent(request: Request) -> list[bytes]:

@@ -15,10 +15,12 @@ from starlette.routing import BaseRoute, Route
 
 from server.errors import MethodNotAllowed, NotFound, Unimplemented
 from server.registry import Entry
+from server.routes.files import delete_file, download_file, get_file, list_files
 from server.routes.generate import generate_content, stream_generate_content
 from server.routes.models import get_model, list_models
 from server.routes.reading import find_model
 from server.routes.tokens import count_tokens
+from server.routes.uploads import upload_file
 
 Method = Callable[[Request, Entry], Awaitable[Response]]
 
@@ -32,11 +34,16 @@ UNSERVED_VERBS = re.compile(
     "generateAnswer|embedText|batchEmbedText|countTextTokens|countMessageTokens|generateMessage|generateText"
 )
 UNSERVED_COLLECTIONS = re.compile(
-    "agents|auth_tokens|batches|cachedContents|corpora|credentials|decisions|download|dynamic|environments|"
-    "fileSearchStores|files|generatedFiles|interactions|operations|triggers|tunedModels|upload|voices|webhooks"
+    "agents|auth_tokens|batches|cachedContents|corpora|credentials|decisions|dynamic|environments|"
+    "fileSearchStores|generatedFiles|interactions|operations|triggers|tunedModels|voices|webhooks"
 )
 HTTP_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+NO_BARE_FILES = "files are made by uploading them: POST upload/v1beta/files; nothing is registered from elsewhere"
+_VERSION = "v1beta"
+"""Of the addresses of files, where a request names none."""
 _PATH = re.compile(r"(?:(?P<version>v\d\w*)/)?(?P<rest>.*)", re.DOTALL)
+_UPLOAD = re.compile(r"(?:v\d\w*/)?upload/(?:(?P<version>v\d\w*)/)?files")
+_FILE = re.compile(r"(?:download/)?(?:(?P<version>v\d\w*)/)?files/(?P<id>[^/:]+)(?P<media>:download)?")
 
 
 def api_routes() -> list[BaseRoute]:
@@ -46,9 +53,18 @@ def api_routes() -> list[BaseRoute]:
 
 async def dispatch(request: Request) -> Response:
     """Answer one call of the API. Raises ``ApiError``."""
-    found = _PATH.fullmatch(request.path_params["path"].strip("/"))
+    path = request.path_params["path"].strip("/")
+    if upload := _UPLOAD.fullmatch(path):
+        _require(request, "POST", "PUT")
+        request.state.record.resolved("", "uploadFile")
+        return await upload_file(request, upload["version"] or _VERSION)
+    if file := _FILE.fullmatch(path):
+        return await _on_file(request, file["version"] or _VERSION, file["id"], download=bool(file["media"]))
+    found = _PATH.fullmatch(path)
     assert found is not None
     rest = found["rest"]
+    if rest == "files":
+        return await _on_files(request, found["version"] or _VERSION)
     if rest == "models":
         _require(request, "GET")
         request.state.record.resolved("", "listModels")
@@ -64,22 +80,44 @@ async def dispatch(request: Request) -> Response:
     raise NotFound(f"The requested URL {request.url.path[:200]} was not found on this server.")
 
 
+async def _on_files(request: Request, version: str) -> Response:
+    if request.method == "POST":
+        raise Unimplemented(f"POST files is not served: {NO_BARE_FILES}.")
+    _require(request, "GET")
+    request.state.record.resolved("", "listFiles")
+    return await list_files(request, version)
+
+
+async def _on_file(request: Request, version: str, file_id: str, *, download: bool) -> Response:
+    if download:
+        _require(request, "GET")
+        request.state.record.resolved("", "downloadFile")
+        return await download_file(request, version, file_id)
+    _require(request, "GET", "DELETE")
+    answer, method = (get_file, "getFile") if request.method == "GET" else (delete_file, "deleteFile")
+    request.state.record.resolved("", method)
+    return await answer(request, version, file_id)
+
+
 async def _on_model(request: Request, name: str, method: str, answer: Method) -> Response:
     entry = find_model(request, name)
     request.state.record.resolved(entry.name, method)
     return await answer(request, entry)
 
 
-def _require(request: Request, method: str) -> None:
-    if request.method != method:
+def _require(request: Request, *methods: str) -> None:
+    if request.method not in methods:
         raise MethodNotAllowed(
-            f"{request.method} is not allowed for {request.url.path[:200]}; use {method}", headers={"Allow": method}
+            f"{request.method} is not allowed for {request.url.path[:200]}; use {' or '.join(methods)}",
+            headers={"Allow": ", ".join(methods)},
         )
 
 
 def _refuse_unserved(request: Request, rest: str, verb: str) -> None:
     """Methods of the Gemini API that this server does not offer are told from paths that nobody knows."""
     collection = rest.partition("/")[0].partition(":")[0]
+    if rest == "files:register":
+        raise Unimplemented(f"files.register is not served: {NO_BARE_FILES}.")
     if UNSERVED_VERBS.fullmatch(verb) and request.method == "POST":
         raise Unimplemented(f"{collection}.{verb} is not served by this server.")
     if UNSERVED_COLLECTIONS.fullmatch(collection):

@@ -40,7 +40,8 @@ async def read_message(request: Request, kind: type[M], entry: Entry) -> M:
 
     Raises ``ApiError`` naming every field that is wrong or not served.
     """
-    raw = await read_body(request, request.app.state.settings.max_body_bytes)
+    settings = request.app.state.settings
+    raw = await read_body(request, settings.max_body_bytes, settings.body_stall_seconds)
     large = len(raw) >= LARGE_BYTES
     message = await asyncio.to_thread(_parsed, kind, raw) if large else _parsed(kind, raw)
     terms = terms_of(entry)

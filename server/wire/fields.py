@@ -44,6 +44,19 @@ def _int32(value: Any) -> int:
     return int(number)
 
 
+def _int64(value: Any) -> int:
+    """Clients send them as texts, as proto3 JSON has it, or as numbers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit() and len(value) <= 20:
+        number = int(value)
+    else:
+        raise invalid("TYPE_INT64", value)
+    if not -(2**63) <= number < 2**63:
+        raise invalid("TYPE_INT64", value)
+    return number
+
+
 def _number(value: Any) -> float | None:
     """A finite number, also one in a string, as proto3 JSON has it; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -119,6 +132,7 @@ class Names:
 Element = TypeVar("Element")
 Float = Annotated[float, BeforeValidator(_float)]
 Int32 = Annotated[int, BeforeValidator(_int32)]
+Int64 = Annotated[int, BeforeValidator(_int64)]
 Bool = Annotated[bool, BeforeValidator(_bool)]
 String = Annotated[str, BeforeValidator(_string)]
 Bytes = Annotated[bytes, BeforeValidator(_bytes)]

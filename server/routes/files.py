@@ -1,0 +1,112 @@
+"""GET, LIST, DELETE and download of files; what a file looks like on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from server.body import to_json
+from server.errors import InvalidArgument
+from server.files.store import FileStore, StoredFile
+from server.middleware.forwarded import HOST, PREFIX
+from server.wire.files import DEFAULT_PAGE, MAX_PAGE, ListFilesRequest
+from server.wire.message import parse
+
+DOWNLOAD_BYTES = 256 * 1024
+
+
+async def list_files(request: Request, version: str) -> Response:
+    """GET files?pageSize&pageToken: the caller's own, newest first"""
+    wanted = parse(
+        ListFilesRequest, {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
+    )
+    size = int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE
+    files, token = await asyncio.to_thread(_store(request).page, request.state.identity, size, wanted.page_token)
+    page: dict[str, Any] = {"files": [file_resource(request, version, file) for file in files]} if files else {}
+    return _json(page | ({"nextPageToken": token} if token else {}))
+
+
+async def get_file(request: Request, version: str, file_id: str) -> Response:
+    """GET files/{id}"""
+    file = await asyncio.to_thread(_store(request).get, file_id, request.state.identity)
+    return _json(file_resource(request, version, file))
+
+
+async def delete_file(request: Request, version: str, file_id: str) -> Response:  # noqa: ARG001 - the shape of them all
+    """DELETE files/{id}"""
+    await asyncio.to_thread(_store(request).delete, file_id, request.state.identity)
+    return _json({})
+
+
+async def download_file(request: Request, version: str, file_id: str) -> Response:  # noqa: ARG001
+    """GET files/{id}:download?alt=media: the bytes"""
+    alt = request.query_params.get("alt", "media")
+    if alt != "media":
+        raise InvalidArgument.at("alt", f"alt is {alt[:64]!r}, but files are downloaded with alt=media")
+    store = _store(request)
+    file = await asyncio.to_thread(store.get, file_id, request.state.identity)
+    blob = await asyncio.to_thread(store.open, file)
+    # What a stranger has uploaded must not become a page of this origin.
+    headers = {
+        "content-length": str(file.size),
+        "content-disposition": "attachment",
+        "x-content-type-options": "nosniff",
+    }
+    answer = StreamingResponse(_pieces(blob), headers=headers)
+    answer.raw_headers.append((b"content-type", file.mime_type.encode("latin-1")))
+    return answer
+
+
+def file_resource(request: Request, version: str, file: StoredFile) -> dict[str, Any]:
+    """A File as the API tells it (wire reference 2.6)."""
+    uri = f"{base_url(request)}/{version}/files/{file.id}"
+    return {
+        "name": f"files/{file.id}",
+        **({"displayName": file.display_name} if file.display_name else {}),
+        "mimeType": file.mime_type,
+        "sizeBytes": str(file.size),
+        "createTime": _timestamp(file.created),
+        "updateTime": _timestamp(file.updated),
+        "expirationTime": _timestamp(file.expires),
+        "sha256Hash": base64.b64encode(file.sha256).decode(),
+        "uri": uri,
+        "downloadUri": f"{uri}:download?alt=media",
+        "state": "ACTIVE",
+        "source": "UPLOADED",
+    }
+
+
+def base_url(request: Request) -> str:
+    """Where the client reaches the API: scheme, host and prefix as it used them."""
+    host = request.headers.get("host", "")
+    if not HOST.fullmatch(host):
+        raise InvalidArgument(f"The Host header is {host[:64]!r}, but must be a name or an address, and perhaps a port")
+    prefix = getattr(request.state, PREFIX, "") + request.scope.get("root_path", "")
+    return f"{request.url.scheme}://{host}{prefix}"
+
+
+async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:
+    try:
+        while piece := await asyncio.to_thread(blob.read, DOWNLOAD_BYTES):
+            yield piece
+    finally:
+        blob.close()
+
+
+def _store(request: Request) -> FileStore:
+    store: FileStore = request.app.state.files
+    return store
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")

@@ -1,0 +1,272 @@
+"""POST upload/files: the four forms in which a file comes (wire reference 2.7).
+
+Resumable uploads are started, fed, asked and ended by ``X-Goog-Upload-Command``; multipart forms, multipart/related and
+raw bodies bring a whole file at once. All of them are uploads of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.body import parse_json, read_body, received, to_json
+from server.errors import InvalidArgument, PayloadTooLarge
+from server.files.intake import intake, take_whole
+from server.files.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
+from server.files.store import StoredFile
+from server.files.upload import NewFile, Uploads, UploadStatus
+from server.middleware.auth import UPLOAD_ID
+from server.routes.files import base_url, file_resource
+from server.routes.reading import ignored_header
+from server.wire.files import CreateFileRequest, File
+from server.wire.message import parse
+from server.wire.support import review
+
+MAX_METADATA_BYTES = 64 * 1024
+GRANULARITY = 256 * 1024
+"""What chunks should be multiples of; any other size is taken too."""
+FORM_OVERHEAD = 1024 * 1024
+"""Bytes that a multipart body may have beside its file's."""
+
+MIME_TYPE = re.compile(
+    r"[\w.+-]{1,127}/[\w.+-]{1,127}(?:\s*;\s*[\w.-]{1,64}=(?:[\w.+:/-]{1,128}|\"[\w .+:/-]{0,128}\")){0,8}", re.ASCII
+)
+_CURLS_OWN = "application/x-www-form-urlencoded"
+"""What curl says of any body where its user says nothing."""
+_COMMANDS = ("start", "upload", "upload, finalize", "finalize", "query", "cancel")
+_PROTOCOLS = {"resumable": "resumable", "multipart": "multipart", "raw": "raw", "media": "raw"}
+
+
+async def upload_file(request: Request, version: str) -> Response:
+    """POST upload/{version}/files: start an upload, go on with one, or send a whole file"""
+    upload_id = request.query_params.get(UPLOAD_ID)
+    if upload_id:
+        return await _go_on(request, version, upload_id)
+    match _protocol(request):
+        case "resumable":
+            return await _start(request, version)
+        case "multipart":
+            file = await _from_form(request)
+        case _:
+            file = await _from_raw(request)
+    return _told(request, version, file)
+
+
+def _protocol(request: Request) -> str:
+    """The form of an upload that begins. Raises ``InvalidArgument`` where none is named or known."""
+    query = request.query_params
+    named = request.headers.get("x-goog-upload-protocol") or query.get("upload_protocol") or query.get("uploadType")
+    if named is None and request.headers.get("content-type", "").startswith("multipart/"):
+        return "multipart"
+    if named is None and "x-goog-upload-command" in request.headers:
+        return "resumable"
+    if named is None or named.lower() not in _PROTOCOLS:
+        raise InvalidArgument(
+            f"X-Goog-Upload-Protocol is {(named or '')[:64]!r}, but must be resumable, multipart or raw; "
+            "or send a form with the part file as multipart/form-data"
+        )
+    return _PROTOCOLS[named.lower()]
+
+
+# --- Resumable uploads ---------------------------------------------------------------------------
+
+
+async def _start(request: Request, version: str) -> Response:
+    command = _command(request)
+    if command != "start":
+        raise InvalidArgument(
+            f"X-Goog-Upload-Command is {command!r}, but this URL starts uploads; "
+            "send the others to the URL that the answer to start names in X-Goog-Upload-URL"
+        )
+    stall_seconds = request.app.state.settings.body_stall_seconds
+    said = _read_metadata(request, await read_body(request, MAX_METADATA_BYTES, stall_seconds))
+    size = said.size_bytes
+    if (declared := request.headers.get("x-goog-upload-header-content-length")) is not None:
+        size = _whole_number("X-Goog-Upload-Header-Content-Length", declared)
+        if said.size_bytes not in (None, size):
+            raise InvalidArgument.at(
+                "file.size_bytes",
+                f"* File.size_bytes: {said.size_bytes} is not what X-Goog-Upload-Header-Content-Length says: {size}",
+            )
+    name = request.headers.get("x-goog-upload-file-name", "")
+    mime_type = request.headers.get("x-goog-upload-header-content-type", "")
+    upload_id = await asyncio.to_thread(_uploads(request).start, _new_file(request, said, name, mime_type, size))
+    url = f"{base_url(request)}/upload/{version}/files?{UPLOAD_ID}={upload_id}"
+    headers = {
+        "X-Goog-Upload-URL": url,
+        "X-Goog-Upload-Control-URL": url,
+        "X-Goog-Upload-Chunk-Granularity": str(GRANULARITY),
+        "X-Goog-Upload-Status": "active",
+        **ignored_header(request.state.record),
+    }
+    return Response("{}", media_type="application/json", headers=headers)
+
+
+async def _go_on(request: Request, version: str, upload_id: str) -> Response:
+    uploads = _uploads(request)
+    command = _command(request)
+    if command == "cancel":
+        await asyncio.to_thread(uploads.cancel, upload_id)
+        return Response("{}", media_type="application/json", headers={"X-Goog-Upload-Status": "cancelled"})
+    if command == "start":
+        raise InvalidArgument("X-Goog-Upload-Command is 'start', but this URL belongs to an upload that was started")
+    if command.startswith("upload"):
+        await _take_chunk(request, uploads, upload_id)
+    if command.endswith("finalize"):
+        return _told(request, version, await asyncio.to_thread(uploads.finish, upload_id))
+    return _standing(request, version, await asyncio.to_thread(uploads.status, upload_id))
+
+
+async def _take_chunk(request: Request, uploads: Uploads, upload_id: str) -> None:
+    stated = request.headers.get("x-goog-upload-offset")
+    if stated is None:
+        raise InvalidArgument("X-Goog-Upload-Offset is missing: send how many bytes of the file come before this chunk")
+    offset = _whole_number("X-Goog-Upload-Offset", stated)
+    async with intake(uploads, upload_id, offset) as taking, aclosing(_body(request)) as pieces:
+        async for piece in pieces:
+            await taking.add(piece)
+
+
+def _command(request: Request) -> str:
+    words = [word.strip().lower() for word in request.headers.get("x-goog-upload-command", "").split(",")]
+    command = ", ".join(words)
+    if command not in _COMMANDS:
+        raise InvalidArgument(f"X-Goog-Upload-Command is {command[:64]!r}, but must be one of: {'; '.join(_COMMANDS)}")
+    return command
+
+
+def _whole_number(header: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InvalidArgument(f"{header} is {text[:64]!r}, but must be a whole number of bytes, 0 or more")
+    return int(text)
+
+
+# --- Whole files ---------------------------------------------------------------------------------
+
+
+async def _from_raw(request: Request) -> StoredFile:
+    length = request.headers.get("content-length")
+    size = None if length is None else _whole_number("Content-Length", length)
+    name, mime_type = request.headers.get("x-goog-upload-file-name", ""), request.headers.get("content-type", "")
+    new = _new_file(request, File(), name, "" if mime_type == _CURLS_OWN else mime_type, size)
+    async with aclosing(_body(request)) as pieces:
+        return await take_whole(_uploads(request), new, pieces)
+
+
+async def _from_form(request: Request) -> StoredFile:
+    """Parts of multipart/form-data by their names, parts of multipart/related by their places."""
+    uploads = _uploads(request)
+    length = request.headers.get("content-length", "")
+    most = request.app.state.files.limits.file_bytes + FORM_OVERHEAD
+    if length.isdigit() and int(length) > most:
+        raise PayloadTooLarge(f"The body has {length[:20]} bytes; a form with a file has at most {most}.")
+    reader = MultipartReader(request.headers.get("content-type", ""))
+    said = None
+    async with aclosing(_events(request, reader)) as events:
+        async for part in events:
+            if not isinstance(part, PartBegins):
+                continue
+            if _is_metadata(reader, part, said):
+                said = _read_metadata(request, await _whole_part(events))
+                continue
+            said = said or File()
+            new = _new_file(request, said, part.filename, part.content_type, said.size_bytes)
+            async with aclosing(_file_bytes(events)) as pieces:
+                return await take_whole(uploads, new, pieces)
+    raise InvalidArgument("The body has no part with the name file; send the bytes of the file in one")
+
+
+def _is_metadata(reader: MultipartReader, part: PartBegins, said: File | None) -> bool:
+    if not reader.is_form:
+        return said is None
+    if part.name not in ("metadata", "file"):
+        raise InvalidArgument(
+            f"The form has a part with the name {part.name[:64]!r}; it can have metadata (JSON, optional) and file"
+        )
+    if part.name == "metadata" and said is not None:
+        raise InvalidArgument("The form has two parts with the name metadata; send one")
+    return part.name == "metadata"
+
+
+async def _events(request: Request, reader: MultipartReader) -> AsyncGenerator[Event, None]:
+    async with aclosing(_body(request)) as pieces:
+        async for piece in pieces:
+            for event in reader.feed(piece):
+                yield event
+    reader.close()
+
+
+async def _whole_part(events: AsyncGenerator[Event, None]) -> bytes:
+    data = bytearray()
+    async for event in events:
+        if isinstance(event, PartEnds):
+            break
+        if isinstance(event, PartData):
+            data += event.data
+        if len(data) > MAX_METADATA_BYTES:
+            raise InvalidArgument(f"The part metadata has more than {MAX_METADATA_BYTES} bytes")
+    return bytes(data)
+
+
+async def _file_bytes(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    """The bytes of the part that has begun; it ends when the whole body has been read and nothing else came."""
+    async for event in events:
+        if isinstance(event, PartBegins):
+            raise InvalidArgument("A part comes after the file; send one file, and the part metadata before it")
+        if isinstance(event, PartData):
+            yield event.data
+
+
+# --- What all forms share ------------------------------------------------------------------------
+
+
+def _new_file(request: Request, said: File, name: str, mime_type: str, size: int | None) -> NewFile:
+    """What is known of a file when its first byte comes. Raises ``InvalidArgument`` for a type that is none."""
+    declared = said.mime_type or mime_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    if not MIME_TYPE.fullmatch(declared):
+        raise InvalidArgument.at(
+            "file.mime_type", f"* File.mime_type: {declared[:64]!r} must be a type and a subtype, such as text/plain"
+        )
+    return NewFile(request.state.identity, said.name, said.display_name or name, declared, size)
+
+
+def _read_metadata(request: Request, raw: bytes) -> File:
+    """What a client says of its file, wrapped in ``file`` or bare. Raises ``InvalidArgument``."""
+    payload = parse_json(raw)
+    if isinstance(payload, dict) and payload and "file" not in payload:
+        payload = {"file": payload}
+    message, ignored = review(parse(CreateFileRequest, payload))
+    request.state.record.ignored += ignored
+    return message.file
+
+
+def _body(request: Request) -> AsyncGenerator[bytes, None]:
+    return received(request, request.app.state.settings.body_stall_seconds)
+
+
+def _standing(request: Request, version: str, status: UploadStatus) -> Response:
+    if status.file is not None:
+        return _told(request, version, status.file)
+    headers = {"X-Goog-Upload-Status": "active", "X-Goog-Upload-Size-Received": str(status.received)}
+    return Response("{}", media_type="application/json", headers=headers)
+
+
+def _told(request: Request, version: str, file: StoredFile) -> Response:
+    headers = {
+        "X-Goog-Upload-Status": "final",
+        "X-Goog-Upload-Size-Received": str(file.size),
+        **ignored_header(request.state.record),
+    }
+    answer = to_json({"file": file_resource(request, version, file)})
+    return Response(answer, media_type="application/json", headers=headers)
+
+
+def _uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads

@@ -1,0 +1,51 @@
+"""The messages of the Files API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from server.wire.fields import Float, Int64, Object, String
+from server.wire.message import Message
+from server.wire.support import Honoured, Ignored
+
+DEFAULT_PAGE = 10
+MAX_PAGE = 100
+TOLD = "the server tells it"
+
+
+class File(Message):
+    """What is known of a file. Clients say the first four fields."""
+
+    name: Annotated[String, Honoured("files/ and 1 to 40 lowercase letters and digits; made where it is not given")] = (
+        ""
+    )
+    display_name: Annotated[String, Honoured("at most 512 characters; the name of the file where it is not given")] = ""
+    mime_type: Annotated[String, Honoured("guessed from the name where it is not given")] = ""
+    size_bytes: Annotated[Annotated[Int64, Field(ge=0)] | None, Honoured("that many bytes must come")] = None
+    create_time: Annotated[String, Ignored(TOLD)] = ""
+    update_time: Annotated[String, Ignored(TOLD)] = ""
+    expiration_time: Annotated[String, Ignored(TOLD)] = ""
+    sha256_hash: Annotated[String, Ignored(TOLD)] = ""
+    uri: Annotated[String, Ignored(TOLD)] = ""
+    download_uri: Annotated[String, Ignored(TOLD)] = ""
+    state: Annotated[String, Ignored(TOLD)] = ""
+    source: Annotated[String, Ignored(TOLD)] = ""
+    error: Annotated[Object | None, Ignored(TOLD)] = None
+    video_metadata: Annotated[Object | None, Ignored(TOLD)] = None
+
+
+class CreateFileRequest(Message):
+    """What begins an upload."""
+
+    file: Annotated[File, Honoured("what is said of the file")] = File()
+
+
+class ListFilesRequest(Message):
+    """The query of GET files."""
+
+    page_size: Annotated[
+        Annotated[Float, Field(ge=0)], Honoured(f"{DEFAULT_PAGE} where it is 0 or not given, {MAX_PAGE} at most")
+    ] = 0
+    page_token: Annotated[String, Honoured("the nextPageToken of the page before")] = ""
