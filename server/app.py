@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 
 from engine.types import EngineError
+from server.convert.documents import DocumentReader
 from server.errors import ApiError, api_error_response
 from server.files.store import FileLimits, FileStore
 from server.files.upload import Uploads
@@ -42,8 +43,9 @@ log = structlog.stdlib.get_logger("castor")
 def create_app(settings: Settings, registry: Registry) -> Starlette:
     """The ASGI application; its lifespan loads the registry's models and unloads them.
 
-    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``signature_key`` and
-    ``draining``, which the server sets when it ends. Raises ``ConfigError`` where the folder of data cannot be used.
+    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``documents``,
+    ``signature_key`` and ``draining``, which the server sets when it ends. Raises ``ConfigError`` where the folder of
+    data cannot be used.
     """
     metrics = Metrics(registry.entries, castor_version())
     app = Starlette(
@@ -60,6 +62,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     app.state.signature_key = signature_key(settings.data_dir)
     app.state.files = _open_files(settings)
     app.state.uploads = Uploads(app.state.files)
+    app.state.documents = DocumentReader(app.state.files)
     app.state.draining = False
     return app
 

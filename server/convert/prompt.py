@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from engine.types import Thinking
+from server.convert.documents import NO_DOCUMENTS, Documents
 from server.convert.messages import chat_messages, no_thoughts
 from server.convert.thinking import thinking_for
 from server.convert.tokens import ChatTokenizer, Message
@@ -20,9 +22,11 @@ from server.wire.requests import GenerateContentRequest
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What is shown to the model: ``messages``, the functions of ``tools`` as ``declared`` for its template, and the
-    template's ``options``. ``thinking`` is where its thoughts will stand."""
+    template's ``options``. ``thinking`` is where its thoughts will stand. ``bare`` are the messages without the texts
+    of documents, None where there are no documents."""
 
     messages: list[Message]
+    bare: list[Message] | None = None
     tools: Tools | None = None
     declared: list[dict[str, Any]] = field(default_factory=list)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -30,22 +34,39 @@ class Conversation:
 
 
 def conversation(
-    request: GenerateContentRequest, spec: ModelSpec, tokenizer: ChatTokenizer, reopen: Reopen = no_thoughts
+    request: GenerateContentRequest,
+    spec: ModelSpec,
+    tokenizer: ChatTokenizer,
+    reopen: Reopen = no_thoughts,
+    documents: Documents = NO_DOCUMENTS,
 ) -> Conversation:
     """A request as the model will see it. Raises ``InvalidArgument``."""
     family = tokenizer.family
     tools = read_tools(request, tokenizer.control_texts)
     options, thinking = thinking_for(request.generation_config, family, spec, tokenizer)
-    messages = chat_messages(
-        request,
-        tokenizer.has_system_role,
+    written = partial(
+        chat_messages,
+        has_system_role=tokenizer.has_system_role,
         family=family,
         preamble=castor_prompt(tools) if tools and not family.renders_tools else "",
         control_texts=tokenizer.control_texts,
         reopen=reopen if family.thought else no_thoughts,
     )
+    messages = written(documents.within(request))
+    bare = written(documents.within(request, emptied=True)) if documents else None
     declared = tools.for_template() if tools and family.renders_tools else []
-    return Conversation(messages, tools, declared, options, thinking)
+    return Conversation(messages, bare, tools, declared, options, thinking)
+
+
+async def document_tokens(prompt: Sequence[int], chat: Conversation, tokenizer: ChatTokenizer) -> int:
+    """How many tokens of a prompt its documents brought: those that are not there when they are empty."""
+    if chat.bare is None:
+        return 0
+    bare = replace(chat, messages=chat.bare)
+    try:
+        return len(prompt) - len(await prompt_ids(bare, tokenizer))
+    except InvalidArgument:  # nothing else is said
+        return len(prompt)
 
 
 async def prompt_ids(chat: Conversation, tokenizer: ChatTokenizer) -> list[int]:

@@ -70,17 +70,9 @@ class FileStore:
 
     def get(self, file_id: str, owner: str) -> StoredFile:
         """Raises ``NotFound``, or ``PermissionDenied`` where another identity has uploaded it."""
-        row = self.catalog.file(file_id, self.clock()) if ID.fullmatch(file_id) else None
-        found = stored(row) if row else None
+        found = stored(self._row(file_id, owner))
         if found is None:
-            raise NotFound(
-                f"File {file_id[:64]!r} does not exist. Files expire after {self.limits.lifetime / 3600:g} hours; "
-                "list the files to see those that there are."
-            )
-        if found.owner != owner:
-            raise PermissionDenied(
-                f"You do not have permission to access the file {file_id!r}: another key uploaded it."
-            )
+            raise self._not_there(file_id)
         return found
 
     def page(self, owner: str, size: int, token: str) -> tuple[list[StoredFile], str]:
@@ -91,10 +83,11 @@ class FileStore:
         return files, _token(files[-1]) if more else ""
 
     def delete(self, file_id: str, owner: str) -> None:
-        """Raises as `get` does. Downloads that have begun go on."""
-        found = self.get(file_id, owner)
-        self.catalog.forget(found.blob)
-        self.discard(found.blob)
+        """Raises as `get` does. Downloads that have begun go on. A file that is on its way is dropped, and its name is
+        free: whoever lost the address of an upload can begin again."""
+        row = self._row(file_id, owner)
+        self.catalog.forget(row.blob)
+        self.discard(row.blob)
 
     def open(self, file: StoredFile) -> BinaryIO:
         """The bytes of a file. Raises ``NotFound`` if it has gone since it was looked up."""
@@ -122,6 +115,22 @@ class FileStore:
     def discard(self, blob: str) -> None:
         """Remove a blob that no row names any more."""
         (self.blobs / blob).unlink(missing_ok=True)
+
+    def _row(self, file_id: str, owner: str) -> Row:
+        row = self.catalog.file(file_id, self.clock()) if ID.fullmatch(file_id) else None
+        if row is None:
+            raise self._not_there(file_id)
+        if row.owner != owner:
+            raise PermissionDenied(
+                f"You do not have permission to access the file {file_id!r}: another key uploaded it."
+            )
+        return row
+
+    def _not_there(self, file_id: str) -> NotFound:
+        return NotFound(
+            f"File {file_id[:64]!r} does not exist. Files expire after {self.limits.lifetime / 3600:g} hours; "
+            "list the files to see those that there are."
+        )
 
     def close(self) -> None:
         """Give the database back; nothing can be asked afterwards."""

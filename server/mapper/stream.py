@@ -15,7 +15,8 @@ from server.mapper.usage import usage_metadata
 
 
 class Answer:
-    """One response in the making. ``model_version`` is the resolved name of the model, never an alias."""
+    """One response in the making. ``model_version`` is the resolved name of the model, never an alias;
+    ``document_tokens`` are among the ``prompt_tokens``."""
 
     def __init__(
         self,
@@ -25,9 +26,11 @@ class Answer:
         candidates: int,
         token_text: TokenText,
         reading: Reading = PLAIN,
+        document_tokens: int = 0,
     ) -> None:
         self._head = {"modelVersion": model_version, "createTime": _now(), "responseId": response_id}
         self._prompt_tokens = prompt_tokens
+        self._document_tokens = document_tokens
         self._cached_tokens: int | None = None
         self._candidates = [Candidate(index, token_text, reading) for index in range(candidates)]
 
@@ -77,7 +80,7 @@ class Answer:
         told = [candidate.ending() if candidate.finished else candidate.piece() for candidate in candidates]
         generated = sum(candidate.tokens for candidate in self._candidates)
         thoughts = sum(candidate.thoughts for candidate in self._candidates)
-        usage = usage_metadata(self._prompt_tokens, generated, thoughts, self._cached_tokens)
+        usage = usage_metadata(self._prompt_tokens, generated, thoughts, self._cached_tokens, self._document_tokens)
         return {"candidates": told, "usageMetadata": usage, **self._head}
 
 

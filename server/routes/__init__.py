@@ -43,7 +43,10 @@ _VERSION = "v1beta"
 """Of the addresses of files, where a request names none."""
 _PATH = re.compile(r"(?:(?P<version>v\d\w*)/)?(?P<rest>.*)", re.DOTALL)
 _UPLOAD = re.compile(r"(?:v\d\w*/)?upload/(?:(?P<version>v\d\w*)/)?files")
-_FILE = re.compile(r"(?:download/)?(?:(?P<version>v\d\w*)/)?files/(?P<id>[^/:]+)(?P<media>:download)?")
+_FILE = re.compile(
+    r"(?:download/)?(?:(?P<version>v\d\w*)/)?files/(?:https?://[^?#]*/files/)?(?P<id>[^/:]+)(?P<media>:download)?"
+)
+"""google-genai puts a whole uri behind ``files/`` when it is asked for the file with that uri."""
 
 
 def api_routes() -> list[BaseRoute]:

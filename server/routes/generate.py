@@ -18,7 +18,7 @@ from server.body import to_json
 from server.convert.calls import call_grammar
 from server.convert.constraint import answer_grammar
 from server.convert.form import answer_form
-from server.convert.prompt import Conversation, conversation, prompt_within
+from server.convert.prompt import Conversation, conversation, document_tokens, prompt_within
 from server.convert.sampling import answer_syntax, capped, sampling_params
 from server.convert.thinking import begun
 from server.convert.tokens import ChatTokenizer
@@ -29,7 +29,7 @@ from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
 from server.observe import RequestRecord
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_message, signer_of
+from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of
 from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest
@@ -86,11 +86,13 @@ async def read_call(request: Request, entry: Entry) -> Call:
     config = wire.generation_config
     record.ignored += capped(config, entry.spec, info)
     signer = signer_of(request)
-    chat = conversation(wire, entry.spec, tokenizer, signer.open_signature)
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
+            documents = await until_hangup(request.receive, read_documents(request, wire))
+            chat = conversation(wire, entry.spec, tokenizer, signer.open_signature, documents)
             grammar = await until_hangup(request.receive, _grammar(config, chat, tokenizer))
             prompt = await until_hangup(request.receive, prompt_within(info.max_context, chat, tokenizer))
+            from_documents = await document_tokens(prompt, chat, tokenizer)
     except TimeoutError:
         raise DeadlineExceeded("The deadline passed while the input was read.") from None
     thinking = begun(chat.thinking, prompt, tokenizer)
@@ -106,7 +108,9 @@ async def read_call(request: Request, entry: Entry) -> Call:
     candidates = engine_request.candidates
     parser = _parser(chat.tools, tokenizer, thinking, constrained=grammar is not None)
     reading = Reading(parser, _shows_thoughts(config), signer)
-    answer = Answer(engine_request.id, entry.name, len(prompt), candidates, tokenizer.token_text, reading)
+    answer = Answer(
+        engine_request.id, entry.name, len(prompt), candidates, tokenizer.token_text, reading, from_documents
+    )
     return Call(entry.engine, engine_request, answer, record)
 
 

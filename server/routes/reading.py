@@ -7,11 +7,13 @@ import asyncio
 from starlette.requests import Request
 
 from server.body import parse_json, read_body
+from server.convert.documents import DocumentReader, Documents
 from server.errors import InvalidArgument
 from server.mapper.signature import Signer
 from server.observe import RequestRecord
 from server.registry import Entry, Registry
 from server.wire.message import M, parse
+from server.wire.requests import GenerateContentRequest
 from server.wire.support import THINKING, Terms, review
 
 LARGE_BYTES = 65_536
@@ -49,6 +51,12 @@ async def read_message(request: Request, kind: type[M], entry: Entry) -> M:
     record: RequestRecord = request.state.record
     record.ignored += ignored
     return message
+
+
+async def read_documents(request: Request, message: GenerateContentRequest) -> Documents:
+    """The documents that a message names or holds, as texts. Raises ``ApiError`` for one that cannot be read."""
+    reader: DocumentReader = request.app.state.documents
+    return await reader.read(message, request.state.identity)
 
 
 def terms_of(entry: Entry) -> Terms:

@@ -6,12 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.body import to_json
-from server.convert.prompt import conversation, prompt_ids
-from server.mapper.usage import text_tokens
+from server.convert.prompt import conversation, document_tokens, prompt_ids
+from server.mapper.usage import prompt_details
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_message, signer_of
+from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of
 from server.streaming import until_hangup
-from server.wire.requests import CountTokensRequest
+from server.wire.requests import CountTokensRequest, GenerateContentRequest
 
 
 async def count_tokens(request: Request, entry: Entry) -> Response:
@@ -20,8 +20,14 @@ async def count_tokens(request: Request, entry: Entry) -> Response:
     generation = wire.as_generation()
     for name in (wire.model, generation.model):
         check_same_model(request, name, entry)
-    reopen = signer_of(request).open_signature
-    chat = conversation(generation, entry.spec, entry.tokenizer, reopen)
-    ids = await until_hangup(request.receive, prompt_ids(chat, entry.tokenizer))
-    answer = {"totalTokens": len(ids), "promptTokensDetails": text_tokens(len(ids))}
+    total, documents = await until_hangup(request.receive, _count(request, generation, entry))
+    answer = {"totalTokens": total, "promptTokensDetails": prompt_details(total, documents)}
     return Response(to_json(answer), media_type="application/json", headers=ignored_header(request.state.record))
+
+
+async def _count(request: Request, generation: GenerateContentRequest, entry: Entry) -> tuple[int, int]:
+    """The tokens of the prompt, and how many of them are documents'."""
+    documents = await read_documents(request, generation)
+    chat = conversation(generation, entry.spec, entry.tokenizer, signer_of(request).open_signature, documents)
+    ids = await prompt_ids(chat, entry.tokenizer)
+    return len(ids), await document_tokens(ids, chat, entry.tokenizer)

@@ -10,7 +10,8 @@ from server.wire.fields import Bool, Bytes, Float, Names, Object, Repeated, Stri
 from server.wire.message import Message
 from server.wire.support import Honoured, Ignored, Refused
 
-NO_MEDIA = "only text is served yet, no images, audio, video or documents"
+NO_MEDIA = "only text and documents are served yet, no images, audio or video"
+NO_FILES_BACK = "functions answer with data; put the text of a document into the response"
 NO_SERVER_TOOLS = "tools that run on the server are not served; declare functions and run them in your program"
 NOT_INPUT = "it only says more about a part that is not served"
 
@@ -39,17 +40,17 @@ _Scheduling = Annotated[
 class Blob(Message):
     """Bytes within the request."""
 
-    mime_type: Annotated[String, Honoured()] = ""
-    data: Annotated[Bytes, Honoured()] = b""
-    display_name: Annotated[String, Honoured()] = ""
+    mime_type: Annotated[String, Honoured("with a charset for texts; guessed where it is not given")] = ""
+    data: Annotated[Bytes, Honoured("read as text; images, audio and video are refused")] = b""
+    display_name: Annotated[String, Honoured("shown to the model")] = ""
 
 
 class FileData(Message):
     """A file that was uploaded before."""
 
-    file_uri: Annotated[String, Honoured()] = ""
-    mime_type: Annotated[String, Honoured()] = ""
-    display_name: Annotated[String, Honoured()] = ""
+    file_uri: Annotated[String, Honoured("files/ID, or any address that ends so, of a file uploaded here")] = ""
+    mime_type: Annotated[String, Honoured("wins over what the upload said")] = ""
+    display_name: Annotated[String, Honoured("shown to the model where the file has none")] = ""
 
 
 class FunctionCall(Message):
@@ -65,8 +66,8 @@ class FunctionCall(Message):
 class FunctionResponsePart(Message):
     """Media that a function returned."""
 
-    inline_data: Annotated[Blob | None, Refused(NO_MEDIA, presence=True)] = None
-    file_data: Annotated[FileData | None, Refused(NO_MEDIA, presence=True)] = None
+    inline_data: Annotated[Blob | None, Refused(NO_FILES_BACK, presence=True)] = None
+    file_data: Annotated[FileData | None, Refused(NO_FILES_BACK, presence=True)] = None
 
 
 class FunctionResponse(Message):
@@ -104,8 +105,8 @@ class Part(Message):
     )
 
     text: Annotated[String | None, Honoured("never read as control tokens")] = None
-    inline_data: Annotated[Blob | None, Refused(NO_MEDIA, presence=True)] = None
-    file_data: Annotated[FileData | None, Refused(NO_MEDIA, presence=True)] = None
+    inline_data: Annotated[Blob | None, Honoured("a text file or a PDF document, read as text")] = None
+    file_data: Annotated[FileData | None, Honoured("a text file or a PDF document, read as text")] = None
     function_call: Annotated[FunctionCall | None, Honoured("a call that the model made")] = None
     function_response: Annotated[FunctionResponse | None, Honoured("what a function returned")] = None
     executable_code: Annotated[Object | None, Refused(NO_SERVER_TOOLS, presence=True)] = None

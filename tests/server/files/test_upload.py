@@ -89,6 +89,10 @@ def test_a_name_is_taken_from_the_start_of_its_upload(uploads: Uploads, store: F
     with pytest.raises(AlreadyExists):
         uploads.start(NewFile("me", name="mine"))
     store.delete(file.id, "me")
+    lost = uploads.start(NewFile("me", name="mine"))
+    store.delete("mine", "me")
+    with pytest.raises(NotFound):
+        uploads.status(lost)
     assert sent(uploads, b"y", name="mine").size == 1
 
 

@@ -40,6 +40,7 @@ async def test_a_file_is_told_whole(harness: Harness) -> None:
         answer = await harness.client.get(f"{prefix}/{file['name']}")
         assert answer.json()["sizeBytes"] == "5"
     assert (await harness.client.get(file["uri"])).json() == file
+    assert (await harness.client.get(f"/v1beta/files/{file['uri']}")).json() == file
 
 
 async def test_a_download_cannot_become_a_page_of_this_origin(harness: Harness) -> None:

@@ -38,8 +38,6 @@ def test_every_field_says_what_happens_to_it(kind: type[Message]) -> None:
         ({"toolConfig": {"retrievalConfig": {"languageCode": "de"}}}, "toolConfig.retrievalConfig"),
         ({"cachedContent": "cachedContents/x"}, "cachedContent"),
         ({"continuationToken": "AAAA"}, "continuationToken"),
-        ({"contents": [{"parts": [{"inlineData": {}}]}]}, "contents[0].parts[0].inlineData"),
-        ({"contents": [{"parts": [{"fileData": {"file_uri": "x"}}]}]}, "contents[0].parts[0].fileData"),
         ({"systemInstruction": {"parts": [{"executableCode": {}}]}}, "systemInstruction.parts[0].executableCode"),
         ({"generationConfig": {"responseModalities": ["TEXT", "AUDIO"]}}, "generationConfig.responseModalities"),
         ({"generationConfig": {"speechConfig": {"languageCode": "x"}}}, "generationConfig.speechConfig"),
