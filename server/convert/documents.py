@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -149,9 +150,8 @@ class _StoredSource:
         self.whole = blob
 
     def head(self) -> bytes:
-        head = self.whole.read(1024)
-        self.whole.seek(0)
-        return head
+        # The child reads on from where the descriptor stands, whatever the buffer here has taken.
+        return os.pread(self.whole.fileno(), 1024, 0)
 
     def content(self) -> bytes:
         return self.whole.read()

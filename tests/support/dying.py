@@ -1,8 +1,8 @@
 """A process that kills itself while it changes files: ``python -m support.dying OPERATION STEP PROGRAM``.
 
 OPERATION is one of ``OPERATIONS``. The process gets SIGKILL when it is about to make the change number STEP (from 0 on)
-of the disk within that operation: each write, truncation, sync, removal and commit is one. PROGRAM is ``castor`` with
-its arguments, or ``-c`` and Python code.
+of the disk within that operation: each write, truncation, sync, removal and commit is one. PROGRAM is ``server.cli``
+with its arguments, or ``-c`` and Python code.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> None:
         return
     from server.cli import main as castor
 
-    sys.argv = ["castor", *program]
+    sys.argv = ["castor", *program[1:]]
     castor()
 
 

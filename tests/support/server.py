@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 START_SECONDS = 120.0
+_PATHS = os.pathsep.join(path for path in sys.path if path)
 
 
 def free_port() -> int:
@@ -26,20 +27,26 @@ def free_port() -> int:
 
 
 class RunningServer:
-    """``castor serve ARGS`` with its log in a file; ``client`` speaks to it."""
+    """``castor serve ARGS`` with its log in a file; ``client`` speaks to it. ``program`` runs in place of castor."""
 
-    def __init__(self, folder: Path, *args: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *args: str,
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = ("server.cli",),
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"server-{self.port}.log"
         self._log = self.log_path.open("wb")
-        command = [sys.executable, "-m", "server.cli", "serve", *args, "--port", str(self.port)]
+        command = [sys.executable, "-m", *program, "serve", *args, "--port", str(self.port)]
         command += ["--data-dir", str(folder / "data")]
         self.process = subprocess.Popen(
             command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _PATHS, **(environment or {})},
         )
         self.client = httpx.Client(base_url=self.url, timeout=120)
 
@@ -75,6 +82,11 @@ class RunningServer:
             if series.partition("{")[0] == name and all(f'{key}="{want}"' in series for key, want in labels.items()):
                 total += float(value)
         return total
+
+    def resident_bytes(self) -> int:
+        """The memory of the front end, without its engines."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
     def engine_pids(self) -> list[int]:
         """The process ids of the engines: the server's children that run the worker."""

@@ -13,7 +13,7 @@ const load = async (name) => {
   const entry = manifest.exports?.["."]?.import ?? manifest.module ?? manifest.main;
   return import(pathToFileURL(`${sdkFolder}/node_modules/${name}/${entry.default ?? entry}`));
 };
-const { generateObject, generateText, streamText, tool, isStepCount, stepCountIs, APICallError } = await load("ai");
+const { generateObject, generateText, streamText, tool, isStepCount, stepCountIs, APICallError, uploadFile } = await load("ai");
 const { createGoogle, createGoogleGenerativeAI } = await load("@ai-sdk/google");
 const { z } = require("zod");
 const version = JSON.parse(readFileSync(`${sdkFolder}/node_modules/@ai-sdk/google/package.json`, "utf8")).version;
@@ -96,6 +96,19 @@ const checks = {
   async generateObjectOfEnum() {
     const { object } = await generateObject({ ...exact, output: "enum", enum: ["sunny", "rainy"], maxOutputTokens: 32, prompt: "The sun shines." });
     assert.ok(["sunny", "rainy"].includes(object));
+  },
+  async uploadedFile() {
+    const data = new TextEncoder().encode("The dog of the lighthouse keeper is called Rufus.");
+    const options = { google: { displayName: "dog.txt" } };
+    const file = await uploadFile({ api: google.files(), data, mediaType: "text/plain", providerOptions: options });
+    assert.match(file.providerReference.google, /\/v1beta\/files\/[a-z0-9]+$/);
+    assert.equal(file.mediaType, "text/plain");
+    const content = [
+      { type: "file", data: file.providerReference, mediaType: "text/plain" },
+      { type: "text", text: "What is the name of the dog?" },
+    ];
+    const { text } = await generateText({ ...exact, maxOutputTokens: 40, messages: [{ role: "user", content }] });
+    assert.match(text, /Rufus/);
   },
   async errors() {
     const nowhere = { ...exact, model: google("no-such-model"), prompt: "hi" };

@@ -115,7 +115,7 @@ async def test_documents_count_as_documents_and_sum_up(harness: Harness) -> None
 
 
 async def test_a_pdf_is_the_text_of_its_pages(harness: Harness) -> None:
-    document = pdf("First page", "Second page")
+    document = pdf("First page", "Second page") + b"%" * 10_000
     file = await upload(harness, document, "application/pdf")
     for part in (
         inline(document, "application/pdf"),
