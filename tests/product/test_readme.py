@@ -48,6 +48,20 @@ def test_the_first_curl_is_answered(castor: RunningServer) -> None:
     assert json.loads(done.stdout)["candidates"] == json.loads(shown[1])["candidates"]
 
 
+def test_the_lines_about_files_run_one_after_the_other(castor: RunningServer, tmp_path: Path) -> None:
+    script = "set -e\n" + snippet("sh", castor).replace("curl -s", "echo; curl -sS --fail-with-body")
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    uploaded, answer, download, deleted = (line for line in done.stdout.splitlines() if line)
+    file = json.loads(uploaded)["file"]
+    assert (file["name"], file["displayName"], file["mimeType"]) == ("files/notes", "notes.txt", "text/plain")
+    assert "Rufus" in json.loads(answer)["candidates"][0]["content"]["parts"][0]["text"]
+    assert download == (tmp_path / "notes.txt").read_text().strip()
+    assert json.loads(deleted) == {}
+
+
 def test_the_python_snippet_runs(castor: RunningServer) -> None:
     done = subprocess.run(
         [sdk_python("3.4.0"), "-c", snippet("python", castor)], capture_output=True, text=True, timeout=240, check=False
