@@ -25,9 +25,9 @@ class CallSyntax:
     ``between``, the arguments, ``after``.
 
     ``begin`` is the text that tells that a call begins and ``end`` the one that ends it; "" where nothing but the
-    beginning or the end of the answer does. ``arguments`` are a JSON object, the parameters in XML-like tags, or free
-    text that begins with a brace, in which ``quote`` is a token. ``field`` reads calls back: ``tool_calls`` of the
-    response template.
+    beginning or the end of the answer does. ``arguments`` are a JSON object, the parameters in XML-like tags, or an
+    object with bare keys and texts between ``quote``, which is a token. ``field`` reads calls back: ``tool_calls`` of
+    the response template.
     """
 
     field: Field
@@ -39,7 +39,7 @@ class CallSyntax:
     opening: str = ""
     separator: str = "\n"
     closing: str = ""
-    arguments: Literal["json", "xml", "free"] = "json"
+    arguments: Literal["json", "xml", "quoted"] = "json"
     quote: str = ""
     parallel: bool = True
 
@@ -239,7 +239,7 @@ _GEMMA_CALL = CallSyntax(
     between="",
     after="<tool_call|>",
     separator="",
-    arguments="free",
+    arguments="quoted",
     quote='<|"|>',
 )
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.convert.call_values import ValueRules, any_value_rules
 from server.convert.constraint import GrammarCompiler
 from server.convert.grammars import JSON_STYLE
 from server.convert.tools import Function, Tools
@@ -59,6 +60,7 @@ class _Grammar:
     def __init__(self, family: Family, atom_ids: Mapping[str, int]) -> None:
         self._family = family
         self._ids = atom_ids
+        self._extra: list[str] = []
         longest_first = sorted(atom_ids, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if atom_ids else "(?!)")
 
@@ -79,6 +81,7 @@ class _Grammar:
                 for rule, function, schema in zip(names, tools.allowed, schemas, strict=True)
             ),
             f"value[suffix={_quoted(_PARAMETER_END)}]: {_TEXT}",
+            *self._extra,
         ]
 
     def _must_call(self, syntax: CallSyntax) -> list[str]:
@@ -98,12 +101,19 @@ class _Grammar:
 
     def _arguments(self, schema: Schema | None) -> str:
         match self._family.call.arguments:
-            case "free":
-                return rf"/\{{(.|\n)*/ ({self._literal(self._family.call.quote)} {_TEXT})*"
+            case "quoted":
+                return self._quoted_values(schema) if schema else '"{}"'
             case "xml":
                 return self._parameters(schema) if schema else ""
             case _:
                 return _json(schema) if schema else '"{}"'
+
+    def _quoted_values(self, schema: Schema) -> str:
+        quote = self._literal(self._family.call.quote)
+        values = ValueRules(quote, f"args_{len(self._extra)}")
+        name = values.of(schema)
+        self._extra += values.rules if self._extra else [*any_value_rules(quote), *values.rules]
+        return name
 
     def _parameters(self, schema: Schema) -> str:
         """Parameters in the order of their declaration; those that are not required may be left out."""

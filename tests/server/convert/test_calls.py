@@ -30,14 +30,23 @@ ADD, NOW, OTHER = Function("add", "", SCHEMA), Function("now"), Function("other"
 FIT = {
     "json": '{"a": 1, "b": "two; <b>"}',
     "xml": "<parameter=a>\n1\n</parameter>\n<parameter=b>\n two\nlines\n</parameter>\n<parameter=c>\nx\n</parameter>\n",
-    "free": '{a:1,b:<|"|>x<|"|>}',
+    "quoted": '{a:1,b:<|"|>two; <b> {c:1}<|"|>,c:<|"|>x<|"|>}',
 }
 UNFIT = {
     "json": ['{"b": "x"}', '{"a": "x"}', '{"a": 1, "d": 1}', '{"a": 1, "c": "z"}', "1"],
     "xml": ["", "<parameter=a>\nx\n</parameter>\n", "<parameter=a>\n1\n</parameter>\n<parameter=c>\nz\n</parameter>\n"],
-    "free": ["1"],
+    "quoted": [
+        '{b:<|"|>x<|"|>}',
+        '{a:<|"|>x<|"|>}',
+        "{a:1,d:1}",
+        '{a:1,c:<|"|>z<|"|>}',
+        '{a:1,b:"x"}',
+        "{a:1 }",
+        "{a:1,}",
+        "1",
+    ],
 }
-NOTHING = {"json": "{}", "xml": "", "free": "{}"}
+NOTHING = {"json": "{}", "xml": "", "quoted": "{}"}
 
 Accepts = Callable[[str], str]
 
@@ -70,19 +79,15 @@ async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools
     return accepts
 
 
-@pytest.fixture(params=[*FAMILIES, CASTOR], ids=lambda family: family.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    found: Family = request.param
-    return found
+# Gemma's quotes are special tokens in every tokenizer that has them; other markers may be plain text.
+SETTINGS = [(family, True) for family in (*FAMILIES, CASTOR)]
+SETTINGS += [(family, False) for family, _ in SETTINGS if family.call.arguments != "quoted"]
+every_family = pytest.mark.parametrize(
+    ("family", "special"), SETTINGS, ids=lambda value: getattr(value, "name", f"special={value}")
+)
 
 
-@pytest.fixture(params=[True, False], ids=["special tokens", "plain tokens"])
-def special(request: pytest.FixtureRequest, family: Family) -> bool:
-    if not request.param and family.call.arguments == "free":
-        pytest.skip("its markers are always special")
-    return bool(request.param)
-
-
+@every_family
 async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD, NOW, OTHER), (ADD, NOW), must_call=True))
     call, kind = family.call, family.call.arguments
@@ -95,6 +100,7 @@ async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family,
         assert accepts(written(call, ("add", arguments))) == "none"
 
 
+@every_family
 async def test_calls_come_to_an_end(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((NOW,), (NOW,), must_call=True))
     call = ("now", NOTHING[family.call.arguments])
@@ -104,6 +110,7 @@ async def test_calls_come_to_an_end(tmp_path: Path, family: Family, special: boo
     assert accepts(written(family.call, call) + " And") == "none"
 
 
+@every_family
 async def test_who_may_call_is_free_until_a_call_begins(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD,), (ADD,)))
     call, kind = family.call, family.call.arguments
