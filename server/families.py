@@ -71,6 +71,14 @@ class Family:
     reasoning_key: str = "reasoning_content"
     own_fields: Mapping[str, Field] | None = None
 
+    @property
+    def exempt(self) -> tuple[tuple[str, str], ...]:
+        """Where stop sequences do not count although it is no call: the lead, from its beginning to its end."""
+        if not self.lead:
+            return ()
+        end = self.lead.rindex("<")
+        return ((self.lead[:end], self.lead[end:]),)
+
     def response_template(self, calls: bool) -> dict[str, Any]:
         """What transformers' ``ResponseParser`` needs: fields ``reasoning_content``, ``tool_calls`` and ``content``,
         and sometimes others that hold nothing but markup. Without ``calls`` a call is plain text.

@@ -49,6 +49,15 @@ def written(tools: Tools, schemas: Sequence[Schema | None], family: Family, atom
     return json.dumps({"grammars": [{"lark_grammar": lark}]}, ensure_ascii=False)
 
 
+def led(grammar: str, family: Family, atom_ids: Mapping[str, int]) -> str:
+    """The grammar of an answer behind what the family's models write before it, such as the header of a channel."""
+    if not family.lead:
+        return grammar
+    (answer,) = json.loads(grammar)["grammars"]
+    start = f"start: {_Grammar(family, atom_ids).literal(family.lead)} @answer"
+    return json.dumps({"grammars": [{"lark_grammar": start}, {"name": "answer", **answer}]}, ensure_ascii=False)
+
+
 async def _schema(function: Function, compiler: GrammarCompiler) -> Schema | None:
     parameters = function.parameters
     if not parameters or (parameters.get("properties") == {} and not parameters.get("additionalProperties")):
@@ -68,16 +77,16 @@ class _Grammar:
         syntax = self._family.call
         start = self._must_call(syntax) if tools.must_call else self._may_call(syntax)
         head = (syntax.opening + syntax.before).removeprefix(syntax.begin)
-        more = f"({self._literal(syntax.separator + syntax.before)} call){{0,{MAX_CALLS - 1}}}"
+        more = f"({self.literal(syntax.separator + syntax.before)} call){{0,{MAX_CALLS - 1}}}"
         names = [f"call_{index}" for index in range(len(schemas))]
         return [
             "%llguidance {}",
             *start,
-            f"calls: {self._literal(head)} call {more if syntax.parallel else ''} {self._literal(syntax.closing)}",
+            f"calls: {self.literal(head)} call {more if syntax.parallel else ''} {self.literal(syntax.closing)}",
             f"call: {' | '.join(names)}",
             *(
-                f"{rule}: {self._literal(function.name + syntax.between)} {self._arguments(schema)} "
-                f"{self._literal(syntax.after)}"
+                f"{rule}: {self.literal(function.name + syntax.between)} {self._arguments(schema)} "
+                f"{self.literal(syntax.after)}"
                 for rule, function, schema in zip(names, tools.allowed, schemas, strict=True)
             ),
             f"value[suffix={_quoted(_PARAMETER_END)}]: {_TEXT}",
@@ -85,18 +94,18 @@ class _Grammar:
         ]
 
     def _must_call(self, syntax: CallSyntax) -> list[str]:
-        return [f"start: {self._literal(syntax.begin)} calls"]
+        return [f"start: {self.literal(syntax.begin)} calls"]
 
     def _may_call(self, syntax: CallSyntax) -> list[str]:
         if self._family.lead:
             return [
-                f"start: {self._literal(self._family.lead)} TEXT | {self._literal(syntax.begin)} calls",
+                f"start: {self.literal(self._family.lead)} TEXT | {self.literal(syntax.begin)} calls",
                 _rule_text(),
             ]
         if not syntax.begin:  # an answer that begins like a call is one
             return [r"start: TEXT | calls", r"TEXT: /(\s*[^{\s](.|\n)*)?/"]
         if self._special.match(syntax.begin):
-            return [f"start: TEXT ({self._literal(syntax.begin)} calls)?", _rule_text()]
+            return [f"start: TEXT ({self.literal(syntax.begin)} calls)?", _rule_text()]
         return ["start: TEXT | begun calls", f"begun[lazy]: TEXT {_quoted(syntax.begin)}", _rule_text()]
 
     def _arguments(self, schema: Schema | None) -> str:
@@ -109,7 +118,7 @@ class _Grammar:
                 return _json(schema) if schema else '"{}"'
 
     def _quoted_values(self, schema: Schema) -> str:
-        quote = self._literal(self._family.call.quote)
+        quote = self.literal(self._family.call.quote)
         values = ValueRules(quote, f"args_{len(self._extra)}")
         name = values.of(schema)
         self._extra += values.rules if self._extra else [*any_value_rules(quote), *values.rules]
@@ -121,7 +130,7 @@ class _Grammar:
         required = schema.get("required", ())
         parts = []
         for name, kind in schema.get("properties", {}).items():
-            tag = self._literal(f"<parameter={name}>\n")
+            tag = self.literal(f"<parameter={name}>\n")
             part = f"({tag} {self._value(kind, definitions)})"
             parts.append(part if name in required else f"{part}?")
         return " ".join(parts)
@@ -135,7 +144,7 @@ class _Grammar:
             return "value"
         return f"{_json({**schema, **definitions})} {_quoted(_PARAMETER_END)}"
 
-    def _literal(self, text: str) -> str:
+    def literal(self, text: str) -> str:
         """A text of ours, with its special tokens by number."""
         pieces = filter(None, self._special.split(text))
         return " ".join(f"<[{self._ids[piece]}]>" if piece in self._ids else _quoted(piece) for piece in pieces)

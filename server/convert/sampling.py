@@ -50,7 +50,8 @@ def answer_syntax(
     sampling: SamplingParams, tokenizer: ChatTokenizer, calls: bool, thinking: Thinking | None, grammar: str | None
 ) -> SamplingParams:
     """``sampling`` with all that the form of the answer asks of the engine. ``calls`` tells that there may be some:
-    stop sequences are for what the model says, not for what it calls."""
+    stop sequences are for what the model says, not for what it calls. Where nothing ends a call, none counts after it:
+    calls end an answer."""
     family = tokenizer.family
     span = (family.call.begin or family.call.before, family.call.end or _NEVER)
     return replace(
@@ -58,7 +59,7 @@ def answer_syntax(
         grammar=grammar,
         thinking=thinking,
         markers=tokenizer.marker_ids if calls or family.thought else (),
-        stop_exempt=(span,) if calls else (),
+        stop_exempt=(*family.exempt, *((span,) if calls else ())),
     )
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from engine.types import Engine, Event, RequestFinished, Thinking
 from engine.types import Request as EngineRequest
 from server.body import to_json
-from server.convert.calls import call_grammar
+from server.convert.calls import call_grammar, led
 from server.convert.constraint import answer_grammar
 from server.convert.form import answer_form
 from server.convert.prompt import Conversation, conversation, document_tokens, prompt_within
@@ -117,7 +117,8 @@ async def read_call(request: Request, entry: Entry) -> Call:
 async def _grammar(config: GenerationConfig, chat: Conversation, tokenizer: ChatTokenizer) -> str | None:
     """What the answer must follow: the caller's schema, or the syntax of calls. Raises ``ApiError``."""
     if chat.tools is None:
-        return await answer_grammar(config, tokenizer.grammars)
+        grammar = await answer_grammar(config, tokenizer.grammars)
+        return grammar and led(grammar, tokenizer.family, tokenizer.atom_ids)
     form = answer_form(config)
     if form is not None:
         field = "generation_config.response_mime_type"

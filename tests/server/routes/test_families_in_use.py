@@ -86,3 +86,16 @@ async def test_a_tool_loop_in_the_words_of_the_family(name: str, tmp_path: Path)
         after = await harness.generate({"contents": contents, "tools": TOOLS})
         assert after.status_code == 200, after.text
         assert prompt_text(harness).count("sunny 4711") == len(calls)
+
+
+async def test_an_answer_to_a_schema_opens_its_channel_first(tmp_path: Path) -> None:
+    config = {"responseMimeType": "application/json", "responseSchema": {"type": "BOOLEAN"}}
+    for name, led in (("gpt-oss", True), ("Qwen3-0.6B", False)):
+        async with serving(template_folder(tmp_path / name, name)) as harness:
+            harness.engine.info = replace(INFO, max_context=100_000)
+            harness.engine.answers.append(saying("<|channel|>final<|message|>true" if led else "true"))
+            answer = await harness.generate({"contents": [ASKED], "generationConfig": config})
+            assert answer.json()["candidates"][0]["content"]["parts"] == [{"text": "true"}]
+            grammar = harness.engine.requests[-1].sampling.grammar
+            assert grammar is not None
+            assert ("start: <[" in grammar) is led
