@@ -27,7 +27,8 @@ class CallSyntax:
     ``begin`` is the text that tells that a call begins and ``end`` the one that ends it; "" where nothing but the
     beginning or the end of the answer does. ``arguments`` are a JSON object, the parameters in XML-like tags, or an
     object with bare keys and texts between ``quote``, which is a token. ``field`` reads calls back: ``tool_calls`` of
-    the response template.
+    the response template. ``parallel`` tells that an answer may hold several calls, ``repeats`` that the same call may
+    stand in it twice.
     """
 
     field: Field
@@ -42,6 +43,7 @@ class CallSyntax:
     arguments: Literal["json", "xml", "quoted"] = "json"
     quote: str = ""
     parallel: bool = True
+    repeats: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +258,13 @@ _CALL_MARKERS = ("<tool_call>", "</tool_call>", *THINK)
 CASTOR = Family(
     name="castor",
     signs=(),
-    call=replace(HERMES_CALL, parallel=False),
+    call=replace(HERMES_CALL, repeats=False),
     thought=THINK,
     markers=_CALL_MARKERS,
     renders_tools=False,
 )
-"""The family of every other model, and what it is asked to do by Castor's own prompt. It makes one call at a time:
-models that never learned to call repeat the first one for as long as they may."""
+"""The family of every other model, and what it is asked to do by Castor's own prompt. Models that never learned to call
+make the same call again for as long as they may; so a call that equals an earlier one of its answer is none."""
 
 FAMILIES = (
     Family(

@@ -23,6 +23,8 @@ from server.families import CallSyntax, Family
 
 MAX_CALLS = 8
 """In one answer: a model that repeats itself must come to an end."""
+MAX_UNLEARNED_CALLS = 4
+"""In one answer of a model that never learned to call, and that repeats itself often."""
 
 Schema = Mapping[str, Any]
 
@@ -77,7 +79,8 @@ class _Grammar:
         syntax = self._family.call
         start = self._must_call(syntax) if tools.must_call else self._may_call(syntax)
         head = (syntax.opening + syntax.before).removeprefix(syntax.begin)
-        more = f"({self.literal(syntax.separator + syntax.before)} call){{0,{MAX_CALLS - 1}}}"
+        most = MAX_CALLS if syntax.repeats else MAX_UNLEARNED_CALLS
+        more = f"({self.literal(syntax.separator + syntax.before)} call){{0,{most - 1}}}"
         names = [f"call_{index}" for index in range(len(schemas))]
         return [
             "%llguidance {}",

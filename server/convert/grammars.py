@@ -51,7 +51,7 @@ def schema_problem(document: Schema) -> str:
     """
     from llguidance import LLMatcher
 
-    matcher = LLMatcher(_byte_tokenizer(), json_grammar(document), log_level=0, limits=_limits())
+    matcher = LLMatcher(byte_tokenizer(), json_grammar(document), log_level=0, limits=_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()
     return _sentence(matcher.get_error()) if matcher.is_error() else ""
@@ -91,14 +91,15 @@ def _limits() -> LLParserLimits:
 
 
 @lru_cache(maxsize=1)
-def _byte_tokenizer() -> LLTokenizer:
+def byte_tokenizer() -> LLTokenizer:
+    """Of a tokenizer whose tokens are the bytes, and one for the end."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
 
 
 class _Bytes:
-    """A tokenizer whose tokens are the bytes, and one for the end; llguidance's names."""
+    """llguidance's names for what a tokenizer is."""
 
     eos_token_id = 256
     bos_token_id = None

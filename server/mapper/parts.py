@@ -83,6 +83,7 @@ class AnswerSyntax:
         self.names = frozenset(tool["function"]["name"] for tool in tools)
         self.opening = family.thought[0] if opened and family.thought else ""
         self.call_begin = family.call.begin if tools else ""
+        self.repeats = family.call.repeats
         self._template = family.response_template(calls=bool(tools))
 
     @cached_property
@@ -153,6 +154,7 @@ class PartsParser:
         self._thinking = bool(syntax.opening)
         self._last: type[Piece] | None = None
         self._bordered = False
+        self._made: set[str] = set()
 
     def feed(self, text: str) -> list[Piece]:
         """What ``text`` adds for certain."""
@@ -254,10 +256,17 @@ class PartsParser:
         self._in_call = False
         self._last = Call
         try:
-            return self._syntax.calls(region)
+            found = self._syntax.calls(region)
         except Unreadable as problem:
             self.problem = str(problem)
             return []
+        return [call for call in found if self._syntax.repeats or self._is_new(call)]
+
+    def _is_new(self, call: Call) -> bool:
+        """Whether the answer does not hold this very call yet; from now on it does."""
+        before = len(self._made)
+        self._made.add(json.dumps([call.name, call.args], sort_keys=True))
+        return len(self._made) > before
 
 
 class _Trim:

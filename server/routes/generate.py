@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -29,12 +28,10 @@ from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
 from server.observe import RequestRecord
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of
+from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of, timeout_of
 from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest
-
-MAX_TIMEOUT = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ async def read_call(request: Request, entry: Entry) -> Call:
             chat = conversation(wire, entry.spec, tokenizer, signer.open_signature, documents)
             grammar = await until_hangup(request.receive, _grammar(config, chat, tokenizer))
             prompt = await until_hangup(request.receive, prompt_within(info.max_context, chat, tokenizer))
-            from_documents = await document_tokens(prompt, chat, tokenizer)
+            from_documents = await until_hangup(request.receive, document_tokens(prompt, chat, tokenizer))
     except TimeoutError:
         raise DeadlineExceeded("The deadline passed while the input was read.") from None
     thinking = begun(chat.thinking, prompt, tokenizer)
@@ -138,17 +135,3 @@ def _parser(
 
 def _shows_thoughts(config: GenerationConfig) -> bool:
     return config.thinking_config is not None and config.thinking_config.include_thoughts
-
-
-def timeout_of(request: Request, entry: Entry) -> float:
-    """Seconds that the answer may take: what the client says, else the limit of the model's entry."""
-    text = request.headers.get("x-server-timeout")
-    if text is None:
-        return entry.spec.request_timeout
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= MAX_TIMEOUT:
-        raise InvalidArgument(f"X-Server-Timeout is {text[:64]!r}, but must be seconds, above 0 and at most 86400")
-    return seconds

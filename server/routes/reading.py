@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from starlette.requests import Request
 
@@ -21,6 +22,7 @@ LARGE_BYTES = 65_536
 
 IGNORED_HEADER = "x-castor-ignored"
 MAX_IGNORED_CHARACTERS = 2000
+MAX_TIMEOUT = 86_400.0
 
 
 def find_model(request: Request, name: str) -> Entry:
@@ -77,3 +79,17 @@ def ignored_header(record: RequestRecord) -> dict[str, str]:
 
 def _parsed(kind: type[M], raw: bytes) -> M:
     return parse(kind, parse_json(raw))
+
+
+def timeout_of(request: Request, entry: Entry) -> float:
+    """Seconds that the answer may take: what the client says, else the limit of the model's entry."""
+    text = request.headers.get("x-server-timeout")
+    if text is None:
+        return entry.spec.request_timeout
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise InvalidArgument(f"X-Server-Timeout is {text[:64]!r}, but must be seconds, above 0 and at most 86400")
+    return seconds

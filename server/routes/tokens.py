@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.body import to_json
 from server.convert.prompt import conversation, document_tokens, prompt_ids
+from server.errors import DeadlineExceeded
 from server.mapper.usage import prompt_details
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of
+from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of, timeout_of
 from server.streaming import until_hangup
 from server.wire.requests import CountTokensRequest, GenerateContentRequest
 
@@ -20,7 +23,11 @@ async def count_tokens(request: Request, entry: Entry) -> Response:
     generation = wire.as_generation()
     for name in (wire.model, generation.model):
         check_same_model(request, name, entry)
-    total, documents = await until_hangup(request.receive, _count(request, generation, entry))
+    try:
+        async with asyncio.timeout(timeout_of(request, entry)):
+            total, documents = await until_hangup(request.receive, _count(request, generation, entry))
+    except TimeoutError:
+        raise DeadlineExceeded("The deadline passed while the input was read.") from None
     answer = {"totalTokens": total, "promptTokensDetails": prompt_details(total, documents)}
     return Response(to_json(answer), media_type="application/json", headers=ignored_header(request.state.record))
 

@@ -173,3 +173,17 @@ def survives_start(server: RunningServer) -> bool:
     while orphan.exists() and server.process.poll() is None:
         pass
     return server.process.poll() is None
+
+
+def test_two_servers_share_a_folder(models: Path, tmp_path: Path) -> None:
+    with (
+        running_server(tmp_path, "--models", str(models)) as one,
+        running_server(tmp_path, "--models", str(models)) as other,
+    ):
+        url = begun(one)
+        assert send(other, url, CUT, DATA[CUT : 2 * CUT], "upload").status_code == 200
+        name = finished(one, url)
+        assert other.client.get(f"/v1beta/{name}:download?alt=media").content == DATA
+        assert other.client.delete(f"/v1beta/{name}").status_code == 200
+        assert one.client.get(f"/v1beta/{name}").status_code == 404
+    assert_whole(tmp_path)

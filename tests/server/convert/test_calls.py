@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from support.tiny import EOS_ID, tiny_tokenizer
 from tokenizers import AddedToken
 
-from server.convert.calls import MAX_CALLS, call_grammar
+from server.convert.calls import MAX_CALLS, MAX_UNLEARNED_CALLS, call_grammar
 from server.convert.constraint import GrammarCompiler
 from server.convert.tokens import is_atom
 from server.convert.tools import Function, Tools
@@ -104,7 +104,8 @@ async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family,
 async def test_calls_come_to_an_end(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((NOW,), (NOW,), must_call=True))
     call = ("now", NOTHING[family.call.arguments])
-    many = MAX_CALLS if family.call.parallel else 1
+    learned = MAX_CALLS if family.call.repeats else MAX_UNLEARNED_CALLS
+    many = learned if family.call.parallel else 1
     assert accepts(written(family.call, *[call] * many)) == "whole"
     assert accepts(written(family.call, *[call] * (many + 1))) == "none"
     assert accepts(written(family.call, call) + " And") == "none"

@@ -57,3 +57,9 @@ async def test_refusals(harness: Harness, body: dict[str, Any], code: int, text:
     response = await harness.count(body)
     assert response.status_code == code
     assert text in response.json()["error"]["message"]
+
+
+async def test_the_deadline_holds_for_counting_too(harness: Harness) -> None:
+    for header, status in (("1e-9", 504), ("0", 400), ("soon", 400), ("60", 200)):
+        answer = await harness.client.post("/v1/models/tiny:countTokens", json=HI, headers={"X-Server-Timeout": header})
+        assert answer.status_code == status, answer.text

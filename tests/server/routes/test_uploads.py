@@ -389,3 +389,23 @@ async def test_an_address_is_never_built_from_a_host_that_is_none(tmp_path: Path
         headers = START | {"host": host, "x-goog-api-key": "k"}
         answer = await harness.client.post(URL, headers=headers)
         assert (answer.status_code, "Host header" in message(answer)) == (400, True)
+
+
+async def test_addresses_are_those_that_the_client_of_a_trusted_proxy_used(tmp_path: Path) -> None:
+    said = {"x-forwarded-proto": "https", "x-forwarded-host": "ai.example.org", "x-forwarded-prefix": "/castor"}
+    async with serving(
+        tokenizer_folder(tmp_path / "t"), trusted_proxies=("127.0.0.1",), allowed_hosts=("ai.example.org",)
+    ) as harness:
+        answer = await harness.client.post("/genai" + URL, headers=START | said)
+        url = answer.headers["X-Goog-Upload-URL"]
+        assert url.startswith("https://ai.example.org/castor/genai/upload/v1beta/files?upload_id=")
+        sent = await harness.client.post(
+            url.removeprefix("https://ai.example.org/castor"),
+            content=b"x",
+            headers=said | {COMMAND: "upload, finalize", OFFSET: "0"},
+        )
+        file = sent.json()["file"]
+        assert file["uri"] == f"https://ai.example.org/castor/genai/v1beta/{file['name']}"
+    async with serving(tokenizer_folder(tmp_path / "u")) as harness:
+        url = (await harness.client.post(URL, headers=START | said)).headers["X-Goog-Upload-URL"]
+        assert url.startswith("http://127.0.0.1/upload/")
