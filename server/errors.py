@@ -25,7 +25,9 @@ Envelope and detail types: google.rpc.Status as JSON, ``{"error": {code, message
 
 from __future__ import annotations
 
+import errno
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -264,6 +266,10 @@ def as_api_error(failure: BaseException | RequestError) -> ApiError:
             return InvalidArgument(str(failure))
         case HTTPException():
             return _from_http(failure)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return ResourceExhausted("The disk of this server is full. Please try again later.", 60)
+        case sqlite3.OperationalError():
+            return Unavailable("The store of files cannot be used now. Please try again later.")
         case ClientDisconnect():
             return Cancelled("The client closed the connection.")
         case _:

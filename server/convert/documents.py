@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -36,6 +36,8 @@ from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined
 
 MAX_DOCUMENTS = 100
+READ_SECONDS = 60.0
+"""For all documents of a request: few PDFs are read at a time, and nobody may hold that for long."""
 MAX_TEXT_BYTES = 20 * 1024**2
 """Of all texts of a request together, as much as a request without files may hold."""
 
@@ -84,6 +86,15 @@ class DocumentReader:
             raise InvalidArgument.at(
                 "contents", f"contents hold {len(found)} documents, but at most {MAX_DOCUMENTS} are read"
             )
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await self._read_all(found, owner)
+        except TimeoutError:
+            raise InvalidArgument.at(
+                "contents", f"contents: reading the documents takes more than {READ_SECONDS:g} seconds; send fewer"
+            ) from None
+
+    async def _read_all(self, found: Sequence[tuple[Place, str, Part]], owner: str) -> Documents:
         texts: dict[Place, str] = {}
         problems: list[FieldViolation] = []
         left = MAX_TEXT_BYTES
@@ -93,7 +104,7 @@ class DocumentReader:
             except Unreadable as problem:
                 problems.append(FieldViolation(path, f"{path}: {problem}"))
                 continue
-            left -= len(text.encode())
+            left -= await asyncio.to_thread(_size_of, text)
             texts[place] = _framed(name, text, first=place[1] == 0)
         if problems:
             raise joined(problems)
@@ -112,7 +123,7 @@ class DocumentReader:
 
     async def _read_stored(self, data: FileData, path: str, owner: str, most: int) -> tuple[str, str]:
         uri = _URI.fullmatch(data.file_uri)
-        if uri is None:
+        if uri is None or (":/" in data.file_uri and not data.file_uri.startswith(("http://", "https://"))):
             raise Unreadable(
                 f"{shown(data.file_uri)} is no file of this server. Nothing is fetched from other addresses: upload "
                 "the file (POST upload/v1beta/files), and send the uri that the answer tells"
@@ -134,7 +145,9 @@ class DocumentReader:
         if kind == PDF:
             check_pdf(head)
             _check_size(source.size, MAX_PDF_BYTES)
-            return await self._pdf.text(source.whole, digest)
+            text = await self._pdf.text(source.whole, digest)
+            _check_size(await asyncio.to_thread(_size_of, text), most)
+            return text
         if not is_text(kind):
             raise refused(kind)
         _check_size(source.size, most)
@@ -173,6 +186,11 @@ class _InlineSource:
 
 
 _Source = _StoredSource | _InlineSource
+
+
+def _size_of(text: str) -> int:
+    """In bytes, as it would stand in a request."""
+    return len(text.encode())
 
 
 def _check_size(size: int, most: int) -> None:

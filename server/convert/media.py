@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 
 from python_multipart.multipart import parse_options_header
 
@@ -30,11 +32,10 @@ _SIGNATURES = {
     b"SQLite format 3": "an SQLite database",
 }
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-_NO_CHARSETS = frozenset(
-    {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem", "utf-7"}
-)
-"""Codecs of Python that are no charsets of documents; some of them take time with the square of the length."""
+_CHARSETS = frozenset({*aliases, *aliases.values(), "utf_8_sig"})
 _PDF_HEAD = 1024
+_MEDIA = ("image", "audio", "video")
+MAX_TYPE_CHARACTERS = 256
 READABLE = "text files (plain, Markdown, CSV, HTML, JSON, code) and PDF documents are read, as text"
 
 
@@ -43,14 +44,19 @@ class Unreadable(ValueError):
 
 
 def declared_type(mime_type: str) -> tuple[str, str]:
-    """The type in lower case without its parameters, and the charset among these, "" where none is declared."""
+    """The type in lower case without its parameters, and the charset among these, "" where none is declared.
+
+    Raises ``Unreadable`` for one that no parser should be given.
+    """
+    if len(mime_type) > MAX_TYPE_CHARACTERS:
+        raise Unreadable(f"its type has {len(mime_type)} characters, but at most {MAX_TYPE_CHARACTERS} are read")
     kind, options = parse_options_header(mime_type.encode("latin-1", "replace"))
     return kind.decode("latin-1").strip().lower(), options.get(b"charset", b"").decode("latin-1").strip()
 
 
 def is_text(kind: str) -> bool:
     """Whether documents of a type are their own text."""
-    return _TEXT_LIKE.fullmatch(kind) is not None
+    return _TEXT_LIKE.fullmatch(kind) is not None and kind.partition("/")[0] not in _MEDIA
 
 
 def guessed_type(head: bytes) -> str:
@@ -87,17 +93,21 @@ def decoded(data: bytes, kind: str, charset: str) -> str:
 
 def refused(kind: str) -> Unreadable:
     """Why a document of another type is not read."""
-    if kind.partition("/")[0] in ("image", "audio", "video"):
+    if kind.partition("/")[0] in _MEDIA:
         return Unreadable(f"{kind[:64]}: this model reads text, no images, audio or video; {READABLE}")
     return Unreadable(f"{kind[:64] or 'a document without a type'} cannot be read; {READABLE}")
 
 
 def _codec(charset: str) -> str:
+    # Python remembers every name that it was ever asked for, so it is only asked for those that there are.
+    known = normalize_encoding(charset).lower() in _CHARSETS
     try:
-        codec = codecs.lookup(charset)
-    except (LookupError, ValueError):
-        raise Unreadable(f"its charset {charset[:64]!r} is not known; utf-8, utf-16 and iso-8859-1 are") from None
-    if not codec._is_text_encoding or codec.name.replace("-", "_") in _NO_CHARSETS or codec.name in _NO_CHARSETS:
+        codec = codecs.lookup(charset) if known else None
+    except LookupError:  # those of other systems
+        codec = None
+    if codec is None:
+        raise Unreadable(f"its charset {charset[:64]!r} is not known; utf-8, utf-16 and iso-8859-1 are")
+    if not codec._is_text_encoding:
         raise Unreadable(f"its charset {charset[:64]!r} is no charset of texts; use utf-8, utf-16 or iso-8859-1")
     return codec.name
 

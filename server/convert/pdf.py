@@ -24,29 +24,42 @@ REMEMBERED_CHARACTERS = 20_000_000
 
 
 class PdfReader:
-    """Reads at most ``AT_ONCE`` documents at a time and remembers the last texts: chats send theirs with every turn."""
+    """Reads at most ``AT_ONCE`` documents at a time and remembers the last: chats send theirs with every turn."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(AT_ONCE)
-        self._known: OrderedDict[bytes, str] = OrderedDict()
+        self._known: OrderedDict[bytes, str | Unreadable] = OrderedDict()
 
     async def text(self, source: BinaryIO | bytes, digest: bytes) -> str:
         """The text of a document, in a file with a descriptor or in memory; ``digest`` is the hash of its bytes.
 
         Raises ``Unreadable``.
         """
-        if digest in self._known:
-            self._known.move_to_end(digest)
-            return self._known[digest]
-        async with self._free:
-            text = await _read(source)
-        self._remember(digest, text)
-        return text
+        if digest not in self._known:
+            async with self._free:
+                self._remember(digest, await _outcome(source))
+        self._known.move_to_end(digest)
+        found = self._known[digest]
+        if isinstance(found, Unreadable):
+            raise Unreadable(str(found))
+        return found
 
-    def _remember(self, digest: bytes, text: str) -> None:
-        self._known[digest] = text
-        while sum(map(len, self._known.values())) > REMEMBERED_CHARACTERS:
+    def _remember(self, digest: bytes, outcome: str | Unreadable) -> None:
+        self._known[digest] = outcome
+        while len(self._known) > 1 and sum(map(_size, self._known.values())) > REMEMBERED_CHARACTERS:
             self._known.popitem(last=False)
+
+
+async def _outcome(source: BinaryIO | bytes) -> str | Unreadable:
+    """A refusal is a result too, and remembered like one."""
+    try:
+        return await _read(source)
+    except Unreadable as refusal:
+        return refusal
+
+
+def _size(outcome: str | Unreadable) -> int:
+    return 1000 + len(str(outcome))
 
 
 async def _read(source: BinaryIO | bytes) -> str:

@@ -6,6 +6,7 @@ never a row without its blob. WAL and short transactions make the catalog safe f
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,9 +79,12 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self._lock = Lock()
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
+        with path.with_suffix(".lock").open("w") as alone:
+            # The change to WAL does not wait for others: of servers that start together, one would fail.
+            fcntl.flock(alone, fcntl.LOCK_EX)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.executescript(_SCHEMA)
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from server.errors import ApiError
 from server.files.store import StoredFile
@@ -50,7 +51,7 @@ async def intake(uploads: Uploads, upload_id: str, offset: int) -> AsyncIterator
 
 async def take_whole(uploads: Uploads, new: NewFile, pieces: AsyncIterator[bytes]) -> StoredFile:
     """A file that comes in one request: kept whole, or not at all. Raises what the upload and ``pieces`` raise."""
-    upload_id = await asyncio.to_thread(uploads.start, new)
+    upload_id = await asyncio.to_thread(uploads.start, replace(new, whole=True))
     try:
         async with intake(uploads, upload_id, 0) as taking:
             async for piece in pieces:

@@ -99,6 +99,11 @@ class MultipartReader:
         self._name = self._value = b""
 
     def _on_headers(self) -> None:
+        encoding = _text(self._headers.get("content-transfer-encoding", b"binary")).strip().lower()
+        if encoding not in ("binary", "7bit", "8bit"):
+            raise InvalidArgument(
+                f"Part {self._parts} has the Content-Transfer-Encoding {encoding[:64]!r}; send its bytes as they are"
+            )
         _, options = parse_options_header(self._headers.get("content-disposition"))
         name = options.get(b"name", b"")
         if self.is_form and not name:

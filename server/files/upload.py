@@ -6,7 +6,6 @@ process died, and is written again. A lock on the blob keeps a second writer out
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -23,6 +22,10 @@ from server.files.store import ID, FileLimits, FileStore, StoredFile, stored
 
 KEPT_EVERY = 8 * 1024**2
 """Bytes of one request after which what came is made safe: a crash costs a client no more than this."""
+KEPT_SECONDS = 60.0
+"""The same for slow requests."""
+WHOLE_SECONDS = 600.0
+"""How long the upload of a file that comes in one request outlives its last byte."""
 MAX_DISPLAY_NAME = 512
 _ALPHABET = string.ascii_lowercase + string.digits
 _ID_LENGTH = 24
@@ -32,13 +35,15 @@ _NO_UPLOAD = "This upload does not exist: it was cancelled, has expired, or is l
 @dataclass(frozen=True, slots=True)
 class NewFile:
     """What a client says of a file that it is about to send. ``name`` is the one that it chooses, with or without
-    ``files/``; ``size`` in bytes, None where it does not tell."""
+    ``files/``; ``size`` in bytes, None where it does not tell. ``whole`` tells that it comes in one request: nobody can
+    go on with its upload, so what a crash leaves of it goes soon."""
 
     owner: str
     name: str = ""
     display_name: str = ""
     mime_type: str = ""
     size: int | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +131,24 @@ class Uploads:
         blob = self._row(upload_id).blob
         descriptor = os.open(self._store.blobs / blob, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            row = self._row(upload_id)
-            if os.fstat(descriptor).st_size < row.received:
-                self._store.catalog.forget(blob)
-                raise NotFound("The bytes of this upload were lost on the server's disk. Start a new one.")
-            return row, descriptor
-        except BlockingIOError:
+            return self._standing(upload_id, descriptor), descriptor
+        except BaseException as failure:
             os.close(descriptor)
-            raise Aborted("Another request is writing to this upload. Wait for it, then query the offset.") from None
-        except NotFound:  # it was cancelled, perhaps just before its blob was made here
-            os.close(descriptor)
-            self._store.discard(blob)
+            if isinstance(failure, NotFound):  # it was cancelled, perhaps just before its blob was made here
+                self._store.discard(blob)
             raise
+
+    def _standing(self, upload_id: str, descriptor: int) -> Row:
+        """Lock the blob of an upload, and see what there is of it."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Aborted("Another request is writing to this upload. Wait for it, then query the offset.") from None
+        row = self._row(upload_id)
+        if os.fstat(descriptor).st_size < row.received:
+            self._store.catalog.forget(row.blob)
+            raise NotFound("The bytes of this upload were lost on the server's disk. Start a new one.")
+        return row
 
     def _complete(self, row: Row, descriptor: int) -> None:
         if row.size not in (None, row.received):
@@ -164,6 +174,7 @@ class Uploads:
                 f"* File.display_name: has {len(new.display_name)} characters, but at most {MAX_DISPLAY_NAME} are kept",
             )
         now = self._store.clock()
+        patience = WHOLE_SECONDS if new.whole else self._store.limits.upload_lifetime
         return Row(
             id=name or "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH)),
             upload=secrets.token_urlsafe(32),
@@ -176,7 +187,7 @@ class Uploads:
             sha256=None,
             created=now,
             updated=now,
-            expires=now + self._store.limits.upload_lifetime,
+            expires=now + patience,
             blob=secrets.token_hex(16),
         )
 
@@ -194,6 +205,8 @@ class Writer:
         self._descriptor = descriptor
         self._position = offset
         self._held = row.held
+        self._patience = row.expires - row.updated
+        self._kept_at = store.clock()
         self._busy = Lock()
 
     def __enter__(self) -> Writer:
@@ -238,14 +251,9 @@ class Writer:
             self._reserve(self.received + len(data))
         if self.received == self._safe:
             os.ftruncate(self._descriptor, self.received)
-        try:
-            _write_all(self._descriptor, data, self.received)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceExhausted("The disk of this server is full. Please try again later.") from None
-            raise
+        _write_all(self._descriptor, data, self.received)
         self.received += len(data)
-        if self.received - self._safe >= KEPT_EVERY:
+        if self.received - self._safe >= KEPT_EVERY or self._store.clock() - self._kept_at >= KEPT_SECONDS:
             self._keep()
 
     def _reserve(self, received: int) -> None:
@@ -260,11 +268,12 @@ class Writer:
         if self.received == self._safe:
             return
         os.fdatasync(self._descriptor)
+        if self._safe == 0:
+            _sync_folder(self._store.blobs)
         now = self._store.clock()
-        expires = now + self._store.limits.upload_lifetime
-        if not self._store.catalog.advance(self._row, self.received, now, expires):
+        if not self._store.catalog.advance(self._row, self.received, now, now + self._patience):
             raise NotFound(_NO_UPLOAD)
-        self._safe = self.received
+        self._safe, self._kept_at = self.received, now
 
 
 def _check_room(limits: FileLimits, used: Usage, wanted: int, *, before: int = 0, files: int = 0) -> None:

@@ -17,7 +17,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Probes have no key. ``/metrics`` is not among them: Prometheus can send ``Authorization: Bearer``."""
 
 UPLOAD_ID = "upload_id"
-_UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?")
+_UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?", re.ASCII)
 
 
 class AuthMiddleware:
@@ -28,7 +28,7 @@ class AuthMiddleware:
         self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS or continues_upload(scope):
+        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS or upload_id_of(scope):
             await self._app(scope, receive, send)
             return
         request = Request(scope)
@@ -54,12 +54,17 @@ class AuthMiddleware:
         raise ApiKeyInvalid()
 
 
-def continues_upload(scope: Scope) -> bool:
-    """Whether a request is for an upload that was started before: its URL holds a secret of its own, and SDKs send no
-    key with it (wire reference 2.7). The route takes nothing else from it."""
-    path: str = scope["path"]
-    within = _UPLOAD_PATH.fullmatch(path) and scope["method"] in ("POST", "PUT")
-    return bool(within and dict(parse_qsl(scope["query_string"].decode("latin-1"))).get(UPLOAD_ID))
+def upload_id_of(scope: Scope) -> str:
+    """The upload that a request goes on with, "" where it does not.
+
+    Its URL holds a secret of its own, and SDKs send no key with it (wire reference 2.7): such a request may pass. The
+    route asks here too, so that there is one reading of the query, and takes nothing but the upload from it.
+    """
+    if scope["method"] not in ("POST", "PUT") or not _UPLOAD_PATH.fullmatch(scope["path"]):
+        return ""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    ids = [value for name, value in query if name == UPLOAD_ID]
+    return ids[0] if len(ids) == 1 else ""
 
 
 def _keys_sent(request: Request) -> list[bytes]:

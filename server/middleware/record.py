@@ -7,7 +7,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import Cancelled, Internal, api_error_response, as_api_error
+from server.errors import Cancelled, api_error_response, as_api_error
 from server.observe import Metrics, RequestRecord, log
 
 MAX_PATH_CHARACTERS = 300
@@ -80,8 +80,8 @@ class _Exchange:
     async def _unexpected(self, scope: Scope, error: Exception) -> None:
         """Once the answer has begun it can only be cut off, which the server library does when nothing more comes."""
         log.error("unexpected exception", request=self._record.id, path=self._record.path, exc_info=error)
-        self._record.failed(Internal("unexpected"))
+        failure = as_api_error(error)
+        self._record.failed(failure)
         if not self._started:
-            failure = as_api_error(error)
             answer = api_error_response(Request(scope), failure)
             await answer(scope, self._receive, self.send)

@@ -41,10 +41,11 @@ HTTP_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 NO_BARE_FILES = "files are made by uploading them: POST upload/v1beta/files; nothing is registered from elsewhere"
 _VERSION = "v1beta"
 """Of the addresses of files, where a request names none."""
-_PATH = re.compile(r"(?:(?P<version>v\d\w*)/)?(?P<rest>.*)", re.DOTALL)
-_UPLOAD = re.compile(r"(?:v\d\w*/)?upload/(?:(?P<version>v\d\w*)/)?files")
+_PATH = re.compile(r"(?:(?P<version>v\d\w*)/)?(?P<rest>.*)", re.DOTALL | re.ASCII)
+_UPLOAD = re.compile(r"(?:v\d\w*/)?upload/(?:(?P<version>v\d\w*)/)?files", re.ASCII)
 _FILE = re.compile(
-    r"(?:download/)?(?:(?P<version>v\d\w*)/)?files/(?:https?://[^?#]*/files/)?(?P<id>[^/:]+)(?P<media>:download)?"
+    r"(?:download/)?(?:(?P<version>v\d\w*)/)?files/(?:https?://[^?#]*/files/)?(?P<id>[^/:]+)(?P<media>:download)?",
+    re.ASCII,
 )
 """google-genai puts a whole uri behind ``files/`` when it is asked for the file with that uri."""
 

@@ -59,7 +59,7 @@ async def download_file(request: Request, version: str, file_id: str) -> Respons
         "x-content-type-options": "nosniff",
     }
     answer = StreamingResponse(_pieces(blob), headers=headers)
-    answer.raw_headers.append((b"content-type", file.mime_type.encode("latin-1")))
+    answer.raw_headers.append((b"content-type", file.mime_type.encode("ascii")))
     return answer
 
 

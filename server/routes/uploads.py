@@ -11,6 +11,7 @@ import mimetypes
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import PurePath
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from server.files.intake import intake, take_whole
 from server.files.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
 from server.files.store import StoredFile
 from server.files.upload import NewFile, Uploads, UploadStatus
-from server.middleware.auth import UPLOAD_ID
+from server.middleware.auth import UPLOAD_ID, upload_id_of
 from server.routes.files import base_url, file_resource
 from server.routes.reading import ignored_header
 from server.wire.files import CreateFileRequest, File
@@ -35,7 +36,8 @@ FORM_OVERHEAD = 1024 * 1024
 """Bytes that a multipart body may have beside its file's."""
 
 MIME_TYPE = re.compile(
-    r"[\w.+-]{1,127}/[\w.+-]{1,127}(?:\s*;\s*[\w.-]{1,64}=(?:[\w.+:/-]{1,128}|\"[\w .+:/-]{0,128}\")){0,8}", re.ASCII
+    r"[\w.+-]{1,127}/[\w.+-]{1,127}(?:[ \t]*;[ \t]*[\w.-]{1,64}=(?:[\w.+:/-]{1,128}|\"[\w .+:/-]{0,128}\")){0,8}",
+    re.ASCII,
 )
 _CURLS_OWN = "application/x-www-form-urlencoded"
 """What curl says of any body where its user says nothing."""
@@ -45,9 +47,11 @@ _PROTOCOLS = {"resumable": "resumable", "multipart": "multipart", "raw": "raw", 
 
 async def upload_file(request: Request, version: str) -> Response:
     """POST upload/{version}/files: start an upload, go on with one, or send a whole file"""
-    upload_id = request.query_params.get(UPLOAD_ID)
+    upload_id = upload_id_of(request.scope)
     if upload_id:
         return await _go_on(request, version, upload_id)
+    if UPLOAD_ID in request.query_params:
+        raise InvalidArgument(f"{UPLOAD_ID} must be given once, and be what the answer to start told")
     match _protocol(request):
         case "resumable":
             return await _start(request, version)
@@ -168,7 +172,7 @@ async def _from_form(request: Request) -> StoredFile:
         raise PayloadTooLarge(f"The body has {length[:20]} bytes; a form with a file has at most {most}.")
     reader = MultipartReader(request.headers.get("content-type", ""))
     said = None
-    async with aclosing(_events(request, reader)) as events:
+    async with aclosing(_events(request, reader, most)) as events:
         async for part in events:
             if not isinstance(part, PartBegins):
                 continue
@@ -194,9 +198,13 @@ def _is_metadata(reader: MultipartReader, part: PartBegins, said: File | None) -
     return part.name == "metadata"
 
 
-async def _events(request: Request, reader: MultipartReader) -> AsyncGenerator[Event, None]:
+async def _events(request: Request, reader: MultipartReader, most: int) -> AsyncGenerator[Event, None]:
+    read = 0
     async with aclosing(_body(request)) as pieces:
         async for piece in pieces:
+            read += len(piece)
+            if read > most:
+                raise PayloadTooLarge(f"The body has more than {most} bytes, the most of a form with a file.")
             for event in reader.feed(piece):
                 yield event
     reader.close()
@@ -228,7 +236,12 @@ async def _file_bytes(events: AsyncGenerator[Event, None]) -> AsyncGenerator[byt
 
 def _new_file(request: Request, said: File, name: str, mime_type: str, size: int | None) -> NewFile:
     """What is known of a file when its first byte comes. Raises ``InvalidArgument`` for a type that is none."""
-    declared = said.mime_type or mime_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    declared = (
+        said.mime_type
+        or mime_type
+        or mimetypes.guess_type(f"file{PurePath(name).suffix}")[0]
+        or "application/octet-stream"
+    )
     if not MIME_TYPE.fullmatch(declared):
         raise InvalidArgument.at(
             "file.mime_type", f"* File.mime_type: {declared[:64]!r} must be a type and a subtype, such as text/plain"

@@ -73,6 +73,8 @@ async def test_every_address_that_ends_in_a_file_known_here(harness: Harness) ->
         "https://example.com/a.txt",
         "gs://bucket/object",
         "file:///etc/passwd",
+        "file:///files/abc",
+        "ftp://x/files/abc",
         "/etc/passwd",
         "files/../../etc/passwd",
         "files/x?y",
@@ -172,6 +174,21 @@ async def test_too_many_documents_and_too_much_text(harness: Harness, monkeypatc
     file = await upload(harness, b"x" * 11)
     assert "it has 11 bytes" in await refusal(harness, ask(named(file["name"])))
     assert "101 documents, but at most 100" in await refusal(harness, ask(*[inline(b"")] * 101))
+
+
+async def test_the_text_of_pdfs_counts_against_the_same_limit(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_module, "MAX_TEXT_BYTES", 10)
+    page = inline(pdf("seven77"), "application/pdf")
+    await prompt(harness, ask(page))
+    assert "it has 7 bytes, but only 3 can still be read" in await refusal(harness, ask(page, page))
+
+
+async def test_documents_may_not_take_for_ever(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "READ_SECONDS", 0.01)
+    text = await refusal(harness, ask(inline(pdf("slow"), "application/pdf")))
+    assert text == "contents: reading the documents takes more than 0.01 seconds; send fewer"
 
 
 async def test_media_of_functions_are_refused_by_name(harness: Harness) -> None:

@@ -106,8 +106,15 @@ async def test_a_document_is_read_once() -> None:
     assert await reader.text(io.BytesIO(b"never read"), b"digest") == "first"
 
 
+async def test_a_refusal_is_remembered_too() -> None:
+    reader = PdfReader()
+    for source in (b"no document", pdf("never read")):
+        with pytest.raises(Unreadable, match="damaged"):
+            await reader.text(source, b"digest")
+
+
 async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pdf_module, "REMEMBERED_CHARACTERS", 7)
+    monkeypatch.setattr(pdf_module, "REMEMBERED_CHARACTERS", 2007)
     reader = PdfReader()
     for name in (b"one", b"two", b"six"):
         await reader.text(pdf(name.decode()), name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,27 @@ def test_processes_share_the_folder(store: FileStore, clock: Clock) -> None:
     with pytest.raises(NotFound):
         store.get(file.id, "me")
     other.close()
+
+
+def test_processes_may_start_together_on_a_new_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from server.files.store import FileStore; sys.stdin.read(); FileStore(pathlib.Path('F'))"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    for number in range(3):
+        program = code.replace("'F'", repr(str(tmp_path / str(number))))
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
+            for _ in range(5)
+        ]
+        for process in started:
+            process.stdin.close()
+        assert [(process.wait(60), process.stderr.read()) for process in started] == [(0, b"")] * 5
 
 
 def test_nobody_else_on_the_machine_reads_the_files(store: FileStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -280,6 +281,47 @@ def test_the_number_of_files_is_limited(uploads: Uploads) -> None:
     with pytest.raises(ResourceExhausted, match=r"you have 4 files, and 1 more .* limit of 4"):
         uploads.start(NewFile("me", size=0))
     uploads.start(NewFile("you", size=0))
+
+
+def test_what_a_crash_leaves_of_a_whole_file_goes_soon(store: FileStore, uploads: Uploads) -> None:
+    now = store.clock()
+    store.clock = lambda: now
+    uploads.start(NewFile("me", size=100, whole=True))
+    kept = uploads.start(NewFile("you", size=100))
+    now += upload_module.WHOLE_SECONDS
+    assert store.sweep() == 1
+    assert sent(uploads, b"x" * 100).size == 100
+    assert uploads.status(kept).received == 0
+
+
+def test_a_slow_request_is_made_safe_by_the_clock(store: FileStore, uploads: Uploads) -> None:
+    now = store.clock()
+    store.clock = lambda: now
+    upload = uploads.start(NewFile("me", whole=True))
+    with uploads.writer(upload, 0) as writer:
+        for _ in range(20):
+            now += upload_module.KEPT_SECONDS
+            writer.write(b"x")
+        assert uploads.status(upload).received == 20
+
+
+def test_a_failing_catalog_does_not_leave_an_upload_locked(
+    store: FileStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = uploads.start(NewFile("me"))
+    lookup, calls = store.catalog.upload, []
+
+    def failing(upload_id: str, now: float):
+        calls.append(upload_id)
+        if len(calls) == 2:
+            raise sqlite3.OperationalError("database is locked")
+        return lookup(upload_id, now)
+
+    monkeypatch.setattr(store.catalog, "upload", failing)
+    with pytest.raises(sqlite3.OperationalError):
+        uploads.writer(upload, 0)
+    with uploads.writer(upload, 0) as writer:
+        writer.write(b"x")
 
 
 def test_a_long_display_name_is_refused(uploads: Uploads) -> None:

@@ -91,6 +91,7 @@ async def test_a_deleted_file_is_gone(harness: Harness) -> None:
         "/v1beta/files/nothere",
         "/v1beta/files/nothere:download?alt=media",
         "/v1beta/files/x/y",
+        "/v1%E4%B8%AD/files/x",
         "/v1beta/files/x:other",
     ],
 )

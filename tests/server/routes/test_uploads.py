@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -117,6 +118,7 @@ async def test_what_only_the_server_knows_is_named_as_ignored(harness: Harness) 
         ({"file": {"name": "files/No"}}, "lowercase letters and digits"),
         ({"file": {"mimeType": "text"}}, "a type and a subtype"),
         ({"file": {"mimeType": "text/plain\r\nx: y"}}, "a type and a subtype"),
+        ({"file": {"mimeType": "text/plain;\r\n x=y"}}, "a type and a subtype"),
         ({"file": {"displayName": "x" * 513}}, "at most 512"),
         ({"file": {"sizeBytes": "-1"}}, "at least 0"),
         ({"file": {"sizeBytes": "1.5"}}, "TYPE_INT64"),
@@ -271,6 +273,7 @@ async def test_multipart_related(harness: Harness) -> None:
         (form(METADATA, METADATA, field("file", b"x")), "two parts"),
         (form(field("file", b"x"), METADATA), "comes after the file"),
         (form(field("file", b"x"), field("file", b"y")), "comes after the file"),
+        (form(b"Content-Transfer-Encoding: base64\r\n" + field("file", b"aGk=")), "'base64'"),
         (form(field("metadata", b"{"), field("file", b"x")), "Invalid JSON"),
         (form(field("metadata", b" " * 70_000), field("file", b"x")), "65536"),
         (form(field("metadata", b'{"sizeBytes": 2}'), field("file", b"x")), "declared 2 bytes, but 1"),
@@ -348,6 +351,33 @@ async def test_a_form_that_cannot_fit_is_refused_before_it_is_read(quota: Harnes
     assert answer.status_code == 413
 
 
+async def test_a_form_that_never_ends_is_refused(quota: Harness) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield form(field("file", b"x"))
+        while True:
+            yield b"x" * 65_536
+
+    answer = await quota.client.post(URL, content=endless(), headers=FORM)
+    assert answer.status_code == 413
+    assert (await quota.client.get("/v1beta/files")).json() == {}
+
+
+async def test_a_full_disk_is_told_as_such(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    answer = await harness.client.post(URL, content=b"x", headers={"X-Goog-Upload-Protocol": "raw"})
+    assert (answer.status_code, "disk" in message(answer)) == (429, True)
+
+
+async def test_the_name_of_a_file_is_no_address(harness: Harness) -> None:
+    for name, mime_type in (("data:text/html,<x>", "application/octet-stream"), ("//[x.md", "text/markdown")):
+        headers = {"X-Goog-Upload-Protocol": "raw", "X-Goog-Upload-File-Name": name}
+        file = (await harness.client.post(URL, content=b"x", headers=headers)).json()["file"]
+        assert file["mimeType"] == mime_type
+
+
 async def test_an_encoded_body_is_refused(harness: Harness) -> None:
     headers = {"X-Goog-Upload-Protocol": "raw", "content-encoding": "gzip"}
     answer = await harness.client.post(URL, content=b"x", headers=headers)
@@ -369,6 +399,11 @@ async def test_the_upload_url_authorises_itself_and_nothing_else(tmp_path: Path)
         mine = f"/v1beta/{file['name']}"
         assert (await client.get(mine, headers=key)).json() == file
         assert (await client.get(mine)).status_code == 403
+        raw = {"X-Goog-Upload-Protocol": "raw"}
+        for doubled in ("?upload_id=x&upload_id=", "?upload_id=&upload_id=x", "?upload_id=x&upload_id=y"):
+            assert (await client.post(URL + doubled, content=b"x", headers=raw)).status_code == 403
+            refused = await client.post(URL + doubled, content=b"x", headers=raw | key)
+            assert (refused.status_code, "given once" in message(refused)) == (400, True)
         for secret in ("?upload_id=guess", "?upload_id="):
             answer = await client.post(URL + secret, headers={COMMAND: "query"})
             assert answer.status_code in (403, 404)
