@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -12,6 +13,8 @@ from server.files.store import StoredFile
 from server.files.upload import NewFile, Uploads, Writer
 
 GATHERED_BYTES = 1024**2
+GATHERED_SECONDS = 30.0
+"""Bytes that come slowly are handed over all the same, before their upload is taken for abandoned."""
 
 
 class Intake:
@@ -20,16 +23,18 @@ class Intake:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._gathered = bytearray()
+        self._settled_at = time.monotonic()
 
     async def add(self, data: bytes) -> None:
         """Raises as `Writer.write` does, sometimes only with bytes that come later."""
         self._gathered += data
-        if len(self._gathered) >= GATHERED_BYTES:
+        if len(self._gathered) >= GATHERED_BYTES or time.monotonic() - self._settled_at >= GATHERED_SECONDS:
             await self.settle()
 
     async def settle(self) -> None:
         """Hand over what was gathered."""
         data, self._gathered = bytes(self._gathered), bytearray()
+        self._settled_at = time.monotonic()
         if data:
             await asyncio.to_thread(self._writer.write, data)
 
