@@ -1,7 +1,7 @@
 """Quantised blocks of a GGUF file, kept beside the float32 weights that they stand for.
 
-A block is copied only where unpacking it gives exactly the weight that transformers made, so whoever computes with blocks
-computes with the same numbers.
+A block is copied only where unpacking it gives exactly the weight that transformers made, so whoever computes with
+blocks computes with the same numbers.
 """
 
 from __future__ import annotations

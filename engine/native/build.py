@@ -1,4 +1,4 @@
-"""Decides whether a model is computed natively: its structure must be known, and its numbers those of the model itself."""
+"""Decides whether a model is computed natively: its structure must be known, and its numbers be the model's own."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def native_runner(
         _log.info("Not computed natively but by torch, which is slower on a CPU: %s", reason)
         return None
     _give_back_weights(model.module)
+    # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
+    torch.set_num_threads(1)
     return runner
 
 

@@ -21,7 +21,7 @@ from engine.native.errors import NotNative
 from engine.native.packing import LANES, fits, pack_blocks, pack_floats
 
 Blocks = Mapping[str, tuple[torch.Tensor, str]]
-"""The blocks of a GGUF file by the name of the weight that they make: bytes [channels, groups, bytes] and their type."""
+"""Blocks of a GGUF file by the name of the weight that they make: bytes [channels, groups, bytes] and their type."""
 
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -87,8 +87,9 @@ class _Description:
     def _require_supported(self, probed: list[ProbedLayer]) -> None:
         if self._cache.dtype != torch.float32 or self._cache.device.type != "cpu":
             raise NotNative(f"it computes in {self._cache.dtype} on {self._cache.device}, not in float32 on a CPU")
-        if self._config.hidden_act != "silu":
-            raise NotNative(f"its activation is {self._config.hidden_act}, not silu")
+        activation = getattr(self._config, "hidden_act", None)
+        if activation != "silu":
+            raise NotNative(f"its activation is {activation}, not silu")
         shapes = {layer.shape for layer in probed}
         if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % LANES for s in shapes):
             raise NotNative(f"its heads are not all of one size that is a multiple of {LANES}")
@@ -153,7 +154,10 @@ class _Description:
         biases = [linear.bias for linear in linears]
         bias = None
         if any(part is not None for part in biases):
-            parts = [linear.weight.new_zeros(linear.out_features) if b is None else b for linear, b in zip(linears, biases, strict=True)]
+            parts = [
+                linear.weight.new_zeros(linear.out_features) if b is None else b
+                for linear, b in zip(linears, biases, strict=True)
+            ]
             bias = self._vector(torch.cat(parts))
         return library.Matrix(addresses, formats, bias, len(panels), linears[0].in_features)
 

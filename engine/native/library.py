@@ -106,13 +106,15 @@ def _compile(compiler: str, target: Path) -> None:
     for option in (*TARGETS, None):
         command = [compiler, *FLAGS, *([option] if option else []), "-o", str(target), str(SOURCE), *LIBRARIES]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)  # noqa: S603
+            result = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         except subprocess.TimeoutExpired:
             raise NotNative(f"{compiler} did not end within {COMPILE_SECONDS} s") from None
         if result.returncode == 0:
             return
         output = result.stderr
-    raise NotNative(f"{compiler} cannot compile {SOURCE.name}: {(output.strip().splitlines() or ['no reason given'])[0]}")
+    raise NotNative(
+        f"{compiler} cannot compile {SOURCE.name}: {(output.strip().splitlines() or ['no reason given'])[0]}"
+    )
 
 
 def _fingerprint(compiler: str) -> str:
