@@ -50,8 +50,8 @@ def pack_floats(weight: torch.Tensor) -> Panels:
 def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
     """Blocks of a GGUF file, bytes [channels, groups, bytes of a block], of the type Q4_0, Q4_1 or Q8_0.
 
-    Their layout is that of ggml's block_q4_0, block_q4_1 and block_q8_0: half-precision scale, for Q4_1 the least value,
-    then the digits; of Q4, column j is in the low four bits of byte j and column j + 16 in the high ones.
+    Their layout is that of ggml's block_q4_0, block_q4_1 and block_q8_0: half-precision scale, for Q4_1 the least
+    value, then the digits; of Q4, column j is in the low four bits of byte j and column j + 16 in the high ones.
     """
     lanes = blocks.view(-1, LANES, *blocks.shape[1:]).permute(0, 2, 3, 1)  # [panels, groups, bytes, lanes]
     if kind == "Q8_0":
