@@ -5,7 +5,7 @@
 The task holds ``config`` (the fields of ``EngineConfig``), ``text`` (a file), ``tokens`` (how many of its tokens, at
 least), ``window`` (how many stand in one context) and ``llama_cpp`` (the URL of such a server with the same weights, or
 null). The reference is a plain transformers forward. After each token of a window, the next one's distribution is
-compared: whether its top token is the reference's (agreement), and by how much the log-probability of that token differs.
+compared: whether its top token is the reference's (agreement), and by how much that token's log-probability differs.
 Prints one line of JSON.
 """
 
