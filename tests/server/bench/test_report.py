@@ -71,7 +71,6 @@ def test_the_tables_say_what_must_be_known(results: Results) -> None:
 
 
 def test_plots(results: Results, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="plots are an extra")
     assert plots.can_plot()
     plots.plot(results, "a run", tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
