@@ -54,7 +54,8 @@ class Results:
     """All measurements of a run."""
 
     def __init__(self, measurements: Sequence[Measurement]) -> None:
-        self.measurements = list(measurements)
+        # Whose turn it was first says nothing: Castor comes first, then the peers in the order of the first round.
+        self.measurements = sorted(measurements, key=lambda m: (m.round, m.server != "castor"))
         self.rounds = sorted({measurement.round for measurement in measurements})
         self.servers = list(dict.fromkeys(m.server for m in measurements if m.load is not None))
         self.loads = list(dict.fromkeys(m.name for m in measurements if m.load is not None))

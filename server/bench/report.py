@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,33 @@ FORMAT = 1
 MIB = 1024 * 1024
 
 
-def document(
-    scenario: Scenario, plan: Plan, results: Results, findings: list[Finding], environment: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything about a run. Times are in seconds; ``requests`` hold the raw numbers, ``gaps`` as in ``Outcome``."""
-    return {
-        "format": FORMAT,
-        "scenario": plan.scenario,
-        "question": scenario.question,
-        "sizes": "as given or as defaults for two CPU cores and a small model",
-        "reference_sizes": scenario.reference,
-        "plan": asdict(plan),
-        "environment": environment,
-        "totals": [asdict(total) for total in results.totals()],
-        "ratios": [asdict(ratio) for ratio in results.ratios()],
-        "findings": [asdict(finding) for finding in findings],
-        "measurements": [_measurement(measurement) for measurement in results.measurements],
-    }
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a run was, whatever it gave."""
+
+    scenario: Scenario
+    plan: Plan
+    environment: dict[str, Any]
+
+    def document(self, results: Results, findings: list[Finding], incomplete: str = "") -> dict[str, Any]:
+        """Everything about the run; ``incomplete`` says what ended it too early.
+
+        Times are in seconds. ``requests`` hold the raw numbers of ``Outcome``.
+        """
+        return {
+            "format": FORMAT,
+            "scenario": self.plan.scenario,
+            "question": self.scenario.question,
+            "incomplete": incomplete,
+            "sizes": "as given or as defaults for two CPU cores and a small model",
+            "reference_sizes": self.scenario.reference,
+            "plan": asdict(self.plan),
+            "environment": self.environment,
+            "totals": [asdict(total) for total in results.totals()],
+            "ratios": [asdict(ratio) for ratio in results.ratios()],
+            "findings": [asdict(finding) for finding in findings],
+            "measurements": [_measurement(measurement) for measurement in results.measurements],
+        }
 
 
 def write(content: dict[str, Any], folder: Path) -> Path:

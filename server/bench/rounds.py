@@ -20,40 +20,30 @@ from server.bench.weights import bytes_per_token
 Tell = Callable[[Measurement], None]
 
 
-def measure_own(
-    scenario: Scenario, plan: Plan, contenders: Sequence[Contender], beside: Beside, tell: Tell
-) -> list[Measurement]:
+def measure_own(scenario: Scenario, plan: Plan, contenders: Sequence[Contender], beside: Beside, tell: Tell) -> None:
     """Start, measure and end each server in each round. Raises ``ConfigError``."""
     _end_with_us()
     sizes = Sizes(plan.most_streams, scenario.context(plan), cores())
     prompts = {contender.name: Prompts(plan.seed) for contender in contenders}
-    found: list[Measurement] = []
     for number in range(plan.rounds):
         for contender in _turned(contenders, number) if scenario.load else []:
+            weights = _weights_bytes(contender, plan)
             with started(contender, sizes) as target:
-                measured = _measure(scenario, plan, target, prompts[contender.name], number, tell)
-            for measurement in measured:
-                measurement.numbers["weights_bytes"] = _weights_bytes(contender, plan)
-            found += measured
+                session = Session(target, plan, prompts[contender.name], number, tell, {"weights_bytes": weights})
+                _measure(scenario, session)
         if scenario.beside:
             for measurement in beside.run(scenario.beside, number):
                 tell(measurement)
-                found.append(measurement)
-    return sorted(found, key=lambda m: (m.round, m.server != contenders[0].name))
 
 
-def measure_running(scenario: Scenario, plan: Plan, target: Target, tell: Tell) -> list[Measurement]:
+def measure_running(scenario: Scenario, plan: Plan, target: Target, tell: Tell) -> None:
     """Measure a server that somebody else runs, in as many rounds."""
-    prompts, found = Prompts(plan.seed), list[Measurement]()
+    prompts = Prompts(plan.seed)
     for number in range(plan.rounds):
-        found += _measure(scenario, plan, target, prompts, number, tell)
-    return found
+        _measure(scenario, Session(target, plan, prompts, number, tell))
 
 
-def _measure(
-    scenario: Scenario, plan: Plan, target: Target, prompts: Prompts, number: int, tell: Tell
-) -> list[Measurement]:
-    session = Session(target, plan, prompts, number, tell)
+def _measure(scenario: Scenario, session: Session) -> None:
     assert scenario.load is not None
     load = scenario.load
 
@@ -62,7 +52,6 @@ def _measure(
         await load(session)
 
     asyncio.run(run())
-    return session.measurements
 
 
 def _turned(contenders: Sequence[Contender], number: int) -> list[Contender]:

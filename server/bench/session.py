@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.bench.client import get
@@ -61,14 +61,14 @@ class Measurement:
 
 @dataclass(slots=True)
 class Session:
-    """What a scenario works with. ``tell`` is called with each measurement that is complete."""
+    """What a scenario works with. ``tell`` gets each load that has ended; ``facts`` are numbers that go with all."""
 
     target: Target
     plan: Plan
     prompts: Prompts
     round: int
     tell: Callable[[Measurement], None]
-    measurements: list[Measurement] = field(default_factory=list)
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     async def warm_up(self) -> None:
         """A few requests that count nowhere. Raises ``ConfigError`` if the server cannot answer."""
@@ -107,7 +107,7 @@ class Session:
             raise ConfigError(f"{self.target.name} failed every request of the load {name!r}: {first}")
         summary = summarise(load, self.plan.limits)
         measurement = Measurement(self.target.name, self.round, name, kind, streams, rate, load, summary, memory)
-        self.measurements.append(measurement)
+        measurement.numbers |= self.facts
         self.tell(measurement)
         return measurement
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from server.words import console
 
 PLOTS_MISSING = "no plots: matplotlib is not installed; for them run: pip install 'castor-serve[bench]'"
 MODELS_PATH = "/v1beta/models"
+CONNECT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +63,28 @@ def bench(options: Options, settings: Settings) -> int:
     """Measure, print, and leave the JSON and the plots in the folder. Raises ``ConfigError``."""
     scenario = scenario_of(options)
     plan = plan_of(options, scenario)
+    check_folder(options.output)
     terminal = console()
     terminal.print(f"{plan.scenario}: {scenario.question}", soft_wrap=True)
+    measurements: list[Measurement] = []
 
     def tell(measurement: Measurement) -> None:
+        measurements.append(measurement)
         terminal.print(_line(measurement), soft_wrap=True)
 
-    if options.url is not None:
-        target = asyncio.run(running_target(options, options.url))
-        environment = describe(sys.argv, {}, ROOT)
-        results = Results(measure_running(scenario, plan, target, tell))
-    else:
-        environment, results = _own(options, scenario, plan, settings, tell)
+    environment, measure = _prepared(options, scenario, plan, settings, tell)
+    content = report.Content(scenario, plan, environment)
+    try:
+        measure()
+    except (ConfigError, OSError, KeyboardInterrupt, SystemExit) as failure:
+        if measurements:  # an hour of measuring is not thrown away for what failed after it
+            path = report.write(content.document(Results(measurements), [], incomplete=repr(failure)), options.output)
+            terminal.print(f"incomplete; what was measured until then: {path}", soft_wrap=True)
+        raise
+    results = Results(measurements)
     findings = scenario.find(results, plan) if scenario.find else []
     report.show(results, findings, _output())
-    path = report.write(report.document(scenario, plan, results, findings, environment), options.output)
+    path = report.write(content.document(results, findings), options.output)
     terminal.print(f"all numbers: {path}", soft_wrap=True)
     _plot(results, plan, path, terminal.print)
     return 0
@@ -121,34 +130,56 @@ def plan_of(options: Options, scenario: Scenario) -> Plan:
     return replace(scenario.plan, rounds=options.rounds, limits=limits, **given)
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder for the results before anything is measured. Raises ``ConfigError`` if nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise ConfigError(f"the output folder {folder} cannot be made: {reason}; name another: --output") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the output folder {folder} cannot be written to; name another: --output")
+
+
 async def running_target(options: Options, text: str) -> Target:
     """The server at a URL and the model that is asked: the named one, or the first that it lists."""
     url, dialect = parse_url(text), Gemini()
-    target = Target("server", url, dialect, options.model or "", options.api_key)
     try:
-        status, body = await get(url, MODELS_PATH, dialect.headers(options.api_key))
+        async with asyncio.timeout(CONNECT_SECONDS):
+            status, body = await get(url, MODELS_PATH, dialect.headers(options.api_key))
+    except TimeoutError:
+        raise ConfigError(f"no server answers at {url} within {CONNECT_SECONDS:.0f} s; is it overloaded?") from None
     except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(f"no server answers at {url}: {reason}; start one: castor serve") from None
     except HttpError as error:
         raise ConfigError(f"no server answers at {url}: {error}") from None
+    target = Target("server", url, dialect, options.model or "", options.api_key)
+    if options.model:
+        return target
     names = _model_names(body) if status == 200 else []
-    if not names and not options.model:
-        raise ConfigError(f"the server at {url} lists no model (HTTP {status}); name one with --model")
-    return target if options.model else replace(target, model=names[0])
+    if not names:
+        said = body.decode(errors="replace").replace("\n", " ")[:200]
+        raise ConfigError(
+            f"{url} lists no models, but answers HTTP {status}: {said}; name one with --model, a key with --api-key"
+        )
+    return replace(target, model=names[0])
 
 
-def _own(
+def _prepared(
     options: Options, scenario: Scenario, plan: Plan, settings: Settings, tell: Tell
-) -> tuple[dict[str, Any], Results]:
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """The environment, and what measures in it."""
+    if options.url is not None:
+        target = asyncio.run(running_target(options, options.url))
+        return describe(sys.argv, {}, ROOT), lambda: measure_running(scenario, plan, target, tell)
     models = models_file(settings)
     spec = _spec(load_specs(models), options.model, models)
     ours = castor(spec, settings, models.resolve())
     contenders: list[Contender] = [ours, *(peer(name, spec, settings) for name in dict.fromkeys(options.peers))]
     found = {contender.name: versions(contender.python, contender.packages) for contender in contenders}
-    environment = describe(sys.argv, found, ROOT)
     beside = Beside(engine_config(spec, ours.weights), plan, Prompts(plan.seed))
-    return environment, Results(measure_own(scenario, plan, contenders, beside, tell))
+    return describe(sys.argv, found, ROOT), lambda: measure_own(scenario, plan, contenders, beside, tell)
 
 
 def _spec(specs: list[ModelSpec], name: str | None, models: Path) -> ModelSpec:

@@ -19,6 +19,7 @@ from server.bench.session import Measurement
 
 SCENARIO = SCENARIOS["throughput"]
 ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "command": "castor bench"}
+CONTENT = report.Content(SCENARIO, SCENARIO.plan, ENVIRONMENT)
 
 
 def measured(server: str, counted_by: str = "usage", cpu: float = 0.01) -> Measurement:
@@ -35,11 +36,11 @@ def results() -> Results:
 
 def test_the_file_holds_every_number(results: Results, tmp_path: Path) -> None:
     findings = [Finding("ratio", "castor", Spread(1.0, 0.9, 1.1, 3), "×", "at least 1")]
-    path = report.write(report.document(SCENARIO, SCENARIO.plan, results, findings, ENVIRONMENT), tmp_path / "new")
+    path = report.write(CONTENT.document(results, findings), tmp_path / "new")
     assert path.name == "2026-01-02T030405-throughput.json"
     content = json.loads(path.read_text())
     assert set(content) == {
-        *("format", "scenario", "question", "sizes", "reference_sizes", "plan", "environment"),
+        *("format", "scenario", "question", "incomplete", "sizes", "reference_sizes", "plan", "environment"),
         *("totals", "ratios", "findings", "measurements"),
     }
     assert content["environment"] == ENVIRONMENT
@@ -54,7 +55,7 @@ def test_the_file_holds_every_number(results: Results, tmp_path: Path) -> None:
 
 
 def test_a_file_is_never_overwritten(results: Results, tmp_path: Path) -> None:
-    content = report.document(SCENARIO, SCENARIO.plan, results, [], ENVIRONMENT)
+    content = CONTENT.document(results, [])
     names = [report.write(content, tmp_path).name for _ in range(3)]
     assert names[1:] == ["2026-01-02T030405-throughput-2.json", "2026-01-02T030405-throughput-3.json"]
 

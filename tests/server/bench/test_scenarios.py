@@ -13,7 +13,7 @@ from server.bench.loads import gaps_between
 from server.bench.prompts import Prompts
 from server.bench.protocols import Gemini
 from server.bench.scenarios import SCENARIOS
-from server.bench.session import Plan, Session, metric_samples
+from server.bench.session import Measurement, Plan, Session, metric_samples
 from server.settings import ConfigError
 
 ANSWER = (gemini_event("a", 1), 0.01, gemini_event("b", 2, "STOP"))
@@ -36,15 +36,15 @@ def small(name: str) -> Plan:
 async def test_loads_of(name: str) -> None:
     load = SCENARIOS[name].load
     assert load is not None
-    told: list[str] = []
+    told: list[Measurement] = []
     async with sse_server(ANSWER) as server:
         target = Target("castor", server.url, Gemini(), "m")
-        session = Session(target, small(name), Prompts(0), 0, lambda measurement: told.append(measurement.name))
+        session = Session(target, small(name), Prompts(0), 0, told.append)
         await session.warm_up()
         await load(session)
         bodies = server.bodies
-    assert told == [measurement.name for measurement in session.measurements] == LOADS[name]
-    assert all(m.summary is not None and m.summary.errors == 0 for m in session.measurements)
+    assert [measurement.name for measurement in told] == LOADS[name]
+    assert all(m.summary is not None and m.summary.errors == 0 for m in told)
     assert len(set(bodies)) == len(bodies), "a prompt was sent twice"
 
 
