@@ -2,8 +2,9 @@
 
     python benchmarks/bare_core.py <task.json
 
-The task holds ``config`` (the fields of ``EngineConfig``), ``warm_up`` and ``prompts`` (texts of users), ``streams``
-(requests at once) and ``tokens`` (the limit of an answer). Prints one line of JSON.
+The task holds ``config`` (the fields of ``EngineConfig``), ``prompts`` (texts of users), ``streams`` (requests at once)
+and ``tokens`` (the limit of an answer); ``warm_up`` and ``warm_up_tokens`` are the same for what is not measured.
+Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
     task = json.load(sys.stdin)
     core = build_core(EngineConfig(**task["config"]), lambda _stage, _share: None)
     folder, tokens = Path(task["config"]["path"]), task["tokens"]
-    run(core, requests(core, folder, task["warm_up"], tokens, "warm-up"), len(task["warm_up"]))
+    run(core, requests(core, folder, task["warm_up"], task["warm_up_tokens"], "warm-up"), task["streams"])
     done = run(core, requests(core, folder, task["prompts"], tokens, "measured"), task["streams"])
     answer = {
         "output_tokens_per_second": done.tokens / done.seconds,

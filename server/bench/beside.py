@@ -16,7 +16,7 @@ from server.bench.contenders import PROGRAMS, ROOT
 from server.bench.loads import MIN_REQUESTS, streams_name
 from server.bench.prompts import Prompts
 from server.bench.scenarios import BARE_CORE, MACHINE
-from server.bench.session import Measurement, Plan
+from server.bench.session import WARM_UP_TOKENS, Measurement, Plan
 from server.settings import ConfigError
 
 PROGRAM_SECONDS = 1800
@@ -48,13 +48,14 @@ def _scheduler(beside: Beside, program: str, number: int) -> list[Measurement]:
 
 def _bare_core(beside: Beside, program: str, number: int) -> list[Measurement]:
     plan, prompts = beside.plan, beside.prompts
-    warm_up = [call.prompt for call in prompts.stories(2, plan.tokens)]
+    warm_up = [call.prompt for streams in plan.streams for call in prompts.stories(streams, WARM_UP_TOKENS)]
     found = []
     for streams in plan.streams:
         calls = prompts.stories(max(streams * plan.requests, MIN_REQUESTS), plan.tokens)
         task = {
             "config": asdict(beside.config),
             "warm_up": warm_up,
+            "warm_up_tokens": WARM_UP_TOKENS,
             "prompts": [call.prompt for call in calls],
             "streams": streams,
             "tokens": plan.tokens,

@@ -25,7 +25,8 @@ class Summary:
 
     TTFT counts from the intended instant. ITL is over all tokens after the first of all answers: a pause that ended
     with several tokens at once counts once for each, divided by their number. TPOT is the mean time of a token after
-    the first, one number a request. ``goodput`` is the requests per second that kept both limits.
+    the first, one number a request. ``goodput`` is the requests per second that kept both limits, ``good_share`` their
+    share of all requests.
     """
 
     requests: int
@@ -40,6 +41,7 @@ class Summary:
     output_tokens_per_second: float
     requests_per_second: float
     goodput: float
+    good_share: float
     ttft_p50: float | None
     ttft_p99: float | None
     itl_p50: float | None
@@ -90,6 +92,7 @@ def summarise(load: Load, limits: Limits) -> Summary:
     itl = inter_token_seconds(done)
     tpot = [seconds for seconds in map(time_per_output_token, done) if seconds is not None]
     tokens = sum(outcome.output_tokens for outcome in outcomes)
+    good = sum(_is_good(outcome, limits) for outcome in done)
     return Summary(
         requests=len(outcomes),
         errors=sum(outcome.error is not None for outcome in outcomes),
@@ -102,7 +105,8 @@ def summarise(load: Load, limits: Limits) -> Summary:
         counted_by="+".join(sorted({outcome.counted_by for outcome in done})),
         output_tokens_per_second=tokens / load.seconds,
         requests_per_second=len(done) / load.seconds,
-        goodput=sum(_is_good(outcome, limits) for outcome in done) / load.seconds,
+        goodput=good / load.seconds,
+        good_share=good / len(outcomes),
         ttft_p50=percentile(ttft, 0.5),
         ttft_p99=percentile(ttft, 0.99),
         itl_p50=percentile(itl, 0.5),

@@ -52,8 +52,11 @@ class Prompts:
         return f"{number} " + " ".join(source.choices(WORDS, k=max(words, 1)))
 
     def conversations(self, number: int, prompt_words: int, max_tokens: int) -> list[Call]:
-        """Lengths like those of ShareGPT: log-normal around these means, prompts spread wider than answers."""
-        source = random.Random(next(self._numbers))
+        """Lengths like those of ShareGPT: log-normal around these means, prompts spread wider than answers.
+
+        The lengths are the same each time, the words are not: so loads differ in their arrivals alone.
+        """
+        source = random.Random(self._seed)
         inputs = _lognormal(source, prompt_words, 1.0)
         outputs = _lognormal(source, max_tokens, 0.7)
         return [

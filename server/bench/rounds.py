@@ -23,7 +23,7 @@ Tell = Callable[[Measurement], None]
 def measure_own(scenario: Scenario, plan: Plan, contenders: Sequence[Contender], beside: Beside, tell: Tell) -> None:
     """Start, measure and end each server in each round. Raises ``ConfigError``."""
     _end_with_us()
-    sizes = Sizes(plan.most_streams, scenario.context(plan), cores())
+    sizes = Sizes(plan.most_streams + scenario.spare, scenario.context(plan), cores())
     prompts = {contender.name: Prompts(plan.seed) for contender in contenders}
     for number in range(plan.rounds):
         for contender in _turned(contenders, number) if scenario.load else []:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from server.bench import loads
+from server.bench.contenders import PEERS
 from server.bench.findings import Finding, Loads, Results, number_of, quotient
 from server.bench.session import Plan, Session
 
@@ -23,16 +24,20 @@ MACHINE, BARE_CORE = "this machine", "bare core"
 class Scenario:
     """``load`` is put on each server in each round; ``beside`` names a program of benchmarks/ that runs beside them.
 
-    ``longest`` gives the tokens of the longest prompt and answer together. ``castor_only`` scenarios read Castor's
-    metrics or compare with its bare engine.
+    ``sizes`` are the options that mean something to it; with ``one`` it takes one number of streams. ``peers`` can be
+    measured too. ``longest`` gives the tokens of the longest prompt and answer together, ``spare`` how many requests
+    come beside the streams.
     """
 
     question: str
     plan: Plan
+    sizes: tuple[str, ...]
     load: Callable[[Session], Awaitable[None]] | None = None
     beside: str | None = None
     find: Find | None = None
-    castor_only: bool = False
+    peers: tuple[str, ...] = PEERS
+    one: bool = False
+    spare: int = 0
     reference: str = ""
     longest: Callable[[Plan], int] = lambda plan: plan.prompt_tokens + plan.tokens
 
@@ -82,14 +87,15 @@ def _bandwidth_share(results: Results, _plan: Plan) -> list[Finding]:
 
 
 def _goodput(results: Results, plan: Plan) -> list[Finding]:
-    def goodput(load: str) -> Callable[[Loads], float | None]:
-        return lambda found: number_of(found[load], "goodput")
+    def number(load: str, name: str) -> Callable[[Loads], float | None]:
+        return lambda found: number_of(found[load], name)
 
     goal = f"TTFT at most {plan.limits.ttft:g} s, TPOT at most {plan.limits.tpot:g} s"
-    names = [f"{share:g} of saturation" for share in plan.shares]
-    return [
-        finding for load in names for finding in _each(results, f"goodput at {load}", "requests/s", goal, goodput(load))
-    ]
+    findings = []
+    for load in (f"{share:g} of saturation" for share in plan.shares):
+        findings += _each(results, f"goodput at {load}", "requests/s", goal, number(load, "goodput"))
+        findings += _each(results, f"kept both limits at {load}", "of the requests", "", number(load, "good_share"))
+    return findings
 
 
 def _constrained(results: Results, plan: Plan) -> list[Finding]:
@@ -138,17 +144,24 @@ def _intrusion(results: Results, _plan: Plan) -> list[Finding]:
 
 
 def _front_end(results: Results, plan: Plan) -> list[Finding]:
-    load = loads.streams_name(plan.most_streams)
+    def cost(load: str) -> Callable[[int], float | None]:
+        def of_round(number: int) -> float | None:
+            served = number_of(results.of("castor", number)[load], TOKENS_PER_SECOND)
+            bare = results.of(BARE_CORE, number)[load].numbers[TOKENS_PER_SECOND]
+            return None if served is None else 100 * (1 - served / bare)
 
-    def cost(number: int) -> float | None:
-        served = number_of(results.of("castor", number)[load], TOKENS_PER_SECOND)
-        bare = results.of(BARE_CORE, number)[load].numbers[TOKENS_PER_SECOND]
-        return None if served is None else 100 * (1 - served / bare)
+        return of_round
 
-    findings = _each(results, "output", "tok/s", "", lambda found: found[load].numbers[TOKENS_PER_SECOND])
-    value = results.over_rounds(cost)
-    if value is not None:
-        findings.append(Finding("cost of HTTP, border and client", "castor", value, "%", "at most 10"))
+    def bare(load: str) -> Callable[[Loads], float | None]:
+        return lambda found: found[load].numbers[TOKENS_PER_SECOND]
+
+    findings = []
+    for load in map(loads.streams_name, plan.streams):
+        findings += _each(results, f"output at {load}", "tok/s", "", bare(load))
+        value = results.over_rounds(cost(load))
+        if value is not None:
+            name = f"HTTP, process border and client at {load}"
+            findings.append(Finding(name, "castor", value, "% of the output", "at most 10 at 64"))
     return findings
 
 
@@ -168,16 +181,20 @@ def _scheduler(results: Results, _plan: Plan) -> list[Finding]:
 
 
 SWEEP = (1, 4, 16, 64)
+ANSWERS = ("streams", "tokens", "requests")
+PROMPTS = (*ANSWERS, "prompt_tokens")
 
 SCENARIOS: dict[str, Scenario] = {
     "throughput": Scenario(
         "How many tokens a second come out at how many streams, and how long do they take?",
         Plan("throughput", SWEEP, tokens=64),
+        (*ANSWERS, "rates", "shares"),
         loads.throughput,
     ),
     "R1": Scenario(
         "How close is the decoding of one stream to reading the weights at memory speed?",
         Plan("R1", (1,), tokens=128, prompt_tokens=128),
+        ("tokens", "requests", "prompt_tokens", "weights_bytes"),
         loads.sweep,
         beside="memory_bandwidth.py",
         find=_bandwidth_share,
@@ -186,64 +203,80 @@ SCENARIOS: dict[str, Scenario] = {
     "R2": Scenario(
         "What does it give at each number of streams with prompts of a fixed length?",
         Plan("R2", (1, 8, 32), tokens=32, prompt_tokens=128),
+        PROMPTS,
         loads.sweep,
         reference="streams 1, 8, 32, 64, 128, 256; 1024 tokens in, 128 out",
     ),
     "R3": Scenario(
         "How many requests a second keep their limits when they arrive at random?",
         Plan("R3", (16,), tokens=32, prompt_tokens=48, shares=(0.5, 0.8, 1.0)),
+        (*PROMPTS, "shares"),
         loads.conversations,
         find=_goodput,
+        one=True,
         reference="means of 202 tokens in and 179 out; hundreds of requests",
         longest=lambda plan: 4 * (plan.prompt_tokens + plan.tokens),
     ),
     "R4": Scenario(
         "How much faster are prompts of which nine in ten begin alike?",
         Plan("R4", (4,), tokens=8, prompt_tokens=512, requests=3),
+        PROMPTS,
         loads.shared_prefix,
         find=_between("shared prefix", "× the requests/s", "", "requests_per_second", "shared", "apart"),
+        one=True,
         reference="2,048 shared tokens",
     ),
     "R5": Scenario(
         "What does it cost to follow a JSON schema?",
         Plan("R5", (16, 64), tokens=64, requests=1),
+        ANSWERS,
         loads.constrained,
         find=_constrained,
+        peers=("llama.cpp",),
         reference="64 streams",
     ),
     "R6": Scenario(
         "Do requests that are left give everything back, and do the others notice?",
         Plan("R6", (8,), tokens=64),
+        ANSWERS,
         loads.cancelling,
         find=_cancelling,
-        castor_only=True,
+        one=True,
+        peers=(),
         reference="hundreds of streams",
     ),
     "R7": Scenario(
         "What does a step cost beside the model with 256 requests?",
         Plan("R7", (256,), tokens=200),
+        ("streams", "tokens"),
         beside="scheduler_steps.py",
         find=_scheduler,
-        castor_only=True,
+        one=True,
+        peers=(),
     ),
     "frontend": Scenario(
         "What do HTTP, the process border and this client cost against the engine's core alone?",
         Plan("frontend", (64,), tokens=64),
+        ANSWERS,
         loads.throughput,
         beside="bare_core.py",
         find=_front_end,
-        castor_only=True,
+        peers=(),
     ),
     "prefix": Scenario(
         "How much sooner comes the first token when the prompt begins like one before?",
         Plan("prefix", (1,), tokens=8, prompt_tokens=1000, requests=3),
+        ("tokens", "requests", "prompt_tokens"),
         loads.repeated_prefix,
         find=_between("TTFT first / second", "×", "at least 5", "ttft_p50", "first", "second"),
     ),
     "intrusion": Scenario(
         "What do running streams notice of a very long prompt that arrives?",
         Plan("intrusion", (8,), tokens=192, prompt_tokens=4000, requests=1),
+        PROMPTS,
         loads.intrusion,
         find=_intrusion,
+        one=True,
+        spare=1,
     ),
 }

@@ -13,6 +13,7 @@ from server.bench.prompts import Prompts
 from server.bench.protocols import Call
 from server.settings import ConfigError
 
+WARM_UP_TOKENS = 4
 DEFAULT_LIMITS = Limits(ttft=2.0, tpot=0.2)
 """What a reader of a chat bears; for a small model on two CPU cores under load."""
 
@@ -71,12 +72,12 @@ class Session:
     facts: Mapping[str, float] = field(default_factory=dict)
 
     async def warm_up(self) -> None:
-        """A few requests that count nowhere. Raises ``ConfigError`` if the server cannot answer."""
-        calls = self.prompts.stories(2, 8)
-        load = await closed_loop(self.target, calls, 2)
-        errors = [outcome.error for outcome in load.outcomes if outcome.error]
-        if errors:
-            raise ConfigError(f"{self.target.name} at {self.target.url} cannot answer: {errors[0]}")
+        """Short requests, as many at once as there will be, that count nowhere. Raises ``ConfigError`` if one fails."""
+        for streams in self.plan.streams:
+            load = await closed_loop(self.target, self.prompts.stories(streams, WARM_UP_TOKENS), streams)
+            errors = [outcome.error for outcome in load.outcomes if outcome.error]
+            if errors:
+                raise ConfigError(f"{self.target.name} at {self.target.url} cannot answer: {errors[0]}")
 
     async def closed(self, name: str, calls: Sequence[Call], streams: int) -> Measurement:
         """A closed loop of so many streams."""

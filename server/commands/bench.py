@@ -15,7 +15,7 @@ from typing import Any
 from server.bench import plots, report
 from server.bench.beside import Beside
 from server.bench.client import HttpError, get, parse_url
-from server.bench.contenders import ROOT, Contender, castor, peer, versions
+from server.bench.contenders import PEERS, ROOT, Contender, castor, peer, versions
 from server.bench.environment import describe
 from server.bench.findings import Results
 from server.bench.load import Target
@@ -34,6 +34,8 @@ from server.words import console
 PLOTS_MISSING = "no plots: matplotlib is not installed; for them run: pip install 'castor-serve[bench]'"
 MODELS_PATH = "/v1beta/models"
 CONNECT_SECONDS = 30.0
+LEAST = {"seed": 0, "prompt_tokens": 0, "rates": 0.001, "shares": 0.001}
+"""The least of each size; of those that are not here 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,10 @@ def scenario_of(options: Options) -> Scenario:
             f"the scenario {options.scenario} measures this machine beside the server: run it without a URL, "
             f"./scripts/bench --scenario {options.scenario}"
         )
-    if scenario.castor_only and options.peers:
-        raise ConfigError(f"the scenario {options.scenario} looks into Castor itself: leave out --peer")
+    for name in options.peers:
+        if name in PEERS and name not in scenario.peers:
+            reason = f"takes {', '.join(scenario.peers)} as peers" if scenario.peers else "looks into Castor itself"
+            raise ConfigError(f"the scenario {options.scenario} {reason}: leave out --peer {name}")
     return scenario
 
 
@@ -117,17 +121,33 @@ def plan_of(options: Options, scenario: Scenario) -> Plan:
         "rates": options.rates or None,
         "shares": options.shares or None,
         "weights_bytes": options.weights_bytes,
-        # A server that was measured before remembers its prompts; one of our own is new.
-        "seed": options.seed if options.seed is not None else random.randrange(10_000) if options.url else 0,
     }
     given = {name: value for name, value in sizes.items() if value is not None}
-    for name, value in (given | {"rounds": options.rounds}).items():
-        numbers: Sequence[float] = value if isinstance(value, tuple) else (value,)
-        least = 0 if name in ("seed", "prompt_tokens") else 1 if name not in ("rates", "shares") else 0.001
-        if min(numbers) < least:
-            raise ConfigError(f"{name} is {min(numbers):g}, but must be at least {least:g}")
+    _check_sizes(options, scenario, given)
+    # A server that was measured before remembers its prompts; one of our own is new.
+    seed = options.seed if options.seed is not None else random.randrange(10_000) if options.url else 0
     limits = Limits(options.ttft_limit, options.tpot_limit)
-    return replace(scenario.plan, rounds=options.rounds, limits=limits, **given)
+    return replace(scenario.plan, rounds=options.rounds, limits=limits, seed=seed, **given)
+
+
+def _check_sizes(options: Options, scenario: Scenario, given: dict[str, Any]) -> None:
+    for name, value in (given | {"rounds": options.rounds, "seed": options.seed or 0}).items():
+        numbers: Sequence[float] = value if isinstance(value, tuple) else (value,)
+        least = LEAST.get(name, 1)
+        if not min(numbers) >= least:
+            raise ConfigError(f"{_option(name)} is {min(numbers):g}, but must be at least {least:g}")
+    for name in given:
+        if name not in scenario.sizes:
+            known = ", ".join(map(_option, scenario.sizes))
+            raise ConfigError(f"{_option(name)} has no effect on the scenario {options.scenario}, which takes {known}")
+    if scenario.one and len(options.streams) > 1:
+        number = len(options.streams)
+        raise ConfigError(f"--streams is given {number} times, but the scenario {options.scenario} takes it once")
+
+
+def _option(size: str) -> str:
+    """A size as it is written on the command line."""
+    return "--" + {"rates": "rate", "shares": "share"}.get(size, size).replace("_", "-")
 
 
 def check_folder(folder: Path) -> None:
@@ -172,14 +192,16 @@ def _prepared(
     """The environment, and what measures in it."""
     if options.url is not None:
         target = asyncio.run(running_target(options, options.url))
-        return describe(sys.argv, {}, ROOT), lambda: measure_running(scenario, plan, target, tell)
+        return describe(["castor", *sys.argv[1:]], {}, ROOT), lambda: measure_running(scenario, plan, target, tell)
     models = models_file(settings)
     spec = _spec(load_specs(models), options.model, models)
     ours = castor(spec, settings, models.resolve())
     contenders: list[Contender] = [ours, *(peer(name, spec, settings) for name in dict.fromkeys(options.peers))]
     found = {contender.name: versions(contender.python, contender.packages) for contender in contenders}
     beside = Beside(engine_config(spec, ours.weights), plan, Prompts(plan.seed))
-    return describe(sys.argv, found, ROOT), lambda: measure_own(scenario, plan, contenders, beside, tell)
+    return describe(["castor", *sys.argv[1:]], found, ROOT), lambda: measure_own(
+        scenario, plan, contenders, beside, tell
+    )
 
 
 def _spec(specs: list[ModelSpec], name: str | None, models: Path) -> ModelSpec:

@@ -55,10 +55,21 @@ def test_sizes_of_options_replace_those_of_the_scenario() -> None:
         ({"scenario": "R8"}, "'R8' is unknown; there are throughput, R1"),
         ({"url": "http://x", "peers": ("llama.cpp",)}, "leave out either the URL or --peer"),
         ({"url": "http://x", "scenario": "R7"}, "./scripts/bench --scenario R7"),
-        ({"scenario": "frontend", "peers": ("llama.cpp",)}, "leave out --peer"),
-        ({"streams": (4, 0)}, "streams is 0, but must be at least 1"),
-        ({"rounds": 0}, "rounds is 0"),
-        ({"shares": (0.0,)}, "shares is 0, but must be at least 0.001"),
+        ({"scenario": "frontend", "peers": ("llama.cpp",)}, "looks into Castor itself: leave out --peer llama.cpp"),
+        (
+            {"scenario": "R5", "peers": ("transformers",)},
+            "takes llama.cpp as peers: leave out --peer trans",
+        ),
+        (
+            {"scenario": "R1", "rates": (1.0,)},
+            "--rate has no effect on the scenario R1, which takes --tokens, --req",
+        ),
+        ({"scenario": "R6", "streams": (1, 2)}, "--streams is given 2 times, but the scenario R6 takes it once"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"rates": (float("nan"),)}, "--rate is nan"),
+        ({"streams": (4, 0)}, "--streams is 0, but must be at least 1"),
+        ({"rounds": 0}, "--rounds is 0"),
+        ({"shares": (0.0,)}, "--share is 0, but must be at least 0.001"),
     ],
 )
 def test_options_that_cannot_be_served(options: dict[str, object], words: str) -> None:

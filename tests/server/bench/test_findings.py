@@ -69,6 +69,7 @@ def test_goodput_at_each_share() -> None:
     findings = found("R3", measured("castor", 0, "0.5 of saturation"), measured("castor", 0, "1 of saturation", ttft=3))
     assert findings["goodput at 0.5 of saturation", "castor"].median == 1.0
     assert findings["goodput at 1 of saturation", "castor"].median == 0.0
+    assert findings["kept both limits at 0.5 of saturation", "castor"].median == 1.0
 
 
 def test_schemas_against_free_text() -> None:
@@ -87,7 +88,7 @@ def test_what_cancelling_leaves() -> None:
 def test_the_cost_of_the_front_end() -> None:
     bare = Measurement(BARE_CORE, 0, "64 streams", numbers={"output_tokens_per_second": 100.0})
     findings = found("frontend", measured("castor", 0, "64 streams", 92), bare)
-    assert findings["cost of HTTP, border and client", "castor"].median == pytest.approx(8.0)
+    assert findings["HTTP, process border and client at 64 streams", "castor"].median == pytest.approx(8.0)
 
 
 def test_prefixes_and_intrusions() -> None:
