@@ -59,6 +59,12 @@ class Answer:
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._complete = False
+        self._ends_by_closing = True
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        """Called by the parser."""
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._ends_by_closing = False
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -91,6 +97,9 @@ class Answer:
 
     async def _read(self) -> None:
         data = await self._reader.read(READ_BYTES)
+        if not data and self.status and self._ends_by_closing:
+            self._complete = True
+            return
         if not data:
             raise HttpError("the connection ended before the answer was complete")
         try:

@@ -31,38 +31,43 @@ def plot(results: Results, title: str, path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(15, 4.5), layout="constrained")
     for axis, (label, lines, factor, scale) in zip(axes, PANELS, strict=True):
-        for server in results.servers:
-            for number, style, name in lines:
-                _line(axis, results, server, number, style, f"{server} {name}".strip(), factor)
+        drawn = [
+            _line(axis, results, server, number, style, f"{server} {name}".strip(), factor)
+            for server in results.servers
+            for number, style, name in lines
+        ]
         axis.set_title(label)
         axis.set_xticks(range(len(results.loads)), results.loads, rotation=20)
-        axis.set_yscale(scale)
+        axis.grid(alpha=0.3, which="both")
+        if any(drawn):  # a logarithmic axis without a value cannot be drawn
+            axis.set_yscale(scale)
+            axis.legend(fontsize=8)
         if scale == "linear":
             axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _line(axis: Any, results: Results, server: str, number: str, style: str, label: str, factor: float) -> None:
+def _line(axis: Any, results: Results, server: str, number: str, style: str, label: str, factor: float) -> bool:
+    """Draw a server's line; whether there was anything to draw."""
     by_load = {total.load: total for total in results.totals() if total.server == server}
-    points = [
-        (place, value) for place, load in enumerate(results.loads) if (value := _value(by_load.get(load), number))
-    ]
-    axis.errorbar(
-        [place for place, _ in points],
-        [value.median * factor for _, value in points],
-        yerr=[
-            [(value.median - value.least) * factor for _, value in points],
-            [(value.most - value.median) * factor for _, value in points],
-        ],
-        fmt=f"o{style}",
-        capsize=3,
-        color=COLOURS.get(server),
-        label=label,
-    )
+    found = [(place, _value(by_load.get(load), number)) for place, load in enumerate(results.loads)]
+    points = [(place, value) for place, value in found if value is not None and value.least > 0]
+    if points:
+        axis.errorbar(
+            [place for place, _ in points],
+            [value.median * factor for _, value in points],
+            yerr=[
+                [(value.median - value.least) * factor for _, value in points],
+                [(value.most - value.median) * factor for _, value in points],
+            ],
+            fmt=f"o{style}",
+            capsize=3,
+            color=COLOURS.get(server),
+            label=label,
+        )
+    return bool(points)
 
 
 def _value(total: LoadTotals | None, number: str) -> Spread | None:

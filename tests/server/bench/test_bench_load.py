@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from statistics import fmean
 
@@ -105,3 +106,30 @@ def test_poisson_arrivals_are_the_same_for_the_same_seed() -> None:
     assert fmean(pauses) == pytest.approx(0.2, rel=0.1)
     variance = fmean((pause - 0.2) ** 2 for pause in pauses)
     assert variance == pytest.approx(0.04, rel=0.25)  # an exponential's deviation is its mean
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ndata:", "ended before the answer was complete"),
+        (b"HTTP/1.1 200 OK\r\n", "ended before the answer was complete"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "does not answer in HTTP"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + b"".join(ANSWER), None),
+    ],
+)
+async def test_connections_that_end(raw: bytes, error: str | None) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(raw)
+        await writer.drain()
+        writer.close()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with listening:
+        url = BaseUrl("http", "127.0.0.1", listening.sockets[0].getsockname()[1], "")
+        outcome = await perform(target(url), CALL, Clock(), 0.0)
+    if error is None:
+        assert (outcome.error, outcome.output_tokens) == (None, 3)
+    else:
+        assert outcome.error is not None
+        assert error in outcome.error

@@ -75,3 +75,10 @@ def test_plots(results: Results, tmp_path: Path) -> None:
     assert plots.can_plot()
     plots.plot(results, "a run", tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plots_without_any_latency(tmp_path: Path) -> None:
+    load = Load([Outcome(0.0, first=0.5, ended=1.0, output_tokens=1)], 1.0, 0.1)
+    alone = Measurement("castor", 0, "1 stream", "closed loop", 1, None, load, summarise(load, Limits(1, 1)))
+    plots.plot(Results([alone]), "a run", tmp_path / "run.png")
+    assert (tmp_path / "run.png").is_file()
