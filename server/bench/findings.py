@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from server.bench.measure import Spread, Summary, spread
 from server.bench.session import Measurement
+
+Size = TypeVar("Size", int, float)
 
 Loads = dict[str, Measurement]
 """What one server gave in one round, by the name of the load."""
@@ -28,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class LoadTotals:
-    """A load on a server over all rounds."""
+    """A load on a server over all rounds. ``most_other_cores``: how many cores others took in the worst round."""
 
     server: str
     load: str
@@ -37,6 +40,7 @@ class LoadTotals:
     numbers: dict[str, Spread]
     peak_rss: int | None
     last_pss: int | None
+    most_other_cores: float | None
     counted_by: str
 
 
@@ -109,10 +113,15 @@ class Results:
             found[0].kind,
             found[0].streams,
             {name: value for name, value in numbers.items() if value is not None},
-            max((m.memory.peak_rss for m in found if m.memory.peak_rss is not None), default=None),
-            max((m.memory.last_pss for m in found if m.memory.last_pss is not None), default=None),
+            _most(m.usage.peak_rss for m in found),
+            _most(m.usage.last_pss for m in found),
+            _most(m.usage.other_cores for m in found),
             "+".join(sorted({m.summary.counted_by for m in found if m.summary is not None})),
         )
+
+
+def _most(values: Iterable[Size | None]) -> Size | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def number_of(measurement: Measurement | None, name: str) -> float | None:

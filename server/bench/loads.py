@@ -10,10 +10,10 @@ from dataclasses import replace
 from server.bench.counting import Outcome
 from server.bench.load import Clock, Load, closed_loop, joined, perform
 from server.bench.measure import percentile
-from server.bench.memory import watched
 from server.bench.prompts import SCHEMA
 from server.bench.protocols import Call
 from server.bench.session import Session
+from server.bench.usage import watched
 from server.settings import ConfigError
 
 KV_BLOCKS_USED = "castor_kv_blocks_used"
@@ -113,14 +113,14 @@ async def repeated_prefix(session: Session) -> None:
     """Pairs of requests, one at a time, that begin alike: what the second one saves."""
     plan = session.plan
     loads: dict[str, list[Load]] = {"first": [], "second": []}
-    with watched(session.target.pid) as memory:
+    with watched(session.target.pid) as usage:
         for _ in range(plan.requests):
             prefix = session.prompts.text(plan.prompt_tokens)
             for name, question in (("first", "What is it about?"), ("second", "Who wrote it?")):
                 calls = [Call(f"{prefix}. {question}", plan.tokens)]
                 loads[name].append(await closed_loop(session.target, calls, 1))
     for name, parts in loads.items():
-        session.add(name, joined(parts), memory, kind="closed loop", streams=1)
+        session.add(name, joined(parts), usage, kind="closed loop", streams=1)
 
 
 async def intrusion(session: Session) -> None:
@@ -136,9 +136,9 @@ async def intrusion(session: Session) -> None:
         await asyncio.sleep(2.0)
         return await perform(session.target, long_call, clock, clock.now())
 
-    with watched(session.target.pid) as memory:
+    with watched(session.target.pid) as usage:
         load, intruder = await asyncio.gather(closed_loop(session.target, calls, plan.most_streams), intrude())
-    measured = session.add("intruded", load, memory, kind="closed loop", streams=plan.most_streams)
+    measured = session.add("intruded", load, usage, kind="closed loop", streams=plan.most_streams)
     if intruder.first is None:
         raise ConfigError(f"{session.target.name} did not answer the long prompt: {intruder.error or 'no text came'}")
     until = intruder.first

@@ -19,6 +19,8 @@ from server.bench.session import Measurement, Plan
 
 FORMAT = 1
 MIB = 1024 * 1024
+NOISE_CORES = 0.1
+"""What others may take of the machine before that is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ def notes(totals: Iterable[LoadTotals]) -> list[str]:
             told.append(f"! {where}: up to {errors:.0f} requests of a round failed; the JSON has the reasons")
         if "chunks" in total.counted_by:
             told.append(f"! {where}: the server told no token counts, so chunks were counted, which may hold several")
+        if (total.most_other_cores or 0.0) > NOISE_CORES:
+            told.append(
+                f"! {where}: others took up to {total.most_other_cores:.2f} cores; repeat it on a quiet machine"
+            )
         share = total.numbers["client_cpu_share"].most
         if share > 0.25:
             told.append(f"! {where}: the client itself took {share:.0%} of a core")
@@ -159,7 +165,7 @@ def _measurement(measurement: Measurement) -> dict[str, Any]:
         "streams": measurement.streams,
         "rate": measurement.rate,
         "numbers": measurement.numbers,
-        "memory": asdict(measurement.memory),
+        "usage": asdict(measurement.usage),
         "client_cpu_seconds": None if load is None else round(load.cpu_seconds, 4),
         "summary": None if measurement.summary is None else asdict(measurement.summary),
         "requests": [] if load is None else [_request(outcome) for outcome in load.outcomes],

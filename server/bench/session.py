@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from server.bench.client import get
 from server.bench.load import Load, Target, closed_loop, open_loop, poisson_arrivals
 from server.bench.measure import Limits, Summary, summarise
-from server.bench.memory import Memory, watched
 from server.bench.prompts import Prompts
 from server.bench.protocols import Call
+from server.bench.usage import Usage, watched
 from server.settings import ConfigError
 
 WARM_UP_TOKENS = 4
@@ -56,7 +56,7 @@ class Measurement:
     rate: float | None = None
     load: Load | None = None
     summary: Summary | None = None
-    memory: Memory = field(default_factory=Memory)
+    usage: Usage = field(default_factory=Usage)
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -81,22 +81,22 @@ class Session:
 
     async def closed(self, name: str, calls: Sequence[Call], streams: int) -> Measurement:
         """A closed loop of so many streams."""
-        with watched(self.target.pid) as memory:
+        with watched(self.target.pid) as usage:
             load = await closed_loop(self.target, calls, streams)
-        return self.add(name, load, memory, kind="closed loop", streams=streams)
+        return self.add(name, load, usage, kind="closed loop", streams=streams)
 
     async def open(self, name: str, calls: Sequence[Call], rate: float) -> Measurement:
         """Poisson arrivals at so many requests a second."""
         seed = self.plan.seed * 1000 + self.round
-        with watched(self.target.pid) as memory:
+        with watched(self.target.pid) as usage:
             load = await open_loop(self.target, calls, poisson_arrivals(rate, len(calls), seed))
-        return self.add(name, load, memory, kind="Poisson arrivals", rate=rate)
+        return self.add(name, load, usage, kind="Poisson arrivals", rate=rate)
 
     def add(
         self,
         name: str,
         load: Load,
-        memory: Memory,
+        usage: Usage,
         *,
         kind: str,
         streams: int | None = None,
@@ -107,7 +107,7 @@ class Session:
             first = load.outcomes[0].error
             raise ConfigError(f"{self.target.name} failed every request of the load {name!r}: {first}")
         summary = summarise(load, self.plan.limits)
-        measurement = Measurement(self.target.name, self.round, name, kind, streams, rate, load, summary, memory)
+        measurement = Measurement(self.target.name, self.round, name, kind, streams, rate, load, summary, usage)
         measurement.numbers |= self.facts
         self.tell(measurement)
         return measurement

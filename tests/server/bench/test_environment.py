@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.bench.environment import describe, public_command
-from server.bench.memory import Memory, process_tree, tree_pss, tree_rss, watched
+from server.bench.usage import Usage, machine_cpu_seconds, process_tree, tree_cpu_seconds, tree_pss, tree_rss, watched
 from server.bench.weights import bytes_per_token
 
 ROOT = Path(__file__).parents[3]
@@ -53,22 +53,42 @@ def test_the_memory_of_a_process_and_its_children() -> None:
         try:
             while len(process_tree(parent.pid)) < 2:
                 assert parent.poll() is None
-            with watched(parent.pid) as memory:
+            with watched(parent.pid) as usage:
                 pass
             alone = tree_rss(process_tree(parent.pid)[1])
         finally:
             parent.communicate(b"\n", timeout=30)
-    assert memory.last_pss is not None
-    assert memory.peak_rss is not None
+    assert usage.last_pss is not None
+    assert usage.peak_rss is not None
     assert alone is not None
-    assert 0 < memory.last_pss <= 1.1 * memory.peak_rss
-    assert memory.peak_rss > alone > 1024 * 1024
+    assert 0 < usage.last_pss <= 1.1 * usage.peak_rss
+    assert usage.peak_rss > alone > 1024 * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="/proc tells times on Linux only")
+def test_who_takes_the_cores() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()\nwhile True: pass"], stdin=subprocess.PIPE) as busy:
+        try:
+            assert busy.stdin is not None
+            with watched(busy.pid) as usage:
+                busy.stdin.write(b"\n")
+                busy.stdin.flush()
+                before = tree_cpu_seconds(busy.pid)
+                while (tree_cpu_seconds(busy.pid) or 0) < (before or 0) + 0.2:
+                    assert busy.poll() is None
+        finally:
+            busy.kill()
+    assert usage.server_cpu_seconds is not None
+    assert usage.server_cpu_seconds >= 0.2
+    assert usage.other_cores is not None
+    assert usage.other_cores >= 0
+    assert (machine_cpu_seconds() or 0) > usage.server_cpu_seconds
 
 
 def test_what_cannot_be_seen_has_no_memory() -> None:
-    with watched(None) as memory:
+    with watched(None) as usage:
         pass
-    assert memory == Memory()
+    assert usage == Usage()
     assert tree_rss(2**22 + os.getpid()) is tree_pss(2**22 + os.getpid()) is None
 
 

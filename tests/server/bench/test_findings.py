@@ -8,9 +8,9 @@ from server.bench.counting import Outcome
 from server.bench.findings import Results, quotient
 from server.bench.load import Load
 from server.bench.measure import Limits, Spread, summarise
-from server.bench.memory import Memory
 from server.bench.scenarios import BARE_CORE, MACHINE, SCENARIOS
 from server.bench.session import Measurement
+from server.bench.usage import Usage
 
 
 def measured(
@@ -20,7 +20,9 @@ def measured(
     outcome = Outcome(0.0, first=ttft, ended=2.0, output_tokens=tokens, counted_by="usage", gaps=[(itl, 1)])
     load = Load([outcome], 1.0, 0.01)
     summary = summarise(load, Limits(2.0, 0.2))
-    return Measurement(server, number, name, "closed loop", 1, None, load, summary, Memory(20, 10 + number))
+    return Measurement(
+        server, number, name, "closed loop", 1, None, load, summary, Usage(20, 10 + number, 0.5, 0.1 * number)
+    )
 
 
 def found(scenario: str, *measurements: Measurement) -> dict[tuple[str, str], Spread]:
@@ -44,6 +46,7 @@ def test_totals_are_medians_and_the_highest_peak() -> None:
     (total,) = results.totals()
     assert total.numbers["output_tokens_per_second"] == Spread(2, 1, 9, 3)
     assert (total.peak_rss, total.last_pss, total.counted_by) == (20, 12, "usage")
+    assert total.most_other_cores == pytest.approx(0.2)
 
 
 def test_a_round_that_lacks_a_measurement_is_left_out() -> None:

@@ -16,6 +16,7 @@ from server.bench.load import Load
 from server.bench.measure import Limits, Spread, summarise
 from server.bench.scenarios import SCENARIOS
 from server.bench.session import Measurement
+from server.bench.usage import Usage
 
 SCENARIO = SCENARIOS["throughput"]
 ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "command": "castor bench"}
@@ -26,7 +27,8 @@ def measured(server: str, counted_by: str = "usage", cpu: float = 0.01) -> Measu
     good = Outcome(0.0, first=0.5, ended=1.0, output_tokens=3, counted_by=counted_by, gaps=[(0.123456789, 1), (0.2, 1)])
     bad = Outcome(0.0, error="HTTP 429: queue full")
     load = Load([good, bad], 2.0, cpu)
-    return Measurement(server, 0, "1 stream", "closed loop", 1, None, load, summarise(load, Limits(1, 1)))
+    summary = summarise(load, Limits(1, 1))
+    return Measurement(server, 0, "1 stream", "closed loop", 1, None, load, summary, Usage(other_cores=0.75))
 
 
 @pytest.fixture
@@ -67,6 +69,7 @@ def test_the_tables_say_what_must_be_known(results: Results) -> None:
     for words in (
         *("castor / peer", "1.00 ×", "cost", "llama.cpp, 1 stream: up to 1 requests of a round failed"),
         *("chunks were counted", "took 45% of a core", "Closed loops ask again only after an answer"),
+        "others took 0.75 cores",
     ):
         assert words in text
 
