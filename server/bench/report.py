@@ -87,7 +87,7 @@ def show(results: Results, findings: Iterable[Finding], terminal: Console) -> No
             table.add_row(finding.name, finding.server, *_spread(finding.value), finding.unit, finding.goal)
         terminal.print(table)
     for note in notes(totals):
-        terminal.print(note)
+        terminal.print(note, soft_wrap=True)
 
 
 def notes(totals: Iterable[LoadTotals]) -> list[str]:
@@ -101,9 +101,8 @@ def notes(totals: Iterable[LoadTotals]) -> list[str]:
         if "chunks" in total.counted_by:
             told.append(f"! {where}: the server told no token counts, so chunks were counted, which may hold several")
         if (total.most_other_cores or 0.0) > NOISE_CORES:
-            told.append(
-                f"! {where}: others took up to {total.most_other_cores:.2f} cores; repeat it on a quiet machine"
-            )
+            cores = f"{total.most_other_cores:.2f} cores"
+            told.append(f"! {where}: others took {cores} of this machine; measure on a quiet one")
         share = total.numbers["client_cpu_share"].most
         if share > 0.25:
             told.append(f"! {where}: the client itself took {share:.0%} of a core")
