@@ -127,13 +127,15 @@ async def intrusion(session: Session) -> None:
     """Running streams alone; then the same while one very long prompt arrives."""
     plan = session.plan
     number = plan.most_streams * plan.requests
-    await session.closed("alone", session.prompts.stories(number, plan.tokens), plan.most_streams)
+    alone = await session.closed("alone", session.prompts.stories(number, plan.tokens), plan.most_streams)
+    assert alone.load is not None
+    delay = alone.load.seconds / 4  # every stream runs by then, and none has ended
     calls = session.prompts.stories(number, plan.tokens)
     (long_call,) = session.prompts.words(1, plan.prompt_tokens, 1)
     clock = Clock()
 
     async def intrude() -> Outcome:
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(delay)
         return await perform(session.target, long_call, clock, clock.now())
 
     with watched(session.target.pid) as usage:
@@ -147,8 +149,9 @@ async def intrusion(session: Session) -> None:
         "intruder_prompt_tokens": intruder.prompt_tokens or 0,
         "intruder_ttft": until - intruder.sent,
         "tokens_beside": len(beside),
-        "itl_p99_beside": percentile(beside, 0.99) or 0.0,
     }
+    if beside:
+        measured.numbers["itl_p99_beside"] = percentile(beside, 0.99) or 0.0
 
 
 def gaps_between(outcomes: Iterable[Outcome], since: float, until: float) -> list[float]:

@@ -135,11 +135,15 @@ def _intrusion(results: Results, _plan: Plan) -> list[Finding]:
     def overall(found: Loads) -> float | None:
         return quotient(number_of(found["intruded"], "itl_p99"), number_of(found["alone"], "itl_p99"))
 
+    def noted(name: str) -> Callable[[Loads], float | None]:
+        return lambda found: found["intruded"].numbers[name]
+
     return [
         *_each(results, "p99 ITL while the long prompt is computed", "of alone", "at most 3", beside),
         *_each(results, "p99 ITL of the whole load", "of alone", "", overall),
-        *_each(results, "TTFT of the long prompt", "s", "", lambda f: f["intruded"].numbers["intruder_ttft"]),
-        *_each(results, "its tokens", "tokens", "", lambda f: f["intruded"].numbers["intruder_prompt_tokens"]),
+        *_each(results, "TTFT of the long prompt", "s", "", noted("intruder_ttft")),
+        *_each(results, "its tokens", "tokens", "", noted("intruder_prompt_tokens")),
+        *_each(results, "tokens of the others meanwhile", "tokens", "", noted("tokens_beside")),
     ]
 
 

@@ -25,6 +25,7 @@ LOADS = {
     "R4": ["apart", "shared"],
     "R5": ["free 1", "schema 1", "free 2", "schema 2"],
     "prefix": ["first", "second"],
+    "intrusion": ["alone", "intruded"],
 }
 
 
