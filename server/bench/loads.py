@@ -144,14 +144,17 @@ async def intrusion(session: Session) -> None:
     if intruder.first is None:
         raise ConfigError(f"{session.target.name} did not answer the long prompt: {intruder.error or 'no text came'}")
     until = intruder.first
+    # Both without the start of the streams, whose own prompts make pauses.
+    before = gaps_between(alone.load.outcomes, delay, alone.load.seconds)
     beside = gaps_between(load.outcomes, intruder.sent, until)
     measured.numbers |= {
         "intruder_prompt_tokens": intruder.prompt_tokens or 0,
         "intruder_ttft": until - intruder.sent,
         "tokens_beside": len(beside),
     }
-    if beside:
-        measured.numbers["itl_p99_beside"] = percentile(beside, 0.99) or 0.0
+    for name, gaps in (("itl_p99_alone", before), ("itl_p99_beside", beside)):
+        if (seconds := percentile(gaps, 0.99)) is not None:
+            measured.numbers[name] = seconds
 
 
 def gaps_between(outcomes: Iterable[Outcome], since: float, until: float) -> list[float]:

@@ -130,7 +130,8 @@ def _cancelling(results: Results, plan: Plan) -> list[Finding]:
 
 def _intrusion(results: Results, _plan: Plan) -> list[Finding]:
     def beside(found: Loads) -> float | None:
-        return quotient(found["intruded"].numbers["itl_p99_beside"], number_of(found["alone"], "itl_p99"))
+        numbers = found["intruded"].numbers
+        return quotient(numbers["itl_p99_beside"], numbers["itl_p99_alone"])
 
     def overall(found: Loads) -> float | None:
         return quotient(number_of(found["intruded"], "itl_p99"), number_of(found["alone"], "itl_p99"))

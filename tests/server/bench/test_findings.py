@@ -98,7 +98,12 @@ def test_prefixes_and_intrusions() -> None:
     first, second = measured("castor", 0, "first", ttft=1.0), measured("castor", 0, "second", ttft=0.1)
     assert found("prefix", first, second)["TTFT first / second", "castor"].median == pytest.approx(10.0)
     intruded = measured("castor", 0, "intruded", itl=0.2)
-    intruded.numbers |= {"itl_p99_beside": 0.25, "intruder_ttft": 4.0, "intruder_prompt_tokens": 4100}
+    intruded.numbers |= {
+        "itl_p99_beside": 0.25,
+        "itl_p99_alone": 0.1,
+        "intruder_ttft": 4.0,
+        "intruder_prompt_tokens": 4100,
+    }
     findings = found("intrusion", measured("castor", 0, "alone"), intruded)
     assert findings["p99 ITL while the long prompt is computed", "castor"].median == pytest.approx(2.5)
     assert findings["p99 ITL of the whole load", "castor"].median == pytest.approx(2.0)
