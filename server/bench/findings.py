@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -96,11 +96,12 @@ class Results:
             if (value := spread(self._ratios(first, peer, load, number))) is not None
         ]
 
-    def _ratios(self, first: str, peer: str, load: str, number: str) -> list[float | None]:
-        return [
-            quotient(number_of(self.of(first, r).get(load), number), number_of(self.of(peer, r).get(load), number))
-            for r in self.rounds
-        ]
+    def _ratios(self, first: str, peer: str, load: str, number: str) -> Iterator[float | None]:
+        for index in self.rounds:
+            ours, theirs = self.of(first, index).get(load), self.of(peer, index).get(load)
+            # Arrivals at a share of what each server can do are not the same load.
+            if ours is not None and theirs is not None and ours.rate == theirs.rate:
+                yield quotient(number_of(ours, number), number_of(theirs, number))
 
     def _totals_of(self, server: str, load: str) -> LoadTotals | None:
         found = [m for m in self.measurements if m.server == server and m.name == load and m.summary is not None]

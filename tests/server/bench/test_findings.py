@@ -41,6 +41,14 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert (ratio.peer, ratio.load, ratio.value) == ("llama.cpp", "1 stream", Spread(2.0, 0.5, 2.0, 3))
 
 
+def test_loads_with_rates_of_their_own_have_no_ratio() -> None:
+    ours, theirs = measured("castor", 0, "0.5 of saturation"), measured("llama.cpp", 0, "0.5 of saturation")
+    ours.rate, theirs.rate = 2.0, 1.0
+    assert Results([ours, theirs]).ratios() == []
+    theirs.rate = 2.0
+    assert len(Results([ours, theirs]).ratios()) == 4
+
+
 def test_totals_are_medians_and_the_highest_peak() -> None:
     results = Results([measured("castor", number, "1 stream", tokens) for number, tokens in enumerate((1, 9, 2))])
     (total,) = results.totals()
