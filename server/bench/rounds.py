@@ -62,7 +62,7 @@ def _turned(contenders: Sequence[Contender], number: int) -> list[Contender]:
 def _weights_bytes(contender: Contender, plan: Plan) -> float:
     if contender.name == "castor" and plan.weights_bytes is not None:
         return plan.weights_bytes
-    return bytes_per_token(contender.weights)
+    return bytes_per_token(contender.weights, packed=contender.name == "castor")
 
 
 def _end_with_us() -> None:

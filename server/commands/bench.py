@@ -198,7 +198,7 @@ def _prepared(
     ours = castor(spec, settings, models.resolve())
     contenders: list[Contender] = [ours, *(peer(name, spec, settings) for name in dict.fromkeys(options.peers))]
     found = {contender.name: versions(contender.python, contender.packages) for contender in contenders}
-    beside = Beside(engine_config(spec, ours.weights), plan, Prompts(plan.seed))
+    beside = Beside(engine_config(spec, ours.weights, settings.cache_dir), plan, Prompts(plan.seed))
     return describe(["castor", *sys.argv[1:]], found, ROOT), lambda: measure_own(
         scenario, plan, contenders, beside, tell
     )

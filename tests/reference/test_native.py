@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
 
-from engine import gguf_blocks
 from engine.batch import Runner
 from engine.build import build_core
 from engine.kv import KVCache
@@ -21,6 +20,7 @@ from engine.model import LoadedModel
 from engine.native import library
 from engine.native.build import native_runner
 from engine.native.errors import DifferentNumbers, NotNative
+from engine.sources import BLOCKS_FILE
 from engine.types import Delta, EngineConfig, ModelInfo, Request, RequestFinished, SamplingParams
 
 pytestmark = pytest.mark.reference
@@ -148,7 +148,7 @@ def repack(folder: Path, packed: str) -> None:
             names[name] = kind
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if blocks:
-        save_file(blocks, folder / gguf_blocks.FILE, metadata=names)
+        save_file(blocks, folder / BLOCKS_FILE, metadata=names)
 
 
 def test_neighbours_change_nothing_at_all(tmp_path: Path) -> None:

@@ -104,3 +104,14 @@ def test_the_weights_of_a_token(tmp_path: Path) -> None:
     assert bytes_per_token(tmp_path) == 4 * 44
     (tmp_path / "model.gguf").write_bytes(b"12345")
     assert bytes_per_token(tmp_path / "model.gguf") == 5
+
+
+def test_blocks_stand_for_the_floats_made_from_them(tmp_path: Path) -> None:
+    def save(name: str, kind: str, shape: list[int]) -> None:
+        text = json.dumps({"lm_head.weight": {"dtype": kind, "shape": shape}}).encode()
+        (tmp_path / name).write_bytes(struct.pack("<Q", len(text)) + text)
+
+    save("model.safetensors", "F32", [10, 32])
+    save("gguf_blocks.safetensors", "U8", [10, 1, 20])
+    assert bytes_per_token(tmp_path) == 4 * 320
+    assert bytes_per_token(tmp_path, packed=True) == 200
