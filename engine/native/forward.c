@@ -78,7 +78,7 @@ static void pack(Engine *engine, const float *input, const float *norm, const in
 
 static void multiply_all(Engine *engine, const Matrix *matrix, int rows, int how, float *out, int stride) {
     Product product = {matrix, engine->packed, out, engine->scratch, rows, stride, how};
-    run_phase(&engine->pool, multiply_tile, &product, (matrix->num_panels + TILE_PANELS - 1) / TILE_PANELS);
+    run_phase(&engine->pool, multiply_tile, &product, tiles_of(matrix, rows));
 }
 
 typedef struct {
@@ -208,7 +208,7 @@ Engine *castor_open(const Model *model, int threads) {
     engine->model = model;
     int64_t widest = larger(larger(model->hidden, model->intermediate), model->heads * model->size);
     int64_t scores = (int64_t)HEADS_TOGETHER * (model->max_context + 2 * LANES);
-    int64_t floats = widest * TILE > scores ? widest * TILE : scores;
+    int64_t weights = widest * MOST_PANELS * LANES, floats = weights > scores ? weights : scores;
     engine->pool.threads = threads < 1 ? 1 : threads < MAX_THREADS ? threads : MAX_THREADS;
     int ready = start_threads(&engine->pool) == 0;
     for (int thread = 0; thread < engine->pool.threads; thread++) {

@@ -25,8 +25,9 @@ enum { STORE, ADD, GATE };
 #define GROUP 32
 /* How far ahead weights are asked for: panels are short, and a processor's own foresight begins anew at each of them. */
 #define AHEAD 2048
-#define TILE_PANELS 2
-#define TILE (TILE_PANELS * LANES)
+/* Few rows take more panels together, or each sum would wait for the one before it. */
+#define MOST_PANELS 4
+#define PANELS_OF(rows) ((rows) <= 4 ? MOST_PANELS : 2)
 
 /* How many rows of activations are computed together: as many sums as the registers of the processor hold. */
 #if defined(__AVX512F__)
@@ -98,15 +99,15 @@ INLINE Floats weights_in(Words words, int format, int i, const Group *group) {
 INLINE void multiply(const uint8_t *const *w, int format, int groups, const float *x, int panels, int rows,
                      Floats (*sums)[MOST_ROWS]) {
     const int together = columns_in_word(format);
-    Floats total[TILE_PANELS][MOST_ROWS];
+    Floats total[MOST_PANELS][MOST_ROWS];
     for (int p = 0; p < panels; p++)
 #pragma GCC unroll 16
         for (int row = 0; row < rows; row++) total[p][row] = (Floats){0};
     for (int g = 0; g < groups; g++) {
-        Group group[TILE_PANELS];
+        Group group[MOST_PANELS];
         for (int p = 0; p < panels; p++) group[p] = group_at(w[p], format, g);
         for (int word = 0; word < GROUP / together; word++) {
-            Words words[TILE_PANELS];
+            Words words[MOST_PANELS];
             for (int p = 0; p < panels; p++) words[p] = load_words(group[p].words + word * sizeof(Words));
 #pragma GCC unroll 8
             for (int i = 0; i < together; i++, x += rows)
@@ -118,15 +119,12 @@ INLINE void multiply(const uint8_t *const *w, int format, int groups, const floa
         for (int row = 0; row < rows; row++) sums[p][row] = total[p][row];
 }
 
-/* A tile has two panels; where the sums of both do not fit into the registers, one comes after the other. */
+/* The panels of a tile: together as far as their sums fit into the registers, then the next ones. */
 #define KERNEL(format, rows)                                                                                          \
     static void multiply_##format##_##rows(const uint8_t *const *w, int groups, const float *x,                       \
                                            Floats (*sums)[MOST_ROWS]) {                                               \
-        if (rows * TILE_PANELS <= MOST_ROWS) {                                                                        \
-            multiply(w, format, groups, x, TILE_PANELS, rows, sums);                                                  \
-        } else {                                                                                                      \
-            for (int p = 0; p < TILE_PANELS; p++) multiply(w + p, format, groups, x, 1, rows, sums + p);              \
-        }                                                                                                             \
+        const int fitting = MOST_ROWS / rows, panels = PANELS_OF(rows), together = fitting < panels ? fitting : panels;\
+        for (int p = 0; p < panels; p += together) multiply(w + p, format, groups, x, together, rows, sums + p);      \
     }
 #if MOST_ROWS == 16
 #define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2) KERNEL(format, 4) KERNEL(format, 8) KERNEL(format, 16)
@@ -166,18 +164,19 @@ static void unpack_panel(const uint8_t *panel, int format, int groups, float *ou
     }
 }
 
-/* Give the sums of a tile to where the product is wanted. GATE: silu of the first panel times the second one. */
-static void finish_rows(const Product *product, int first, int rows, int tile, int panels, Floats (*sums)[MOST_ROWS]) {
+/* Give the sums of a tile to where the product is wanted. GATE: silu of the even panels times the odd ones. */
+static void finish_rows(const Product *product, int first, int rows, int panel, int panels, Floats (*sums)[MOST_ROWS]) {
     for (int row = 0; row < rows && first + row < product->rows; row++) {
         float *out = product->out + (int64_t)(first + row) * product->stride;
-        if (product->finish == GATE) {
-            Floats gate = sums[0][row], up = sums[1][row];
-            store(out + tile * LANES, gate / (1.0f + exponential(-gate)) * up);
-            continue;
-        }
         for (int p = 0; p < panels; p++) {
-            int channel = (tile * TILE_PANELS + p) * LANES;
+            int channel = (panel + p) * LANES;
             Floats value = sums[p][row];
+            if (product->finish == GATE) {
+                if (p % 2 == 0) continue;
+                Floats gate = sums[p - 1][row];
+                store(out + channel / 2 / LANES * LANES, gate / (1.0f + exponential(-gate)) * value);
+                continue;
+            }
             if (product->matrix->bias != NULL) value += load(product->matrix->bias + channel);
             if (product->finish == ADD) value += load(out + channel);
             store(out + channel, value);
@@ -185,33 +184,42 @@ static void finish_rows(const Product *product, int first, int rows, int tile, i
     }
 }
 
+/* The panels of a tile. They become floats first where they are used again and again, or differ in their formats. */
+static int prepare_panels(const Product *product, int first, int panels, float *room, const uint8_t **w) {
+    const Matrix *matrix = product->matrix;
+    int format = matrix->formats[first], mixed = 0;
+    for (int p = 0; p < MOST_PANELS; p++) {
+        w[p] = matrix->panels[first + (p < panels ? p : 0)];
+        if (p < panels) mixed |= matrix->formats[first + p] != format;
+    }
+    if (!mixed && (format == FLOAT || product->rows <= MOST_ROWS)) return format;
+    for (int p = 0; p < panels; p++) {
+        float *floats = room + (int64_t)p * matrix->columns * LANES;
+        unpack_panel(w[p], matrix->formats[first + p], matrix->columns / GROUP, floats);
+        w[p] = (const uint8_t *)floats;
+    }
+    for (int p = panels; p < MOST_PANELS; p++) w[p] = w[0];
+    return FLOAT;
+}
+
 static void multiply_tile(void *argument, int tile, int thread) {
     const Product *product = argument;
     const Matrix *matrix = product->matrix;
-    int groups = matrix->columns / GROUP, first_panel = tile * TILE_PANELS;
-    int panels = matrix->num_panels - first_panel < TILE_PANELS ? 1 : TILE_PANELS;
-    const uint8_t *w[TILE_PANELS];
-    int format = matrix->formats[first_panel], mixed = 0;
-    for (int p = 0; p < TILE_PANELS; p++) {
-        int panel = first_panel + (p < panels ? p : 0);
-        w[p] = matrix->panels[panel];
-        mixed |= matrix->formats[panel] != format;
-    }
-    if (mixed || (format != FLOAT && product->rows > MOST_ROWS)) {
-        for (int p = 0; p < panels; p++) {
-            float *floats = product->scratch[thread] + (int64_t)p * matrix->columns * LANES;
-            unpack_panel(w[p], matrix->formats[first_panel + p], groups, floats);
-            w[p] = (const uint8_t *)floats;
-        }
-        if (panels == 1) w[1] = w[0];
-        format = FLOAT;
-    }
-    Floats sums[TILE_PANELS][MOST_ROWS];
+    int first_panel = tile * PANELS_OF(product->rows), left = matrix->num_panels - first_panel;
+    int panels = left < PANELS_OF(product->rows) ? left : PANELS_OF(product->rows);
+    const uint8_t *w[MOST_PANELS];
+    int format = prepare_panels(product, first_panel, panels, product->scratch[thread], w);
+    Floats sums[MOST_PANELS][MOST_ROWS];
     for (int first = 0, rows; first < product->rows; first += rows) {
         rows = rows_together(product->rows - first);
-        kernel_for(format, rows)(w, groups, product->packed + (int64_t)first * matrix->columns, sums);
-        finish_rows(product, first, rows, tile, panels, sums);
+        const float *packed = product->packed + (int64_t)first * matrix->columns;
+        kernel_for(format, rows)(w, matrix->columns / GROUP, packed, sums);
+        finish_rows(product, first, rows, first_panel, panels, sums);
     }
+}
+
+static int tiles_of(const Matrix *matrix, int rows) {
+    return (matrix->num_panels + PANELS_OF(rows) - 1) / PANELS_OF(rows);
 }
 
 #endif
