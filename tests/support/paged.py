@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from support.tiny import EOS_ID, SMALL, save_tiny_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine.attention.base import AttentionBackend
 from engine.attention.reference import ReferenceAttention
 from engine.batch import Sequence, Work
 from engine.kv import KVCache
@@ -61,7 +63,7 @@ class PagedModel:
     def __init__(
         self,
         folder: Path,
-        attention: type[ReferenceAttention] = ReferenceAttention,
+        attention: Callable[[KVCache, set[int | None]], AttentionBackend] = ReferenceAttention,
         num_blocks: int = 256,
         block_size: int = BLOCK_SIZE,
     ) -> None:
