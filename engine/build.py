@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from engine.attention.reference import ReferenceAttention
 from engine.core import Core
 from engine.grammar import GrammarBuilder
+from engine.graphs import CudaRecorder
 from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress, load_model
 from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
+from engine.trial import attention_for, try_steps
 from engine.types import EngineConfig, ModelInfo, ModelRefused
 
 _log = logging.getLogger(__name__)
@@ -54,12 +55,30 @@ def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer)
     module = model.module
     shapes = [layer.shape for layer in model.probe.layers]
     per_block = block_bytes(shapes, config.block_size, module.dtype)
-    budget = memory_budget(config.kv_memory, module.device)
+    make_attention, reserved, spare = attention_for(module.device), 0, 0
+    if module.device.type == "cuda":
+        progress("trying the largest step", 0.0)
+        trial = _model_info(model, KVPlan(1, model.max_context), config, tokenizer)
+        make_attention, reserved = try_steps(model, trial, config, make_attention)
+        spare = 1  # for what pads the recorded steps
+    budget = memory_budget(config.kv_memory, module.device, reserved) - spare * per_block
     plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
-    cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=module.dtype, device=module.device)
-    attention = ReferenceAttention(cache, {layer.sliding_window for layer in model.probe.layers})
-    _log_summary(model, plan, config.block_size, per_block)
-    return ModelRunner(model, attention, _model_info(model, plan, config, tokenizer))
+    cache = KVCache(shapes, plan.num_blocks + spare, config.block_size, dtype=module.dtype, device=module.device)
+    attention = make_attention(cache, {layer.sliding_window for layer in model.probe.layers})
+    _log_summary(model, plan, config.block_size, per_block, reserved)
+    runner = ModelRunner(model, attention, _model_info(model, plan, config, tokenizer))
+    if module.device.type == "cuda" and config.cuda_graphs:
+        _record_decodes(runner, plan.num_blocks, progress)
+    return runner
+
+
+def _record_decodes(runner: ModelRunner, scratch_block: int, progress: Progress) -> None:
+    """Have decode steps replayed where they can be recorded; else they are computed as all others are."""
+    try:
+        runner.record_decodes(scratch_block, CudaRecorder(), progress)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        _log.warning("Decode steps cannot be recorded and will be slower: %s: %s", type(error).__name__, reason)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -115,7 +134,7 @@ def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     return [] if token_id is None else [token_id]
 
 
-def _log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int) -> None:
+def _log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int, reserved: int) -> None:
     tokens = plan.num_blocks * block_size
     _log.info(
         "KV cache: %d tokens in %.0f MiB, %.1f sequences at the full context of %d tokens",
@@ -124,6 +143,8 @@ def _log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_bl
         tokens / plan.max_context,
         plan.max_context,
     )
+    if reserved:
+        _log.info("Beside weights and cache, the largest steps take %.0f MiB", reserved / 2**20)
     if model.limit:
         _log.warning("The context is %d tokens: %s", model.max_context, model.limit)
     if plan.max_context < model.max_context:

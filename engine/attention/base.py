@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -47,6 +47,7 @@ class AttentionBackend(Protocol):
         ...
 
 
+@runtime_checkable
 class GraphAttention(AttentionBackend, Protocol):
     """A backend whose kernels can be recorded for a number of decodes and replayed for other decodes."""
 

@@ -71,9 +71,12 @@ class PagedModel:
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
         layers = loaded.probe.layers
         device = torch.device("cpu")
-        cache = KVCache([x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device)
+        self.cache = cache = KVCache(
+            [x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device
+        )
         for pages in (*cache.keys, *cache.values):
             pages.fill_(1e3)  # whatever a page held before must not matter
+        self.cache = cache
         info = ModelInfo("", 0, "float32", "cpu", loaded.probe.vocab_size, 512, block_size, num_blocks, 8, (EOS_ID,))
         self.runner = ModelRunner(loaded, attention(cache, {None, *(x.sliding_window for x in layers)}), info)
         self._random = random.Random(2)
