@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from engine.core import Core
+from engine.fusion import fuse
 from engine.grammar import GrammarBuilder
 from engine.graphs import CudaRecorder
 from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
@@ -51,8 +52,11 @@ def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> GrammarBuilder | No
 def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> ModelRunner:
     """The model on its device with a cache as large as the configured memory allows."""
     model = load_model(config, progress)
-    progress("allocating cache", 0.0)
     module = model.module
+    if module.device.type == "cuda":
+        progress("joining weights", 0.0)
+        fuse(module)
+    progress("allocating cache", 0.0)
     shapes = [layer.shape for layer in model.probe.layers]
     per_block = block_bytes(shapes, config.block_size, module.dtype)
     make_attention, reserved, spare = attention_for(module.device), 0, 0

@@ -66,9 +66,11 @@ class PagedModel:
         attention: Callable[[KVCache, set[int | None]], AttentionBackend] = ReferenceAttention,
         num_blocks: int = 256,
         block_size: int = BLOCK_SIZE,
+        change: Callable[[Any], object] = lambda module: None,
     ) -> None:
         self.block_size = block_size
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+        change(loaded.module)
         layers = loaded.probe.layers
         device = torch.device("cpu")
         self.cache = cache = KVCache(
