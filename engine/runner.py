@@ -20,21 +20,26 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, attention: AttentionBackend, info: ModelInfo) -> None:
         self.info = info
         self._model = model.module
-        self._attention = attention
+        self.attention = attention
         self._device = torch.device(info.device)
         self._graphs: DecodeGraphs | None = None
         for index, layer in enumerate(model.probe.layers):
             seam.bind(layer.module, seam.PagedLayer(attention, index))
+
+    @property
+    def replays(self) -> bool:
+        """Whether decode steps are replayed."""
+        return self._graphs is not None
 
     def record_decodes(self, scratch_block: int, record: Recorder, progress: Progress) -> None:
         """Record steps of decodes and replay them from now on, if the attention can; ``scratch_block`` takes padding.
 
         Raises ``RuntimeError`` where the model does what cannot be recorded; then nothing has changed.
         """
-        if not isinstance(self._attention, GraphAttention):
+        if not isinstance(self.attention, GraphAttention):
             return
         with torch.inference_mode():
-            graphs = DecodeGraphs(self._model, self._attention, self.info, scratch_block, record)
+            graphs = DecodeGraphs(self._model, self.attention, self.info, scratch_block, record)
             graphs.capture(progress)
         self._graphs = graphs
 
@@ -62,7 +67,7 @@ class ModelRunner:
             positions += range(work.start, stop)
             if work.samples:
                 wanted.append(len(ids) - 1)
-        self._attention.prepare(batch)
+        self.attention.prepare(batch)
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
