@@ -1,4 +1,4 @@
-"""The runner of a GPU: joined weights, Triton attention, a cache sized after a trial, recorded decode steps."""
+"""The runner of a GPU: joined weights, our kernels, a cache sized after a trial, recorded decode steps."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def gpu_runner(
     module = model.module
     progress("joining weights", 0.0)
     fuse(module)
+    _shorten(model)
     progress("trying the largest step", 0.0)
     trial_info = model_info(model, KVPlan(1, model.max_context), config, eos_ids)
     make_attention, reserved = try_steps(model, trial_info, config, attention or attention_for(module.device))
@@ -51,6 +52,14 @@ def gpu_runner(
     if config.cuda_graphs:
         _record_decodes(runner, plan.num_blocks, record, progress)
     return runner
+
+
+def _shorten(model: LoadedModel) -> None:
+    try:
+        from engine.chains import shorten
+    except ImportError:
+        return  # without Triton; that was said where the attention was chosen
+    shorten(model.module, model.probe)
 
 
 def _record_decodes(runner: ModelRunner, scratch_block: int, record: Recorder | None, progress: Progress) -> None:

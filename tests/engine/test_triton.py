@@ -16,6 +16,7 @@ triton = pytest.importorskip("triton", reason="Triton is installed on Linux only
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from engine import chains_kernels  # noqa: E402
 from engine.attention import triton_kernels  # noqa: E402
 from engine.attention.base import AttentionOptions  # noqa: E402
 from engine.attention.triton_paged import launch_options, tile_rows  # noqa: E402
@@ -49,7 +50,7 @@ LAYERS = {
     "no power of two": (32, KVShape(32, 80, 80), PLAIN),
     "keys unlike values": (16, KVShape(16, 192, 128), PLAIN),
 }
-ATTEND_TYPES = {"index": "*i32", "scaling": "fp32", "softcap": "fp32"}
+TYPES = {"index": "*i32", "scaling": "fp32", "softcap": "fp32", "eps": "fp32"}
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
@@ -67,6 +68,14 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> Non
     compiled(triton_kernels.join_kernel, joined, "*bf16", capability, split=True)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_chains_compile(capability: int) -> None:
+    norm = {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True}
+    compiled(chains_kernels.norm_kernel, norm, "*bf16", capability)
+    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128}
+    compiled(chains_kernels.rotate_kernel, rotation, "*bf16", capability)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_compiles_for_other_types(dtype: torch.dtype) -> None:
     heads, shape, options = LAYERS["llama-3.1-8b"]
@@ -81,10 +90,11 @@ def compiled(kernel: Any, constants: dict[str, Any], pointer: str, capability: i
     settings = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     values = {name: value for name, value in constants.items() if name not in settings}
     tensors = {"out", "query", "keys", "values", "sinks", "new_keys", "new_values", "index", "partial", "stats"}
+    tensors |= {"other_out", "source", "other", "weight", "cos", "sin"}
     signature: dict[str, str] = {}
     for name in kernel.arg_names:
         plain = pointer if name in tensors else "i32"
-        signature[name] = "constexpr" if name in values else ATTEND_TYPES.get(name, plain)
+        signature[name] = "constexpr" if name in values else TYPES.get(name, plain)
         if split and name in ("partial", "stats"):
             signature[name] = "*fp32"
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
