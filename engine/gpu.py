@@ -33,6 +33,8 @@ def gpu_runner(
     ``attention`` and ``record`` are for those who compare, and for tests on a CPU.
     """
     module = model.module
+    if module.device.type == "cuda":
+        torch.cuda.set_device(module.device)  # Triton, streams and graphs follow the current device, not the tensors
     progress("joining weights", 0.0)
     fuse(module)
     _shorten(model)

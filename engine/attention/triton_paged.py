@@ -75,7 +75,8 @@ class TritonAttention:
         self._upload()
 
     def reserve(self, max_batch: int, max_blocks: int) -> None:
-        self._static = StagedNumbers(max_batch * (1 + _TILE + max_blocks), self._cache.device)
+        # Beside the tables of all, one entry for the table of the padding.
+        self._static = StagedNumbers(max_batch * (1 + _TILE + max_blocks) + 1, self._cache.device)
 
     def capture(self, size: int) -> None:
         assert self._static is not None, "reserve comes first"

@@ -11,6 +11,7 @@ from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, make_sequ
 
 from engine.attention.triton_paged import TritonAttention
 from engine.batch import Sequence, Work
+from engine.kv import KVCache, KVShape
 
 LENGTHS = (5, 30, 1, 17, 64)
 
@@ -93,6 +94,15 @@ def test_works_that_do_not_sample_have_no_row(folder: Path) -> None:
     sequences[1].tokens.append(7)
     found = model.runner.forward(works)
     torch.testing.assert_close(found, both[[0, 2, 3, 4]])
+
+
+def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:
+    cache = KVCache([KVShape(1, 16, 16)], 8, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
+    backend = TritonAttention(cache)
+    backend.reserve(2, 3)
+    longest = [Work(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
+    for batch in (longest, longest[:1], []):
+        backend.fill(batch, 2, scratch_block=7)
 
 
 def test_what_cannot_be_recorded_is_computed(folder: Path) -> None:
