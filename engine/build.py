@@ -12,11 +12,13 @@ import torch
 from tokenizers import Tokenizer
 
 from engine.attention.reference import ReferenceAttention
+from engine.batch import Runner
 from engine.core import Core
 from engine.gpu import gpu_runner
 from engine.grammar import GrammarBuilder
 from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks
-from engine.model import Progress, load_model
+from engine.model import LoadedModel, Progress, load_model
+from engine.native.build import native_runner
 from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.summary import log_summary, model_info
@@ -49,7 +51,7 @@ def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> GrammarBuilder | No
         return None
 
 
-def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> ModelRunner:
+def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> Runner:
     """The model on its device with a cache as large as the configured memory allows."""
     model = load_model(config, progress)
     eos_ids = {*model.config_eos_ids, *_tokenizer_eos_ids(Path(config.path), tokenizer)}
@@ -62,9 +64,15 @@ def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer)
     budget = memory_budget(config.kv_memory, module.device)
     plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
     cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=module.dtype, device=module.device)
-    attention = ReferenceAttention(cache, {layer.sliding_window for layer in model.probe.layers})
+    info = model_info(model, plan, config, eos_ids)
+    runner = native_runner(model, cache, info, config, progress) or _torch_runner(model, cache, info)
     log_summary(model, plan, config.block_size, per_block)
-    return ModelRunner(model, attention, model_info(model, plan, config, eos_ids))
+    return runner
+
+
+def _torch_runner(model: LoadedModel, cache: KVCache, info: ModelInfo) -> ModelRunner:
+    attention = ReferenceAttention(cache, {layer.sliding_window for layer in model.probe.layers})
+    return ModelRunner(model, attention, info)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

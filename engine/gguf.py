@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, Tokenizer
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from engine.gguf_blocks import write_blocks
+
 Metadata = dict[str, Any]
 """GGUF metadata by key, with the arrays of ``ARRAYS`` in full."""
 
@@ -114,7 +116,7 @@ def mark_control_tokens(described: dict[str, Any], metadata: Metadata) -> None:
 
 
 def write_model(source: Path, target: Path, metadata: Metadata) -> None:
-    """Write float32 safetensors, ``config.json`` and ``generation_config.json``."""
+    """Write float32 safetensors, the blocks that they were unpacked from, and the configuration files."""
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     config = AutoConfig.from_pretrained(**place)
     report(0.4)
@@ -134,6 +136,7 @@ def write_model(source: Path, target: Path, metadata: Metadata) -> None:
         del model.config.quantization_config
     model.generation_config.eos_token_id = end_ids(metadata)
     model.save_pretrained(target)
+    write_blocks(gguf.GGUFReader(str(source)), model, target)
 
 
 def end_ids(metadata: Metadata) -> list[int]:

@@ -10,6 +10,8 @@ MIN_CHUNK = 16
 MAX_CHUNK = 4096
 # A step without decodes keeps nobody's next token waiting, only arrivals and cancellations.
 ALONE_FACTOR = 4
+# How much longer than the base a step may take that also carries prefill: what others see of a long prompt's arrival.
+STRETCH = 2.5
 # The least time that prefill may take, in units of the base.
 MIN_SHARE = 0.5
 # The most of a step with prefill that counts as its base.
@@ -19,7 +21,7 @@ MEMORY = 0.8
 
 
 class StepPacer:
-    """Keeps steps that carry prefill beside decodes near ``target_ms`` milliseconds.
+    """Keeps steps that carry prefill beside decodes within ``target_ms`` milliseconds and ``STRETCH`` usual steps.
 
     A step is modelled as a base, the time of a step that only decodes, plus a price per prefill token. Both are moving
     estimates; the price is a ratio of decayed sums, so that a short chunk counts for little.
@@ -35,11 +37,14 @@ class StepPacer:
         """Prefill tokens for a step that also carries ``num_decodes`` decodes; at least ``MIN_CHUNK``."""
         if not self._prefill_tokens:
             return FIRST_CHUNK
-        target = self._target if num_decodes else self._target * ALONE_FACTOR
+        target = self._target_beside_decodes() if num_decodes else self._target * ALONE_FACTOR
         # Where the base alone reaches the target, prefill still gets a share of the time, or prompts would starve.
         seconds = max(target - self._base_seconds, self._base_seconds * MIN_SHARE)
         affordable = seconds * self._prefill_tokens / max(self._prefill_seconds, 1e-9)
         return int(min(max(affordable, MIN_CHUNK), MAX_CHUNK))
+
+    def _target_beside_decodes(self) -> float:
+        return min(self._target, self._base_seconds * STRETCH or self._target)
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""

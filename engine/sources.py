@@ -27,7 +27,7 @@ from typing import IO
 
 from engine.types import EngineError
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of the key of a prepared folder: raise it when engine.gguf writes something else, and all is converted anew."""
 
 CHUNK_BYTES = 1 << 20

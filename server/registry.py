@@ -97,7 +97,7 @@ class Entry:
         except SourceError as error:
             self.engine = _NoEngine(Health(EngineState.FAILED, str(error)))
             return
-        self.engine = self._start_engine(engine_config(self.spec, folder), self.name)
+        self.engine = self._start_engine(engine_config(self.spec, folder, self._cache_dir), self.name)
         self._loading = asyncio.create_task(asyncio.to_thread(self._read_tokenizer, folder))
         self._loading.add_done_callback(self._tokenizer_loaded)
 
@@ -174,7 +174,7 @@ class Registry:
         await asyncio.gather(*(entry.close() for entry in self._entries.values()))
 
 
-def engine_config(spec: ModelSpec, folder: Path) -> EngineConfig:
+def engine_config(spec: ModelSpec, folder: Path, cache_dir: Path) -> EngineConfig:
     """What the engine of an entry is started with."""
     return EngineConfig(
         path=str(folder),
@@ -185,6 +185,8 @@ def engine_config(spec: ModelSpec, folder: Path) -> EngineConfig:
         cuda_graphs=spec.cuda_graphs,
         max_running=spec.max_running,
         max_waiting=spec.max_waiting,
+        native=spec.native,
+        cache_dir=str(cache_dir),
     )
 
 

@@ -39,7 +39,8 @@ class ModelSpec:
     ``max_output_tokens`` is the limit of requests that name none. ``request_timeout`` is in seconds. ``temperature``,
     ``top_p`` and ``top_k`` are the defaults of requests that name none; None leaves them to the server. ``base`` is the
     folder that a relative path in ``source`` counts from: that of the file. ``thinking_levels`` in the file override
-    the defaults one by one. ``lenient`` are the fields of requests that are accepted without effect.
+    the defaults one by one. ``lenient`` are the fields of requests that are accepted without effect. ``native`` lets C
+    code compute the model on a CPU where it can.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelSpec:
     top_k: int | None = None
     thinking_levels: ThinkingLevels = ThinkingLevels()
     lenient: tuple[str, ...] = ()
+    native: bool = True
     base: Path = Path()
 
     def where(self) -> Source:
@@ -251,6 +253,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, list) and all(map(_text, v)),
         "a list of fields by their JSON path, as generationConfig.speechConfig",
     ),
+    "native": (lambda v: isinstance(v, bool), "true or false"),
     "thinking_levels": (_are_levels, f"a mapping of {', '.join(_LEVELS)} to numbers of tokens, -1 for no limit"),
 }
 _OPTIONAL = frozenset(f.name for f in fields(ModelSpec) if f.default is None)

@@ -1,7 +1,7 @@
 """The inverse of the cumulative distribution, exact, at the price of the most likely tokens in nearly all rows.
 
-A full sort of a large vocabulary costs ten times what finding its ``PREFILTER`` largest values does, and the token
-drawn is nearly always among them. Rows where that cannot be shown are sorted in full.
+A full sort of a large vocabulary costs a hundred times what finding its 64 largest values does, and the token drawn is
+nearly always among them. Rows where that cannot be shown are looked at more widely, at last in full.
 """
 
 from __future__ import annotations
@@ -11,28 +11,35 @@ import torch
 from engine.sampling.filters import Filters, scaled, surviving_mass
 from engine.sampling.ranking import ranked
 
-PREFILTER = 1024
-_SMALLEST_WIDTH = 64
+WIDTHS = (64, 1024)
+"""How many tokens are ranked at first, and where these are too few: 0.8 and 5.5 ms for 16 rows of 49,152."""
 _BEYOND = -1
 
 
 def draw(logits: torch.Tensor, filters: Filters, uniforms: list[float]) -> list[int]:
     """One token for each row of ``logits`` [rows, vocabulary], by the row's own number in [0, 1)."""
-    vocab_size = logits.shape[1]
     scores = scaled(logits, filters)
     points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
-    tokens = _draw_within(scores, filters, points, _width(filters, vocab_size))
-    beyond = [row for row, token in enumerate(tokens) if token == _BEYOND]
-    if beyond:
-        exact = _draw_within(scores[beyond], filters[beyond], points[beyond], vocab_size)
-        for row, token in zip(beyond, exact, strict=True):
+    tokens = [_BEYOND] * len(uniforms)
+    rows = list(range(len(uniforms)))
+    for width in _widths(filters, logits.shape[1]):
+        every = len(rows) == len(uniforms)
+        drawn = _draw_within(
+            scores if every else scores[rows], filters if every else filters[rows], points[rows], width
+        )
+        for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
+        rows = [row for row in rows if tokens[row] == _BEYOND]
+        if not rows:
+            break
     return tokens
 
 
-def _width(filters: Filters, vocab_size: int) -> int:
-    """One more than the largest top_k where all are small: the extra one shows that nothing equal was cut off."""
-    return min(vocab_size, PREFILTER, max(_SMALLEST_WIDTH, filters.largest_top_k + 1))
+def _widths(filters: Filters, vocab_size: int) -> list[int]:
+    """Rising, up to the vocabulary. One more than the largest top_k shows that nothing equal was cut off."""
+    enough = filters.largest_top_k + 1
+    widths = {max(width, enough) if enough <= WIDTHS[-1] else width for width in WIDTHS}
+    return sorted({min(width, vocab_size) for width in widths} | {vocab_size})
 
 
 def _draw_within(scores: torch.Tensor, filters: Filters, points: torch.Tensor, width: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.pacing import ALONE_FACTOR, FIRST_CHUNK, MAX_CHUNK, MIN_CHUNK, StepPacer
+from engine.pacing import ALONE_FACTOR, FIRST_CHUNK, MAX_CHUNK, MIN_CHUNK, STRETCH, StepPacer
 
 
 def simulate(pacer: StepPacer, num_decodes: int, *, decode: float, token: float, steps: int = 40) -> int:
@@ -23,9 +23,18 @@ def test_the_first_chunk_is_small() -> None:
 def test_steps_with_decodes_settle_at_the_target(token: float) -> None:
     pacer = StepPacer(150)
     for _ in range(10):
-        pacer.record(4, 0, 0.05)
-    chunk = simulate(pacer, 4, decode=0.05, token=token)
-    assert 0.05 + chunk * token == pytest.approx(0.15, rel=0.1)
+        pacer.record(4, 0, 0.08)
+    chunk = simulate(pacer, 4, decode=0.08, token=token)
+    assert 0.08 + chunk * token == pytest.approx(0.15, rel=0.1)
+
+
+@pytest.mark.parametrize("decode", [0.004, 0.01, 0.03])
+def test_quick_decodes_are_not_made_to_wait_for_the_whole_target(decode: float) -> None:
+    pacer = StepPacer(150)
+    for _ in range(10):
+        pacer.record(8, 0, decode)
+    chunk = simulate(pacer, 8, decode=decode, token=0.0001)
+    assert decode + chunk * 0.0001 == pytest.approx(decode * STRETCH, rel=0.1)
 
 
 def test_steps_without_decodes_may_take_longer() -> None:

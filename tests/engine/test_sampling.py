@@ -11,7 +11,7 @@ import torch
 from engine.batch import Sampled, Sequence
 from engine.masks import Mask, all_but, only
 from engine.sampling import BatchSampler
-from engine.sampling.draw import PREFILTER
+from engine.sampling.draw import WIDTHS
 from engine.sampling.logprobs import LOWEST_LOGPROB
 from engine.types import Request, SamplingParams
 
@@ -240,4 +240,4 @@ def test_a_mask_that_leaves_nothing_possible_fails(row: torch.Tensor) -> None:
 
 
 def test_the_prefilter_is_smaller_than_the_vocabularies_it_is_for() -> None:
-    assert PREFILTER < 49152
+    assert WIDTHS[-1] < 49152

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_sampling import sequence
 
-from engine.sampling.draw import PREFILTER, draw
+from engine.sampling.draw import WIDTHS, draw
 from engine.sampling.filters import make_filters
 from engine.sampling.noise import uniform
 
@@ -63,10 +63,10 @@ def test_the_draw_equals_a_full_sort(spread: float, sampling: dict[str, Any]) ->
 
 def test_a_point_in_the_tail_is_drawn_by_a_full_sort() -> None:
     """Half of the mass lies beyond the prefilter: a draw from the prefilter alone would never leave it."""
-    row = torch.cat([torch.full((PREFILTER,), 1.0), torch.full((VOCABULARY - PREFILTER,), -2.0)])
+    row = torch.cat([torch.full((WIDTHS[-1],), 1.0), torch.full((VOCABULARY - WIDTHS[-1],), -2.0)])
     filters = make_filters([sequence()] * 2, VOCABULARY, row.device)
     inside, outside = draw(row.expand(2, -1), filters, [0.01, 0.99])
-    assert inside < PREFILTER <= outside
+    assert inside < WIDTHS[-1] <= outside
 
 
 def test_uniform_numbers_are_spread_evenly_and_do_not_depend_on_their_neighbours() -> None:

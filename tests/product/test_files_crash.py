@@ -27,6 +27,8 @@ DATA = os.urandom(3 * 1024 * 1024)
 CUT = 1024 * 1024
 START = {"X-Goog-Upload-Command": "start", "X-Goog-Upload-Protocol": "resumable"}
 MANY = 20
+SWEEP_SECONDS = 60.0
+"""How long the sweep, which runs beside the server, may take."""
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_a_sweep_is_taken_up_again_after_kill_9(models: Path, tmp_path: Path) ->
         with dying_server(folder, models, "sweep", step) as server:
             through = survives_start(server)
         with running_server(folder, "--models", str(models)) as server:
-            deadline = time.monotonic() + 30  # the sweep runs beside the server
+            deadline = time.monotonic() + SWEEP_SECONDS
             while len(names(server)) > 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert names(server) == ["files/kept"]
@@ -171,9 +173,11 @@ def names(server: RunningServer) -> list[str]:
 def survives_start(server: RunningServer) -> bool:
     """Whether the server is still there when the sweep, which runs beside its start, has made its last change."""
     orphan = server.log_path.parent / "data" / "files" / "blobs" / "orphan"
+    deadline = time.monotonic() + SWEEP_SECONDS
     try:
         server.wait_until_ready()
         while orphan.exists() or len(names(server)) > 1:
+            assert time.monotonic() < deadline, f"the sweep did not end:\n{server.log()}"
             time.sleep(0.02)
     except (RuntimeError, httpx.TransportError):
         return False

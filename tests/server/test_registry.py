@@ -125,7 +125,9 @@ async def test_an_entry_loads_engine_and_tokenizer(weights: Path) -> None:
     assert entry.health().state is EngineState.STOPPED
     registry.start()
     engine = told(entry)
-    assert engine.config == EngineConfig(str(weights / "weights"), dtype="float32", max_running=3, max_waiting=0)
+    cache = str(weights / "cache")
+    expected = EngineConfig(str(weights / "weights"), dtype="float32", max_running=3, max_waiting=0, cache_dir=cache)
+    assert engine.config == expected
     assert entry.health() == Health(EngineState.LOADING, "reading weights", 0.5)
     engine.state = Health(EngineState.READY)
     await until(lambda: entry.health().state is EngineState.READY)

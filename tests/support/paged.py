@@ -13,9 +13,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from engine.attention.base import AttentionBackend
 from engine.attention.reference import ReferenceAttention
-from engine.batch import Sequence, Work
+from engine.batch import Runner, Sequence, Work
 from engine.kv import KVCache
-from engine.model import load_model
+from engine.model import LoadedModel, load_model
 from engine.runner import ModelRunner
 from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
 
@@ -60,6 +60,9 @@ def make_sequence(tokens: list[int], blocks: list[int], sampling: SamplingParams
 class PagedModel:
     """A folder loaded as the engine loads it, with a small cache whose pages are handed out at random."""
 
+    STALE = 1e3
+    """What pages held before, which must not matter."""
+
     def __init__(
         self,
         folder: Path,
@@ -77,12 +80,16 @@ class PagedModel:
             [x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device
         )
         for pages in (*cache.keys, *cache.values):
-            pages.fill_(1e3)  # whatever a page held before must not matter
-        self.cache = cache
+            pages.fill_(self.STALE)
         info = ModelInfo("", 0, "float32", "cpu", loaded.probe.vocab_size, 512, block_size, num_blocks, 8, (EOS_ID,))
-        self.runner = ModelRunner(loaded, attention(cache, {None, *(x.sliding_window for x in layers)}), info)
+        self.attention = attention
+        self.runner = self.make_runner(loaded, cache, info)
         self._random = random.Random(2)
         self._free = self._random.sample(range(num_blocks), num_blocks)
+
+    def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
+        windows = {None, *(layer.sliding_window for layer in loaded.probe.layers)}
+        return ModelRunner(loaded, self.attention(cache, windows), info)
 
     def take_blocks(self, num_tokens: int) -> list[int]:
         return [self._free.pop() for _ in range(-(-num_tokens // self.block_size))]

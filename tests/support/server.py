@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 START_SECONDS = 120.0
+PORTS = (10_000, 32_000)
 _PATHS = os.pathsep.join(path for path in sys.path if path)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, from below the range that the system gives to outgoing connections.
+
+    Out of that range it could go to a client of another test before the server binds it, or to the very client that
+    waits for the server and would then be connected to itself.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RunningServer:

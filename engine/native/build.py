@@ -1,0 +1,95 @@
+"""Decides whether a model is computed natively: its structure must be known, and its numbers be the model's own."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.attention import seam
+from engine.attention.probe import set_attention
+from engine.batch import Sequence, Work
+from engine.gguf_blocks import read_blocks
+from engine.kv import KVCache
+from engine.model import LoadedModel, Progress
+from engine.native.decoder import describe
+from engine.native.errors import NotNative
+from engine.native.library import load_library
+from engine.native.runner import NativeRunner
+from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+
+TOLERANCE = 1e-4
+"""Of the largest logit: a hundred times what the order of float32 sums makes, far less than any wrong formula."""
+CHECKED_TOKENS = 40
+PRIME = 7919
+
+_log = logging.getLogger(__name__)
+
+
+def native_runner(
+    model: LoadedModel, cache: KVCache, info: ModelInfo, config: EngineConfig, progress: Progress
+) -> NativeRunner | None:
+    """A runner for ``model``, whose own weights are given back; None, with the reason in the log, where it has none."""
+    try:
+        if not config.native:
+            raise NotNative("the configuration says so")
+        progress("packing weights", 0.0)
+        blocks = read_blocks(Path(config.path))
+        decoder = describe(model.module, model.probe.layers, cache, info.max_context, blocks)
+        progress("compiling", 0.0)
+        code = _library(config.cache_dir)
+        runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
+        progress("comparing", 0.0)
+        _require_equal(runner, model)
+    except NotNative as reason:
+        _log.info("Not computed natively but by torch, which is slower on a CPU: %s", reason)
+        return None
+    _give_back_weights(model.module)
+    # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
+    torch.set_num_threads(1)
+    return runner
+
+
+def _library(cache_dir: str | None) -> object:
+    if cache_dir is not None:
+        return load_library(Path(cache_dir) / "native")
+    with tempfile.TemporaryDirectory(prefix="castor-") as folder:
+        return load_library(Path(folder))
+
+
+def _require_equal(runner: NativeRunner, model: LoadedModel) -> None:
+    """Compare with the model's own forward: a chunk, more of the prompt, and tokens one by one."""
+    vocab_size, block_size = model.probe.vocab_size, runner.info.block_size
+    length = min(CHECKED_TOKENS, runner.info.max_context)
+    tokens = [PRIME * (place + 1) % vocab_size for place in range(length)]
+    expected = _own_logits(model.module, tokens)
+    sequence = Sequence(Request("check", tuple(tokens[:1]), SamplingParams(1)), 0, [])
+    sequence.blocks = list(range(-(-length // block_size)))
+    ends = [length // 2, length // 2 + 3, *range(length // 2 + 4, length + 1)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        sequence.tokens = tokens[:end]
+        (found,) = runner.forward([Work(sequence, start, end - start)])
+        difference = (found - expected[end - 1]).abs().max() / expected[end - 1].abs().max()
+        if not difference <= TOLERANCE:
+            raise NotNative(f"its logits differ from the model's own by {difference:.1e} of the largest")
+
+
+def _own_logits(module: nn.Module, tokens: list[int]) -> torch.Tensor:
+    set_attention(module, "sdpa")
+    try:
+        with torch.inference_mode():
+            logits: torch.Tensor = module(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    finally:
+        set_attention(module, seam.PAGED)
+    return logits.float()
+
+
+def _give_back_weights(module: nn.Module) -> None:
+    """All linear maps but one that shares its weight with the embedding, which is still read."""
+    kept = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and id(part.weight) not in kept:
+            part.weight = nn.Parameter(torch.empty(0), requires_grad=False)

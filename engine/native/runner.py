@@ -1,0 +1,61 @@
+"""``engine.batch.Runner`` over the C forward: one call for all tokens of a step."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence as Batch
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.batch import Work
+from engine.native import library
+from engine.native.decoder import Decoder
+from engine.native.errors import NotNative
+from engine.types import ModelInfo
+
+
+class NativeRunner:
+    """Computes batches with ``decoder`` on ``threads`` threads; the embedding stays a module of the model."""
+
+    def __init__(self, code: Any, decoder: Decoder, embedding: nn.Module, info: ModelInfo, threads: int) -> None:
+        self.info = info
+        self._code = code
+        self._decoder = decoder
+        self._embedding = embedding
+        self._engine = code.castor_open(ctypes.byref(decoder.model), threads)
+        if not self._engine:
+            raise NotNative("there is not enough memory or there are too few threads")
+        self._logits = torch.empty(0, decoder.model.head.num_panels * 16)
+
+    def forward(self, batch: Batch[Work]) -> torch.Tensor:
+        """Logits in float32, one row for each work that samples: [rows, vocabulary]. Valid until the next call."""
+        ids, positions, starts, tables, rows = array("i"), array("i"), array("i"), array("i"), array("i")
+        for work in batch:
+            ids.extend(work.sequence.tokens[work.start : work.start + work.num_tokens])
+            positions.extend(range(work.start, work.start + work.num_tokens))
+            starts.extend([len(tables)] * work.num_tokens)
+            tables.extend(work.sequence.blocks)
+            if work.samples:
+                rows.append(len(ids) - 1)
+        with torch.inference_mode():
+            states = self._embedding(torch.tensor(ids)).float().contiguous()
+        logits = self._room(len(rows))
+        step = library.Batch(
+            len(ids),
+            len(rows),
+            *(values.buffer_info()[0] for values in (positions, tables, starts, rows)),
+            states.data_ptr(),
+            logits.data_ptr(),
+        )
+        if self._code.castor_forward(self._engine, ctypes.byref(step)) != 0:
+            raise MemoryError(f"no memory for the activations of {len(ids)} tokens")
+        return logits[:, : self._decoder.vocab_size]
+
+    def _room(self, rows: int) -> torch.Tensor:
+        """Kept from step to step: the page faults of fresh memory cost more than the product that fills it."""
+        if len(self._logits) < rows:
+            self._logits = torch.empty(rows, self._logits.shape[1])
+        return self._logits[:rows]

@@ -1,0 +1,89 @@
+/* Sixteen numbers at a time, in the vector extension that GCC and Clang share: one source for every processor. */
+
+#ifndef CASTOR_VECTORS_H
+#define CASTOR_VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+INLINE Floats load(const float *from) {
+    Floats value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE void store(float *to, Floats value) { memcpy(to, &value, sizeof value); }
+
+INLINE Floats all(float value) { return (Floats){0} + value; }
+
+INLINE Words load_words(const void *from) {
+    Words value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+/* IEEE half precision; the product with 2^112 puts the exponent right and is exact, also for subnormal numbers. */
+INLINE Floats load_halves(const uint8_t *from) {
+    Halves halves;
+    memcpy(&halves, from, sizeof halves);
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps((__m256i)halves);
+#else
+    Words bits = __builtin_convertvector(halves, Words);
+    Floats size = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (Floats)((Words)size | (bits & 0x8000) << 16);
+#endif
+}
+
+/* The lowest four bits of each word as a number. */
+INLINE Floats digits(Words words) {
+#if defined(__AVX512F__)
+    const __m512 numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return (Floats)_mm512_permutexvar_ps((__m512i)words, numbers);
+#else
+    return __builtin_convertvector((Ints)(words & 15), Floats);
+#endif
+}
+
+INLINE Floats choose(Ints condition, Floats yes, Floats no) {
+    return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
+}
+
+INLINE float sum_of(Floats value) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += value[lane];
+    return total;
+}
+
+/* exp(x) within two units in the last place, 0 below -87: Cephes' expf (S. Moshier), x = n ln 2 + r, |r| <= ln 2 / 2. */
+INLINE Floats exponential(Floats x) {
+    Ints tiny = x < -87.0f;
+    x = choose(tiny, all(-87.0f), x);
+    x = choose(x > 88.0f, all(88.0f), x);
+    Floats shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the sum is rounded to an integer */
+    Floats n = shifted - 12582912.0f;
+    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Ints power = __builtin_convertvector(n, Ints) << 23;
+    return choose(tiny, (Floats){0}, (Floats)((Ints)p + power));
+}
+
+#endif

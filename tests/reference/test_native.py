@@ -1,0 +1,188 @@
+"""The native forward equals a plain float32 forward, whatever the weights are packed as and the processor can do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+
+from engine import gguf_blocks
+from engine.batch import Runner
+from engine.kv import KVCache
+from engine.model import LoadedModel
+from engine.native import library
+from engine.native.build import native_runner
+from engine.types import EngineConfig, ModelInfo
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 1e-4
+BLOCK_SIZE = 16
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "qwen2, biases": ("qwen2", {}),
+    "qwen3, norms of heads": ("qwen3", {}),
+    "mistral, a window": ("mistral", {"sliding_window": 8}),
+    "one head": ("llama", {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}),
+    "three queries for a key": ("llama", {"num_attention_heads": 6, "hidden_size": 192}),
+    "nine queries for a key": (
+        "llama",
+        {"num_attention_heads": 9, "num_key_value_heads": 1, "head_dim": 32, "hidden_size": 288},
+    ),
+    "large heads": ("llama", {"head_dim": 80}),
+    "an odd vocabulary": ("llama", {"vocab_size": 336}),
+    "shared embedding": ("llama", {"tie_word_embeddings": True}),
+    "scaled positions": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+}
+NOT_NATIVE: dict[str, dict[str, Any]] = {
+    "gemma2": {},
+    "phi3": {},
+    "olmo2": {},
+    "granite": {"residual_multiplier": 0.5},
+    "smollm3": {},
+    "starcoder2": {},
+    "gpt2": {},
+}
+
+
+class NativeModel(PagedModel):
+    """Pages begin with what must never be read."""
+
+    STALE = float("nan")
+    folder: Path
+
+    def __init__(self, folder: Path, block_size: int = BLOCK_SIZE) -> None:
+        self.folder = folder
+        super().__init__(folder, block_size=block_size)
+
+    def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
+        torch.set_num_threads(2)
+        try:
+            runner = native_runner(loaded, cache, info, EngineConfig(path=str(self.folder)), lambda stage, done: None)
+        finally:
+            torch.set_num_threads(1)
+        assert runner is not None, "the model is not computed natively"
+        return runner
+
+
+@pytest.fixture(autouse=True)
+def code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled once for all tests of this process."""
+    cache = tmp_path_factory.getbasetemp() / "native"
+    monkeypatch.setattr("engine.native.build._library", lambda _: library.load_library(cache))
+
+
+@pytest.fixture(params=["-march=native", "-march=x86-64-v3", "-march=x86-64"])
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Code for lesser processors runs on better ones too."""
+    if library.platform.machine() != "x86_64" and request.param != "-march=native":
+        pytest.skip("the older processors are of the x86 family")
+    monkeypatch.setattr(library, "TARGETS", (request.param,))
+    return request.param
+
+
+def texts_of(*lengths: int) -> list[list[int]]:
+    rnd = random.Random(1)
+    return [[rnd.randrange(3, 256) for _ in range(length)] for length in lengths]
+
+
+def assert_equal(folder: Path, texts: list[list[int]], chunks: tuple[int, ...] = (2, 4, 9, 64)) -> None:
+    plain, native = plain_model(folder), NativeModel(folder)
+    expected = [plain_logits(plain, text) for text in texts]
+    for chunk in chunks:
+        for found, logits in zip(native.run(texts, chunk), expected, strict=True):
+            assert found, "nothing was compared"
+            for index, row in found.items():
+                assert (row - logits[index]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_mixture_of_chunks_equals_a_plain_forward(shape: str, tmp_path: Path) -> None:
+    family, config = SHAPES[shape]
+    assert_equal(lively_model_folder(tmp_path / "model", family, **config), texts_of(37, 5, 19))
+
+
+def test_many_sequences_and_long_ones(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    assert_equal(folder, texts_of(*([300] + [3, 17, 33, 48] * 6)), chunks=(40, 200))
+
+
+@pytest.mark.parametrize("packed", ["Q4_0", "Q4_1", "Q8_0", "bfloat16", "mixed"])
+def test_packed_weights_are_the_same_weights(packed: str, target: str, tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    repack(folder, packed)
+    assert_equal(folder, texts_of(37, 5, 19, 4, 4, 4, 4, 4, 4), chunks=(2, 64))
+
+
+def repack(folder: Path, packed: str) -> None:
+    """Round the weights of a folder to what a format holds; ``mixed`` gives each weight another one."""
+    kinds = ["Q4_0", "Q4_1", "Q8_0", "bfloat16"] if packed == "mixed" else [packed]
+    weights, blocks, names = load_file(folder / "model.safetensors"), {}, {}
+    for number, (name, weight) in enumerate(sorted(weights.items())):
+        kind = kinds[number % len(kinds)]
+        if kind == "bfloat16":
+            weights[name] = weight.bfloat16().float()
+        elif "proj" in name or "lm_head" in name:
+            data = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
+            weights[name] = torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[kind]))
+            blocks[name] = torch.from_numpy(data.reshape(len(weight), weight.shape[1] // 32, -1))
+            names[name] = kind
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if blocks:
+        save_file(blocks, folder / gguf_blocks.FILE, metadata=names)
+
+
+def test_neighbours_change_nothing_at_all(tmp_path: Path) -> None:
+    """Alone, in a batch and in other chunks: the very same logits."""
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    repack(folder, "Q4_1")
+    native = NativeModel(folder)
+    texts = texts_of(37, 5, 19, 30, 30)
+    together = native.run(texts, 9)
+    for text, found in zip(texts, together, strict=True):
+        alone = native.run([text], 30)[0]
+        for index in found.keys() & alone.keys():
+            assert torch.equal(found[index], alone[index])
+
+
+@pytest.mark.parametrize("family", NOT_NATIVE)
+def test_other_models_are_left_to_torch(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = lively_model_folder(tmp_path / "model", family, **NOT_NATIVE[family])
+    with pytest.raises(AssertionError, match="not computed natively"), caplog.at_level("INFO"):
+        NativeModel(folder)
+    assert "Not computed natively" in caplog.text
+
+
+def test_a_wrong_formula_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    unturned = torch.ones(512, 16), torch.zeros(512, 16)
+    monkeypatch.setattr("engine.native.decoder._Description._rotary", lambda *_: unturned)
+    with pytest.raises(AssertionError, match="not computed natively"), caplog.at_level("INFO"):
+        NativeModel(folder)
+    assert "differ from the model's own" in caplog.text
+
+
+def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not computed natively"):
+        NativeModel(lively_model_folder(tmp_path / "model", "llama"), block_size=8)
