@@ -84,6 +84,10 @@ NEW_TOKENS = 3
 
 def findings(machine: Machine) -> Iterator[Finding]:
     """Every comparison, as it is made."""
+    # The reference is torch's plain formula: its faster kernels may round float32 to less.
+    for enable in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
+        enable(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     layers = ["no power of two"] if machine.smoke else list(LAYERS)
     for name in layers:
         for dtype in [torch.float32] if machine.smoke else list(ALLOWED):
@@ -94,8 +98,8 @@ def findings(machine: Machine) -> Iterator[Finding]:
     if not machine.smoke:
         family, config = SHAPES["Qwen3-0.6B"]
         build = partial(random_model, family, torch.bfloat16, machine.device, False, **config)
-        # Two layers of rounding per product, in products of another shape and order.
-        yield from _model(machine, "Qwen3-0.6B, bfloat16", build, 5e-2)
+        # Rounding alone keeps such a model 0.017 away from itself in float32 (40 tokens, 28 layers, on a CPU).
+        yield from _model(machine, "Qwen3-0.6B, bfloat16", build, 1e-1)
 
 
 def _attention(machine: Machine, name: str, dtype: torch.dtype) -> Finding:
