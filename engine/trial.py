@@ -69,6 +69,7 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     device = torch.device(info.device)
     cache = KVCache([layer.shape for layer in layers], 1, info.block_size, dtype=model.module.dtype, device=device)
     runner = ModelRunner(model, attention(cache, {layer.sliding_window for layer in layers}), info)
+    _peak(runner, decode_step(info)[:1])  # small and large steps may have kernels of their own
     decodes = _peak(runner, decode_step(info))
     prefill = _peak(runner, prefill_step(info))
     return prefill + (decodes if config.cuda_graphs else 0)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
 
+from engine.attention.reference import ReferenceAttention
 from engine.attention.triton_paged import TritonAttention
-from engine.batch import Work
+from engine.batch import Runner, Work
+from engine.build import load_tokenizer
+from engine.core import Core
 from engine.gpu import gpu_runner
 from engine.model import load_model
-from engine.types import EngineConfig, ModelRefused
+from engine.sampling import BatchSampler
+from engine.types import EngineConfig, ModelRefused, Request, SamplingParams
 
 
 def again(compute: Callable[[], None]) -> Callable[[], None]:
@@ -64,3 +69,35 @@ def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path
     config = config_of(folder, kv_memory=float(per_block))
     with pytest.raises(ModelRefused, match="kv_memory"):
         gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+
+
+def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tuple[int, ...]]:
+    """What a core says to requests that come one after another, with more of them than run at once."""
+    core = Core(runner, BatchSampler(), load_tokenizer(folder), config)
+    told: dict[str, tuple[int, ...]] = {}
+    for number in range(5):
+        sampling = SamplingParams(max_tokens=6 + number, temperature=float(number % 2), seed=number)
+        prompt = tuple(5 + (i * i + number) % 200 for i in range(11 * number + 1))
+        core.submit(Request(f"r{number}", prompt, sampling, candidates=1 + number % 2))
+        for _ in range(2 if number < 4 else 200):
+            for events in core.step():
+                for delta in events.deltas:
+                    key = f"{events.request_id}.{delta.candidate}"
+                    told[key] = told.get(key, ()) + delta.token_ids
+    assert not core.has_work
+    core.check()
+    return told
+
+
+def test_a_core_says_the_same_with_it(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
+    config = config_of(folder, max_context=80, max_running=3)
+    ours = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+    plain = gpu_runner(
+        load_model(config, silent), replace(config, cuda_graphs=False), (), silent, attention=ReferenceAttention
+    )
+    assert ours.replays
+    assert not plain.replays
+    found = answers(ours, folder, config)
+    assert len(found) == 7
+    assert found == answers(plain, folder, config)
