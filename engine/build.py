@@ -19,6 +19,7 @@ from engine.grammar import GrammarBuilder
 from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress, load_model
 from engine.native.build import native_runner
+from engine.native.errors import DifferentNumbers, NotNative
 from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.summary import log_summary, model_info
@@ -65,9 +66,14 @@ def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer)
     plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
     cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=module.dtype, device=module.device)
     info = model_info(model, plan, config, eos_ids)
-    runner = native_runner(model, cache, info, config, progress) or _torch_runner(model, cache, info)
     log_summary(model, plan, config.block_size, per_block)
-    return runner
+    try:
+        return native_runner(model, cache, info, config, progress)
+    except NotNative as reason:
+        _log.info("Computed by torch and not natively: %s", reason)
+        if isinstance(reason, DifferentNumbers):
+            model = load_model(config, progress)
+    return _torch_runner(model, cache, info)
 
 
 def _torch_runner(model: LoadedModel, cache: KVCache, info: ModelInfo) -> ModelRunner:

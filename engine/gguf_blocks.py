@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-FILE = "gguf_blocks.safetensors"
+from engine.sources import BLOCKS_FILE
+
 KINDS = ("Q4_0", "Q4_1", "Q8_0")
 
 
@@ -33,12 +34,12 @@ def write_blocks(reader: Any, model: Any, target: Path) -> None:
                 blocks[name] = torch.from_numpy(np.ascontiguousarray(data))
                 kinds[name] = tensor.tensor_type.name
     if blocks:
-        save_file(blocks, target / FILE, metadata=kinds)
+        save_file(blocks, target / BLOCKS_FILE, metadata=kinds)
 
 
 def read_blocks(folder: Path) -> dict[str, tuple[torch.Tensor, str]]:
     """The blocks, bytes [channels, groups, bytes of a block], and their type, by the name of the weight; {} without."""
-    path = folder / FILE
+    path = folder / BLOCKS_FILE
     if not path.is_file():
         return {}
     with safe_open(path, "pt") as file:

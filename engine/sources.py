@@ -30,6 +30,9 @@ from engine.types import EngineError
 CONVERTER_VERSION = 2
 """Part of the key of a prepared folder: raise it when engine.gguf writes something else, and all is converted anew."""
 
+BLOCKS_FILE = "gguf_blocks.safetensors"
+"""In a folder made from a GGUF file: the blocks that its weights were unpacked from."""
+
 CHUNK_BYTES = 1 << 20
 POLL_SECONDS = 0.2
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja")

@@ -23,6 +23,8 @@ app.add_typer(models, name="models")
 
 ModelsFile = Annotated[Path | None, typer.Option("--models", help="The models.yaml to use.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where prepared weights are kept.")]
+Numbers = list[int] | None
+Shares = list[float] | None
 Names = Annotated[list[str] | None, typer.Argument(help="Entries of models.yaml; without any, all of them.")]
 
 
@@ -100,6 +102,55 @@ def check(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
     from server.commands.models import check as run
 
     raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir)))
+
+
+@app.command()
+def bench(
+    url: Annotated[str | None, typer.Argument(help="A running server; without it, Castor starts one itself.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the first one unless given.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key for URL; the first of CASTOR_API_KEYS unless given.")] = None,
+    scenario: Annotated[str, typer.Option(help="throughput, R1 to R7, frontend, prefix or intrusion.")] = "throughput",
+    peers: Annotated[list[str] | None, typer.Option("--peer", help="llama.cpp or transformers; repeatable.")] = None,
+    streams: Annotated[Numbers, typer.Option("--streams", help="Requests at once; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often each server takes its turn.")] = 3,
+    requests: Annotated[int | None, typer.Option(help="Requests of each stream in a round; at least 4 in all.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="The limit of an answer.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="About the length of a prompt.")] = None,
+    rates: Annotated[Shares, typer.Option("--rate", help="Random arrivals a second; repeatable.")] = None,
+    shares: Annotated[Shares, typer.Option("--share", help="The same as a share of the most; repeatable.")] = None,
+    ttft_limit: Annotated[float, typer.Option(help="Seconds to the first token that count as good.")] = 2.0,
+    tpot_limit: Annotated[float, typer.Option(help="Seconds for each further token that count as good.")] = 0.2,
+    weights_bytes: Annotated[int | None, typer.Option(help="Weights that Castor reads for a token, in bytes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which prompts and arrivals are drawn.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the JSON and the plots.")] = Path("benchmarks"),
+    models: ModelsFile = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Measure the server at URL, or Castor itself and its peers in turn; ./scripts/bench installs what that needs."""
+    settings = _settings(models=models, cache_dir=cache_dir)
+    from server.commands.bench import Options
+    from server.commands.bench import bench as run
+
+    options = Options(
+        url=url,
+        model=model,
+        api_key=api_key or next(iter(settings.api_keys), None),
+        scenario=scenario,
+        peers=_tuple(peers) or (),
+        streams=tuple(streams or ()),
+        rounds=rounds,
+        requests=requests,
+        tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        rates=tuple(rates or ()),
+        shares=tuple(shares or ()),
+        ttft_limit=ttft_limit,
+        tpot_limit=tpot_limit,
+        weights_bytes=weights_bytes,
+        seed=seed,
+        output=output,
+    )
+    raise typer.Exit(run(options, settings))
 
 
 @models.command("list")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from engine.batch import Sequence, Work
 from engine.gguf_blocks import read_blocks
 from engine.kv import KVCache
 from engine.model import LoadedModel, Progress
-from engine.native.decoder import describe
-from engine.native.errors import NotNative
+from engine.native.decoder import describe, require_known
+from engine.native.errors import DifferentNumbers, NotNative
 from engine.native.library import load_library
 from engine.native.runner import NativeRunner
 from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
@@ -26,28 +25,26 @@ TOLERANCE = 1e-4
 CHECKED_TOKENS = 40
 PRIME = 7919
 
-_log = logging.getLogger(__name__)
-
 
 def native_runner(
     model: LoadedModel, cache: KVCache, info: ModelInfo, config: EngineConfig, progress: Progress
-) -> NativeRunner | None:
-    """A runner for ``model``, whose own weights are given back; None, with the reason in the log, where it has none."""
-    try:
-        if not config.native:
-            raise NotNative("the configuration says so")
-        progress("packing weights", 0.0)
-        blocks = read_blocks(Path(config.path))
-        decoder = describe(model.module, model.probe.layers, cache, info.max_context, blocks)
-        progress("compiling", 0.0)
-        code = _library(config.cache_dir)
-        runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
-        progress("comparing", 0.0)
-        _require_equal(runner, model)
-    except NotNative as reason:
-        _log.info("Not computed natively but by torch, which is slower on a CPU: %s", reason)
-        return None
-    _give_back_weights(model.module)
+) -> NativeRunner:
+    """A runner for ``model``, whose weights it takes over.
+
+    Raises ``NotNative`` while the model is still whole, and ``DifferentNumbers`` when its weights are gone.
+    """
+    if not config.native:
+        raise NotNative("the configuration says so")
+    require_known(model.module, model.probe.layers, cache)
+    progress("compiling", 0.0)
+    code = _library(config.cache_dir)
+    tokens = _checked_tokens(model.probe.vocab_size, info.max_context)
+    expected = _own_logits(model.module, tokens)
+    progress("packing weights", 0.0)
+    blocks = read_blocks(Path(config.path))
+    decoder = describe(model.module, model.probe.layers, cache, info.max_context, blocks)
+    runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
+    _require_equal(runner, tokens, expected)
     # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
     torch.set_num_threads(1)
     return runner
@@ -60,21 +57,22 @@ def _library(cache_dir: str | None) -> object:
         return load_library(Path(folder))
 
 
-def _require_equal(runner: NativeRunner, model: LoadedModel) -> None:
-    """Compare with the model's own forward: a chunk, more of the prompt, and tokens one by one."""
-    vocab_size, block_size = model.probe.vocab_size, runner.info.block_size
-    length = min(CHECKED_TOKENS, runner.info.max_context)
-    tokens = [PRIME * (place + 1) % vocab_size for place in range(length)]
-    expected = _own_logits(model.module, tokens)
+def _checked_tokens(vocab_size: int, max_context: int) -> list[int]:
+    return [PRIME * (place + 1) % vocab_size for place in range(min(CHECKED_TOKENS, max_context))]
+
+
+def _require_equal(runner: NativeRunner, tokens: list[int], expected: torch.Tensor) -> None:
+    """Compare with the model's own logits: after a chunk, after more of the prompt, and after tokens one by one."""
+    length = len(tokens)
     sequence = Sequence(Request("check", tuple(tokens[:1]), SamplingParams(1)), 0, [])
-    sequence.blocks = list(range(-(-length // block_size)))
-    ends = [length // 2, length // 2 + 3, *range(length // 2 + 4, length + 1)]
+    sequence.blocks = list(range(-(-length // runner.info.block_size)))
+    ends = sorted({max(1, length // 2), length // 2 + 3, *range(length // 2 + 4, length + 1)})
     for start, end in zip([0, *ends], ends, strict=False):
         sequence.tokens = tokens[:end]
         (found,) = runner.forward([Work(sequence, start, end - start)])
         difference = (found - expected[end - 1]).abs().max() / expected[end - 1].abs().max()
         if not difference <= TOLERANCE:
-            raise NotNative(f"its logits differ from the model's own by {difference:.1e} of the largest")
+            raise DifferentNumbers(f"its logits differ from the model's own by {difference:.1e} of the largest")
 
 
 def _own_logits(module: nn.Module, tokens: list[int]) -> torch.Tensor:
@@ -85,11 +83,3 @@ def _own_logits(module: nn.Module, tokens: list[int]) -> torch.Tensor:
     finally:
         set_attention(module, seam.PAGED)
     return logits.float()
-
-
-def _give_back_weights(module: nn.Module) -> None:
-    """All linear maps but one that shares its weight with the embedding, which is still read."""
-    kept = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    for part in module.modules():
-        if isinstance(part, nn.Linear) and id(part.weight) not in kept:
-            part.weight = nn.Parameter(torch.empty(0), requires_grad=False)

@@ -6,7 +6,7 @@ Only the structure is looked at here; whether the numbers are the model's own is
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -38,9 +38,56 @@ class Decoder:
     kept: list[object] = field(default_factory=list)
 
 
-def describe(module: Any, layers: list[ProbedLayer], cache: KVCache, max_context: int, blocks: Blocks) -> Decoder:
-    """Lay out the weights of ``module`` anew. Raises ``NotNative`` for what the C code does not compute."""
-    return _Description(module, cache, max_context, blocks).make(layers)
+def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> None:
+    """Raises ``NotNative`` for what the C code does not compute; nothing is changed."""
+    config, body = module.config.get_text_config(), getattr(module, "model", None)
+    if body is None or not all(hasattr(body, part) for part in ("layers", "norm", "rotary_emb")):
+        raise NotNative(f"{type(module).__name__} is not built like Llama")
+    if cache.dtype != torch.float32 or cache.device.type != "cpu":
+        raise NotNative(f"it computes in {cache.dtype} on {cache.device}, not in float32 on a CPU")
+    activation = getattr(config, "hidden_act", None)
+    if activation != "silu":
+        raise NotNative(f"its activation is {activation}, not silu")
+    shapes = {layer.shape for layer in probed}
+    if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % LANES for s in shapes):
+        raise NotNative(f"its heads are not all of one size that is a multiple of {LANES}")
+    if cache.block_size % LANES:
+        raise NotNative(f"its blocks hold {cache.block_size} tokens, not a multiple of {LANES}")
+    for layer, seen in zip(body.layers, probed, strict=True):
+        _require_known_layer(layer, seen)
+    _require_packable(module.get_output_embeddings())
+
+
+def _require_known_layer(layer: Any, seen: ProbedLayer) -> None:
+    _require_parts(layer, LAYER_PARTS)
+    _require_parts(layer.self_attn, ATTENTION_PARTS, HEAD_NORMS)
+    _require_parts(layer.mlp, MLP_PARTS)
+    for name, part in (*layer.self_attn.named_children(), *layer.mlp.named_children()):
+        if name in HEAD_NORMS and part.weight.numel() != seen.shape.key_size:
+            raise NotNative(f"{seen.name}.{name} spans more than one head")
+        if name.endswith("_proj"):
+            _require_packable(part)
+    if layer.mlp.gate_proj.bias is not None or layer.mlp.up_proj.bias is not None:
+        raise NotNative("its gated MLP has biases")
+
+
+def _require_parts(module: nn.Module, parts: set[str], optional: Set[str] = frozenset()) -> None:
+    children = {name for name, _ in module.named_children()}
+    if not parts <= children <= parts | optional:
+        raise NotNative(f"{type(module).__name__} has the parts {sorted(children)}")
+
+
+def _require_packable(linear: Any) -> None:
+    if type(linear) is not nn.Linear:
+        raise NotNative(f"{type(linear).__name__} is not a plain linear map")
+    if not fits(linear.out_features, linear.in_features):
+        raise NotNative(f"a map of {linear.in_features} to {linear.out_features} has no whole panels and groups")
+
+
+def describe(module: Any, probed: list[ProbedLayer], cache: KVCache, max_context: int, blocks: Blocks) -> Decoder:
+    """Lay out the weights of a model that is known anew. Each weight of ``module`` is given back when it is packed, so
+    that both never fill the memory together; only the embedding stays whole."""
+    return _Description(module, cache, max_context, blocks).make(probed)
 
 
 class _Description:
@@ -51,57 +98,42 @@ class _Description:
         self._max_context = max_context
         self._blocks = blocks
         self._names = {id(weight): name for name, weight in module.named_parameters()}
+        self._embedding = module.get_input_embeddings().weight
         self._kept: list[object] = [cache]
 
     def make(self, probed: list[ProbedLayer]) -> Decoder:
-        body = getattr(self._module, "model", None)
-        head = self._module.get_output_embeddings()
-        if body is None or head is None or not all(hasattr(body, part) for part in ("layers", "norm", "rotary_emb")):
-            raise NotNative(f"{type(self._module).__name__} is not built like Llama")
-        self._require_supported(probed)
-        layers = (library.Layer * len(probed))(*self._layers(body.layers, probed))
-        self._kept.append(layers)
+        body, head = self._module.model, self._module.get_output_embeddings()
         attention, shape = body.layers[0].self_attn, probed[0].shape
         cosines, sines = self._rotary(body.rotary_emb)
+        sizes = {
+            "num_layers": len(probed),
+            "hidden": self._config.hidden_size,
+            "intermediate": body.layers[0].mlp.gate_proj.out_features,
+            "heads": attention.q_proj.out_features // shape.key_size,
+            "kv_heads": shape.heads,
+            "size": shape.key_size,
+            "rotary": cosines.shape[1],
+            "block_size": self._cache.block_size,
+            "max_context": self._max_context,
+        }
+        layers = (library.Layer * len(probed))(*self._layers(body.layers, probed))
+        self._kept.append(layers)
         model = library.Model(
             layers=layers,
             head=self._matrix([head]),
             norm=self._vector(body.norm.weight),
             cosines=self._vector(cosines),
             sines=self._vector(sines),
-            num_layers=len(probed),
-            hidden=self._config.hidden_size,
-            intermediate=body.layers[0].mlp.gate_proj.out_features,
-            heads=attention.q_proj.out_features // shape.key_size,
-            kv_heads=shape.heads,
-            size=shape.key_size,
-            rotary=cosines.shape[1],
-            block_size=self._cache.block_size,
-            max_context=self._max_context,
             eps=body.norm.variance_epsilon,
             scaling=attention.scaling,
+            **sizes,
         )
-        self._kept.append(model)
         return Decoder(model, head.out_features, self._kept)
-
-    def _require_supported(self, probed: list[ProbedLayer]) -> None:
-        if self._cache.dtype != torch.float32 or self._cache.device.type != "cpu":
-            raise NotNative(f"it computes in {self._cache.dtype} on {self._cache.device}, not in float32 on a CPU")
-        activation = getattr(self._config, "hidden_act", None)
-        if activation != "silu":
-            raise NotNative(f"its activation is {activation}, not silu")
-        shapes = {layer.shape for layer in probed}
-        if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % LANES for s in shapes):
-            raise NotNative(f"its heads are not all of one size that is a multiple of {LANES}")
-        if self._cache.block_size % LANES:
-            raise NotNative(f"its blocks hold {self._cache.block_size} tokens, not a multiple of {LANES}")
 
     def _layers(self, modules: Any, probed: list[ProbedLayer]) -> Iterator[library.Layer]:
         for index, (layer, seen) in enumerate(zip(modules, probed, strict=True)):
             attention, mlp = layer.self_attn, layer.mlp
-            _require_parts(layer, LAYER_PARTS)
-            _require_parts(attention, ATTENTION_PARTS, HEAD_NORMS)
-            _require_parts(mlp, MLP_PARTS)
+            norms = {name: getattr(attention, name, None) for name in HEAD_NORMS}
             yield library.Layer(
                 qkv=self._matrix([attention.q_proj, attention.k_proj, attention.v_proj]),
                 output=self._matrix([attention.o_proj]),
@@ -109,29 +141,18 @@ class _Description:
                 down=self._matrix([mlp.down_proj]),
                 attention_norm=self._vector(layer.input_layernorm.weight),
                 mlp_norm=self._vector(layer.post_attention_layernorm.weight),
-                query_norm=self._head_norm(attention, "q_norm", seen),
-                key_norm=self._head_norm(attention, "k_norm", seen),
+                query_norm=self._vector(norms["q_norm"].weight) if norms["q_norm"] else None,
+                key_norm=self._vector(norms["k_norm"].weight) if norms["k_norm"] else None,
                 keys=self._cache.keys[index].data_ptr(),
                 values=self._cache.values[index].data_ptr(),
                 window=seen.sliding_window or 0,
             )
 
-    def _head_norm(self, attention: Any, name: str, seen: ProbedLayer) -> int | None:
-        norm = getattr(attention, name, None)
-        if norm is None:
-            return None
-        if norm.weight.numel() != seen.shape.key_size:
-            raise NotNative(f"{seen.name}.{name} spans more than one head")
-        return self._vector(norm.weight)
-
     def _rotary(self, rotary: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The model's own cosines and sines of all positions, [positions, rotated numbers] each."""
         positions = torch.arange(self._max_context)[None]
         with torch.inference_mode():
-            tables = rotary(torch.zeros(1, 1, self._config.hidden_size), positions)
-        if not isinstance(tables, tuple) or any(table.dim() != 3 for table in tables):
-            raise NotNative("its rotary embedding is not one table of cosines and one of sines")
-        cosines, sines = tables
+            cosines, sines = rotary(torch.zeros(1, 1, self._config.hidden_size), positions)
         return cosines[0], sines[0]
 
     def _vector(self, values: torch.Tensor) -> int:
@@ -142,39 +163,27 @@ class _Description:
 
     def _matrix(self, linears: list[Any], *, interleaved: bool = False) -> library.Matrix:
         """Several linear maps of the same input as one; interleaved, their panels take turns."""
-        if interleaved and any(linear.bias is not None for linear in linears):
-            raise NotNative("its gated MLP has biases")
-        if len({linear.out_features for linear in linears}) > 1 and interleaved:
-            raise NotNative("the two halves of its gated MLP differ in size")
+        columns = linears[0].in_features
+        bias = self._bias(linears)
         each = [self._panels(linear) for linear in linears]
         panels = list(chain.from_iterable(zip(*each, strict=True))) if interleaved else list(chain(*each))
         addresses = (ctypes.c_void_p * len(panels))(*(address for address, _ in panels))
         formats = (ctypes.c_uint8 * len(panels))(*(format for _, format in panels))
         self._kept += [addresses, formats]
-        biases = [linear.bias for linear in linears]
-        bias = None
-        if any(part is not None for part in biases):
-            parts = [
-                linear.weight.new_zeros(linear.out_features) if b is None else b
-                for linear, b in zip(linears, biases, strict=True)
-            ]
-            bias = self._vector(torch.cat(parts))
-        return library.Matrix(addresses, formats, bias, len(panels), linears[0].in_features)
+        return library.Matrix(addresses, formats, bias, len(panels), columns)
+
+    def _bias(self, linears: list[Any]) -> int | None:
+        if all(linear.bias is None for linear in linears):
+            return None
+        zeros = [torch.zeros(linear.out_features) for linear in linears]
+        return self._vector(torch.cat([z if x.bias is None else x.bias for x, z in zip(linears, zeros, strict=True)]))
 
     def _panels(self, linear: Any) -> list[tuple[int, int]]:
-        """The address and the format of each panel of a linear map."""
-        if type(linear) is not nn.Linear:
-            raise NotNative(f"{type(linear).__name__} is not a plain linear map")
+        """The address and the format of each panel of a linear map, whose weight is given back."""
         name = self._names[id(linear.weight)]
-        if not fits(linear.out_features, linear.in_features):
-            raise NotNative(f"{name} is {linear.out_features} x {linear.in_features}, not in whole panels and groups")
         packed = pack_blocks(*self._blocks[name]) if name in self._blocks else pack_floats(linear.weight)
+        if linear.weight is not self._embedding:
+            linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         self._kept.append(packed.data)
         start, size = packed.data.data_ptr(), packed.data.shape[1]
         return [(start + row * size, int(packed.format)) for row in range(len(packed.data))]
-
-
-def _require_parts(module: nn.Module, parts: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    children = {name for name, _ in module.named_children()}
-    if not parts <= children <= parts | optional:
-        raise NotNative(f"{type(module).__name__} has the parts {sorted(children)}")

@@ -191,6 +191,16 @@ int castor_forward(Engine *engine, const Batch *batch) {
     return 0;
 }
 
+void castor_close(Engine *engine) {
+    stop_threads(&engine->pool);
+    for (int thread = 0; thread < MAX_THREADS; thread++) free(engine->scratch[thread]);
+    free(engine->packed);
+    free(engine->qkv);
+    free(engine->mixed);
+    free(engine->inner);
+    free(engine);
+}
+
 /* NULL where memory or threads cannot be had. `model` must live as long as the engine. */
 Engine *castor_open(const Model *model, int threads) {
     Engine *engine = calloc(1, sizeof *engine);
@@ -200,12 +210,12 @@ Engine *castor_open(const Model *model, int threads) {
     int64_t scores = (int64_t)HEADS_TOGETHER * (model->max_context + 2 * LANES);
     int64_t floats = widest * TILE > scores ? widest * TILE : scores;
     engine->pool.threads = threads < 1 ? 1 : threads < MAX_THREADS ? threads : MAX_THREADS;
+    int ready = start_threads(&engine->pool) == 0;
     for (int thread = 0; thread < engine->pool.threads; thread++) {
         engine->scratch[thread] = aligned_alloc(64, (size_t)(floats + LANES - floats % LANES) * sizeof(float));
-        if (engine->scratch[thread] == NULL) return NULL;
+        ready &= engine->scratch[thread] != NULL;
     }
-    pthread_mutex_init(&engine->pool.lock, NULL);
-    pthread_cond_init(&engine->pool.work, NULL);
-    pthread_cond_init(&engine->pool.finished, NULL);
-    return start_threads(&engine->pool) == 0 ? engine : NULL;
+    if (ready) return engine;
+    castor_close(engine);
+    return NULL;
 }

@@ -72,6 +72,8 @@ def load_library(cache: Path) -> Any:
     library = ctypes.CDLL(str(_compiled(cache)))
     library.castor_open.argtypes = [POINTER(Model), ctypes.c_int]
     library.castor_open.restype = c_void_p
+    library.castor_close.argtypes = [c_void_p]
+    library.castor_close.restype = None
     library.castor_forward.argtypes = [c_void_p, POINTER(Batch)]
     library.castor_forward.restype = ctypes.c_int
     return library

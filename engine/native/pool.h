@@ -114,18 +114,29 @@ static void run_phase(Pool *pool, Item run, void *argument, int items) {
     wait_for_all(pool, items);
 }
 
+/* Returns 0, or -1 where not all threads can be had; `threads` then counts those that run. */
 static int start_threads(Pool *pool) {
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->work, NULL);
+    pthread_cond_init(&pool->finished, NULL);
     for (int number = 1; number < pool->threads; number++) {
         Worker *worker = malloc(sizeof *worker);
-        if (worker == NULL) return -1;
-        *worker = (Worker){pool, number};
-        if (pthread_create(&pool->handles[number], NULL, live, worker) != 0) {
+        if (worker != NULL) *worker = (Worker){pool, number};
+        if (worker == NULL || pthread_create(&pool->handles[number], NULL, live, worker) != 0) {
             free(worker);
             pool->threads = number;
             return -1;
         }
     }
     return 0;
+}
+
+static void stop_threads(Pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    atomic_store(&pool->closing, 1);
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+    for (int number = 1; number < pool->threads; number++) pthread_join(pool->handles[number], NULL);
 }
 
 #endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from array import array
 from collections.abc import Sequence as Batch
 from typing import Any
@@ -13,7 +14,6 @@ from torch import nn
 from engine.batch import Work
 from engine.native import library
 from engine.native.decoder import Decoder
-from engine.native.errors import NotNative
 from engine.types import ModelInfo
 
 
@@ -27,7 +27,8 @@ class NativeRunner:
         self._embedding = embedding
         self._engine = code.castor_open(ctypes.byref(decoder.model), threads)
         if not self._engine:
-            raise NotNative("there is not enough memory or there are too few threads")
+            raise MemoryError("there is no memory, or there are no threads, for the native forward")
+        weakref.finalize(self, code.castor_close, self._engine)
         self._logits = torch.empty(0, decoder.model.head.num_panels * 16)
 
     def forward(self, batch: Batch[Work]) -> torch.Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
+from functools import cache
 from math import inf
 
 import torch
+from torch.nn.functional import embedding
 
 from engine.masks import Mask
 
@@ -14,17 +16,24 @@ def constrained(logits: torch.Tensor, masks: Batch[Mask | None]) -> torch.Tensor
     """``logits`` [rows, vocabulary], minus infinity where a row's mask lacks the token; None allows all.
 
     Returns ``logits`` itself where no row has a mask. Plain tensor operations: llguidance's own function is compiled by
-    torch at its first use, which takes seconds.
+    torch at its first use, which takes seconds. Each byte of a mask is looked up as the eight numbers to add: for 16
+    rows of 49,152 that takes 0.3 ms, and taking the bits apart 3.4.
     """
     rows = [row for row, mask in enumerate(masks) if mask is not None]
     if not rows:
         return logits
     packed = bytearray().join(mask for mask in masks if mask is not None)
-    bits = torch.frombuffer(packed, dtype=torch.uint8).to(logits.device).view(len(rows), -1, 1)
-    powers = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=logits.device)
-    forbidden = (bits & powers).eq(0).flatten(1)[:, : logits.shape[1]]
+    bytes_ = torch.frombuffer(packed, dtype=torch.uint8).to(logits.device).int().view(len(rows), -1)
+    added = embedding(bytes_, _added(logits.device)).flatten(1)[:, : logits.shape[1]]
     if len(rows) == len(masks):
-        return logits.masked_fill(forbidden, -inf)
+        return logits + added
     result = logits.clone()
-    result[rows] = logits[rows].masked_fill(forbidden, -inf)
+    result[rows] += added
     return result
+
+
+@cache
+def _added(device: torch.device) -> torch.Tensor:
+    """For each byte, what its bits, the lowest first, add to the logits of their tokens [256, 8]."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+    return torch.zeros(256, 8).masked_fill(bits == 0, -inf).to(device)

@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
 
-from engine import gguf_blocks
 from engine.batch import Runner
+from engine.build import build_core
 from engine.kv import KVCache
 from engine.model import LoadedModel
 from engine.native import library
 from engine.native.build import native_runner
-from engine.types import EngineConfig, ModelInfo
+from engine.native.errors import DifferentNumbers, NotNative
+from engine.sources import BLOCKS_FILE
+from engine.types import Delta, EngineConfig, ModelInfo, Request, RequestFinished, SamplingParams
 
 pytestmark = pytest.mark.reference
 
@@ -77,11 +79,9 @@ class NativeModel(PagedModel):
     def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
         torch.set_num_threads(2)
         try:
-            runner = native_runner(loaded, cache, info, EngineConfig(path=str(self.folder)), lambda stage, done: None)
+            return native_runner(loaded, cache, info, EngineConfig(path=str(self.folder)), lambda stage, done: None)
         finally:
             torch.set_num_threads(1)
-        assert runner is not None, "the model is not computed natively"
-        return runner
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ def repack(folder: Path, packed: str) -> None:
             names[name] = kind
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if blocks:
-        save_file(blocks, folder / gguf_blocks.FILE, metadata=names)
+        save_file(blocks, folder / BLOCKS_FILE, metadata=names)
 
 
 def test_neighbours_change_nothing_at_all(tmp_path: Path) -> None:
@@ -165,24 +165,38 @@ def test_neighbours_change_nothing_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", NOT_NATIVE)
-def test_other_models_are_left_to_torch(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = lively_model_folder(tmp_path / "model", family, **NOT_NATIVE[family])
-    with pytest.raises(AssertionError, match="not computed natively"), caplog.at_level("INFO"):
-        NativeModel(folder)
-    assert "Not computed natively" in caplog.text
+def test_other_models_are_left_to_torch(family: str, tmp_path: Path) -> None:
+    with pytest.raises(NotNative):
+        NativeModel(lively_model_folder(tmp_path / "model", family, **NOT_NATIVE[family]))
 
 
-def test_a_wrong_formula_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_formula_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = lively_model_folder(tmp_path / "model", "llama")
     unturned = torch.ones(512, 16), torch.zeros(512, 16)
     monkeypatch.setattr("engine.native.decoder._Description._rotary", lambda *_: unturned)
-    with pytest.raises(AssertionError, match="not computed natively"), caplog.at_level("INFO"):
+    with pytest.raises(DifferentNumbers, match="differ from the model's own"):
         NativeModel(folder)
-    assert "differ from the model's own" in caplog.text
 
 
 def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="not computed natively"):
+    with pytest.raises(NotNative, match="blocks hold 8 tokens"):
         NativeModel(lively_model_folder(tmp_path / "model", "llama"), block_size=8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_an_engine_answers_the_same_with_and_without(family: str, tmp_path: Path) -> None:
+    """Whether it is native, not known, or found to be different when its weights are gone already."""
+    folder = lively_model_folder(tmp_path / "model", family, **NOT_NATIVE.get(family, {}))
+    answers = []
+    for native in (True, False):
+        config = EngineConfig(path=str(folder), device="cpu", native=native, kv_memory=4e6, threads=2)
+        core = build_core(config, lambda stage, done: None)
+        core.submit(Request("r", tuple(texts_of(20)[0]), SamplingParams(max_tokens=20, temperature=0.0)))
+        events = []
+        while core.has_work:
+            events += [event for told in core.step() for event in told]
+        answers.append([event.token_ids for event in events if isinstance(event, Delta)])
+        assert isinstance(events[-1], RequestFinished)
+        assert events[-1].error is None
+    assert answers[0] == answers[1]
+    assert answers[0]

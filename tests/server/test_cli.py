@@ -53,7 +53,14 @@ def models_file(folder: Path, text: str) -> str:
 def test_version_and_help() -> None:
     version = castor("--version")
     assert (version.returncode, version.stdout.split()[0]) == (0, "castor")
-    for args in (["--help"], ["serve", "--help"], ["models", "--help"], ["chat", "--help"], ["check", "--help"]):
+    for args in (
+        ["--help"],
+        ["serve", "--help"],
+        ["models", "--help"],
+        ["chat", "--help"],
+        ["bench", "--help"],
+        ["check", "--help"],
+    ):
         done = castor(*args)
         assert done.returncode == 0
         assert "Usage" in done.stdout

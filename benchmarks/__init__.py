@@ -1,0 +1,1 @@
+"""Programs that `castor bench` runs in processes of their own, and the results of its runs."""

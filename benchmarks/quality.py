@@ -1,0 +1,160 @@
+"""How far a server's numbers are from those of the float32 weights: top tokens and log-probabilities over a fixed text.
+
+    python benchmarks/quality.py <task.json
+
+The task holds ``config`` (the fields of ``EngineConfig``), ``text`` (a file), ``tokens`` (how many of its tokens, at
+least), ``window`` (how many stand in one context) and ``llama_cpp`` (the URL of such a server with the same weights, or
+null). The reference is a plain transformers forward. After each token of a window, the next one's distribution is
+compared: whether its top token is the reference's (agreement), and by how much that token's log-probability differs.
+Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from engine.batch import Sequence, Work
+from engine.build import build_runner, load_tokenizer
+from engine.types import EngineConfig, Request, SamplingParams
+
+NORMAL_95 = 1.96
+LLAMA_TOP = 100
+"""Candidates asked of llama.cpp: the reference's top token is always among so many, or counted as missing."""
+
+
+@dataclass(slots=True)
+class Compared:
+    """For each place of the text: 1.0 where the top tokens agree, and the absolute difference of log-probabilities."""
+
+    agrees: list[float] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)
+    missing: int = 0
+
+    def add(self, agrees: bool, difference: float) -> None:
+        self.agrees.append(float(agrees))
+        self.differences.append(difference)
+
+    def summary(self) -> dict[str, Any]:
+        """Means with half the width of their 95 % intervals."""
+        return {
+            "places": len(self.agrees),
+            "agreement": interval(self.agrees),
+            "mean_abs_logprob_difference": interval(self.differences),
+            "missing": self.missing,
+        }
+
+
+def interval(values: list[float]) -> list[float]:
+    """Mean and half the width of its 95 % interval, by the normal approximation."""
+    return [fmean(values), NORMAL_95 * stdev(values) / math.sqrt(len(values))]
+
+
+def main() -> None:
+    """Compute the reference, then everybody's difference from it, place by place."""
+    task = json.load(sys.stdin)
+    folder = Path(task["config"]["path"])
+    windows = cut(load_tokenizer(folder), Path(task["text"]), task["tokens"], task["window"])
+    tops = reference(folder, windows)
+    found = {"castor": compare_castor(EngineConfig(**task["config"]), windows, tops)}
+    if task["llama_cpp"]:
+        found["llama.cpp"] = compare_llama_cpp(task["llama_cpp"], windows, tops)
+    answer: dict[str, Any] = {name: compared.summary() for name, compared in found.items()}
+    if len(found) == 2:
+        ours, theirs = found.values()
+        answer["castor_minus_llama.cpp"] = {
+            "agreement": interval([a - b for a, b in zip(ours.agrees, theirs.agrees, strict=True)]),
+            "mean_abs_logprob_difference": interval(
+                [a - b for a, b in zip(ours.differences, theirs.differences, strict=True)]
+            ),
+        }
+    print(json.dumps(answer))
+
+
+def cut(tokenizer: Tokenizer, text: Path, tokens: int, window: int) -> list[list[int]]:
+    """The text's tokens in windows of equal length, at least ``tokens`` in all."""
+    ids = tokenizer.encode(text.read_text("utf-8"), add_special_tokens=False).ids
+    count = -(-tokens // window)
+    if len(ids) < count * window:
+        raise SystemExit(f"{text.name} has {len(ids)} tokens, {count} windows of {window} need {count * window}")
+    return [ids[start : start + window] for start in range(0, count * window, window)]
+
+
+def reference(folder: Path, windows: list[list[int]]) -> list[list[tuple[int, float]]]:
+    """The top token after each place and its log-probability, by transformers in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    tops = []
+    for window in windows:
+        with torch.inference_mode():
+            best = model(input_ids=torch.tensor([window]), use_cache=False).logits[0].log_softmax(-1).max(-1)
+        tops.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+    return tops
+
+
+def compare_castor(config: EngineConfig, windows: list[list[int]], tops: list[list[tuple[int, float]]]) -> Compared:
+    """Every place by a decode step of the engine's own runner, all windows side by side."""
+    runner = build_runner(config, lambda _stage, _share: None, load_tokenizer(Path(config.path)))
+    pages = -(-len(windows[0]) // runner.info.block_size)
+    sequences = []
+    for number, window in enumerate(windows):
+        sequence = Sequence(Request(str(number), tuple(window[:1]), SamplingParams(1)), 0, [])
+        sequence.blocks = list(range(number * pages, (number + 1) * pages))
+        sequences.append(sequence)
+    compared = Compared()
+    for place in range(len(windows[0])):
+        for sequence, window in zip(sequences, windows, strict=True):
+            sequence.tokens = window[: place + 1]
+        logprobs = runner.forward([Work(sequence, place, 1) for sequence in sequences]).log_softmax(-1)
+        for row, top in zip(logprobs, tops, strict=True):
+            token, logprob = top[place]
+            compared.add(int(row.argmax()) == token, abs(float(row[token]) - logprob))
+    return compared
+
+
+def compare_llama_cpp(url: str, windows: list[list[int]], tops: list[list[tuple[int, float]]]) -> Compared:
+    """Every place by a request for one token after the text up to it; the server keeps what it has computed."""
+    by_place: list[list[tuple[bool, float]]] = [[] for _ in windows[0]]
+    compared = Compared()
+    for window, top in zip(windows, tops, strict=True):
+        for place, (token, logprob) in enumerate(top):
+            best = llama_cpp_top(url, window[: place + 1])
+            if token not in best:
+                compared.missing += 1
+            difference = abs(best.get(token, min(best.values())) - logprob)
+            by_place[place].append((max(best, key=best.__getitem__) == token, difference))
+    for place_results in by_place:  # in the order of the other comparison, so that the two can be paired
+        for agrees, difference in place_results:
+            compared.add(agrees, difference)
+    return compared
+
+
+def llama_cpp_top(url: str, prompt: list[int]) -> dict[int, float]:
+    """The log-probabilities of the most likely next tokens, before any sampling."""
+    body = {
+        "prompt": prompt,
+        "n_predict": 1,
+        "temperature": 0,
+        "n_probs": LLAMA_TOP,
+        "cache_prompt": True,
+        "id_slot": 0,
+    }
+    request = urllib.request.Request(
+        f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer = json.load(response)
+    return {entry["id"]: entry["logprob"] for entry in answer["completion_probabilities"][0]["top_logprobs"]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What a step costs beside the model: the scheduler alone, and the whole core with a model that computes nothing.
+
+    echo '{"folder": "MODEL_FOLDER", "requests": 256, "steps": 200}' | python benchmarks/scheduler_steps.py
+
+All requests decode together, each step one token for each. Prints one line of JSON, microseconds a step.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import fmean, median
+
+from tokenizers import Tokenizer
+
+from engine.batch import Sampled, Sequence, Work
+from engine.blocks import BlockPool
+from engine.core import Core
+from engine.masks import Mask
+from engine.pacing import StepPacer
+from engine.scheduler import Scheduler
+from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+
+PROMPT = 64
+BLOCK_SIZE = 16
+
+
+class NoModel:
+    """A runner that computes nothing."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+
+    def forward(self, batch: list[Work]) -> None:
+        """There are no logits."""
+
+
+class NextToken:
+    """A sampler that counts: the token after the last one, so that texts differ."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def sample(self, logits: None, sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:  # noqa: ARG002
+        """One token for each row."""
+        return [Sampled((sequence.tokens[-1] + 1) % self._vocab_size, None) for sequence in sequences]
+
+
+def main() -> None:
+    """Measure both and print."""
+    task = json.load(sys.stdin)
+    requests, steps = task["requests"], task["steps"]
+    tokenizer = Tokenizer.from_file(str(Path(task["folder"]) / "tokenizer.json"))
+    info = model_info(tokenizer.get_vocab_size(), requests, steps)
+    gc.freeze()
+    numbers = percentiles("schedule", scheduler_seconds(info, requests, steps))
+    numbers |= percentiles("step", core_seconds(info, tokenizer, requests, steps))
+    print(json.dumps(numbers | {"requests": requests, "steps": steps}))
+
+
+def model_info(vocab_size: int, requests: int, steps: int) -> ModelInfo:
+    """A model with room for everybody, so that nobody waits or is preempted."""
+    length = PROMPT + 2 * steps
+    return ModelInfo(
+        model_type="none",
+        num_parameters=0,
+        dtype="float32",
+        device="cpu",
+        vocab_size=vocab_size,
+        max_context=length,
+        block_size=BLOCK_SIZE,
+        num_blocks=(length // BLOCK_SIZE + 1) * (requests + 1),
+        max_running=requests,
+    )
+
+
+def make_requests(info: ModelInfo, number: int) -> list[Request]:
+    """Prompts that share nothing; no answer ends before the measuring does."""
+    sampling = SamplingParams(max_tokens=info.max_context, temperature=0.0)
+    prompts = [tuple((index * PROMPT + place) % info.vocab_size for place in range(PROMPT)) for index in range(number)]
+    return [Request(str(index), prompt, sampling) for index, prompt in enumerate(prompts)]
+
+
+def scheduler_seconds(info: ModelInfo, number: int, steps: int) -> list[float]:
+    """Seconds of scheduling and committing each step, without the model, the sampler and the text."""
+    pacer = StepPacer(1e9)
+    pacer.record(0, PROMPT, 1e-6)  # prefill is cheap, so that soon everybody decodes
+    scheduler = Scheduler(BlockPool(info.num_blocks, info.block_size), pacer, number)
+    sequences = [Sequence(request, 0, list(request.prompt)) for request in make_requests(info, number)]
+    for sequence in sequences:
+        scheduler.add([sequence])
+    taken: list[float] = []
+    while len(taken) < steps:
+        started = time.perf_counter()
+        batch = scheduler.schedule()
+        scheduled = time.perf_counter() - started
+        sampling = [work.sequence for work in batch if work.samples]
+        started = time.perf_counter()
+        for work in batch:
+            scheduler.commit(work)
+        committed = time.perf_counter() - started
+        for sequence in sampling:
+            sequence.tokens.append((sequence.tokens[-1] + 1) % info.vocab_size)
+        if len(sampling) == number:
+            taken.append(scheduled + committed)
+    return taken
+
+
+def core_seconds(info: ModelInfo, tokenizer: Tokenizer, number: int, steps: int) -> list[float]:
+    """Seconds of each whole step of the core: scheduling, committing, text, events."""
+    config = EngineConfig(path="", max_running=number, step_target_ms=1e9)
+    core = Core(NoModel(info), NextToken(info.vocab_size), tokenizer, config)
+    for request in make_requests(info, number):
+        core.submit(request)
+    taken: list[float] = []
+    while len(taken) < steps:
+        started = time.perf_counter()
+        told = core.step()
+        seconds = time.perf_counter() - started
+        if len(told) > number // 2:  # a character that is not complete yet is told with a later step
+            taken.append(seconds)
+    return taken
+
+
+def percentiles(name: str, seconds: list[float]) -> dict[str, float]:
+    """Mean, median and 99th percentile in microseconds."""
+    ordered = sorted(seconds)
+    return {
+        f"{name}_us_mean": 1e6 * fmean(ordered),
+        f"{name}_us_p50": 1e6 * median(ordered),
+        f"{name}_us_p99": 1e6 * ordered[min(int(0.99 * len(ordered)), len(ordered) - 1)],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Where numbers were measured: machine, system, versions, commit; nothing that is secret or names a person or place."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SECRET_OPTIONS = ("--api-key",)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def describe(command: Sequence[str], packages: Mapping[str, Mapping[str, str]], root: Path) -> dict[str, Any]:
+    """The environment of a run as JSON. ``packages`` are the versions for each server, ``root`` is the checkout.
+
+    ``load_average`` is that before the run: what else the machine had to do.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": public_command(command),
+        "commit": _git(root, "rev-parse", "HEAD"),
+        "changed_files": len(_git(root, "status", "--porcelain", "--untracked-files=no").splitlines()),
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load_average": round(os.getloadavg()[0], 2),
+        "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "system": _system(),
+        "python": platform.python_version(),
+        "packages": {server: dict(found) for server, found in packages.items()},
+    }
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def public_command(command: Sequence[str]) -> str:
+    """The command line without keys, and with file names in place of paths."""
+    words, hidden = [], False
+    for word in command:
+        option, equals, value = word.partition("=")
+        if hidden:
+            words.append("***")
+        elif option in SECRET_OPTIONS and equals:
+            words.append(f"{option}=***")
+        else:
+            words.append(f"{option}{equals}{_without_folders(value)}" if equals else _without_folders(word))
+        hidden = word in SECRET_OPTIONS
+    return " ".join(words)
+
+
+def _without_folders(word: str) -> str:
+    return Path(word).name if word.startswith(("/", "~", "./", "../")) else word
+
+
+def _system() -> str:
+    """The distribution, and the kernel without what its builder added to the version."""
+    kernel = f"{platform.system()} {platform.release().split('-')[0]}"
+    try:
+        return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {kernel}"
+    except OSError:
+        return kernel
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _git(root: Path, *args: str) -> str:
+    """What git says, or nothing where there is no repository or no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=30, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,126 @@
+"""The load: requests one after the other on a number of streams, or at random instants, and what became of each.
+
+A closed loop asks again only when it has its answer, so a slow server is asked less: its latencies are those of that
+many patient clients, no more. An open loop asks at instants that were drawn beforehand, and its latencies count from
+these instants, also where the client itself was late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.bench.client import BaseUrl, HttpError, post
+from server.bench.counting import Outcome, TokenCounter
+from server.bench.protocols import Call, Dialect, SseReader
+
+REQUEST_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server under load. ``pid`` is its root process where it runs on this machine and was started by us."""
+
+    name: str
+    url: BaseUrl
+    dialect: Dialect
+    model: str
+    api_key: str | None = None
+    pid: int | None = None
+
+
+@dataclass(slots=True)
+class Load:
+    """What one load did to one server. ``cpu_seconds`` is what this client itself took of a core."""
+
+    outcomes: list[Outcome]
+    seconds: float
+    cpu_seconds: float
+
+
+def joined(loads: Sequence[Load]) -> Load:
+    """Loads that took turns, as one."""
+    outcomes = [outcome for load in loads for outcome in load.outcomes]
+    return Load(outcomes, sum(load.seconds for load in loads), sum(load.cpu_seconds for load in loads))
+
+
+class Clock:
+    """Seconds since the load began."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._cpu = time.process_time()
+
+    def now(self) -> float:
+        """The instant."""
+        return time.perf_counter() - self._start
+
+    def load(self, outcomes: list[Outcome]) -> Load:
+        """The load that ends now."""
+        return Load(outcomes, self.now(), time.process_time() - self._cpu)
+
+
+async def perform(target: Target, call: Call, clock: Clock, intended: float) -> Outcome:
+    """Make one request and follow its answer. Never raises for what the server does."""
+    outcome = Outcome(intended, sent=clock.now())
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            await _follow(target, call, clock, outcome)
+    except TimeoutError:
+        outcome.error = f"no complete answer within {REQUEST_SECONDS:.0f} s"
+    except (HttpError, OSError, ValueError, LookupError) as error:
+        outcome.error = str(error) or type(error).__name__
+    outcome.ended = clock.now()
+    return outcome
+
+
+async def _follow(target: Target, call: Call, clock: Clock, outcome: Outcome) -> None:
+    path, body = target.dialect.request(target.model, call)
+    counter, reader = TokenCounter(outcome), SseReader()
+    async with post(target.url, path, body, target.dialect.headers(target.api_key)) as answer:
+        async for piece in answer.pieces():
+            now = clock.now()
+            counter.take(map(target.dialect.read, reader.feed(piece)), now)
+            if call.hang_up_after is not None and len(outcome.gaps) >= call.hang_up_after:
+                outcome.cancelled = True
+                break
+    counter.settle()
+    if outcome.succeeded and outcome.finish_reason is None:
+        outcome.error = "the stream ended without a finish reason"
+
+
+async def closed_loop(target: Target, calls: Sequence[Call], streams: int) -> Load:
+    """Make all calls, ``streams`` at a time."""
+    clock, outcomes = Clock(), list[Outcome]()
+    waiting = iter(calls)
+
+    async def stream() -> None:
+        for call in waiting:
+            outcomes.append(await perform(target, call, clock, clock.now()))
+
+    await asyncio.gather(*(stream() for _ in range(min(streams, len(calls)))))
+    return clock.load(outcomes)
+
+
+async def open_loop(target: Target, calls: Sequence[Call], arrivals: Sequence[float]) -> Load:
+    """Make each call at its instant, whatever the server does."""
+    clock = Clock()
+
+    async def arrive(call: Call, instant: float) -> Outcome:
+        await asyncio.sleep(max(0.0, instant - clock.now()))
+        return await perform(target, call, clock, instant)
+
+    outcomes = await asyncio.gather(*map(arrive, calls, arrivals))
+    return clock.load(list(outcomes))
+
+
+def poisson_arrivals(rate: float, number: int, seed: int) -> list[float]:
+    """The instants in seconds of ``number`` arrivals at ``rate`` a second on average; the same for the same seed."""
+    source, instant, arrivals = random.Random(seed), 0.0, []
+    for _ in range(number):
+        instant += source.expovariate(rate)
+        arrivals.append(instant)
+    return arrivals

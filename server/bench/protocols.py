@@ -1,0 +1,144 @@
+"""The two ways to ask for a stream of text: the Gemini API's, and OpenAI's chat completions, which the peers speak."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request asks for. ``max_tokens`` bounds the answer; ``schema`` is a JSON Schema that it must follow.
+
+    ``hang_up_after`` is the number of arrivals of text after the first at which the client goes away.
+    """
+
+    prompt: str
+    max_tokens: int
+    schema: dict[str, Any] | None = None
+    hang_up_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one event of a stream tells; None where it does not tell it.
+
+    ``has_text`` is whether the answer grew. ``output_tokens`` is the running total of the answer's tokens.
+    """
+
+    has_text: bool = False
+    output_tokens: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+class Dialect(Protocol):
+    """How a kind of server is asked and understood."""
+
+    name: str
+
+    def request(self, model: str, call: Call) -> tuple[str, bytes]:
+        """The path and the body of a streaming request at temperature 0."""
+        ...
+
+    def headers(self, api_key: str | None) -> dict[str, str]:
+        """How the key is sent."""
+        ...
+
+    def read(self, event: bytes) -> Progress:
+        """What the data of one server-sent event tells."""
+        ...
+
+
+class SseReader:
+    """Server-sent events out of a body that may be cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The data of the events that are complete with this piece."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+
+
+class Gemini:
+    """``streamGenerateContent``: every chunk counts the tokens so far."""
+
+    name = "gemini"
+
+    def request(self, model: str, call: Call) -> tuple[str, bytes]:
+        """See ``Dialect``."""
+        config: dict[str, Any] = {"temperature": 0, "maxOutputTokens": call.max_tokens}
+        if call.schema is not None:
+            config |= {"responseMimeType": "application/json", "responseJsonSchema": call.schema}
+        body = {"contents": [{"role": "user", "parts": [{"text": call.prompt}]}], "generationConfig": config}
+        return f"/v1beta/models/{quote(model)}:streamGenerateContent?alt=sse", json.dumps(body).encode()
+
+    def headers(self, api_key: str | None) -> dict[str, str]:
+        """See ``Dialect``."""
+        return {"x-goog-api-key": api_key} if api_key else {}
+
+    def read(self, event: bytes) -> Progress:
+        """See ``Dialect``."""
+        chunk = json.loads(event)
+        if "error" in chunk:
+            return Progress(error=str(chunk["error"].get("message", chunk["error"])))
+        candidate = (chunk.get("candidates") or [{}])[0]
+        parts = candidate.get("content", {}).get("parts", [])
+        usage = chunk.get("usageMetadata", {})
+        answered, thought = usage.get("candidatesTokenCount"), usage.get("thoughtsTokenCount", 0)
+        return Progress(
+            has_text=any(part.get("text") for part in parts),
+            output_tokens=None if answered is None else answered + thought,
+            prompt_tokens=usage.get("promptTokenCount"),
+            cached_tokens=usage.get("cachedContentTokenCount"),
+            finish_reason=candidate.get("finishReason"),
+        )
+
+
+class OpenAi:
+    """``chat/completions``: the tokens are counted once, in the last chunk, if at all."""
+
+    name = "openai"
+
+    def request(self, model: str, call: Call) -> tuple[str, bytes]:
+        """See ``Dialect``."""
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": "user", "content": call.prompt}],
+            "temperature": 0,
+            "max_tokens": call.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if call.schema is not None:
+            schema = {"name": "answer", "strict": True, "schema": call.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return "/v1/chat/completions", json.dumps(body).encode()
+
+    def headers(self, api_key: str | None) -> dict[str, str]:
+        """See ``Dialect``."""
+        return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+    def read(self, event: bytes) -> Progress:
+        """See ``Dialect``."""
+        if event == b"[DONE]":
+            return Progress()
+        chunk = json.loads(event)
+        if "error" in chunk:
+            error = chunk["error"]
+            return Progress(error=str(error.get("message", error) if isinstance(error, dict) else error))
+        choice = (chunk.get("choices") or [{}])[0]
+        usage = chunk.get("usage") or {}
+        return Progress(
+            has_text=bool((choice.get("delta") or {}).get("content")),
+            output_tokens=usage.get("completion_tokens"),
+            prompt_tokens=usage.get("prompt_tokens"),
+            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+            finish_reason=choice.get("finish_reason"),
+        )

@@ -1,0 +1,41 @@
+"""The programs that run beside the servers, in small; how long they take is no matter here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.tiny import save_tiny_tokenizer
+
+from engine.types import EngineConfig
+from server.bench.beside import Beside
+from server.bench.prompts import Prompts
+from server.bench.session import Plan
+from server.settings import ConfigError
+
+
+def beside(folder: Path, **plan: int) -> Beside:
+    sizes = Plan("R7", (plan.pop("streams", 3),), **plan)  # type: ignore[arg-type]
+    return Beside(EngineConfig(path=str(folder), max_running=4, kv_memory=2e8), sizes, Prompts(0))
+
+
+def test_steps_of_the_scheduler(tmp_path: Path) -> None:
+    save_tiny_tokenizer(tmp_path)
+    (measured,) = beside(tmp_path, tokens=40).run("scheduler_steps.py", 1)
+    assert (measured.server, measured.round, measured.name) == ("castor", 1, "steps")
+    assert (measured.numbers["requests"], measured.numbers["steps"]) == (3, 40)
+    assert 0 < measured.numbers["schedule_us_p50"] <= measured.numbers["schedule_us_p99"]
+    assert 0 < measured.numbers["step_us_p50"] <= measured.numbers["step_us_p99"]
+
+
+def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"scheduler_steps failed with status 1: .*"):
+        beside(tmp_path / "nothing", tokens=4).run("scheduler_steps.py", 0)
+
+
+@pytest.mark.product
+def test_the_bare_core_answers_every_prompt(builtin_model: Path) -> None:
+    (measured,) = beside(builtin_model, streams=2, tokens=6, requests=2).run("bare_core.py", 0)
+    assert (measured.server, measured.name) == ("bare core", "2 streams")
+    assert (measured.numbers["output_tokens"], measured.numbers["failed"]) == (4 * 6, 0)
+    assert measured.numbers["output_tokens_per_second"] > 0
