@@ -14,13 +14,15 @@ from tokenizers import Tokenizer
 from engine.attention.reference import ReferenceAttention
 from engine.batch import Runner
 from engine.core import Core
+from engine.gpu import gpu_runner
 from engine.grammar import GrammarBuilder
-from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
+from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress, load_model
 from engine.native.build import native_runner
 from engine.native.errors import DifferentNumbers, NotNative
 from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
+from engine.summary import log_summary, model_info
 from engine.types import EngineConfig, ModelInfo, ModelRefused
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,9 @@ def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> GrammarBuilder | No
 def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> Runner:
     """The model on its device with a cache as large as the configured memory allows."""
     model = load_model(config, progress)
+    eos_ids = {*model.config_eos_ids, *_tokenizer_eos_ids(Path(config.path), tokenizer)}
+    if model.module.device.type == "cuda":
+        return gpu_runner(model, config, eos_ids, progress)
     progress("allocating cache", 0.0)
     module = model.module
     shapes = [layer.shape for layer in model.probe.layers]
@@ -60,8 +65,8 @@ def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer)
     budget = memory_budget(config.kv_memory, module.device)
     plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
     cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=module.dtype, device=module.device)
-    info = _model_info(model, plan, config, tokenizer)
-    _log_summary(model, plan, config.block_size, per_block)
+    info = model_info(model, plan, config, eos_ids)
+    log_summary(model, plan, config.block_size, per_block)
     try:
         return native_runner(model, cache, info, config, progress)
     except NotNative as reason:
@@ -102,23 +107,6 @@ def _default_threads() -> int:
     return cores - 1 if cores > 2 else cores
 
 
-def _model_info(model: LoadedModel, plan: KVPlan, config: EngineConfig, tokenizer: Tokenizer) -> ModelInfo:
-    module = model.module
-    eos_ids = {*model.config_eos_ids, *_tokenizer_eos_ids(Path(config.path), tokenizer)}
-    return ModelInfo(
-        model_type=module.config.model_type,
-        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
-        dtype=str(module.dtype).removeprefix("torch."),
-        device=str(module.device),
-        vocab_size=model.probe.vocab_size,
-        max_context=plan.max_context,
-        block_size=config.block_size,
-        num_blocks=plan.num_blocks,
-        max_running=config.max_running,
-        eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
-    )
-
-
 def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
@@ -127,22 +115,3 @@ def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     content = eos.get("content") if isinstance(eos, dict) else eos
     token_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
     return [] if token_id is None else [token_id]
-
-
-def _log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int) -> None:
-    tokens = plan.num_blocks * block_size
-    _log.info(
-        "KV cache: %d tokens in %.0f MiB, %.1f sequences at the full context of %d tokens",
-        tokens,
-        plan.num_blocks * bytes_per_block / 2**20,
-        tokens / plan.max_context,
-        plan.max_context,
-    )
-    if model.limit:
-        _log.warning("The context is %d tokens: %s", model.max_context, model.limit)
-    if plan.max_context < model.max_context:
-        _log.warning(
-            "The context is shortened from %d to %d tokens, all that the KV cache holds; raise kv_memory for more",
-            model.max_context,
-            plan.max_context,
-        )

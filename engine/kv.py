@@ -66,8 +66,8 @@ def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> i
     return block_size * numbers_per_token * int(dtype.itemsize)
 
 
-def memory_budget(kv_memory: float | None, device: torch.device) -> int:
-    """Bytes for the cache: ``kv_memory`` itself where it exceeds 1, else that share of the free memory.
+def memory_budget(kv_memory: float | None, device: torch.device, reserved: int = 0) -> int:
+    """Bytes for the cache: ``kv_memory`` itself where it exceeds 1, else that share of what is free and not reserved.
 
     Default: 0.85 of the free GPU memory; on a CPU a quarter of the free memory, at most 2 GiB.
     """
@@ -75,7 +75,7 @@ def memory_budget(kv_memory: float | None, device: torch.device) -> int:
         raise ModelRefused(f"kv_memory is {kv_memory}; give a share above 0 and up to 1, or bytes")
     if kv_memory is not None and kv_memory > 1:
         return int(kv_memory)
-    free = _free_bytes(device)
+    free = max(0, _free_bytes(device) - reserved)
     if kv_memory is not None:
         return int(free * kv_memory)
     return int(free * GPU_SHARE) if device.type == "cuda" else min(CPU_LIMIT_BYTES, int(free * CPU_SHARE))

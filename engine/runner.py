@@ -7,9 +7,10 @@ from collections.abc import Sequence as Batch
 import torch
 
 from engine.attention import seam
-from engine.attention.base import AttentionBackend
+from engine.attention.base import AttentionBackend, GraphAttention
 from engine.batch import Work
-from engine.model import LoadedModel
+from engine.graphs import DecodeGraphs, Recorder
+from engine.model import LoadedModel, Progress
 from engine.types import ModelInfo
 
 
@@ -19,13 +20,44 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, attention: AttentionBackend, info: ModelInfo) -> None:
         self.info = info
         self._model = model.module
-        self._attention = attention
+        self.attention = attention
         self._device = torch.device(info.device)
+        self._graphs: DecodeGraphs | None = None
         for index, layer in enumerate(model.probe.layers):
             seam.bind(layer.module, seam.PagedLayer(attention, index))
 
+    @property
+    def replays(self) -> bool:
+        """Whether decode steps are replayed."""
+        return self._graphs is not None
+
+    def record_decodes(self, scratch_block: int, record: Recorder, progress: Progress) -> None:
+        """Record steps of decodes and replay them from now on, if the attention can; ``scratch_block`` takes padding.
+
+        Raises ``RuntimeError`` where the model does what cannot be recorded; then nothing has changed.
+        """
+        if not isinstance(self.attention, GraphAttention):
+            return
+        with torch.inference_mode():
+            graphs = DecodeGraphs(self._model, self.attention, self.info, scratch_block, record)
+            graphs.capture(progress)
+        self._graphs = graphs
+
     def forward(self, batch: Batch[Work]) -> torch.Tensor:
-        """Logits in float32 on the model's device, one row for each work that samples: [rows, vocabulary]."""
+        """Logits in float32 on the model's device, one row for each work that samples: [rows, vocabulary].
+
+        They are valid until the next call.
+        """
+        with torch.inference_mode():
+            if self._graphs is not None and self._graphs.covers(batch):
+                logits = self._graphs.forward(batch)
+            else:
+                logits = self._forward(batch)
+            if not len(logits) and self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        return logits
+
+    def _forward(self, batch: Batch[Work]) -> torch.Tensor:
         ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -35,13 +67,12 @@ class ModelRunner:
             positions += range(work.start, stop)
             if work.samples:
                 wanted.append(len(ids) - 1)
-        with torch.inference_mode():
-            self._attention.prepare(batch)
-            output = self._model(
-                input_ids=torch.tensor([ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self._device),
-            )
-            logits: torch.Tensor = output.logits[0].float()
+        self.attention.prepare(batch)
+        output = self._model(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self._device),
+        )
+        logits: torch.Tensor = output.logits[0].float()
         return logits

@@ -194,6 +194,7 @@ class EngineConfig:
     bytes; None means the default of the device. ``step_target_ms`` bounds a step that carries prefill beside decodes.
     ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run. ``native`` lets C code compute
     models that it fits on a CPU; it is compiled once into ``cache_dir``, or anew at each start without one.
+    ``cuda_graphs`` has a GPU replay recorded decode steps.
     """
 
     path: str
@@ -208,6 +209,7 @@ class EngineConfig:
     threads: int | None = None
     native: bool = True
     cache_dir: str | None = None
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class ModelSpec:
     device: str = "auto"
     max_context: int | None = None
     kv_memory: float | None = None
+    cuda_graphs: bool = True
     max_running: int = 64
     max_waiting: int = 256
     max_output_tokens: int = 8192
@@ -238,6 +239,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (_text, "auto or the name of a torch device, as cpu or cuda:0"),
     "max_context": _POSITIVE,
     "kv_memory": (lambda v: _number(0)(v) and v > 0, "a share of the free GPU memory up to 1, or a number of bytes"),
+    "cuda_graphs": (lambda v: isinstance(v, bool), "true or false"),
     "max_running": _POSITIVE,
     "max_waiting": (_number(0, whole=True), "a whole number of at least 0"),
     "max_output_tokens": _POSITIVE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -43,5 +43,25 @@ class AttentionBackend(Protocol):
         """Attend from ``query`` [tokens, heads, key size] to each token's own past: [tokens, heads, value size].
 
         The keys and values of the batch itself have been written before.
+        """
+        ...
+
+
+@runtime_checkable
+class GraphAttention(AttentionBackend, Protocol):
+    """A backend whose kernels can be recorded for a number of decodes and replayed for other decodes."""
+
+    def reserve(self, max_batch: int, max_blocks: int) -> None:
+        """Make the buffers of recorded steps: up to ``max_batch`` decodes whose tables have up to ``max_blocks``."""
+        ...
+
+    def capture(self, size: int) -> None:
+        """Read what a step of ``size`` decodes is from those buffers, until the next ``prepare``."""
+        ...
+
+    def fill(self, batch: Batch[Work], size: int, scratch_block: int) -> None:
+        """Tell those buffers of a step of decodes, padded to ``size``.
+
+        What is padded writes to and attends to ``scratch_block``, which no sequence owns.
         """
         ...

@@ -83,6 +83,12 @@ def probe(model: Any, num_layers: int) -> Probe:
     return Probe(layers, vocab_size)
 
 
+def dry_run(model: Any) -> None:
+    """Run a few tokens through a model that was probed and is bound to nothing yet; its attention yields zeros."""
+    ordered = torch.arange(_TOKENS)[None]
+    _record(model, seam.PAGED, ordered, ordered)
+
+
 def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -> tuple[_Calls, int]:
     recorder = _Recorder()
     set_attention(model, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from support.tiny import EOS_ID, SMALL, save_tiny_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine.attention.base import AttentionBackend
 from engine.attention.reference import ReferenceAttention
 from engine.batch import Runner, Sequence, Work
 from engine.kv import KVCache
@@ -64,15 +66,19 @@ class PagedModel:
     def __init__(
         self,
         folder: Path,
-        attention: type[ReferenceAttention] = ReferenceAttention,
+        attention: Callable[[KVCache, set[int | None]], AttentionBackend] = ReferenceAttention,
         num_blocks: int = 256,
         block_size: int = BLOCK_SIZE,
+        change: Callable[[Any], object] = lambda module: None,
     ) -> None:
         self.block_size = block_size
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+        change(loaded.module)
         layers = loaded.probe.layers
         device = torch.device("cpu")
-        cache = KVCache([x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device)
+        self.cache = cache = KVCache(
+            [x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device
+        )
         for pages in (*cache.keys, *cache.values):
             pages.fill_(self.STALE)
         info = ModelInfo("", 0, "float32", "cpu", loaded.probe.vocab_size, 512, block_size, num_blocks, 8, (EOS_ID,))

@@ -1,0 +1,299 @@
+"""Attention over the paged cache by our Triton kernels: the path of GPUs.
+
+Everything that a step's kernels have to know crosses to the device as one array of integers; pages are read where they
+lie. Decodes spread each sequence over several programs where the batch alone would leave the device idle
+("Flash-Decoding for long-context inference", Dao, Haziza, Massa and Sizov, 2023).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from collections.abc import Sequence as Batch
+from typing import Any, NamedTuple
+
+import torch
+from triton import JITFunction
+
+from engine.attention.base import AttentionOptions
+from engine.attention.staging import StagedNumbers
+from engine.attention.triton_kernels import attend_kernel, join_kernel, write_kernel
+from engine.batch import Work
+from engine.kv import KVCache, KVShape
+
+MAX_SPLITS = 32
+# So many programs for each processor keep one busy while others wait for memory.
+_PROGRAMS_PER_PROCESSOR = 4
+# A tile of prefill: enough rows for the matrix units, in no more shared memory than this.
+_PREFILL_ROWS = 64
+_QUERY_BYTES = 32 * 1024
+# What tl.dot takes at least in every direction.
+_DOT_SIZE = 16
+# Shared memory that keys and values on their way may take: fits beside the queries into the 99 KiB that a program may
+# have on the smallest of today's devices (compute capability 8.6 and 8.9).
+_PIPELINE_BYTES = 64 * 1024
+_PIPELINE_STAGES = 3
+_TILE = 4
+_INTERPRETED = not isinstance(attend_kernel, JITFunction)
+
+
+class _Spread(NamedTuple):
+    """The works of a step, decodes first, and the row of each one's first token in the batch."""
+
+    works: list[Work]
+    rows: list[int]
+    num_decodes: int
+
+
+class _Tiles(NamedTuple):
+    """Where in the index tiles lie, and how many."""
+
+    begin: int
+    number: int
+
+
+class TritonAttention:
+    """``GraphAttention`` over a ``KVCache``. Windows come with each layer's options; ``_windows`` is for symmetry.
+
+    ``processors`` is how many programs the device runs at once, by default its number of multiprocessors.
+    """
+
+    def __init__(self, cache: KVCache, _windows: Iterable[int | None] = (), processors: int | None = None) -> None:
+        self._cache = cache
+        self._processors = processors or _processors(cache.device)
+        self._eager = StagedNumbers(1024, cache.device)
+        self._static: StagedNumbers | None = None
+        self._index = self._eager.numbers
+        self._decodes = _Tiles(0, 0)
+        self._prefills: dict[int, _Tiles] = {}
+        # How many queries the layers take in a tile; learned from the first step, so that later ones are told in time.
+        self._tile_queries: set[int] = set()
+        self._spread = _Spread([], [], 0)
+
+    def prepare(self, batch: Batch[Work]) -> None:
+        self._spread = _spread_of(batch)
+        self._upload()
+
+    def reserve(self, max_batch: int, max_blocks: int) -> None:
+        # Beside the tables of all, one entry for the table of the padding.
+        self._static = StagedNumbers(max_batch * (1 + _TILE + max_blocks) + 1, self._cache.device)
+
+    def capture(self, size: int) -> None:
+        assert self._static is not None, "reserve comes first"
+        self._index = self._static.numbers
+        self._decodes = _Tiles(size, size)
+        self._prefills = {}
+        self._spread = _Spread([], [], 0)
+
+    def fill(self, batch: Batch[Work], size: int, scratch_block: int) -> None:
+        assert self._static is not None, "reserve comes first"
+        block_size = self._cache.block_size
+        padding = size - len(batch)
+        numbers = array("i", [_slot(work, work.start, block_size) for work in batch])
+        numbers.extend([scratch_block * block_size] * padding)
+        tables = array("i")
+        tables_at = size * (1 + _TILE)
+        for row, work in enumerate(batch):
+            numbers.extend((row, work.start, 1, tables_at + len(tables)))
+            tables.extend(work.sequence.blocks[: work.start // block_size + 1])
+        for row in range(len(batch), size):
+            numbers.extend((row, 0, 1, tables_at + len(tables)))
+        tables.append(scratch_block)
+        self._static.upload(numbers + tables)
+
+    def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        pages, value_pages = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = _rows_contiguous(keys), _rows_contiguous(values)
+        key_size, value_size = keys.shape[2], values.shape[2]
+        write_kernel[(keys.shape[0], keys.shape[1])](
+            self._index,
+            pages,
+            value_pages,
+            keys,
+            values,
+            keys.stride(0),
+            keys.stride(1),
+            values.stride(0),
+            values.stride(1),
+            KV_HEADS=keys.shape[1],
+            KEY_SIZE=key_size,
+            VALUE_SIZE=value_size,
+            KEY_WIDTH=_power_of_two(key_size),
+            VALUE_WIDTH=_power_of_two(value_size),
+            num_warps=1,
+        )
+
+    def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        query = _rows_contiguous(query)
+        value_size = self._cache.values[layer].shape[3]
+        out = query.new_empty(query.shape[0], query.shape[1], value_size)
+        kv_heads = self._cache.keys[layer].shape[2]
+        decode_rows, prefill_rows = tile_rows(query.shape[1], kv_heads, query.shape[2], query.dtype)
+        if self._decodes.number:
+            splits = min(MAX_SPLITS, self._processors * _PROGRAMS_PER_PROCESSOR // (self._decodes.number * kv_heads))
+            self._attend(layer, query, options, out, self._decodes, decode_rows, max(1, splits))
+        tiles = self._prefill_tiles(prefill_rows * kv_heads // query.shape[1])
+        if tiles.number:
+            self._attend(layer, query, options, out, tiles, prefill_rows, 1)
+        return out
+
+    def _attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        options: AttentionOptions,
+        out: torch.Tensor,
+        tiles: _Tiles,
+        rows: int,
+        splits: int,
+    ) -> None:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        heads, shape = query.shape[1], KVShape(keys.shape[2], keys.shape[3], values.shape[3])
+        sinks = options.sinks
+        partial = stats = out
+        if splits > 1:
+            partial = out.new_empty((tiles.number, heads, splits, shape.value_size), dtype=torch.float32)
+            stats = out.new_empty((tiles.number, heads, splits, 2), dtype=torch.float32)
+        attend_kernel[(tiles.number, shape.heads, splits)](
+            out,
+            partial,
+            stats,
+            query,
+            keys,
+            values,
+            out if sinks is None else sinks,
+            self._index,
+            tiles.begin,
+            query.stride(0),
+            query.stride(1),
+            options.scaling,
+            options.softcap or 1.0,
+            **launch_options(shape, heads, keys.dtype, self._cache.block_size, options, rows, splits > 1),
+        )
+        if splits > 1:
+            join_kernel[(tiles.number, heads)](
+                out,
+                partial,
+                stats,
+                self._index,
+                tiles.begin,
+                splits,
+                HEADS=heads,
+                VALUE_SIZE=shape.value_size,
+                VALUE_WIDTH=_power_of_two(shape.value_size),
+                MAX_SPLITS=MAX_SPLITS,
+                num_warps=4,
+            )
+
+    def _prefill_tiles(self, queries: int) -> _Tiles:
+        """The tiles of the step's chunks, each of at most ``queries`` tokens."""
+        if queries not in self._tile_queries:
+            self._tile_queries.add(queries)
+            if len(self._spread.works) > self._spread.num_decodes:
+                self._upload()
+        return self._prefills.get(queries, _Tiles(0, 0))
+
+    def _upload(self) -> None:
+        """Lay out slots, tiles and tables of the step and send them."""
+        works, rows, num_decodes = self._spread
+        block_size = self._cache.block_size
+        slots = array("i", bytes(4 * sum(work.num_tokens for work in works)))
+        tables, places = array("i"), []
+        for work, row in zip(works, rows, strict=True):
+            stop = work.start + work.num_tokens
+            slots[row : row + work.num_tokens] = array(
+                "i", (_slot(work, i, block_size) for i in range(work.start, stop))
+            )
+            places.append(len(tables))
+            tables.extend(work.sequence.blocks[: -(-stop // block_size)])
+        counts = {queries: _num_tiles(works[num_decodes:], queries) for queries in self._tile_queries}
+        tables_at = len(slots) + _TILE * (num_decodes + sum(counts.values()))
+        self._decodes = _Tiles(len(slots), num_decodes)
+        self._prefills = {}
+        numbers = slots
+        for i in range(num_decodes):
+            numbers.extend((rows[i], works[i].start, 1, tables_at + places[i]))
+        for queries, count in counts.items():
+            self._prefills[queries] = _Tiles(len(numbers), count)
+            for i in range(num_decodes, len(works)):
+                for done in range(0, works[i].num_tokens, queries):
+                    size = min(queries, works[i].num_tokens - done)
+                    numbers.extend((rows[i] + done, works[i].start + done, size, tables_at + places[i]))
+        assert len(numbers) == tables_at
+        numbers += tables
+        if len(numbers) > len(self._eager.numbers):
+            self._eager = StagedNumbers(2 * len(numbers), self._cache.device)
+        self._eager.upload(numbers)
+        self._index = self._eager.numbers
+
+
+def launch_options(
+    shape: KVShape, heads: int, dtype: torch.dtype, block_size: int, options: AttentionOptions, rows: int, split: bool
+) -> dict[str, Any]:
+    """What ``attend_kernel`` is compiled for, for a layer of ``heads`` query heads and tiles of ``rows`` rows."""
+    key_width, value_width = _power_of_two(shape.key_size), _power_of_two(shape.value_size)
+    return {
+        "HEADS": heads,
+        "KV_HEADS": shape.heads,
+        "KEY_SIZE": shape.key_size,
+        "VALUE_SIZE": shape.value_size,
+        "KEY_WIDTH": key_width,
+        "VALUE_WIDTH": value_width,
+        "BLOCK_SIZE": block_size,
+        "ROWS": rows,
+        "KEYS": _keys_per_tile((key_width + value_width) * dtype.itemsize),
+        "WINDOW": options.sliding_window or 0,
+        "SOFTCAP": options.softcap is not None,
+        "SINKS": options.sinks is not None,
+        "SPLIT": split,
+        "WIDEN": _INTERPRETED and dtype == torch.bfloat16,
+        "num_warps": 8 if rows * value_width > 64 * 128 else 4,
+        "num_stages": _PIPELINE_STAGES,
+    }
+
+
+def tile_rows(heads: int, kv_heads: int, key_size: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Rows in a tile of a decode and in one of prefill: query heads of one key-value head times queries."""
+    group = _power_of_two(heads // kv_heads)
+    most = _PREFILL_ROWS // 2 if dtype == torch.float32 else _PREFILL_ROWS  # more would not fit the registers
+    prefill: int = min(most, _QUERY_BYTES // (_power_of_two(key_size) * dtype.itemsize))
+    return group, max(group, prefill)
+
+
+def _spread_of(batch: Batch[Work]) -> _Spread:
+    """The works with the row of their first token in the batch, decodes first."""
+    placed, row = [], 0
+    for work in batch:
+        placed.append((work, row))
+        row += work.num_tokens
+    placed.sort(key=lambda pair: pair[0].num_tokens > 1)
+    num_decodes = sum(work.num_tokens == 1 for work in batch)
+    return _Spread([work for work, _ in placed], [row for _, row in placed], num_decodes)
+
+
+def _slot(work: Work, token: int, block_size: int) -> int:
+    return work.sequence.blocks[token // block_size] * block_size + token % block_size
+
+
+def _num_tiles(works: list[Work], queries: int) -> int:
+    return sum(-(-work.num_tokens // queries) for work in works)
+
+
+def _rows_contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    """Kernels take any strides of tokens and heads, but heads themselves must lie in one piece."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _power_of_two(size: int) -> int:
+    """The next one, and no less than tl.dot takes."""
+    return max(_DOT_SIZE, int(1 << (size - 1).bit_length()))
+
+
+def _keys_per_tile(bytes_per_key: int) -> int:
+    """As many keys at once as the pipeline's memory holds, a power of two from 16 to 64."""
+    fitting = _PIPELINE_BYTES // ((_PIPELINE_STAGES - 1) * bytes_per_key)
+    return min(64, _power_of_two(fitting // 2 + 1))
+
+
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1

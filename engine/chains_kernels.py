@@ -1,0 +1,67 @@
+"""Chains of small operators as one Triton kernel each: what a layer does between its products.
+
+No ``from __future__ import annotations`` here: Triton's interpreter looks at the annotations themselves.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+# As in engine/attention/triton_kernels.py: nothing that differs from step to step makes a new kernel.
+_VARYING = ("inner", "outer_stride", "inner_stride")
+_VARYING_STRIDES = ("token_stride", "head_stride", "other_token_stride", "other_head_stride")
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def norm_kernel(
+    out: "Any", source: "Any", weight: "Any", inner: "Any", outer_stride: "Any", inner_stride: "Any", eps: "Any",
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr, ROUND_FIRST: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program (row): the row over its root mean square, times ``weight + OFFSET``; into rows [rows, SIZE].
+
+    Zhang and Sennrich, "Root mean square layer normalization", 2019. ``ROUND_FIRST`` rounds to the type of ``out``
+    before the weight is applied, as some models do.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    at = row // inner * outer_stride + row % inner * inner_stride
+    column = tl.arange(0, WIDTH)
+    inside = column < SIZE
+    numbers = tl.load(source + at + column, mask=inside, other=0.0).to(tl.float32)
+    numbers = numbers * (1.0 / tl.sqrt(tl.sum(numbers * numbers, 0) / SIZE + eps))
+    if ROUND_FIRST:
+        numbers = numbers.to(out.dtype.element_ty).to(tl.float32)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + OFFSET
+    tl.store(out + row * SIZE + column, (numbers * scale).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_VARYING_STRIDES)
+def rotate_kernel(
+    out: "Any", other_out: "Any", source: "Any", other: "Any", cos: "Any", sin: "Any",
+    token_stride: "Any", head_stride: "Any", other_token_stride: "Any", other_head_stride: "Any",
+    HEADS: tl.constexpr, OTHER_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program (token, head of queries or keys): turn pairs of numbers half a head apart by the token's angles.
+
+    Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021, in the arrangement of GPT-NeoX.
+    ``cos`` and ``sin`` are [tokens, SIZE]; results are [tokens, heads, SIZE]. Each product is rounded as torch does.
+    """
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column = tl.arange(0, WIDTH)
+    inside = column < SIZE
+    partner = tl.where(column < SIZE // 2, column + SIZE // 2, column - SIZE // 2)
+    c = tl.load(cos + token * SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    s = tl.where(column < SIZE // 2, -s, s)
+    if head < HEADS:
+        at = source + token * token_stride + head * head_stride
+        place = out + (token * HEADS + head) * SIZE
+    else:
+        at = other + token * other_token_stride + (head - HEADS) * other_head_stride
+        place = other_out + (token * OTHER_HEADS + head - HEADS) * SIZE
+    plain = tl.load(at + column, mask=inside, other=0.0)
+    turned = tl.load(at + partner, mask=inside, other=0.0)
+    kind = plain.dtype
+    first = (plain.to(tl.float32) * c).to(kind).to(tl.float32)
+    second = (turned.to(tl.float32) * s).to(kind).to(tl.float32)
+    tl.store(place + column, (first + second).to(kind), mask=inside)

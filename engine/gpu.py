@@ -1,0 +1,75 @@
+"""The runner of a GPU: joined weights, our kernels, a cache sized after a trial, recorded decode steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from engine.fusion import fuse
+from engine.graphs import CudaRecorder, Recorder
+from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
+from engine.model import LoadedModel, Progress
+from engine.runner import ModelRunner
+from engine.summary import log_summary, model_info
+from engine.trial import Attention, attention_for, try_steps
+from engine.types import EngineConfig
+
+_log = logging.getLogger(__name__)
+
+
+def gpu_runner(
+    model: LoadedModel,
+    config: EngineConfig,
+    eos_ids: Iterable[int],
+    progress: Progress,
+    *,
+    attention: Attention | None = None,
+    record: Recorder | None = None,
+) -> ModelRunner:
+    """Make the runner of a model that was loaded to a GPU. Raises ``ModelRefused``.
+
+    ``attention`` and ``record`` are for those who compare, and for tests on a CPU.
+    """
+    module = model.module
+    if module.device.type == "cuda":
+        torch.cuda.set_device(module.device)  # Triton, streams and graphs follow the current device, not the tensors
+    progress("joining weights", 0.0)
+    fuse(module)
+    _shorten(model)
+    progress("trying the largest step", 0.0)
+    trial_info = model_info(model, KVPlan(1, model.max_context), config, eos_ids)
+    make_attention, reserved = try_steps(model, trial_info, config, attention or attention_for(module.device))
+    progress("allocating cache", 0.0)
+    shapes = [layer.shape for layer in model.probe.layers]
+    per_block = block_bytes(shapes, config.block_size, module.dtype)
+    # One block beyond the pool's is for what pads recorded steps.
+    budget = max(0, memory_budget(config.kv_memory, module.device, reserved) - per_block)
+    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
+    cache = KVCache(shapes, plan.num_blocks + 1, config.block_size, dtype=module.dtype, device=module.device)
+    backend = make_attention(cache, {layer.sliding_window for layer in model.probe.layers})
+    log_summary(model, plan, config.block_size, per_block, reserved)
+    runner = ModelRunner(model, backend, model_info(model, plan, config, eos_ids))
+    if config.cuda_graphs:
+        _record_decodes(runner, plan.num_blocks, record, progress)
+    return runner
+
+
+def _shorten(model: LoadedModel) -> None:
+    try:
+        from engine.chains import shorten
+    except ImportError:
+        return  # without Triton; that was said where the attention was chosen
+    shorten(model.module, model.probe)
+
+
+def _record_decodes(runner: ModelRunner, scratch_block: int, record: Recorder | None, progress: Progress) -> None:
+    """Have decode steps replayed where they can be recorded; else they are computed as all others are."""
+    try:
+        runner.record_decodes(scratch_block, record or CudaRecorder(), progress)
+    except torch.OutOfMemoryError:
+        _log.warning("Decode steps are not recorded and will be slower: there is no memory for it; lower kv_memory")
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        _log.warning("Decode steps cannot be recorded and will be slower: %s: %s", type(error).__name__, reason)

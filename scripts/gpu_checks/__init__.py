@@ -1,0 +1,1 @@
+"""What ``scripts/gpu_check`` checks: the numbers first, then the speed."""

@@ -1,0 +1,77 @@
+"""Which decode steps are recorded; that replaying equals computing is shown in ``tests/interpreted``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.paged import PagedModel, make_sequence
+from support.tiny import tiny_model_folder
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.batch import Work
+from engine.graphs import batch_sizes
+
+
+def test_sizes_of_the_default() -> None:
+    assert batch_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    assert len(batch_sizes(256)) < 25
+
+
+@given(max_running=st.integers(1, 1000))
+def test_every_number_of_sequences_has_a_size(max_running: int) -> None:
+    sizes = batch_sizes(max_running)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == max_running
+    for running in range(1, max_running + 1):
+        size = next(size for size in sizes if size >= running)
+        assert size - running <= (running - 1 if running <= 16 else size / 3)
+
+
+def test_an_attention_that_cannot_be_recorded_is_left_alone(tmp_path: Path) -> None:
+    model = PagedModel(tiny_model_folder(tmp_path))
+    model.runner.record_decodes(0, lambda compute: pytest.fail("recorded"), lambda stage, done: None)
+
+
+HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 8},
+    "gemma2": HYBRID,
+    "gemma3_text": HYBRID,
+    "phi3": {},
+    "granite": {},
+    "smollm3": {},
+}
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[misc]
+    """Notes which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decode_of_this_family_can_be_recorded(family: str, tmp_path: Path) -> None:
+    """A recording forbids to wait for the device and to bring numbers to it; on a CPU the operators for that show."""
+    model = PagedModel(tiny_model_folder(tmp_path, family, **FAMILIES[family]))
+    sequence = make_sequence([5, 6], model.take_blocks(2))
+    model.runner.attention.prepare([Work(sequence, 1, 1)])
+    module = model.runner._model
+    ids, positions = torch.tensor([[6]]), torch.tensor([[1]])
+    with torch.inference_mode(), _Operators() as seen:
+        module(input_ids=ids, position_ids=positions, use_cache=False)
+    assert len(seen.names) > 10
+    assert not seen.names & {"_local_scalar_dense", "item", "nonzero", "lift_fresh", "equal", "is_nonzero", "unique2"}

@@ -1,0 +1,104 @@
+"""The Triton kernels without a GPU: interpreted against the reference, and compiled for the devices that matter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is installed on Linux only")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from engine import chains_kernels  # noqa: E402
+from engine.attention import triton_kernels  # noqa: E402
+from engine.attention.base import AttentionOptions  # noqa: E402
+from engine.attention.triton_paged import launch_options, tile_rows  # noqa: E402
+from engine.kv import KVShape  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem.removeprefix("test_"))
+def test_interpreted(path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = subprocess.run(
+        command, env={**environment, "TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+# What a program may have on compute capability 8.6 and 8.9, in bytes (CUDA C++ Programming Guide, technical
+# specifications per compute capability); larger devices allow more.
+SHARED_MEMORY = 99 * 1024
+PLAIN = AttentionOptions(0.1)
+SINKS = torch.zeros(64)
+LAYERS = {
+    "llama-3.1-8b": (32, KVShape(8, 128, 128), PLAIN),
+    "gemma-2-9b": (16, KVShape(8, 256, 256), AttentionOptions(0.1, sliding_window=4096, softcap=50.0)),
+    "gpt-oss-20b": (64, KVShape(8, 64, 64), AttentionOptions(0.1, sliding_window=128, sinks=SINKS)),
+    "head size 512": (8, KVShape(1, 512, 512), PLAIN),
+    "no power of two": (32, KVShape(32, 80, 80), PLAIN),
+    "keys unlike values": (16, KVShape(16, 192, 128), PLAIN),
+}
+TYPES = {"index": "*i32", "scaling": "fp32", "softcap": "fp32", "eps": "fp32"}
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> None:
+    heads, shape, options = LAYERS[name]
+    decode_rows, prefill_rows = tile_rows(heads, shape.heads, shape.key_size, torch.bfloat16)
+    for rows, split in ((decode_rows, True), (decode_rows, False), (prefill_rows, False)):
+        constants = launch_options(shape, heads, torch.bfloat16, 16, options, rows, split)
+        used = compiled(triton_kernels.attend_kernel, constants, "*bf16", capability, split)
+        assert used <= SHARED_MEMORY, f"{rows} rows"
+    sizes = {"KEY_SIZE": 128, "VALUE_SIZE": 80, "KEY_WIDTH": 128, "VALUE_WIDTH": 128}
+    compiled(triton_kernels.write_kernel, {"KV_HEADS": 8, **sizes}, "*bf16", capability)
+    joined = {"HEADS": 8, "VALUE_SIZE": 80, "VALUE_WIDTH": 128, "MAX_SPLITS": 32}
+    compiled(triton_kernels.join_kernel, joined, "*bf16", capability, split=True)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_chains_compile(capability: int) -> None:
+    norm = {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True}
+    compiled(chains_kernels.norm_kernel, norm, "*bf16", capability)
+    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128}
+    compiled(chains_kernels.rotate_kernel, rotation, "*bf16", capability)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_compiles_for_other_types(dtype: torch.dtype) -> None:
+    heads, shape, options = LAYERS["llama-3.1-8b"]
+    for rows in tile_rows(heads, shape.heads, shape.key_size, dtype):
+        constants = launch_options(shape, heads, dtype, 16, options, rows, split=False)
+        pointer = "*fp32" if dtype == torch.float32 else "*fp16"
+        assert compiled(triton_kernels.attend_kernel, constants, pointer, 80) <= SHARED_MEMORY
+
+
+def compiled(kernel: Any, constants: dict[str, Any], pointer: str, capability: int, split: bool = False) -> int:
+    """Compile to a binary for a device that is not here; returns the bytes of shared memory that it takes."""
+    settings = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    values = {name: value for name, value in constants.items() if name not in settings}
+    tensors = {"out", "query", "keys", "values", "sinks", "new_keys", "new_values", "index", "partial", "stats"}
+    tensors |= {"other_out", "source", "other", "weight", "cos", "sin"}
+    signature: dict[str, str] = {}
+    for name in kernel.arg_names:
+        plain = pointer if name in tensors else "i32"
+        signature[name] = "constexpr" if name in values else TYPES.get(name, plain)
+        if split and name in ("partial", "stats"):
+            signature[name] = "*fp32"
+    places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
+    aligned = {places[name]: [["tt.divisibility", 16]] for name in signature if name in tensors}
+    source = ASTSource(kernel, signature, {places[name]: value for name, value in values.items()}, aligned)
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
+    return int(binary.metadata.shared)

@@ -1,0 +1,143 @@
+"""The Triton backend against the reference backend, over everything that a layer and a step may be."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.paged import make_sequence
+
+from engine.attention.base import AttentionOptions
+from engine.attention.reference import ReferenceAttention
+from engine.attention.triton_paged import MAX_SPLITS, TritonAttention
+from engine.batch import Work
+from engine.kv import KVCache, KVShape
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, a step of works (tokens before, tokens now), and how busy the device is."""
+
+    shape: KVShape
+    group: int
+    options: AttentionOptions
+    works: tuple[tuple[int, int], ...]
+    block_size: int = 16
+    dtype: torch.dtype = torch.float32
+    processors: int = 1
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    sizes = st.sampled_from((8, 16, 20, 64, 80))
+    group = draw(st.sampled_from((1, 2, 3, 7, 16, 20)))
+    kv_heads = draw(st.integers(1, 3))
+    sinks = torch.randn(kv_heads * group, generator=torch.Generator().manual_seed(0)) if draw(st.booleans()) else None
+    options = AttentionOptions(
+        scaling=draw(st.sampled_from((0.05, 0.25, 1.0))),
+        sliding_window=draw(st.none() | st.integers(1, 90)),
+        softcap=draw(st.none() | st.sampled_from((1.5, 50.0))),
+        sinks=sinks,
+    )
+    work = st.tuples(st.integers(0, 150), st.just(1) | st.integers(2, 40))
+    return Case(
+        shape=KVShape(kv_heads, draw(sizes), draw(sizes)),
+        group=group,
+        options=options,
+        works=tuple(draw(st.lists(work, min_size=1, max_size=5))),
+        block_size=draw(st.sampled_from((1, 4, 16, 24))),
+        processors=draw(st.sampled_from((1, 8, 132))),
+    )
+
+
+def compare(case: Case) -> None:
+    """Write and attend through both backends; the pages and the results must agree."""
+    torch.manual_seed(0)
+    works, num_blocks = laid_out(case)
+    ours, theirs = (KVCache([case.shape], num_blocks, case.block_size, dtype=case.dtype, device=CPU) for _ in range(2))
+    for mine, other in ((ours.keys[0], theirs.keys[0]), (ours.values[0], theirs.values[0])):
+        mine.copy_(torch.randn(mine.shape))
+        other.copy_(mine)
+    tokens, heads = sum(work.num_tokens for work in works), case.shape.heads * case.group
+    keys = torch.randn(case.shape.heads, tokens, case.shape.key_size).to(case.dtype).transpose(0, 1)
+    values = torch.randn(tokens, case.shape.heads, case.shape.value_size).to(case.dtype)
+    keys[0, 0, 0], values[-1, -1, -1] = math.nan, -math.inf
+    query = torch.randn(heads, tokens, case.shape.key_size).to(case.dtype).transpose(0, 1)
+    reference = ReferenceAttention(theirs, {case.options.sliding_window})
+    triton = TritonAttention(ours, processors=case.processors)
+    for backend in (reference, triton):
+        backend.prepare(works)
+        backend.write_kv(0, keys, values)
+    assert torch.equal(ours.keys[0], theirs.keys[0])
+    assert torch.equal(ours.values[0], theirs.values[0])
+    found, expected = (backend.attend(0, query, case.options) for backend in (triton, reference))
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE[case.dtype], atol=TOLERANCE[case.dtype])
+
+
+def laid_out(case: Case) -> tuple[list[Work], int]:
+    """The works with their blocks scattered over a pool, and the size of the pool."""
+    needed = [-(-(past + count) // case.block_size) for past, count in case.works]
+    num_blocks = sum(needed) + 3
+    free = random.Random(0).sample(range(num_blocks), num_blocks)
+    works = []
+    for (past, count), blocks in zip(case.works, needed, strict=True):
+        sequence = make_sequence([1] * (past + count), [free.pop() for _ in range(blocks)])
+        works.append(Work(sequence, past, count))
+    return works, num_blocks
+
+
+@given(case=cases())
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_step_of_any_layer(case: Case) -> None:
+    compare(case)
+
+
+SHAPE = KVShape(heads=2, key_size=64, value_size=64)
+STEP = ((0, 70), (300, 1), (2, 1), (130, 35), (0, 1), (31, 1))
+SINKS = torch.linspace(-1, 3, 8)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_types(dtype: torch.dtype) -> None:
+    compare(Case(SHAPE, 4, AttentionOptions(0.125, 40, 5.0, SINKS), STEP, dtype=dtype, processors=8))
+
+
+@pytest.mark.parametrize("processors", [1, 4, 16, 10_000])
+def test_splits_of_a_long_context(processors: int) -> None:
+    compare(Case(SHAPE, 4, AttentionOptions(0.125), ((4_000, 1), (3, 1)), processors=processors))
+
+
+def test_more_splits_than_keys_and_sinks_counted_once() -> None:
+    options = AttentionOptions(0.125, sinks=SINKS)
+    compare(Case(SHAPE, 4, options, ((0, 1), (1, 1), (63, 1), (64, 1)), processors=MAX_SPLITS * 8))
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 65, 200])
+def test_windows_at_the_borders_of_tiles(window: int) -> None:
+    compare(Case(SHAPE, 2, AttentionOptions(0.125, window), ((500, 1), (190, 70), (0, 130)), processors=16))
+
+
+@pytest.mark.parametrize("size", [128, 192, 256])
+def test_wide_heads(size: int) -> None:
+    compare(Case(KVShape(1, size, size), 4, AttentionOptions(0.06), ((90, 1), (10, 40)), processors=4))
+
+
+def test_a_page_that_held_nothing_finite_cannot_exist() -> None:
+    cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU)
+    backend = TritonAttention(cache)
+    backend.prepare([Work(make_sequence([1] * 4, [0]), 0, 4)])
+    backend.write_kv(0, torch.full((4, 2, 64), math.nan), torch.full((4, 2, 64), math.inf))
+    assert not cache.keys[0].any()
+    assert not cache.values[0].any()
+
+
+def test_a_step_larger_than_the_buffer_before_it() -> None:
+    compare(Case(KVShape(1, 16, 16), 1, AttentionOptions(0.25), ((0, 1500),)))

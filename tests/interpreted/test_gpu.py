@@ -1,0 +1,103 @@
+"""The runner of a GPU, put together on a CPU: the trial, the sizes, the recordings and the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
+
+from engine.attention.reference import ReferenceAttention
+from engine.attention.triton_paged import TritonAttention
+from engine.batch import Runner, Work
+from engine.build import load_tokenizer
+from engine.core import Core
+from engine.gpu import gpu_runner
+from engine.model import load_model
+from engine.sampling import BatchSampler
+from engine.types import EngineConfig, ModelRefused, Request, SamplingParams
+
+
+def again(compute: Callable[[], None]) -> Callable[[], None]:
+    compute()
+    return compute
+
+
+def silent(_stage: str, _done: float) -> None:
+    pass
+
+
+def config_of(folder: Path, **config: float) -> EngineConfig:
+    given = {"max_context": 64, "max_running": 2, "kv_memory": 1e6, **config}
+    return EngineConfig(path=str(folder), device="cpu", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path, "qwen3", num_hidden_layers=2)
+    config = config_of(folder, cuda_graphs=graphs)
+    stages: list[str] = []
+    runner = gpu_runner(
+        load_model(config, silent),
+        config,
+        (2,),
+        lambda stage, _done: stages.append(stage),
+        attention=TritonAttention,
+        record=again,
+    )
+    assert runner.info.eos_ids == (2,)
+    assert ("recording decode steps" in stages) is graphs
+    text = [5 + (i * i) % 200 for i in range(40)]
+    sequence = make_sequence(text[:37], [2, 0, 1])
+    found = [runner.forward([Work(sequence, 0, 37)])[0].clone()]
+    for length in (38, 39, 40):
+        sequence.tokens = text[:length]
+        found.append(runner.forward([Work(sequence, length - 1, 1)])[0].clone())
+    torch.testing.assert_close(torch.stack(found), plain_logits(plain_model(folder), text)[36:], rtol=1e-4, atol=1e-4)
+
+
+def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
+    per_block = 2 * 2 * 2 * 16 * 16 * 4
+    config = config_of(folder, kv_memory=float(4 * per_block), max_context=512)
+    runner = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+    assert runner.info.num_blocks == 3
+    assert runner.info.max_context == 48
+    config = config_of(folder, kv_memory=float(per_block))
+    with pytest.raises(ModelRefused, match="kv_memory"):
+        gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+
+
+def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tuple[int, ...]]:
+    """What a core says to requests that come one after another, with more of them than run at once."""
+    core = Core(runner, BatchSampler(), load_tokenizer(folder), config)
+    told: dict[str, tuple[int, ...]] = {}
+    for number in range(5):
+        sampling = SamplingParams(max_tokens=6 + number, temperature=float(number % 2), seed=number)
+        prompt = tuple(5 + (i * i + number) % 200 for i in range(11 * number + 1))
+        core.submit(Request(f"r{number}", prompt, sampling, candidates=1 + number % 2))
+        for _ in range(2 if number < 4 else 200):
+            for events in core.step():
+                for delta in events.deltas:
+                    key = f"{events.request_id}.{delta.candidate}"
+                    told[key] = told.get(key, ()) + delta.token_ids
+    assert not core.has_work
+    core.check()
+    return told
+
+
+def test_a_core_says_the_same_with_it(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
+    config = config_of(folder, max_context=80, max_running=3)
+    ours = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+    plain = gpu_runner(
+        load_model(config, silent), replace(config, cuda_graphs=False), (), silent, attention=ReferenceAttention
+    )
+    assert ours.replays
+    assert not plain.replays
+    found = answers(ours, folder, config)
+    assert len(found) == 7
+    assert found == answers(plain, folder, config)

@@ -1,0 +1,116 @@
+"""Recorded decode steps without a GPU: "replaying" computes again from the same buffers, which must tell all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, make_sequence
+
+from engine.attention.triton_paged import TritonAttention
+from engine.batch import Sequence, Work
+from engine.kv import KVCache, KVShape
+
+LENGTHS = (5, 30, 1, 17, 64)
+
+
+def again(compute: Callable[[], None]) -> Callable[[], None]:
+    compute()
+    return compute
+
+
+def silent(_stage: str, _done: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = {"num_hidden_layers": 2, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    return lively_model_folder(tmp_path_factory.mktemp("gemma2"), "gemma2", **config)
+
+
+def prefilled(model: PagedModel) -> list[Sequence]:
+    """Sequences whose prompts are computed and whose next token is known."""
+    sequences = []
+    for length in LENGTHS:
+        tokens = [3 + (7 * i + length) % 250 for i in range(length + 4)]
+        sequences.append(make_sequence(tokens, model.take_blocks(len(tokens))))
+    model.runner.forward([Work(sequence, 0, length) for sequence, length in zip(sequences, LENGTHS, strict=True)])
+    return sequences
+
+
+def decodes(sequences: list[Sequence], step: int) -> list[Work]:
+    works = []
+    for sequence, length in zip(sequences, LENGTHS, strict=True):
+        full = sequence.tokens
+        sequence.tokens = full[: length + step + 1]
+        works.append(Work(sequence, length + step, 1))
+    return works
+
+
+def test_a_padded_step_equals_the_step_itself(folder: Path) -> None:
+    plain, recorded = PagedModel(folder, TritonAttention), PagedModel(folder, TritonAttention)
+    (scratch,) = recorded.take_blocks(1)
+    plain.take_blocks(1)
+    expected, found = prefilled(plain), prefilled(recorded)
+    recorded.runner.record_decodes(scratch, again, silent)
+    texts = [list(sequence.tokens) for sequence in expected]
+    for step, size in enumerate((5, 3, 1, 4)):
+        for sequences in (expected, found):
+            for sequence, text in zip(sequences, texts, strict=True):
+                sequence.tokens = text
+        works, others = decodes(expected, step), decodes(found, step)
+        # The others of the step go alone, so that every later step finds its past in the pages.
+        for part in (slice(0, size), slice(size, None)):
+            if works[part]:
+                logits = recorded.runner.forward(others[part])
+                torch.testing.assert_close(logits, plain.runner.forward(works[part]), rtol=1e-5, atol=1e-4)
+
+
+def test_padding_writes_into_its_own_block_only(folder: Path) -> None:
+    model = PagedModel(folder, TritonAttention)
+    (scratch,) = model.take_blocks(1)
+    sequences = prefilled(model)
+    cache = model.cache
+    before = [pages.clone() for pages in (*cache.keys, *cache.values)]
+    model.runner.record_decodes(scratch, again, silent)
+    model.runner.forward(decodes(sequences, 0)[:3])
+    taken = {sequence.blocks[length // BLOCK_SIZE] for sequence, length in zip(sequences[:3], LENGTHS, strict=False)}
+    for pages, past in zip((*cache.keys, *cache.values), before, strict=True):
+        changed = {int(block) for block in (pages != past).flatten(1).any(1).nonzero()}
+        assert changed <= taken | {scratch}
+        assert taken <= changed
+
+
+def test_works_that_do_not_sample_have_no_row(folder: Path) -> None:
+    model = PagedModel(folder, TritonAttention)
+    (scratch,) = model.take_blocks(1)
+    sequences = prefilled(model)
+    model.runner.record_decodes(scratch, again, silent)
+    works = decodes(sequences, 0)
+    both = model.runner.forward(works).clone()
+    sequences[1].tokens.append(7)
+    found = model.runner.forward(works)
+    torch.testing.assert_close(found, both[[0, 2, 3, 4]])
+
+
+def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:
+    cache = KVCache([KVShape(1, 16, 16)], 8, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
+    backend = TritonAttention(cache)
+    backend.reserve(2, 3)
+    longest = [Work(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
+    for batch in (longest, longest[:1], []):
+        backend.fill(batch, 2, scratch_block=7)
+
+
+def test_what_cannot_be_recorded_is_computed(folder: Path) -> None:
+    def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = PagedModel(folder, TritonAttention)
+    sequences = prefilled(model)
+    with pytest.raises(RuntimeError, match="capturing"):
+        model.runner.record_decodes(model.take_blocks(1)[0], refuse, silent)
+    assert model.runner.forward(decodes(sequences, 0)).shape == (len(LENGTHS), 320)

@@ -1,0 +1,40 @@
+"""Whole models through the Triton backend against plain transformers forwards: what each family asks of its layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+
+from engine.attention.triton_paged import TritonAttention
+
+TOLERANCE = 1e-4
+HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "gemma2": {**HYBRID, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0},
+    "gpt_oss": {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gemma4_text": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 320,
+        "hidden_size_per_layer_input": 8,
+        "global_head_dim": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mixture_of_chunks_equals_a_plain_forward(family: str, tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path, family, **{"num_hidden_layers": 2, **FAMILIES[family]})
+    texts = [[3 + (i * i + shift) % 250 for i in range(length)] for shift, length in ((0, 37), (5, 5), (9, 19))]
+    plain = plain_model(folder)
+    for found, text in zip(PagedModel(folder, TritonAttention).run(texts), texts, strict=True):
+        expected = plain_logits(plain, text)
+        assert found, "nothing was compared"
+        assert all((row - expected[index]).abs().max() < TOLERANCE for index, row in found.items())
