@@ -1,18 +1,19 @@
 """How far a server's numbers are from those of the float32 weights: top tokens and log-probabilities over a fixed text.
 
-    python benchmarks/quality.py <task.json
+    .venv/bin/python benchmarks/quality.py [--peer llama.cpp] [--tokens 10240] [--window 512] [--output benchmarks]
 
-The task holds ``config`` (the fields of ``EngineConfig``), ``text`` (a file), ``tokens`` (how many of its tokens, at
-least), ``window`` (how many stand in one context) and ``llama_cpp`` (the URL of such a server with the same weights, or
-null). The reference is a plain transformers forward. After each token of a window, the next one's distribution is
-compared: whether its top token is the reference's (agreement), and by how much that token's log-probability differs.
-Prints one line of JSON.
+The reference is a plain transformers forward in float32 of the built-in model. After each token of a window, the next
+one's distribution is compared: whether its top token is the reference's (agreement), and by how much that token's
+log-probability differs. Castor computes each place by a decode step, llama.cpp by a request. The text was written by
+the built-in model itself. The peer is installed by ./scripts/bench --peer llama.cpp.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
 import sys
 import urllib.request
 from dataclasses import dataclass, field
@@ -27,7 +28,15 @@ from transformers import AutoModelForCausalLM
 from engine.batch import Sequence, Work
 from engine.build import build_runner, load_tokenizer
 from engine.types import EngineConfig, Request, SamplingParams
+from server.bench.client import BaseUrl
+from server.bench.contenders import ROOT, Sizes, peer, started, versions
+from server.bench.environment import cores, describe
+from server.bench.report import write
+from server.registry import engine_config, weights_of
+from server.settings import Settings
+from server.spec import load_specs
 
+TEXT = Path(__file__).with_name("quality.txt")
 NORMAL_95 = 1.96
 LLAMA_TOP = 100
 """Candidates asked of llama.cpp: the reference's top token is always among so many, or counted as missing."""
@@ -61,32 +70,59 @@ def interval(values: list[float]) -> list[float]:
 
 
 def main() -> None:
-    """Compute the reference, then everybody's difference from it, place by place."""
-    task = json.load(sys.stdin)
-    folder = Path(task["config"]["path"])
-    windows = cut(load_tokenizer(folder), Path(task["text"]), task["tokens"], task["window"])
+    """Compute the reference, then everybody's difference from it, place by place; print and write JSON."""
+    options = read_options()
+    settings = Settings.from_env(os.environ)
+    spec = load_specs(ROOT / "models.yaml")[0]
+    folder = weights_of(spec, settings.cache_dir)
+    windows = cut(load_tokenizer(folder), options.tokens, options.window)
     tops = reference(folder, windows)
-    found = {"castor": compare_castor(EngineConfig(**task["config"]), windows, tops)}
-    if task["llama_cpp"]:
-        found["llama.cpp"] = compare_llama_cpp(task["llama_cpp"], windows, tops)
+    found = {"castor": compare_castor(engine_config(spec, folder, settings.cache_dir), windows, tops)}
+    packages = {"castor": versions(Path(sys.executable), ("torch", "transformers"))}
+    for name in options.peer:
+        contender = peer(name, spec, settings)
+        packages[name] = versions(contender.python, contender.packages)
+        with started(contender, Sizes(1, options.window + 128, cores())) as target:
+            found[name] = compare_llama_cpp(target.url, windows, tops)
+    environment = describe(["benchmarks/quality.py", *sys.argv[1:]], packages, ROOT)
+    content = {"scenario": "quality", "environment": environment, "window": options.window, **summaries(found)}
+    print(json.dumps(content, indent=2))
+    print(f"all numbers: {write(content, options.output)}")
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare distributions with those of the float32 weights.")
+    parser.add_argument("--peer", action="append", default=[], choices=["llama.cpp"])
+    parser.add_argument("--tokens", type=int, default=10240)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks"))
+    return parser.parse_args()
+
+
+def summaries(found: dict[str, Compared]) -> dict[str, Any]:
+    """Everybody's numbers, and the paired differences of Castor to each peer."""
     answer: dict[str, Any] = {name: compared.summary() for name, compared in found.items()}
-    if len(found) == 2:
-        ours, theirs = found.values()
-        answer["castor_minus_llama.cpp"] = {
-            "agreement": interval([a - b for a, b in zip(ours.agrees, theirs.agrees, strict=True)]),
-            "mean_abs_logprob_difference": interval(
-                [a - b for a, b in zip(ours.differences, theirs.differences, strict=True)]
-            ),
+    ours = found["castor"]
+    for name in found.keys() - {"castor"}:
+        theirs = found[name]
+        answer[f"castor minus {name}"] = {
+            "agreement": paired(ours.agrees, theirs.agrees),
+            "mean_abs_logprob_difference": paired(ours.differences, theirs.differences),
         }
-    print(json.dumps(answer))
+    return answer
 
 
-def cut(tokenizer: Tokenizer, text: Path, tokens: int, window: int) -> list[list[int]]:
+def paired(ours: list[float], theirs: list[float]) -> list[float]:
+    """The mean difference at the same places, and half the width of its 95 % interval."""
+    return interval([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def cut(tokenizer: Tokenizer, tokens: int, window: int) -> list[list[int]]:
     """The text's tokens in windows of equal length, at least ``tokens`` in all."""
-    ids = tokenizer.encode(text.read_text("utf-8"), add_special_tokens=False).ids
+    ids = tokenizer.encode(TEXT.read_text("utf-8"), add_special_tokens=False).ids
     count = -(-tokens // window)
     if len(ids) < count * window:
-        raise SystemExit(f"{text.name} has {len(ids)} tokens, {count} windows of {window} need {count * window}")
+        raise SystemExit(f"--tokens is {tokens}, but {count} windows of {window} need more than the text's {len(ids)}")
     return [ids[start : start + window] for start in range(0, count * window, window)]
 
 
@@ -121,7 +157,7 @@ def compare_castor(config: EngineConfig, windows: list[list[int]], tops: list[li
     return compared
 
 
-def compare_llama_cpp(url: str, windows: list[list[int]], tops: list[list[tuple[int, float]]]) -> Compared:
+def compare_llama_cpp(url: BaseUrl, windows: list[list[int]], tops: list[list[tuple[int, float]]]) -> Compared:
     """Every place by a request for one token after the text up to it; the server keeps what it has computed."""
     by_place: list[list[tuple[bool, float]]] = [[] for _ in windows[0]]
     compared = Compared()
@@ -138,7 +174,7 @@ def compare_llama_cpp(url: str, windows: list[list[int]], tops: list[list[tuple[
     return compared
 
 
-def llama_cpp_top(url: str, prompt: list[int]) -> dict[int, float]:
+def llama_cpp_top(url: BaseUrl, prompt: list[int]) -> dict[int, float]:
     """The log-probabilities of the most likely next tokens, before any sampling."""
     body = {
         "prompt": prompt,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.paged import lively_model_folder
 from support.tiny import save_tiny_tokenizer
 
+from benchmarks import quality
 from engine.types import EngineConfig
 from server.bench.beside import Beside
 from server.bench.prompts import Prompts
@@ -39,3 +41,19 @@ def test_the_bare_core_answers_every_prompt(builtin_model: Path) -> None:
     assert (measured.server, measured.name) == ("bare core", "2 streams")
     assert (measured.numbers["output_tokens"], measured.numbers["failed"]) == (4 * 6, 0)
     assert measured.numbers["output_tokens_per_second"] > 0
+
+
+def test_the_quality_of_an_engine_that_is_exact(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    windows = [[(7 * place + row) % 250 + 3 for place in range(24)] for row in range(3)]
+    config = EngineConfig(path=str(folder), device="cpu", kv_memory=4e6, threads=2)
+    compared = quality.compare_castor(config, windows, quality.reference(folder, windows))
+    summary = quality.summaries({"castor": compared, "other": compared})
+    assert summary["castor"]["places"] == 3 * 24
+    assert summary["castor"]["agreement"][0] == 1.0
+    assert summary["castor"]["mean_abs_logprob_difference"][0] < 1e-4
+    assert summary["castor minus other"]["agreement"] == [0.0, 0.0]
+
+
+def test_the_interval_of_a_mean() -> None:
+    assert quality.interval([1.0, 3.0]) == pytest.approx([2.0, 1.96 * 2**0.5 / 2**0.5])

@@ -35,10 +35,10 @@ def test_it_holds_the_packages_and_the_builtin_models(wheel: Path) -> None:
     assert models == (ROOT / "models.yaml").read_bytes()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"server", "engine"}
-    modules = {
-        str(path.relative_to(ROOT)) for package in ("server", "engine") for path in (ROOT / package).rglob("*.py")
-    }
-    assert modules <= names
+    sources = [path for package in ("server", "engine") for path in (ROOT / package).rglob("*.*")]
+    code = {str(path.relative_to(ROOT)) for path in sources if path.suffix in (".py", ".c", ".h")}
+    assert "engine/native/forward.c" in code
+    assert code <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "castor = server.cli:main" in entry_points
 
