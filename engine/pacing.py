@@ -11,7 +11,8 @@ MAX_CHUNK = 4096
 # A step without decodes keeps nobody's next token waiting, only arrivals and cancellations.
 ALONE_FACTOR = 4
 # How much longer than the base a step may take that also carries prefill: what others see of a long prompt's arrival.
-STRETCH = 2.5
+# Where more sequences wait for their first token than get their next ones, as many times longer.
+STRETCH = 2.2
 # The least time that prefill may take, in units of the base.
 MIN_SHARE = 0.5
 # The most of a step with prefill that counts as its base.
@@ -33,18 +34,22 @@ class StepPacer:
         self._prefill_seconds = 0.0
         self._prefill_tokens = 0.0
 
-    def prefill_budget(self, num_decodes: int) -> int:
-        """Prefill tokens for a step that also carries ``num_decodes`` decodes; at least ``MIN_CHUNK``."""
+    def prefill_budget(self, num_decodes: int, num_waiting: int = 1) -> int:
+        """Prefill tokens for a step that also carries ``num_decodes`` decodes; at least ``MIN_CHUNK``.
+
+        ``num_waiting`` sequences still have to compute their prompts.
+        """
         if not self._prefill_tokens:
             return FIRST_CHUNK
-        target = self._target_beside_decodes() if num_decodes else self._target * ALONE_FACTOR
+        target = self._target_beside(num_decodes, num_waiting) if num_decodes else self._target * ALONE_FACTOR
         # Where the base alone reaches the target, prefill still gets a share of the time, or prompts would starve.
         seconds = max(target - self._base_seconds, self._base_seconds * MIN_SHARE)
         affordable = seconds * self._prefill_tokens / max(self._prefill_seconds, 1e-9)
         return int(min(max(affordable, MIN_CHUNK), MAX_CHUNK))
 
-    def _target_beside_decodes(self) -> float:
-        return min(self._target, self._base_seconds * STRETCH or self._target)
+    def _target_beside(self, num_decodes: int, num_waiting: int) -> float:
+        stretched = self._base_seconds * STRETCH * max(1.0, num_waiting / num_decodes)
+        return min(self._target, stretched or self._target)
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""

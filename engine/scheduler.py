@@ -68,7 +68,7 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, blocks allocated; empty only if nothing waits or runs."""
         batch = self._decodes()
-        budget = self._pacer.prefill_budget(len(batch))
+        budget = self._pacer.prefill_budget(len(batch), self.num_running + self.num_waiting - len(batch))
         budget = self._continue_prefills(batch, budget)
         self._admit(batch, budget)
         return batch

@@ -37,6 +37,17 @@ def test_quick_decodes_are_not_made_to_wait_for_the_whole_target(decode: float) 
     assert decode + chunk * 0.0001 == pytest.approx(decode * STRETCH, rel=0.1)
 
 
+def test_steps_take_longer_where_more_wait_than_decode() -> None:
+    budgets = []
+    for waiting in (1, 8, 16, 32, 1000):
+        pacer = StepPacer(150)
+        for _ in range(10):
+            pacer.record(8, 0, 0.01)
+        pacer.record(0, 1000, 0.1)
+        budgets.append(pacer.prefill_budget(8, waiting))
+    assert budgets[0] == budgets[1] < budgets[2] < budgets[3] < budgets[4] == pytest.approx(1400, rel=0.2)
+
+
 def test_steps_without_decodes_may_take_longer() -> None:
     chunk = simulate(StepPacer(150), 0, decode=0.0, token=0.003)
     assert chunk * 0.003 == pytest.approx(0.15 * ALONE_FACTOR, rel=0.1)
