@@ -43,6 +43,12 @@ class Candidate:
         return self._matcher is not None or self._thoughts.forced is not None
 
     @property
+    def ends_by_tokens(self) -> bool:
+        """Whether nothing in the text, a grammar or thoughts can end it or say what comes next."""
+        sampling = self._sequence.request.sampling
+        return not sampling.stop and sampling.grammar is None and sampling.thinking is None
+
+    @property
     def reason(self) -> FinishReason | None:
         """Why the candidate cannot go on, if so."""
         if self._streamer.stopped:

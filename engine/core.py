@@ -75,6 +75,7 @@ class Core:
         self._pacer = StepPacer(config.step_target_ms)
         self._scheduler = Scheduler(self._pool, self._pacer, config.max_running)
         self._live: dict[str, _Live] = {}
+        self._tell_early: Callable[[list[RequestEvents]], None] | None = None
         self._cancelled: dict[str, None] = {}
         self._refused: list[RequestEvents] = []
         self._steps = 0
@@ -83,6 +84,14 @@ class Core:
     def has_work(self) -> bool:
         """Whether ``step`` has something to do or to tell."""
         return bool(self._live or self._refused)
+
+    def tell_early(self, tell: Callable[[list[RequestEvents]], None]) -> None:
+        """Have ``tell`` called within a step, while the device computes, with what the step before is to tell.
+
+        For devices that compute while this process goes on: making text of tokens then costs no time. Only what cannot
+        end a candidate is put off so; the rest is told by ``step`` itself, as without this.
+        """
+        self._tell_early = tell
 
     def submit(self, request: Request) -> None:
         """Take a request. Never raises: one that cannot be served is told so by the next step."""
@@ -120,6 +129,8 @@ class Core:
         if batch:
             for work, sampled in self._compute(batch):
                 self._advance_alone(work, sampled)
+        if not batch or not self._scheduler.has_work:
+            self._make_texts()  # no step follows in which the device would compute meanwhile
         events = self._collect()
         if was_busy and not self._live:
             self._check_when_idle()
@@ -150,9 +161,9 @@ class Core:
         now = self._clock()
         for live in list(self._live.values()):
             if live.request.id in self._cancelled:
-                self._abort(live, ErrorKind.CANCELLED, "The request was cancelled.")
+                self._end_early(live, ErrorKind.CANCELLED, "The request was cancelled.")
             elif live.request.deadline is not None and live.request.deadline <= now:
-                self._abort(live, ErrorKind.DEADLINE, "The deadline passed before the answer was complete.")
+                self._end_early(live, ErrorKind.DEADLINE, "The deadline passed before the answer was complete.")
         self._cancelled.clear()
 
     def _new_candidate(self, sequence: Sequence) -> Candidate:
@@ -204,6 +215,7 @@ class Core:
         masks = [self._start_mask(sequence) for sequence in sampling]
         try:
             logits = self._runner.forward(batch)
+            self._tell_meanwhile()
         finally:
             wait(filter(None, masks))  # whatever happens: a matcher is not for two threads
         allowed = [mask.result() if mask else None for mask in masks]
@@ -212,6 +224,30 @@ class Core:
         self._record(batch, time.perf_counter() - started)
         token_of = dict(zip(sampling, sampled, strict=True))
         return [(work, token_of.get(work.sequence)) for work in batch]
+
+    def _tell_meanwhile(self) -> None:
+        """What the step before has to tell, while the device computes this one."""
+        self._make_texts()
+        if self._tell_early is not None:
+            told = [live.take_events() for live in self._live.values() if live.deltas and not live.done]
+            if told:
+                self._tell_early(told)
+
+    def _make_texts(self) -> None:
+        for live in list(self._live.values()):
+            self._make_text(live)
+
+    def _make_text(self, live: _Live) -> None:
+        """Feed the candidates of a request with the tokens that were put off; if one fails, the request ends."""
+        put_off, live.put_off = live.put_off, []
+        for place, (sequence, sampled) in enumerate(put_off):
+            try:
+                live.deltas += live.open[sequence].feed(sampled)
+            except Exception as error:  # noqa: BLE001 - the log has the trace
+                for untold, _ in put_off[place:]:
+                    untold.tokens.pop()  # only what was told counts
+                self._fail(sequence, error)
+                return
 
     def _start_mask(self, sequence: Sequence) -> Future[Mask | None] | None:
         """Have a mask computed while the model runs, if the candidate needs one."""
@@ -247,11 +283,18 @@ class Core:
         reason = candidate.reason  # known since its mask was computed: then the token means nothing
         if reason is None and sampled.token_id in sequence.request.sampling.stop_ids:
             reason = FinishReason.STOP
+        elif reason is None and self._tell_early is not None and candidate.ends_by_tokens:
+            live.put_off.append((sequence, sampled))
+            sequence.tokens.append(sampled.token_id)
+            reason = self._limit_of(sequence)
         elif reason is None:
             live.deltas += candidate.feed(sampled)
             sequence.tokens.append(sampled.token_id)
             reason = candidate.reason or self._limit_of(sequence)
         if reason:
+            self._make_text(live)
+            if not self._is_open(sequence):
+                return  # its text could not be made
             live.deltas += candidate.flush()
             # The rest of the text may have completed a stop string.
             self._finish(live, sequence, candidate.reason or reason)
@@ -270,7 +313,12 @@ class Core:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         live = self._live[sequence.request.id]
         log.error("request %s failed in a step", live.request.id, exc_info=error)
-        self._abort(live, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")
+        self._end_early(live, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")
+
+    def _end_early(self, live: _Live, kind: ErrorKind, message: str) -> None:
+        self._make_text(live)
+        if not live.done:
+            self._abort(live, kind, message)
 
     def _abort(self, live: _Live, kind: ErrorKind, message: str) -> None:
         for sequence in list(live.open):
@@ -323,6 +371,7 @@ class _Live:
     grammar: Future[Matcher] | None = None  # while it is built; the request is not queued until then
     candidate_tokens: int = 0
     thought_tokens: int = 0
+    put_off: list[tuple[Sequence, Sampled]] = field(default_factory=list)  # tokens whose text is not made yet
     deltas: list[Delta] = field(default_factory=list)
     finished: list[CandidateFinished] = field(default_factory=list)
     done: RequestFinished | None = None

@@ -70,6 +70,8 @@ class WorkerCore(Protocol):
 
     def step(self) -> list[RequestEvents]: ...
 
+    def tell_early(self, tell: Callable[[list[RequestEvents]], None]) -> None: ...
+
     def stats(self) -> EngineStats: ...
 
 
@@ -118,7 +120,12 @@ class Border:
 
 
 def serve(core: WorkerCore, border: Border) -> None:
-    """Run the core until the parent says stop: one message per step, asleep while there is nothing to do."""
+    """Run the core until the parent says stop: one message per step, asleep while there is nothing to do.
+
+    On a GPU what a step has to tell goes out while the next one is computed, in a message of its own.
+    """
+    if core.info.device != "cpu":
+        core.tell_early(lambda events: border.send(StepEvents(events, core.stats())))
     while True:
         if not core.has_work:
             border.wait()

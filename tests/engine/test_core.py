@@ -21,10 +21,31 @@ from support.tiny import EOS_ID, VOCAB_SIZE
 
 from engine.batch import Sampled, Sequence, Work
 from engine.candidate import Candidate
+from engine.core import Core
 from engine.masks import Mask
-from engine.types import Delta, EngineUnavailable, ErrorKind, FinishReason, Request, RequestError
+from engine.types import Delta, EngineUnavailable, ErrorKind, FinishReason, Request, RequestError, RequestEvents
 
 POISON = 300
+
+
+@pytest.fixture(autouse=True, params=["at once", "early"])
+def told_early(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds as well where texts are made while the device computes the next step."""
+    if request.param == "at once":
+        return
+    step = Core.step
+
+    def both(core: Core) -> list[RequestEvents]:
+        told: list[RequestEvents] = []
+        core.tell_early(told.extend)
+        later = step(core)
+        merged = {events.request_id: events for events in told}
+        for events in later:
+            before = merged.get(events.request_id, RequestEvents(events.request_id))
+            merged[events.request_id] = replace(events, deltas=before.deltas + events.deltas)
+        return list(merged.values())
+
+    monkeypatch.setattr(Core, "step", both)
 
 
 def error_of(told: Told) -> RequestError:
@@ -200,13 +221,13 @@ def test_a_duplicate_id_is_refused_and_the_first_goes_on() -> None:
     core, _ = make_core(ScriptedSampler(ids("abc")))
     core.submit(make_request())
     core.submit(make_request())
-    refused, first = core.step()
+    refused, *first = core.step()
     assert refused.done is not None
     assert refused.done.error is not None
     assert refused.done.error.kind is ErrorKind.REFUSED
     assert "'r'" in refused.done.error.message
     told: dict[str, Told] = {}
-    tell(told, [first])
+    tell(told, first)
     run_to_end(core, told=told)
     assert told["r"].text == {0: "abc"}
 

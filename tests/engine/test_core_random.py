@@ -68,7 +68,9 @@ def alone(request: Request) -> Told:
     return run_to_end(core, replace(request, deadline=None))[request.id]
 
 
-def serve(plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float) -> dict[str, Told]:
+def serve(
+    plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, *, early: bool
+) -> dict[str, Told]:
     step = 0
     info = model_info(num_blocks=CONTEXT // 4 + spare_blocks, max_context=CONTEXT)
     core, runner = make_core(
@@ -76,6 +78,8 @@ def serve(plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms
     )
     runner.refuse = refuse_poison
     told: dict[str, Told] = {}
+    if early:
+        core.tell_early(lambda events: tell(told, events))
     while step <= LAST_ARRIVAL or core.has_work:
         for guest in plan:
             if guest.arrival == step:
@@ -116,9 +120,11 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(guests(), st.integers(0, 12), st.integers(1, 6), st.sampled_from([1e-6, 1e9]))
-def test_random_traffic(plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float) -> None:
-    told = serve(plan, spare_blocks, max_running, step_target_ms)
+@given(guests(), st.integers(0, 12), st.integers(1, 6), st.sampled_from([1e-6, 1e9]), st.booleans())
+def test_random_traffic(
+    plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, early: bool
+) -> None:
+    told = serve(plan, spare_blocks, max_running, step_target_ms, early=early)
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])

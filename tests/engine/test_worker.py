@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import msgspec
 import pytest
 import zmq
+from support.digests import ScriptedSampler, ids, make_core, make_request, model_info
 from support.scripted_worker import COMMAND, REFUSAL, Kind
 
 from engine.messages import (
@@ -33,6 +35,7 @@ from engine.messages import (
     unpack_from_worker,
 )
 from engine.types import Delta, EngineConfig, ErrorKind, Event, FinishReason, Request, RequestFinished, SamplingParams
+from engine.worker import serve
 
 PATIENCE = 60
 
@@ -209,3 +212,40 @@ def test_an_idle_process_sleeps(folder: Path) -> None:
         before = cpu_seconds(parent.process.pid)
         time.sleep(1)
         assert cpu_seconds(parent.process.pid) - before < 0.1
+
+
+class Drops:
+    """A border that hands over one request, waits for its end and keeps what is sent."""
+
+    def __init__(self, request: Request) -> None:
+        self.sent: list[StepEvents] = []
+        self._request = request
+
+    def send(self, message: FromWorker) -> None:
+        assert isinstance(message, StepEvents)
+        self.sent.append(message)
+
+    def wait(self) -> None:
+        """Something is always there."""
+
+    def receive(self) -> list[ToWorker]:
+        if not self.sent:
+            return [submit(self._request)]
+        ended = any(events.done for step in self.sent for events in step.events)
+        return [Stop()] if ended else []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_on_a_gpu_texts_go_out_while_the_next_step_is_computed(device: str) -> None:
+    core, runner = make_core(ScriptedSampler(ids("Paris")), info=replace(model_info(), device=device))
+    border = Drops(make_request(max_tokens=50))
+    sent_before_forward: list[int] = []
+    runner.refuse = lambda _: sent_before_forward.append(len(border.sent))
+    serve(core, border)  # type: ignore[arg-type]
+    events = [event for step in border.sent for batch in step.events for event in batch]
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "Paris"
+    assert isinstance(events[-1], RequestFinished)
+    texts = [sum(isinstance(e, Delta) for batch in step.events for e in batch) for step in border.sent]
+    # On a CPU each step's message holds its token; on a GPU the token's message comes before that of the next step.
+    assert max(texts) == 1
+    assert (len(border.sent) > len(sent_before_forward) + 1) == (device != "cpu")
