@@ -80,7 +80,7 @@ def load_library(cache: Path) -> Any:
 
 
 def _compiled(cache: Path) -> Path:
-    compiler = _compiler()
+    compiler = find_compiler()
     target = cache / f"forward-{_fingerprint(compiler)}.so"
     if target.is_file():
         return target
@@ -95,7 +95,7 @@ def _compiled(cache: Path) -> Path:
     return target
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
     candidates = (os.environ.get("CC", ""), "cc", "gcc", "clang")
     found = next((path for name in candidates if name and (path := shutil.which(name))), None)
     if found is None:

@@ -8,7 +8,8 @@ import pytest
 from support.paged import lively_model_folder
 from support.tiny import save_tiny_tokenizer
 
-from benchmarks import quality
+from benchmarks import matmul, quality
+from engine.native.packing import Format
 from engine.types import EngineConfig
 from server.bench.beside import Beside
 from server.bench.prompts import Prompts
@@ -57,3 +58,8 @@ def test_the_quality_of_an_engine_that_is_exact(tmp_path: Path) -> None:
 
 def test_the_interval_of_a_mean() -> None:
     assert quality.interval([1.0, 3.0]) == pytest.approx([2.0, 1.96 * 2**0.5 / 2**0.5])
+
+
+@pytest.mark.parametrize("format", Format)
+def test_products_are_timed(format: Format) -> None:
+    assert matmul.c_step(format, threads=2)(3) > 0
