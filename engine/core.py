@@ -227,14 +227,15 @@ class Core:
 
     def _tell_meanwhile(self) -> None:
         """What the step before has to tell, while the device computes this one."""
+        if self._tell_early is None:
+            return
         self._make_texts()
-        if self._tell_early is not None:
-            told = [live.take_events() for live in self._live.values() if live.deltas and not live.done]
-            if told:
-                self._tell_early(told)
+        told = [live.take_events() for live in self._live.values() if live.deltas and not live.done]
+        if told:
+            self._tell_early(told)
 
     def _make_texts(self) -> None:
-        for live in list(self._live.values()):
+        for live in [live for live in self._live.values() if live.put_off]:
             self._make_text(live)
 
     def _make_text(self, live: _Live) -> None:
