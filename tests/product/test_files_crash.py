@@ -171,12 +171,15 @@ def names(server: RunningServer) -> list[str]:
 
 
 def survives_start(server: RunningServer) -> bool:
-    """Whether the server is still there when the sweep, which runs beside its start, has made its last change."""
+    """Whether the server is still there when the sweep, which runs beside its start, has made its last change.
+
+    It may die before it is ready or, having told that it is, before its first request.
+    """
     orphan = server.log_path.parent / "data" / "files" / "blobs" / "orphan"
     deadline = time.monotonic() + SWEEP_SECONDS
     try:
         server.wait_until_ready()
-        while orphan.exists() or len(names(server)) > 1:
+        while len(names(server)) > 1 or orphan.exists():
             assert time.monotonic() < deadline, f"the sweep did not end:\n{server.log()}"
             time.sleep(0.02)
     except (RuntimeError, httpx.TransportError):
