@@ -234,10 +234,13 @@ async def test_the_process_ends_with_its_parent(path: str, end: signal.Signals) 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tempfile.tempdir)}
     with subprocess.Popen([sys.executable, "-c", PARENT, path], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
-        pid = int(await asyncio.to_thread(parent.stdout.readline))
-        assert is_alive(pid)
-        parent.send_signal(end)
-        parent.wait(PATIENCE)
+        try:
+            pid = int(await asyncio.to_thread(parent.stdout.readline))
+            assert is_alive(pid)
+            parent.send_signal(end)
+            parent.wait(PATIENCE)
+        finally:
+            parent.kill()  # else leaving the block waits for it, whatever went wrong
     await until(lambda: not is_alive(pid))
 
 
