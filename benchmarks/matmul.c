@@ -14,14 +14,14 @@ static double seconds(void) {
 static size_t bytes_of(int format, const int32_t *channels, const int32_t *columns) {
     size_t bytes = 0;
     for (int i = 0; i < MATRICES; i++)
-        bytes += (size_t)(channels[i] / LANES) * (size_t)(columns[i] / GROUP) * (size_t)group_bytes(format);
+        bytes += (size_t)(channels[i] / PANEL) * (size_t)(columns[i] / GROUP) * (size_t)group_bytes(format);
     return bytes;
 }
 
 static const uint8_t *multiply_layer(Pool *pool, const uint8_t *weights, int format, int rows, const int32_t *channels,
                                      const int32_t *columns, const float *packed, float *out, float **scratch) {
     for (int i = 0; i < MATRICES; i++) {
-        int panels = channels[i] / LANES;
+        int panels = channels[i] / PANEL;
         const uint8_t *addresses[panels];
         uint8_t formats[panels];
         for (int panel = 0; panel < panels; panel++) {
@@ -47,7 +47,7 @@ double time_step(int format, int rows, int threads, int layers, int times, const
     float *out = aligned_alloc(64, padded * (size_t)widest * sizeof(float));
     double best = -1;
     for (int thread = 0; thread < threads; thread++)
-        scratch[thread] = aligned_alloc(64, (size_t)widest * MOST_PANELS * LANES * sizeof(float));
+        scratch[thread] = aligned_alloc(64, (size_t)widest * MOST_PANELS * PANEL * sizeof(float));
     if (weights != NULL && packed != NULL && out != NULL && start_threads(&pool) == 0) {
         memset(weights, 0x11, bytes);
         for (size_t i = 0; i < padded * (size_t)widest; i++) packed[i] = 0.5f;

@@ -38,6 +38,8 @@ typedef struct {
     const Batch *batch;
     float *packed, *qkv, *mixed, *inner; /* activations of a step */
     float *scratch[MAX_THREADS];
+    int32_t *groups; /* tokens of one sequence that attend together: the first of each group, and the end of the last */
+    int32_t num_groups;
     int32_t room; /* tokens that the activations have room for */
 } Engine;
 
@@ -132,11 +134,23 @@ static void attend_all(Engine *engine, const Layer *layer) {
     Attention attention = {
         .query = engine->qkv, .out = engine->mixed, .keys = layer->keys, .values = layer->values,
         .positions = batch->positions, .tables = batch->tables, .table_starts = batch->table_starts,
-        .scratch = engine->scratch, .stride = (model->heads + 2 * model->kv_heads) * model->size,
+        .groups = engine->groups, .scratch = engine->scratch, .stride = (model->heads + 2 * model->kv_heads) * model->size,
         .heads = model->heads, .kv_heads = model->kv_heads, .size = model->size, .block_size = model->block_size,
         .window = layer->window, .scaling = model->scaling,
     };
-    run_phase(&engine->pool, attend, &attention, batch->tokens * model->kv_heads);
+    run_phase(&engine->pool, attend, &attention, engine->num_groups * model->kv_heads);
+}
+
+/* Tokens whose tables begin at the same place follow each other in one sequence. */
+static void group_tokens(Engine *engine) {
+    const Batch *batch = engine->batch;
+    int most = queries_together(engine->model->heads / engine->model->kv_heads), count = 0;
+    for (int token = 0; token < batch->tokens; token++)
+        if (token == 0 || batch->table_starts[token] != batch->table_starts[token - 1] ||
+            token - engine->groups[count - 1] == most)
+            engine->groups[count++] = token;
+    engine->groups[count] = batch->tokens;
+    engine->num_groups = count;
 }
 
 static void compute_layer(Engine *engine, const Layer *layer) {
@@ -174,6 +188,9 @@ static int make_room(Engine *engine, int tokens) {
         *wanted[i].place = aligned_alloc(64, (size_t)(rows * wanted[i].columns) * sizeof(float));
         if (*wanted[i].place == NULL) return -1;
     }
+    free(engine->groups);
+    engine->groups = malloc((size_t)(rows + 1) * sizeof *engine->groups);
+    if (engine->groups == NULL) return -1;
     engine->room = (int)rows;
     return 0;
 }
@@ -183,10 +200,11 @@ int castor_forward(Engine *engine, const Batch *batch) {
     const Model *model = engine->model;
     engine->batch = batch;
     if (make_room(engine, larger(batch->tokens, batch->wanted)) != 0) return -1;
+    group_tokens(engine);
     for (int layer = 0; layer < model->num_layers; layer++) compute_layer(engine, &model->layers[layer]);
     if (batch->wanted > 0) {
         pack(engine, batch->states, model->norm, batch->rows, batch->wanted, model->hidden);
-        multiply_all(engine, &model->head, batch->wanted, STORE, batch->logits, model->head.num_panels * LANES);
+        multiply_all(engine, &model->head, batch->wanted, STORE, batch->logits, model->head.num_panels * PANEL);
     }
     return 0;
 }
@@ -198,6 +216,7 @@ void castor_close(Engine *engine) {
     free(engine->qkv);
     free(engine->mixed);
     free(engine->inner);
+    free(engine->groups);
     free(engine);
 }
 
@@ -207,12 +226,12 @@ Engine *castor_open(const Model *model, int threads) {
     if (engine == NULL) return NULL;
     engine->model = model;
     int64_t widest = larger(larger(model->hidden, model->intermediate), model->heads * model->size);
-    int64_t scores = (int64_t)HEADS_TOGETHER * (model->max_context + 2 * LANES);
-    int64_t weights = widest * MOST_PANELS * LANES, floats = weights > scores ? weights : scores;
+    int64_t scores = (int64_t)MOST_ATTENDING * (model->max_context + 2 * LANES);
+    int64_t weights = widest * MOST_PANELS * PANEL, floats = weights > scores ? weights : scores;
     engine->pool.threads = threads < 1 ? 1 : threads < MAX_THREADS ? threads : MAX_THREADS;
     int ready = start_threads(&engine->pool) == 0;
     for (int thread = 0; thread < engine->pool.threads; thread++) {
-        engine->scratch[thread] = aligned_alloc(64, (size_t)(floats + LANES - floats % LANES) * sizeof(float));
+        engine->scratch[thread] = aligned_alloc(64, (size_t)(floats + PANEL - floats % PANEL) * sizeof(float));
         ready &= engine->scratch[thread] != NULL;
     }
     if (ready) return engine;

@@ -1,11 +1,12 @@
 /* Products of activations with weights that stay as small as their file has them; all sums are in float32.
  *
- * A weight matrix [channels, columns] is cut into panels of 16 channels, one for each lane. Weights become floats in
- * registers, just before they are used: exactly the numbers that the file stands for. Every activation row meets them in
- * the same order whatever else is in the batch, so its results do not depend on its neighbours.
+ * A weight matrix [channels, columns] is cut into panels of 16 channels, which are one, two or four vectors: the parts.
+ * Weights become floats in registers, just before they are used: exactly the numbers that the file stands for. Every
+ * activation row meets them in the same order whatever else is in the batch, so its results do not depend on its
+ * neighbours.
  *
  * A group is 32 columns of a panel: scales and least values where its format has them, then words of 32 bits, one for each
- * lane, that hold as many columns as fit, the first one lowest.
+ * channel, that hold as many columns as fit, the first one lowest.
  *
  *   Q4     16 scales and 16 least values in half precision, 4 * 16 words of eight digits from 0 to 15
  *   Q8     16 scales in half precision, 8 * 16 words of four signed bytes
@@ -22,6 +23,8 @@
 enum { Q4, Q8, BRAIN, FLOAT };
 enum { STORE, ADD, GATE };
 
+#define PANEL 16
+#define PARTS (PANEL / LANES)
 #define GROUP 32
 /* How far ahead weights are asked for: panels are short, and a processor's own foresight begins anew at each of them. */
 #define AHEAD 2048
@@ -29,12 +32,9 @@ enum { STORE, ADD, GATE };
 #define MOST_PANELS 4
 #define PANELS_OF(rows) ((rows) <= 4 ? MOST_PANELS : 2)
 
-/* How many rows of activations are computed together: as many sums as the registers of the processor hold. */
-#if defined(__AVX512F__)
-#define MOST_ROWS 16
-#else
-#define MOST_ROWS 4
-#endif
+/* How many sums of a vector are computed together, and so how many rows of activations: half of the registers hold sums. */
+#define MOST_SUMS (REGISTERS / 2)
+#define MOST_ROWS (REGISTERS / 2 * LANES / 16)
 
 typedef struct {
     const uint8_t *const *panels;
@@ -51,7 +51,9 @@ typedef struct {
     int32_t rows, stride, finish;
 } Product;
 
-typedef void (*Kernel)(const uint8_t *const *w, int groups, const float *x, Floats (*sums)[MOST_ROWS]);
+/* Sums are [panel, part][row]; `w` has as many panels as are computed together, and more. */
+typedef Floats Sums[MOST_PANELS * PARTS][MOST_ROWS];
+typedef void (*Kernel)(const uint8_t *const *w, int panels, int groups, const float *x, Floats (*sums)[MOST_ROWS]);
 
 /* How many rows are computed together where so many are left: the kernels know powers of two. */
 INLINE int rows_together(int left) {
@@ -60,30 +62,27 @@ INLINE int rows_together(int left) {
     return rows;
 }
 
-INLINE void use(Floats weight, const float *x, int rows, Floats *sums) {
-#pragma GCC unroll 16
-    for (int row = 0; row < rows; row++) sums[row] += weight * x[row];
-}
-
 INLINE int columns_in_word(int format) { return format == Q4 ? 8 : format == Q8 ? 4 : format == BRAIN ? 2 : 1; }
 
-INLINE int bytes_before_words(int format) { return format == Q4 ? 4 * LANES : format == Q8 ? 2 * LANES : 0; }
+INLINE int bytes_before_words(int format) { return format == Q4 ? 4 * PANEL : format == Q8 ? 2 * PANEL : 0; }
 
 INLINE int group_bytes(int format) {
-    return bytes_before_words(format) + GROUP / columns_in_word(format) * (int)sizeof(Words);
+    return bytes_before_words(format) + GROUP / columns_in_word(format) * 4 * PANEL;
 }
 
+/* A part of a group: every word of it is 16 words after the one before. */
 typedef struct {
     const uint8_t *words;
     Floats scale, least;
 } Group;
 
-INLINE Group group_at(const uint8_t *panel, int format, int number) {
+INLINE Group group_at(const uint8_t *panel, int format, int number, int part) {
     const uint8_t *start = panel + (int64_t)number * group_bytes(format);
-    for (int line = 0; line < group_bytes(format); line += 64) __builtin_prefetch(start + AHEAD + line);
-    Group group = {start + bytes_before_words(format), {0}, {0}};
-    if (format == Q4 || format == Q8) group.scale = load_halves(start);
-    if (format == Q4) group.least = load_halves(start + 2 * LANES);
+    if (part == 0)
+        for (int line = 0; line < group_bytes(format); line += 64) __builtin_prefetch(start + AHEAD + line);
+    Group group = {start + bytes_before_words(format) + 4 * LANES * part, {0}, {0}};
+    if (format == Q4 || format == Q8) group.scale = load_halves(start + 2 * LANES * part);
+    if (format == Q4) group.least = load_halves(start + 2 * PANEL + 2 * LANES * part);
     return group;
 }
 
@@ -95,43 +94,56 @@ INLINE Floats weights_in(Words words, int format, int i, const Group *group) {
     return (Floats)words;
 }
 
-/* sums[panel][row] over all columns; x is [column][rows]. */
+/* Sums over all columns of some panels; x is [column][rows]. */
 INLINE void multiply(const uint8_t *const *w, int format, int groups, const float *x, int panels, int rows,
                      Floats (*sums)[MOST_ROWS]) {
-    const int together = columns_in_word(format);
-    Floats total[MOST_PANELS][MOST_ROWS];
-    for (int p = 0; p < panels; p++)
+    const int together = columns_in_word(format), vectors = panels * PARTS;
+    Sums total;
 #pragma GCC unroll 16
-        for (int row = 0; row < rows; row++) total[p][row] = (Floats){0};
+    for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; row++) total[v][row] = (Floats){0};
     for (int g = 0; g < groups; g++) {
-        Group group[MOST_PANELS];
-        for (int p = 0; p < panels; p++) group[p] = group_at(w[p], format, g);
+        Group group[MOST_PANELS * PARTS];
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) group[v] = group_at(w[v / PARTS], format, g, v % PARTS);
         for (int word = 0; word < GROUP / together; word++) {
-            Words words[MOST_PANELS];
-            for (int p = 0; p < panels; p++) words[p] = load_words(group[p].words + word * sizeof(Words));
+            Words words[MOST_PANELS * PARTS];
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++) words[v] = load_words(group[v].words + word * 4 * PANEL);
 #pragma GCC unroll 8
             for (int i = 0; i < together; i++, x += rows)
-                for (int p = 0; p < panels; p++) use(weights_in(words[p], format, i, &group[p]), x, rows, total[p]);
+#pragma GCC unroll 16
+                for (int v = 0; v < vectors; v++) {
+                    Floats weights = weights_in(words[v], format, i, &group[v]);
+#pragma GCC unroll 16
+                    for (int row = 0; row < rows; row++) total[v][row] += weights * x[row];
+                }
         }
     }
-    for (int p = 0; p < panels; p++)
 #pragma GCC unroll 16
-        for (int row = 0; row < rows; row++) sums[p][row] = total[p][row];
+    for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; row++) sums[v][row] = total[v][row];
 }
 
 /* The panels of a tile: together as far as their sums fit into the registers, then the next ones. */
 #define KERNEL(format, rows)                                                                                          \
-    static void multiply_##format##_##rows(const uint8_t *const *w, int groups, const float *x,                       \
+    static void multiply_##format##_##rows(const uint8_t *const *w, int panels, int groups, const float *x,           \
                                            Floats (*sums)[MOST_ROWS]) {                                               \
-        const int fitting = MOST_ROWS / rows, panels = PANELS_OF(rows), together = fitting < panels ? fitting : panels;\
-        for (int p = 0; p < panels; p += together) multiply(w + p, format, groups, x, together, rows, sums + p);      \
+        const int fitting = MOST_SUMS / (rows * PARTS), together = fitting < MOST_PANELS ? fitting : MOST_PANELS;      \
+        for (int p = 0; p < panels; p += together)                                                                    \
+            multiply(w + p, format, groups, x, together, rows, sums + p * PARTS);                                     \
     }
 #if MOST_ROWS == 16
 #define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2) KERNEL(format, 4) KERNEL(format, 8) KERNEL(format, 16)
 #define NAMES(format) {multiply_##format##_1, multiply_##format##_2, multiply_##format##_4, multiply_##format##_8, multiply_##format##_16}
-#else
+#elif MOST_ROWS == 4
 #define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2) KERNEL(format, 4)
 #define NAMES(format) {multiply_##format##_1, multiply_##format##_2, multiply_##format##_4}
+#else
+#define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2)
+#define NAMES(format) {multiply_##format##_1, multiply_##format##_2}
 #endif
 
 KERNELS(Q4)
@@ -145,14 +157,16 @@ INLINE Kernel kernel_for(int format, int rows) { return KERNEL_OF[format][__buil
 
 /* The weights of a panel as floats, exactly what its format stands for: a panel in the format FLOAT. */
 INLINE void unpack(const uint8_t *panel, int format, int groups, float *out) {
-    for (int g = 0; g < groups; g++) {
-        Group group = group_at(panel, format, g);
-        for (int word = 0; word < GROUP / columns_in_word(format); word++) {
-            Words words = load_words(group.words + word * sizeof(Words));
-            for (int i = 0; i < columns_in_word(format); i++, out += LANES)
-                store(out, weights_in(words, format, i, &group));
+    const int together = columns_in_word(format);
+    for (int g = 0; g < groups; g++, out += GROUP * PANEL)
+        for (int part = 0; part < PARTS; part++) {
+            Group group = group_at(panel, format, g, part);
+            for (int word = 0; word < GROUP / together; word++) {
+                Words words = load_words(group.words + word * 4 * PANEL);
+                for (int i = 0; i < together; i++)
+                    store(out + (word * together + i) * PANEL + part * LANES, weights_in(words, format, i, &group));
+            }
         }
-    }
 }
 
 static void unpack_panel(const uint8_t *panel, int format, int groups, float *out) {
@@ -168,13 +182,13 @@ static void unpack_panel(const uint8_t *panel, int format, int groups, float *ou
 static void finish_rows(const Product *product, int first, int rows, int panel, int panels, Floats (*sums)[MOST_ROWS]) {
     for (int row = 0; row < rows && first + row < product->rows; row++) {
         float *out = product->out + (int64_t)(first + row) * product->stride;
-        for (int p = 0; p < panels; p++) {
-            int channel = (panel + p) * LANES;
-            Floats value = sums[p][row];
+        for (int v = 0; v < panels * PARTS; v++) {
+            int number = panel + v / PARTS, lane = v % PARTS * LANES, channel = number * PANEL + lane;
+            Floats value = sums[v][row];
             if (product->finish == GATE) {
-                if (p % 2 == 0) continue;
-                Floats gate = sums[p - 1][row];
-                store(out + channel / 2 / LANES * LANES, gate / (1.0f + exponential(-gate)) * value);
+                if (number % 2 == 0) continue;
+                Floats gate = sums[v - PARTS][row];
+                store(out + number / 2 * PANEL + lane, gate / (1.0f + exponential(-gate)) * value);
                 continue;
             }
             if (product->matrix->bias != NULL) value += load(product->matrix->bias + channel);
@@ -194,7 +208,7 @@ static int prepare_panels(const Product *product, int first, int panels, float *
     }
     if (!mixed && (format == FLOAT || product->rows <= MOST_ROWS)) return format;
     for (int p = 0; p < panels; p++) {
-        float *floats = room + (int64_t)p * matrix->columns * LANES;
+        float *floats = room + (int64_t)p * matrix->columns * PANEL;
         unpack_panel(w[p], matrix->formats[first + p], matrix->columns / GROUP, floats);
         w[p] = (const uint8_t *)floats;
     }
@@ -209,11 +223,11 @@ static void multiply_tile(void *argument, int tile, int thread) {
     int panels = left < PANELS_OF(product->rows) ? left : PANELS_OF(product->rows);
     const uint8_t *w[MOST_PANELS];
     int format = prepare_panels(product, first_panel, panels, product->scratch[thread], w);
-    Floats sums[MOST_PANELS][MOST_ROWS];
+    Sums sums;
     for (int first = 0, rows; first < product->rows; first += rows) {
         rows = rows_together(product->rows - first);
         const float *packed = product->packed + (int64_t)first * matrix->columns;
-        kernel_for(format, rows)(w, matrix->columns / GROUP, packed, sums);
+        kernel_for(format, rows)(w, panels, matrix->columns / GROUP, packed, sums);
         finish_rows(product, first, rows, first_panel, panels, sums);
     }
 }

@@ -1,4 +1,6 @@
-/* Sixteen numbers at a time, in the vector extension that GCC and Clang share: one source for every processor. */
+/* As many numbers at a time as a register of the processor holds, in the vector extension that GCC and Clang share: one
+ * source for every processor. Wider vectors would compile too, but live in memory: ten times as slow.
+ */
 
 #ifndef CASTOR_VECTORS_H
 #define CASTOR_VECTORS_H
@@ -6,17 +8,31 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+/* REGISTERS: how many there are for vectors. */
+#if defined(__AVX512F__)
 #define LANES 16
+#define REGISTERS 32
+#elif defined(__AVX__)
+#define LANES 8
+#define REGISTERS 16
+#else
+#define LANES 4
+#if defined(__aarch64__)
+#define REGISTERS 32
+#else
+#define REGISTERS 16
+#endif
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 INLINE Floats load(const float *from) {
     Floats value;
@@ -26,7 +42,7 @@ INLINE Floats load(const float *from) {
 
 INLINE void store(float *to, Floats value) { memcpy(to, &value, sizeof value); }
 
-INLINE Floats all(float value) { return (Floats){0} + value; }
+INLINE Floats all(float value) { return value - (Floats){0}; } /* plus would not keep a negative zero: an addition */
 
 INLINE Words load_words(const void *from) {
     Words value;
@@ -40,6 +56,8 @@ INLINE Floats load_halves(const uint8_t *from) {
     memcpy(&halves, from, sizeof halves);
 #if defined(__AVX512F__)
     return (Floats)_mm512_cvtph_ps((__m256i)halves);
+#elif defined(__AVX__) && defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps((__m128i)halves);
 #else
     Words bits = __builtin_convertvector(halves, Words);
     Floats size = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
@@ -55,6 +73,13 @@ INLINE Floats digits(Words words) {
 #else
     return __builtin_convertvector((Ints)(words & 15), Floats);
 #endif
+}
+
+/* 0, 1, 2 and so on, one for each lane. */
+INLINE Ints lane_numbers(void) {
+    Ints numbers;
+    for (int lane = 0; lane < LANES; lane++) numbers[lane] = lane;
+    return numbers;
 }
 
 INLINE Floats choose(Ints condition, Floats yes, Floats no) {
