@@ -18,13 +18,14 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.messages import FromWorker, Stop, ToWorker, pack, unpack_from_worker
+from engine.messages import EXIT_FAILED, EXIT_REFUSED, FromWorker, Stop, ToWorker, pack, unpack_from_worker
 from engine.types import EngineConfig
 
 # -P keeps a folder that happens to be named "engine" in the working directory from being taken for ours.
 COMMAND = (sys.executable, "-P", "-m", "engine.worker")
 
 _DRAIN_SECONDS = 0.2
+_LAST_WORDS_SECONDS = 2.0  # on a busy machine they may reach the socket's thread late
 _KILL_SECONDS = 10.0  # a killed process goes when the kernel has taken its memory back
 _STABLE_SECONDS = 60.0
 _LONGEST_DELAY = 30.0
@@ -76,12 +77,17 @@ class WorkerProcess:
         arrival = asyncio.ensure_future(self._socket.recv())
         await asyncio.wait({arrival, self._exited}, return_when=asyncio.FIRST_COMPLETED)
         if not arrival.done():
-            await asyncio.wait({arrival}, timeout=_DRAIN_SECONDS)
+            await asyncio.wait({arrival}, timeout=self._patience())
         if arrival.done():
             data: bytes = arrival.result()
             return data
         arrival.cancel()
         return None
+
+    def _patience(self) -> float:
+        """Seconds that what an ended process has sent may take to come; who ends with these codes has said why."""
+        promised = self.exit_code in (EXIT_FAILED, EXIT_REFUSED) and not self.ended_because
+        return _LAST_WORDS_SECONDS if promised else _DRAIN_SECONDS
 
     def kill(self, because: str) -> None:
         """End the process now; ``because`` completes the sentence "The engine process …"."""

@@ -3,6 +3,9 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 
+# One slow answer of the package index need not end an installation of minutes.
+export PIP_RETRIES="${PIP_RETRIES:-10}" PIP_DEFAULT_TIMEOUT="${PIP_DEFAULT_TIMEOUT:-60}"
+
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 
 fail() {

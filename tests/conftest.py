@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.gemma import prepare_gemma
 
 from engine.sources import parse_source, prepare
@@ -22,6 +23,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore it, and so would every process that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run and on every machine, and no clock over them: what fails, a change has broken.
+settings.register_profile("castor", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("castor")
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(operations, st.integers(1, 12), st.integers(1, 4))
 def test_no_block_is_lost_or_shared_wrongly(steps: list[Operation], num_blocks: int, block_size: int) -> None:
     pool = BlockPool(num_blocks, block_size)

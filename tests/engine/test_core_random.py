@@ -65,7 +65,7 @@ def refuse_poison(batch: list[Work]) -> None:
 @cache
 def alone(request: Request) -> Told:
     core, _ = make_core(info=model_info(max_context=CONTEXT))
-    return run_to_end(core, replace(request, deadline=None))[request.id]
+    return run_to_end(core, replace(request))[request.id]
 
 
 def serve(
@@ -119,7 +119,7 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     assert kind in possible
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(guests(), st.integers(0, 12), st.integers(1, 6), st.sampled_from([1e-6, 1e9]), st.booleans())
 def test_random_traffic(
     plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, early: bool

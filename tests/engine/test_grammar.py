@@ -64,7 +64,7 @@ def expect_valid(result: Told, schema: Schema) -> int:
     return len(ended)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(schemas(), min_size=10, max_size=10), st.integers(0, 2**32))
 def test_answers_validate(core: Core, batch: list[Schema], seed: int) -> None:
     requests = [

@@ -169,7 +169,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrivals, st.integers(0, 20), st.integers(1, 6))
 def test_everybody_is_served_in_any_pool(
     plan: list[tuple[int, int, int, int, int]], spare: int, max_running: int

@@ -26,7 +26,8 @@ from support.processes import (
 from support.scripted_worker import COMMAND, REFUSAL, Kind
 
 from engine.client import ProcessEngine
-from engine.supervisor import RestartPolicy
+from engine.messages import EXIT_FAILED, Failed, pack
+from engine.supervisor import RestartPolicy, WorkerProcess
 from engine.types import (
     CandidateFinished,
     EngineConfig,
@@ -88,6 +89,25 @@ async def test_the_reason_of_a_death_stands_in_the_log_and_not_in_the_answer(cap
         await asyncio.wait_for(process_engine.ready(), PATIENCE)
 
 
+class EndedProcess:
+    """A process that has failed and has said why, to a socket that was slow to hear it."""
+
+    pid, returncode = 0, EXIT_FAILED
+
+    async def wait(self) -> int:
+        return self.returncode
+
+    async def recv(self) -> bytes:
+        await asyncio.sleep(0.5)
+        return pack(Failed("device fault"))
+
+
+async def test_last_words_are_waited_for() -> None:
+    ended = EndedProcess()
+    worker = WorkerProcess(ended, ended, "")  # type: ignore[arg-type]
+    assert await anext(worker.messages()) == Failed("device fault")
+
+
 async def test_a_process_that_makes_no_progress_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     async with ready_engine(stall=2) as process_engine:
         await read(process_engine.submit(request("before")))
@@ -108,7 +128,7 @@ async def test_steps_that_take_their_time_are_progress() -> None:
 
 async def test_killed_while_loading_it_loads_again(tmp_path: Path) -> None:
     async with engine(f"once:{tmp_path / 'marker'}") as process_engine:
-        await until((tmp_path / "marker").exists)
+        await until(lambda: process_engine._worker is not None and (tmp_path / "marker").exists())
         os.kill(pid_of(process_engine), signal.SIGKILL)
         await asyncio.wait_for(process_engine.ready(), PATIENCE)
         assert process_engine.health().restarts == 1

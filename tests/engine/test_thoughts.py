@@ -49,7 +49,7 @@ ids = st.integers(1, 3)
 markers = st.lists(ids, min_size=1, max_size=3).map(tuple)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(markers, markers, st.booleans(), st.booleans(), st.lists(ids, max_size=16))
 def test_any_tokens(
     start: tuple[int, ...], end: tuple[int, ...], is_open: bool, constrained: bool, tokens: list[int]
@@ -62,7 +62,7 @@ def test_any_tokens(
     assert thoughts.forced is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(markers, st.integers(0, 5), st.lists(ids, max_size=16))
 def test_the_budget_forces_the_end(end: tuple[int, ...], budget: int, tokens: list[int]) -> None:
     thoughts = Thoughts(Thinking((), end, open=True, budget=budget), constrained=False)

@@ -95,7 +95,7 @@ def laid_out(case: Case) -> tuple[list[Work], int]:
 
 
 @given(case=cases())
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 def test_any_step_of_any_layer(case: Case) -> None:
     compare(case)
 

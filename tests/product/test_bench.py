@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.server import RunningServer, free_port
+from support.server import RunningServer
 
 pytestmark = pytest.mark.product
 
@@ -62,15 +63,19 @@ def test_requests_that_are_left_give_everything_back(castor: RunningServer, tmp_
     assert findings["KV blocks held afterwards"]["most"] == 0
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ([f"http://127.0.0.1:{free_port()}"], "start one: castor serve"),
-        (["127.0.0.1:8080"], "write it like http://127.0.0.1:8080"),
-    ],
-)
-def test_a_url_that_nobody_answers_is_one_sentence(args: list[str], words: str, tmp_path: Path) -> None:
-    done = bench(*args, "--output", str(tmp_path))
+def test_a_url_that_nobody_answers_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as silent:  # it has its port and does not listen, nor can anybody else there
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert_refused_in_one_sentence(url, "start one: castor serve", tmp_path)
+
+
+def test_a_url_without_a_scheme_is_one_sentence(tmp_path: Path) -> None:
+    assert_refused_in_one_sentence("127.0.0.1:8080", "write it like http://127.0.0.1:8080", tmp_path)
+
+
+def assert_refused_in_one_sentence(url: str, words: str, tmp_path: Path) -> None:
+    done = bench(url, "--output", str(tmp_path))
     assert done.returncode == 1
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("castor: ")

@@ -21,7 +21,7 @@ from support.server import RunningServer, running_server
 from server.files.store import FileStore
 from server.files.upload import NewFile, Uploads
 
-pytestmark = pytest.mark.product
+pytestmark = [pytest.mark.product, pytest.mark.timeout(900)]
 
 DATA = os.urandom(3 * 1024 * 1024)
 CUT = 1024 * 1024

@@ -16,7 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from support.processes import is_alive
 from support.server import RunningServer, running_server
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.product
 
@@ -47,12 +49,12 @@ def test_while_the_model_loads_health_is_200_and_readiness_503(builtin_model: Pa
 
 def test_sigterm_lets_a_running_answer_end(builtin_model: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, "--drain-seconds", "120") as server, ThreadPoolExecutor(1) as pool:
-        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 20, "temperature": 0}}
+        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 200, "seed": 5}}
         answer = pool.submit(server.generate, body)
-        while server.metric("castor_sequences_running") == 0:
-            time.sleep(0.05)
+        wait_until(lambda: answer.done() or server.metric("castor_sequences_running"))
         server.process.send_signal(signal.SIGTERM)
-        assert answer.result(timeout=60).json()["candidates"][0]["tokenCount"] == 20
+        assert not answer.done(), "it ended before the signal, which therefore tells nothing"
+        assert answer.result(timeout=60).json()["candidates"][0]["finishReason"] in ("STOP", "MAX_TOKENS")
         assert server.process.wait(timeout=30) == 0
 
 
@@ -129,22 +131,28 @@ def generate_until_cut_off(server: RunningServer, body: dict[str, object]) -> No
         server.generate(body)
 
 
+def is_refused(server: RunningServer) -> bool:
+    """Whether the server takes no new connections: it has begun to drain."""
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+    except OSError:
+        return True
+    return False
+
+
 def test_two_interrupts_end_the_server_at_once(builtin_model: Path, tmp_path: Path) -> None:
     server = RunningServer(tmp_path, "--drain-seconds", "600")
     try:
         server.wait_until_ready()
-        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 2000, "seed": 5}}
+        body = {**QUESTION, "generationConfig": {"maxOutputTokens": 2000, "seed": 1}}
         threading.Thread(target=generate_until_cut_off, args=(server, body), daemon=True).start()
-        while server.metric("castor_sequences_running") == 0:
-            time.sleep(0.05)
+        wait_until(lambda: server.metric("castor_sequences_running"))
         pids = server.engine_pids()
+        assert pids
         server.process.send_signal(signal.SIGINT)
-        time.sleep(1)
+        wait_until(lambda: is_refused(server))
         server.process.send_signal(signal.SIGINT)
-        server.process.wait(timeout=20)
-        deadline = time.monotonic() + 20
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert server.process.wait(timeout=20) == 130
+        wait_until(lambda: not any(map(is_alive, pids)))
     finally:
         server.stop()

@@ -116,5 +116,5 @@ def test_a_killed_engine_ends_every_stream_once_and_service_comes_back(castor: R
 def test_a_hung_up_call_without_streaming_is_cancelled(castor: RunningServer) -> None:
     path = f"{castor.url}/v1beta/models/{MODEL}:generateContent"
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(path, json=body(1, 2000), timeout=httpx.Timeout(60, read=1.0))
+        httpx.post(path, json=body(1, 2000), timeout=httpx.Timeout(60, read=0.3))
     wait_until_idle(castor)

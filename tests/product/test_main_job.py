@@ -167,7 +167,7 @@ def test_an_unknown_model_is_404(castor: RunningServer) -> None:
 def test_a_short_deadline_is_504(castor: RunningServer) -> None:
     body = {"contents": [{"parts": [{"text": "Tell me a very long story."}]}], "generationConfig": {"seed": 1}}
     path = f"/v1beta/models/{MODEL}:generateContent"
-    answer = castor.client.post(path, json=body, headers={"X-Server-Timeout": "1"})
+    answer = castor.client.post(path, json=body, headers={"X-Server-Timeout": "0.3"})
     assert answer.status_code == 504
     assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
 

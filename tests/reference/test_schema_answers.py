@@ -40,7 +40,6 @@ def compiler() -> Iterator[GrammarCompiler]:
 @seed(3)
 @settings(
     max_examples=200 // BATCH,
-    deadline=None,
     database=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),

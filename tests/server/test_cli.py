@@ -161,10 +161,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_1(model: Path) -> No
 def test_ctrl_c_while_loading_is_an_orderly_end(model: Path) -> None:
     command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as server:
-        assert server.stderr is not None
-        assert "weights: starting" in server.stderr.readline()
-        server.send_signal(signal.SIGINT)
-        _, said = server.communicate(timeout=SECONDS)
+        try:
+            assert server.stderr is not None
+            assert "weights: " in server.stderr.readline()
+            server.send_signal(signal.SIGINT)
+            _, said = server.communicate(timeout=SECONDS)
+        finally:
+            server.kill()
     assert server.returncode == 0, said
     assert "Traceback" not in said
 

@@ -145,13 +145,14 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[tuple[Running, 
 
 async def until_refused(port: int) -> None:
     """Wait for the listener to close, which it does at the server's next tick."""
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            return
-        writer.close()
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                return
+            writer.close()
+            await asyncio.sleep(0.02)
 
 
 async def test_it_says_where_it_is_and_what_to_try(tmp_path: Path) -> None:

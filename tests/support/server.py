@@ -35,6 +35,14 @@ def free_port() -> int:
             return port
 
 
+def command_line(pid: str) -> bytes:
+    """The command of a process; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 class RunningServer:
     """``castor serve ARGS`` with its log in a file; ``client`` speaks to it. ``program`` runs in place of castor."""
 
@@ -100,7 +108,7 @@ class RunningServer:
     def engine_pids(self) -> list[int]:
         """The process ids of the engines: the server's children that run the worker."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if b"engine.worker" in command_line(pid)]
 
     def stop(self, seconds: float = 30) -> int:
         """Ask the server to end as an operator would; returns its exit status."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_until
 
 from server.bench.environment import describe, public_command
 from server.bench.usage import Usage, machine_cpu_seconds, process_tree, tree_cpu_seconds, tree_pss, tree_rss, watched
@@ -48,11 +49,13 @@ def test_a_command_without_keys_and_folders(words: list[str], public: str) -> No
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="/proc tells memory on Linux only")
 def test_the_memory_of_a_process_and_its_children() -> None:
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(0, flush=True); input()'])"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         try:
-            while len(process_tree(parent.pid)) < 2:
-                assert parent.poll() is None
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"0\n"  # before, the child may be without memory of its own
+            assert len(process_tree(parent.pid)) == 2
             with watched(parent.pid) as usage:
                 pass
             alone = tree_rss(process_tree(parent.pid)[1])
@@ -74,8 +77,7 @@ def test_who_takes_the_cores() -> None:
                 busy.stdin.write(b"\n")
                 busy.stdin.flush()
                 before = tree_cpu_seconds(busy.pid)
-                while (tree_cpu_seconds(busy.pid) or 0) < (before or 0) + 0.2:
-                    assert busy.poll() is None
+                wait_until(lambda: (tree_cpu_seconds(busy.pid) or 0) >= (before or 0) + 0.2)
         finally:
             busy.kill()
     assert usage.server_cpu_seconds is not None

@@ -85,7 +85,7 @@ def walked(made: str, choice: random.Random, most: int = 4000) -> str:
 
 
 @seed(7)
-@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, database=None, suppress_health_check=list(HealthCheck))
 @given(inner=schemas(), draw=st.integers(0, 2**32))
 def test_what_is_let_pass_reads_back_and_matches_the_schema(inner: Any, draw: int) -> None:
     text = walked(grammar(object_of(inner)), random.Random(draw))

@@ -6,12 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from support.grammars import accepts
 
+from server.convert import constraint as constraint_module
 from server.convert.constraint import GrammarCompiler, answer_grammar
 from server.errors import ApiError, InvalidArgument, ResourceExhausted
 from server.wire.generation import GenerationConfig
@@ -197,14 +199,23 @@ async def test_schemas_that_look_as_if_they_hurt_compile(compiler: GrammarCompil
     assert await grammar_of(compiler, **AS_JSON, responseJsonSchema=HARMLESS[name])
 
 
-async def test_who_waits_too_long_is_refused_and_the_thread_finishes() -> None:
-    compiler = GrammarCompiler(threads=1, deadline=0.001)
-    slow, config = exploding(9), {**AS_JSON, "responseJsonSchema": exploding(9)}
+async def test_who_waits_too_long_is_refused_and_the_thread_finishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    enforce = constraint_module._enforced
+
+    def held(*job: Any) -> str:
+        assert released.wait(SECONDS)
+        return enforce(*job)
+
+    monkeypatch.setattr(constraint_module, "_enforced", held)
+    compiler = GrammarCompiler(threads=1, deadline=0.5)  # by then the thread has begun, also on a busy machine
+    slow, config = {"items": S}, {**AS_JSON, "responseJsonSchema": {"items": S}}
     with pytest.raises(InvalidArgument, match="takes more than"):
         await compiler.schema(slow, "f", openapi=False)
     with pytest.raises(ResourceExhausted):  # it never began: that is not the schema's fault
         await answer_grammar(parse(GenerationConfig, config), compiler)
     assert await compiler.relaxed(slow) == {"type": "object"}
+    released.set()
     async with asyncio.timeout(SECONDS):
         while not await finished(compiler, slow):
             await asyncio.sleep(0.02)

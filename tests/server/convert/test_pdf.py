@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.pdfs import bomb, encrypted, pdf
+from support.processes import until
 
 from server.convert import pdf as pdf_module
 from server.convert.media import Unreadable
@@ -92,8 +93,7 @@ async def test_who_goes_away_takes_the_child_along(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", noting)
     reading = asyncio.create_task(text(pdf(*["x"] * 900)))
-    while not children:
-        await asyncio.sleep(0.001)
+    await until(lambda: bool(children))
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

@@ -387,5 +387,5 @@ class UploadMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-UploadMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+UploadMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=15)
 TestUploads = UploadMachine.TestCase

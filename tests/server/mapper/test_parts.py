@@ -67,7 +67,7 @@ def read(syntax: AnswerSyntax, texts: Iterable[str], reason: FinishReason) -> tu
     return told(pieces), parser.problem
 
 
-@pytest.mark.parametrize(("family", "case"), cases())
+@pytest.mark.parametrize(("family", "case"), list(cases()))
 def test_a_transcript_reads_the_same_in_every_cut(family: Family, case: dict[str, Any]) -> None:
     opened, constrained = case.get("opened", False), case.get("constrained", False)
     syntax = AnswerSyntax(family, case.get("tools", TOOLS), opened, constrained)
@@ -95,7 +95,7 @@ def test_an_answer_cut_anywhere_shows_no_fragment_of_a_call(family: Family, case
 
 
 FRAGMENTS = [
-    *{marker for family in FAMILIES for marker in (*family.markers, family.call.begin, family.call.before) if marker},
+    *sorted({text for family in FAMILIES for text in (*family.markers, family.call.begin, family.call.before) if text}),
     *("<", "|", "{", "}", "[", "]", '"', "\\", ";", " ", "\n", "a", "é", "get_time", "<function=", ">", "</function>"),
     *('{"name": "get_time", "arguments": {}}', '{"name": "get_time", "parameters": {}}', "{}", "[]"),
     *("to=functions.get_time", "json", "analysis", "final", "commentary", "\n```json\n", "\n```", "function", "\0"),
@@ -103,7 +103,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("name", sorted(FAMILY))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_text_reads_the_same_in_every_cut(name: str, data: st.DataObject) -> None:
     pieces = data.draw(st.lists(st.sampled_from(FRAGMENTS), max_size=14))

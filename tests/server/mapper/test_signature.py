@@ -75,7 +75,9 @@ def test_the_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_together_share_one_key(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
+    context = get_context("spawn")  # a fork of this process could copy a lock that another of its threads holds
+    together = context.Barrier(4)
+    with ProcessPoolExecutor(4, context, initializer=together.wait, initargs=(60,)) as pool:
         keys = set(pool.map(signature_key, [tmp_path] * 16, timeout=60))
     assert len(keys) == 1
     assert [path.name for path in tmp_path.iterdir()] == [KEY_FILE]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fakes import Harness, serving, tokenizer_folder
 
@@ -74,7 +74,7 @@ def test_mutated_bodies(folder: Path) -> None:
         context = serving(folder)
         harness = runner.run(context.__aenter__())
 
-        @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=300)
         @given(mutated())
         def check(body: Any) -> None:
             runner.run(_post_all(harness, [json.dumps(body).encode()]))
