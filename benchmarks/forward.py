@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -86,7 +85,8 @@ def runner_of(config: EngineConfig) -> Runner:
     return build_runner(config, quiet, load_tokenizer(Path(config.path)))
 
 
-quiet: Callable[[str, float], None] = lambda stage, fraction: None  # noqa: E731
+def quiet(stage: str, fraction: float) -> None:
+    """Nobody watches."""
 
 
 def seconds_of(runner: Runner, step: Step) -> float:
