@@ -21,7 +21,7 @@ from engine.native.errors import NotNative
 SOURCE = Path(__file__).with_name("forward.c")
 HEADERS = ("attention.h", "matmul.h", "pool.h", "vectors.h")
 # The first that the compiler takes: x86 knows -march=native, some compilers for ARM only the other.
-TARGETS = ("-march=native", "-mcpu=native")
+TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300
