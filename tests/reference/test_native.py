@@ -151,17 +151,20 @@ def repack(folder: Path, packed: str) -> None:
         save_file(blocks, folder / BLOCKS_FILE, metadata=names)
 
 
-def test_neighbours_change_nothing_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["llama", "mistral, a window", "three queries for a key", "nine queries for a key"])
+def test_neighbours_change_nothing_at_all(shape: str, target: str, tmp_path: Path) -> None:
     """Alone, in a batch and in other chunks: the very same logits."""
-    folder = lively_model_folder(tmp_path / "model", "llama")
+    family, config = SHAPES[shape]
+    folder = lively_model_folder(tmp_path / "model", family, **config)
     repack(folder, "Q4_1")
     native = NativeModel(folder)
     texts = texts_of(37, 5, 19, 30, 30)
-    together = native.run(texts, 9)
-    for text, found in zip(texts, together, strict=True):
-        alone = native.run([text], 30)[0]
-        for index in found.keys() & alone.keys():
-            assert torch.equal(found[index], alone[index])
+    alone = [native.run([text], 30)[0] for text in texts]
+    for chunk in (9, 4):
+        for found, other in zip(native.run(texts, chunk), alone, strict=True):
+            assert found.keys() & other.keys()
+            for index in found.keys() & other.keys():
+                assert torch.equal(found[index], other[index])
 
 
 @pytest.mark.parametrize("family", NOT_NATIVE)
