@@ -27,10 +27,11 @@ from transformers import AutoModelForCausalLM
 
 from engine.batch import Sequence, Work
 from engine.build import build_runner, load_tokenizer
+from engine.processors import cores
 from engine.types import EngineConfig, Request, SamplingParams
 from server.bench.client import BaseUrl
 from server.bench.contenders import ROOT, Sizes, peer, started, versions
-from server.bench.environment import cores, describe
+from server.bench.environment import describe
 from server.bench.report import write
 from server.registry import engine_config, weights_of
 from server.settings import Settings

@@ -20,6 +20,7 @@ from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress, load_model
 from engine.native.build import native_runner
 from engine.native.errors import DifferentNumbers, NotNative
+from engine.processors import cores
 from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.summary import log_summary, model_info
@@ -103,8 +104,8 @@ def _default_threads() -> int:
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         threads: int = torch.get_num_threads()
         return threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores - 1 if cores > 2 else cores
+    usable = cores()
+    return usable - 1 if usable > 2 else usable
 
 
 def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:

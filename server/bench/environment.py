@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine.processors import cores
+
 SECRET_OPTIONS = ("--api-key",)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -34,11 +36,6 @@ def describe(command: Sequence[str], packages: Mapping[str, Mapping[str, str]], 
         "python": platform.python_version(),
         "packages": {server: dict(found) for server, found in packages.items()},
     }
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def public_command(command: Sequence[str]) -> str:

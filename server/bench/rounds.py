@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from engine.processors import cores
 from server.bench.beside import Beside
 from server.bench.contenders import Contender, Sizes, started
-from server.bench.environment import cores
 from server.bench.load import Target
 from server.bench.prompts import Prompts
 from server.bench.scenarios import Scenario
