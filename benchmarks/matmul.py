@@ -83,7 +83,7 @@ def compiled() -> ctypes.CDLL:
     source = Path(__file__).with_suffix(".c")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "matmul.so"
-        subprocess.run([find_compiler(), *FLAGS, TARGETS[0], "-o", str(made), str(source), *LIBRARIES], check=True)
+        subprocess.run([*find_compiler(), *FLAGS, TARGETS[0], "-o", str(made), str(source), *LIBRARIES], check=True)
         code = ctypes.CDLL(str(made))
     code.time_step.restype = ctypes.c_double
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -51,10 +50,7 @@ def native_runner(
 
 
 def _library(cache_dir: str | None) -> object:
-    if cache_dir is not None:
-        return load_library(Path(cache_dir) / "native")
-    with tempfile.TemporaryDirectory(prefix="castor-") as folder:
-        return load_library(Path(folder))
+    return load_library(None if cache_dir is None else Path(cache_dir) / "native")
 
 
 def _checked_tokens(vocab_size: int, max_context: int) -> list[int]:

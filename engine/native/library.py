@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from ctypes import POINTER, Structure, c_float, c_int32, c_uint8, c_void_p
@@ -17,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.native.errors import NotNative
+
+_log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("forward.c")
 HEADERS = ("attention.h", "matmul.h", "pool.h", "vectors.h")
@@ -67,9 +72,26 @@ class Batch(Structure):
     )
 
 
-def load_library(cache: Path) -> Any:
-    """The compiled code. Raises ``NotNative`` where there is no compiler, or none that makes something usable."""
-    library = ctypes.CDLL(str(_compiled(cache)))
+def load_library(cache: Path | None) -> Any:
+    """The compiled code, kept in ``cache`` for the next start where nobody else can put some there.
+
+    Raises ``NotNative`` where there is no compiler, or none that makes something usable.
+    """
+    if cache is not None:
+        try:
+            return _declared(_kept(cache))
+        except OSError as error:
+            _log.warning("The native code is compiled at each start, because it cannot be kept in %s: %s", cache, error)
+    with tempfile.TemporaryDirectory(prefix="castor-") as folder:
+        made = Path(folder) / "forward.so"
+        _compile(find_compiler(), made)
+        try:
+            return _declared(ctypes.CDLL(str(made)))
+        except OSError as error:
+            raise NotNative(f"the compiled code in {made} cannot be loaded: {error}") from error
+
+
+def _declared(library: Any) -> Any:
     library.castor_open.argtypes = [POINTER(Model), ctypes.c_int]
     library.castor_open.restype = c_void_p
     library.castor_close.argtypes = [c_void_p]
@@ -79,49 +101,83 @@ def load_library(cache: Path) -> Any:
     return library
 
 
-def _compiled(cache: Path) -> Path:
-    compiler = find_compiler()
-    target = cache / f"forward-{_fingerprint(compiler)}.so"
-    if target.is_file():
-        return target
+def _kept(cache: Path) -> ctypes.CDLL:
+    """The code of the cache, made where it is absent or broken. Raises ``OSError`` where it cannot be kept there."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_ours(cache):
+        raise PermissionError("others may write there")
+    target = _target(cache)
+    if target.is_file() and _is_ours(target):
+        try:
+            return ctypes.CDLL(str(target))
+        except OSError as error:
+            _log.warning("%s is compiled anew: %s", target, error)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        made = Path(folder) / target.name
+        _compile(find_compiler(), made)
+        made.chmod(0o700)
+        _write_through(made)
+        os.replace(made, target)  # whole or not there: several engines may start at once
+    return ctypes.CDLL(str(target))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether only this user, or root, can have written it: what is loaded runs with all rights of this process."""
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _write_through(path: Path) -> None:
+    """Have the bytes on the disk before the name: else a power loss leaves a name for nothing."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _target(cache: Path) -> Path:
+    """Where the code is kept that this compiler makes. Where the compiler has gone, the newest of any will do."""
+    prefix = f"forward-{_fingerprint()}"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / target.name
-            _compile(compiler, made)
-            os.replace(made, target)  # whole or not there: several engines may start at once
-    except OSError as error:
-        raise NotNative(f"the compiled code cannot be kept in {cache}: {error}") from error
-    return target
+        compiler = find_compiler()
+    except NotNative:
+        made = sorted(cache.glob(f"{prefix}-*.so"), key=lambda path: path.stat().st_mtime)
+        if not made:
+            raise
+        return made[-1]
+    version = _run([*compiler, "--version"]).stdout
+    return cache / f"{prefix}-{hashlib.sha256(repr((compiler, version)).encode()).hexdigest()[:8]}.so"
 
 
-def find_compiler() -> str:
-    candidates = (os.environ.get("CC", ""), "cc", "gcc", "clang")
-    found = next((path for name in candidates if name and (path := shutil.which(name))), None)
-    if found is None:
-        raise NotNative("there is no C compiler; install gcc or clang")
-    return found
+def find_compiler() -> list[str]:
+    """The command that compiles C: ``CC``, which may hold options and wrappers, or what is usual."""
+    for command in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
+        if command and (path := shutil.which(command[0])):
+            return [path, *command[1:]]
+    raise NotNative("there is no C compiler; install gcc or clang")
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: list[str], target: Path) -> None:
     output = ""
     for option in (*TARGETS, None):
-        command = [compiler, *FLAGS, *([option] if option else []), "-o", str(target), str(SOURCE), *LIBRARIES]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise NotNative(f"{compiler} did not end within {COMPILE_SECONDS} s") from None
+        result = _run([*compiler, *FLAGS, *([option] if option else []), "-o", str(target), str(SOURCE), *LIBRARIES])
         if result.returncode == 0:
             return
         output = result.stderr
-    raise NotNative(
-        f"{compiler} cannot compile {SOURCE.name}: {(output.strip().splitlines() or ['no reason given'])[0]}"
-    )
+    reason = (output.strip().splitlines() or ["no reason given"])[0]
+    raise NotNative(f"{shlex.join(compiler)} cannot compile {SOURCE.name}: {reason}")
 
 
-def _fingerprint(compiler: str) -> str:
-    """Everything that the code depends on, the processor's own instructions among it."""
-    content = hashlib.sha256("\n".join((compiler, platform.machine(), *FLAGS, *TARGETS)).encode())
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise NotNative(f"{command[0]} did not end within {COMPILE_SECONDS} s") from None
+    except OSError as error:
+        raise NotNative(f"{command[0]} cannot be run: {error}") from error
+
+
+def _fingerprint() -> str:
+    """Everything that the code depends on but the compiler: the processor's own instructions and the C library too."""
+    content = hashlib.sha256("\n".join((platform.machine(), *platform.libc_ver(), *FLAGS, *TARGETS)).encode())
     content.update(_processor())
     for name in (SOURCE.name, *HEADERS):
         content.update(SOURCE.with_name(name).read_bytes())

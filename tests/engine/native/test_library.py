@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -72,7 +73,105 @@ def test_a_compiler_that_does_not_end(tmp_path: Path, monkeypatch: pytest.Monkey
         library.load_library(tmp_path / "cache")
 
 
-def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("")
-    with pytest.raises(NotNative, match="cannot be kept in"):
+def test_a_compiler_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(compiler(tmp_path, ""))
+    path.write_bytes(b"no program at all")
+    monkeypatch.setenv("CC", str(path))
+    with pytest.raises(NotNative, match="cannot be run"):
         library.load_library(tmp_path / "cache")
+
+
+def test_what_a_compiler_says_may_be_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, r"printf 'caf\351\n' >&2; exit 1"))
+    with pytest.raises(NotNative, match=r"cannot compile forward\.c: caf"):
+        library.load_library(tmp_path / "cache")
+
+
+def test_a_compiler_may_have_options_and_wrappers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own,) = library.find_compiler()
+    monkeypatch.setenv("CC", f"env 'NAME=two words' {own}")
+    assert library.find_compiler()[1:] == ["NAME=two words", own]
+    library.load_library(tmp_path)
+
+
+def test_another_compiler_makes_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own,) = library.find_compiler()
+    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && echo 1 || exec {own} "$@"'))
+    library.load_library(tmp_path / "cache")
+    compiler(tmp_path, f'[ "$1" = --version ] && echo 2 || exec {own} "$@"')
+    library.load_library(tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_code_stays_when_its_compiler_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image that is made with a compiler and run without."""
+    library.load_library(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("it was compiled again"))
+    library.load_library(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000])
+def test_code_that_cannot_be_loaded_is_made_anew(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = prepared(tmp_path)
+    made.write_bytes(content)
+    assert library.load_library(tmp_path).castor_open
+    assert "is compiled anew" in caplog.text
+    assert made.stat().st_size > 5000
+
+
+def test_code_that_never_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where both the cache and the folder of temporary files forbid programs."""
+    monkeypatch.setattr(library, "_compile", lambda _, target: target.write_bytes(b""))
+    with pytest.raises(NotNative, match="cannot be loaded: "):
+        library.load_library(tmp_path)
+
+
+def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = prepared(tmp_path)
+    made.write_bytes(b"what somebody else wants to be run")
+    tmp_path.chmod(0o777)
+    assert library.load_library(tmp_path).castor_open
+    assert "others may write there" in caplog.text
+    assert made.read_bytes() == b"what somebody else wants to be run"
+
+
+def test_a_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 4242, 4242)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    assert library.load_library(tmp_path).castor_open
+    assert "others may write there" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_others_may_write_is_replaced(tmp_path: Path) -> None:
+    made = prepared(tmp_path)
+    made.write_bytes(b"what somebody else wants to be run")
+    made.chmod(0o777)
+    assert library.load_library(tmp_path).castor_open
+    assert made.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_folder_is_made_for_nobody_else(tmp_path: Path) -> None:
+    library.load_library(tmp_path / "a" / "native")
+    assert (tmp_path / "a" / "native").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cache").write_text("")
+    assert library.load_library(tmp_path / "cache").castor_open
+    assert "compiled at each start" in caplog.text
+
+
+def prepared(cache: Path) -> Path:
+    """The file where the code of this machine is kept, with other code: what was loaded once stays in the process."""
+    made = library._target(cache)
+    made.touch(0o700)
+    return made
