@@ -19,7 +19,7 @@ from engine.grammar import GrammarBuilder
 from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress, load_model
 from engine.native.build import native_runner
-from engine.native.errors import DifferentNumbers, NotNative
+from engine.native.errors import NotNative, WeightsGone
 from engine.processors import cores
 from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
@@ -60,20 +60,24 @@ def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer)
     if model.module.device.type == "cuda":
         return gpu_runner(model, config, eos_ids, progress)
     progress("allocating cache", 0.0)
-    module = model.module
-    shapes = [layer.shape for layer in model.probe.layers]
-    per_block = block_bytes(shapes, config.block_size, module.dtype)
-    budget = memory_budget(config.kv_memory, module.device)
+    shapes, dtype = [layer.shape for layer in model.probe.layers], model.module.dtype
+    per_block = block_bytes(shapes, config.block_size, dtype)
+    budget = memory_budget(config.kv_memory, model.module.device)
     plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
-    cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=module.dtype, device=module.device)
+    cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=dtype, device=model.module.device)
     info = model_info(model, plan, config, eos_ids)
     log_summary(model, plan, config.block_size, per_block)
     try:
         return native_runner(model, cache, info, config, progress)
     except NotNative as reason:
-        _log.info("Computed by torch and not natively: %s", reason)
-        if isinstance(reason, DifferentNumbers):
-            model = load_model(config, progress)
+        level = logging.WARNING if config.native else logging.INFO
+        # In words: a record of the log that somebody keeps would keep the exception, and so what it holds.
+        _log.log(level, "Computed by torch, which is slower, and not natively: %s", str(reason))
+        weights_gone = isinstance(reason, WeightsGone)
+    if weights_gone:
+        # Only here, where the exception and with it the packed weights are gone: both would not fit into the memory.
+        del model
+        model = load_model(config, progress)
     return _torch_runner(model, cache, info)
 
 

@@ -14,15 +14,13 @@ from engine.gguf_blocks import read_blocks
 from engine.kv import KVCache
 from engine.model import LoadedModel, Progress
 from engine.native.decoder import describe, require_known
-from engine.native.errors import DifferentNumbers, NotNative
+from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
+from engine.native.formula import PRIME, TOLERANCE, read_turns, require_formula
 from engine.native.library import load_library
 from engine.native.runner import NativeRunner
 from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
 
-TOLERANCE = 1e-4
-"""Of the largest logit: a hundred times what the order of float32 sums makes, far less than any wrong formula."""
 CHECKED_TOKENS = 40
-PRIME = 7919
 
 
 def native_runner(
@@ -30,20 +28,30 @@ def native_runner(
 ) -> NativeRunner:
     """A runner for ``model``, whose weights it takes over.
 
-    Raises ``NotNative`` while the model is still whole, and ``DifferentNumbers`` when its weights are gone.
+    Raises ``NotNative`` while the model is still whole, ``WeightsGone`` when its weights are gone, and nothing else:
+    what no one foresaw of a model must not keep it from being served by torch.
     """
-    if not config.native:
-        raise NotNative("the configuration says so")
-    require_known(model.module, model.probe.layers, cache)
-    progress("compiling", 0.0)
-    code = _library(config.cache_dir)
-    tokens = _checked_tokens(model.probe.vocab_size, info.max_context)
-    expected = _own_logits(model.module, tokens)
-    progress("packing weights", 0.0)
-    blocks = read_blocks(Path(config.path))
-    decoder = describe(model.module, model.probe.layers, cache, info.max_context, blocks)
-    runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
-    _require_equal(runner, tokens, expected)
+    failure: type[NotNative] = NotNative
+    try:
+        if not config.native:
+            raise NotNative("the configuration says so")
+        require_known(model.module, model.probe.layers, cache)
+        turns = read_turns(model.module, info.max_context, model.probe.layers[0].shape.key_size)
+        require_formula(model.module, model.probe.layers, turns)
+        progress("compiling", 0.0)
+        code = _library(config.cache_dir)
+        tokens = _checked_tokens(model.probe.vocab_size, info.max_context)
+        expected = _own_logits(model.module, tokens)
+        progress("packing weights", 0.0)
+        blocks = read_blocks(Path(config.path))
+        failure = WeightsGone
+        decoder = describe(model.module, model.probe.layers, cache, turns, blocks)
+        runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
+        _require_equal(runner, tokens, expected)
+    except NotNative:
+        raise
+    except Exception as error:
+        raise failure(f"{type(error).__name__}: {error}") from error
     # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
     torch.set_num_threads(1)
     return runner
@@ -72,7 +80,7 @@ def _require_equal(runner: NativeRunner, tokens: list[int], expected: torch.Tens
 
 
 def _own_logits(module: nn.Module, tokens: list[int]) -> torch.Tensor:
-    set_attention(module, "sdpa")
+    set_attention(module, "eager")  # the one that every model has
     try:
         with torch.inference_mode():
             logits: torch.Tensor = module(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]

@@ -1,6 +1,7 @@
 """Recognises models that the native forward can compute, and describes them to it.
 
-Only the structure is looked at here; whether the numbers are the model's own is shown by comparison (``runner.py``).
+Only the structure is looked at here; whether the numbers are the model's own is shown by comparison (``formula.py``,
+``build.py``).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 from torch import nn
 
 from engine.attention.probe import ProbedLayer
-from engine.kv import KVCache
+from engine.kv import KVCache, KVShape
 from engine.native import library
 from engine.native.errors import NotNative
+from engine.native.formula import Turns
 from engine.native.packing import LANES, fits, pack_blocks, pack_floats
 
 Blocks = Mapping[str, tuple[torch.Tensor, str]]
@@ -53,22 +55,40 @@ def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Non
         raise NotNative(f"its heads are not all of one size that is a multiple of {LANES}")
     if cache.block_size % LANES:
         raise NotNative(f"its blocks hold {cache.block_size} tokens, not a multiple of {LANES}")
-    for layer, seen in zip(body.layers, probed, strict=True):
-        _require_known_layer(layer, seen)
-    _require_packable(module.get_output_embeddings())
+    if [layer.module for layer in probed] != [getattr(layer, "self_attn", None) for layer in body.layers]:
+        raise NotNative("its attention does not run layer by layer")
+    for layer in body.layers:
+        _require_parts(layer, LAYER_PARTS)
+        _require_parts(layer.self_attn, ATTENTION_PARTS, HEAD_NORMS)
+        _require_parts(layer.mlp, MLP_PARTS)
+    _require_sizes(module, config.hidden_size, probed[0].shape)
 
 
-def _require_known_layer(layer: Any, seen: ProbedLayer) -> None:
-    _require_parts(layer, LAYER_PARTS)
-    _require_parts(layer.self_attn, ATTENTION_PARTS, HEAD_NORMS)
-    _require_parts(layer.mlp, MLP_PARTS)
-    for name, part in (*layer.self_attn.named_children(), *layer.mlp.named_children()):
-        if name in HEAD_NORMS and part.weight.numel() != seen.shape.key_size:
-            raise NotNative(f"{seen.name}.{name} spans more than one head")
-        if name.endswith("_proj"):
-            _require_packable(part)
-    if layer.mlp.gate_proj.bias is not None or layer.mlp.up_proj.bias is not None:
-        raise NotNative("its gated MLP has biases")
+def _require_sizes(module: Any, hidden: int, shape: KVShape) -> None:
+    """Layers are of the size of the first one, whose buffers the C code has for all."""
+    body, head, size = module.model, module.get_output_embeddings(), shape.key_size
+    queries, inner = body.layers[0].self_attn.q_proj.out_features, body.layers[0].mlp.gate_proj.out_features
+    keys, eps = shape.heads * size, getattr(body.norm, "variance_epsilon", None)
+    if queries % keys:
+        raise NotNative(f"its queries are {queries} numbers for {shape.heads} keys of {size}")
+    for layer in body.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        _require_map(attention.q_proj, hidden, queries)
+        _require_map(attention.k_proj, hidden, keys)
+        _require_map(attention.v_proj, hidden, keys)
+        _require_map(attention.o_proj, queries, hidden)
+        _require_map(mlp.gate_proj, hidden, inner)
+        _require_map(mlp.up_proj, hidden, inner)
+        _require_map(mlp.down_proj, inner, hidden)
+        if mlp.gate_proj.bias is not None or mlp.up_proj.bias is not None:
+            raise NotNative("its gated MLP has biases")
+        _require_norm(layer.input_layernorm, hidden, eps)
+        _require_norm(layer.post_attention_layernorm, hidden, eps)
+        for name, part in attention.named_children():
+            if name in HEAD_NORMS:
+                _require_norm(part, size, eps)
+    _require_norm(body.norm, hidden, eps)
+    _require_map(head, hidden, getattr(head, "out_features", None))
 
 
 def _require_parts(module: nn.Module, parts: set[str], optional: Set[str] = frozenset()) -> None:
@@ -77,25 +97,35 @@ def _require_parts(module: nn.Module, parts: set[str], optional: Set[str] = froz
         raise NotNative(f"{type(module).__name__} has the parts {sorted(children)}")
 
 
-def _require_packable(linear: Any) -> None:
+def _require_map(linear: Any, columns: int, channels: int | None) -> None:
     if type(linear) is not nn.Linear:
         raise NotNative(f"{type(linear).__name__} is not a plain linear map")
+    found = linear.in_features, linear.out_features
+    if found != (columns, channels):
+        raise NotNative(f"a map of {found[0]} to {found[1]} numbers stands where {columns} become {channels}")
     if not fits(linear.out_features, linear.in_features):
-        raise NotNative(f"a map of {linear.in_features} to {linear.out_features} has no whole panels and groups")
+        raise NotNative(f"a map of {found[0]} to {found[1]} has no whole panels and groups")
 
 
-def describe(module: Any, probed: list[ProbedLayer], cache: KVCache, max_context: int, blocks: Blocks) -> Decoder:
+def _require_norm(norm: Any, size: int, eps: object) -> None:
+    """The C code divides by the root mean square, with one epsilon for all, and multiplies by weights."""
+    weights = {name: weight.numel() for name, weight in norm.named_parameters()}
+    if weights != {"weight": size} or not isinstance(eps, float) or getattr(norm, "variance_epsilon", None) != eps:
+        raise NotNative(f"{type(norm).__name__} is no norm of {size} weights with the epsilon {eps} of all norms")
+
+
+def describe(module: Any, probed: list[ProbedLayer], cache: KVCache, turns: Turns, blocks: Blocks) -> Decoder:
     """Lay out the weights of a model that is known anew. Each weight of ``module`` is given back when it is packed, so
     that both never fill the memory together; only the embedding stays whole."""
-    return _Description(module, cache, max_context, blocks).make(probed)
+    return _Description(module, cache, turns, blocks).make(probed)
 
 
 class _Description:
-    def __init__(self, module: Any, cache: KVCache, max_context: int, blocks: Blocks) -> None:
+    def __init__(self, module: Any, cache: KVCache, turns: Turns, blocks: Blocks) -> None:
         self._module = module
         self._config = module.config.get_text_config()
         self._cache = cache
-        self._max_context = max_context
+        self._turns = turns
         self._blocks = blocks
         self._names = {id(weight): name for name, weight in module.named_parameters()}
         self._embedding = module.get_input_embeddings().weight
@@ -104,7 +134,7 @@ class _Description:
     def make(self, probed: list[ProbedLayer]) -> Decoder:
         body, head = self._module.model, self._module.get_output_embeddings()
         attention, shape = body.layers[0].self_attn, probed[0].shape
-        cosines, sines = self._rotary(body.rotary_emb)
+        cosines, sines = self._turns
         sizes = {
             "num_layers": len(probed),
             "hidden": self._config.hidden_size,
@@ -114,7 +144,7 @@ class _Description:
             "size": shape.key_size,
             "rotary": cosines.shape[1],
             "block_size": self._cache.block_size,
-            "max_context": self._max_context,
+            "max_context": len(cosines),
         }
         layers = (library.Layer * len(probed))(*self._layers(body.layers, probed))
         self._kept.append(layers)
@@ -147,13 +177,6 @@ class _Description:
                 values=self._cache.values[index].data_ptr(),
                 window=seen.sliding_window or 0,
             )
-
-    def _rotary(self, rotary: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model's own cosines and sines of all positions, [positions, rotated numbers] each."""
-        positions = torch.arange(self._max_context)[None]
-        with torch.inference_mode():
-            cosines, sines = rotary(torch.zeros(1, 1, self._config.hidden_size), positions)
-        return cosines[0], sines[0]
 
     def _vector(self, values: torch.Tensor) -> int:
         """The address of numbers that stay where they are."""

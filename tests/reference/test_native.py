@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from support.paged import PagedModel, lively_model_folder, plain_logits, plain_m
 from engine.batch import Runner
 from engine.build import build_core
 from engine.kv import KVCache
-from engine.model import LoadedModel
-from engine.native import library
+from engine.model import LoadedModel, load_model
+from engine.native import library, packing
 from engine.native.build import native_runner
-from engine.native.errors import DifferentNumbers, NotNative
+from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.sources import BLOCKS_FILE
 from engine.types import Delta, EngineConfig, ModelInfo, Request, RequestFinished, SamplingParams
 
@@ -55,12 +56,27 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Queries grow from position 64 on.
+GROWING = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.1,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
 NOT_NATIVE: dict[str, dict[str, Any]] = {
     "gemma2": {},
     "phi3": {},
     "olmo2": {},
     "granite": {"residual_multiplier": 0.5},
+    "granite_swa": {},
+    "olmo": {},
     "smollm3": {},
+    "helium": {},
+    "ernie4_5": {},
+    "ministral3": {"rope_parameters": GROWING},
     "starcoder2": {},
     "gpt2": {},
 }
@@ -72,9 +88,11 @@ class NativeModel(PagedModel):
     STALE = float("nan")
     folder: Path
 
-    def __init__(self, folder: Path, block_size: int = BLOCK_SIZE) -> None:
+    def __init__(
+        self, folder: Path, block_size: int = BLOCK_SIZE, change: Callable[[Any], object] = lambda module: None
+    ) -> None:
         self.folder = folder
-        super().__init__(folder, block_size=block_size)
+        super().__init__(folder, block_size=block_size, change=change)
 
     def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
         torch.set_num_threads(2)
@@ -169,16 +187,37 @@ def test_neighbours_change_nothing_at_all(shape: str, target: str, tmp_path: Pat
 
 @pytest.mark.parametrize("family", NOT_NATIVE)
 def test_other_models_are_left_to_torch(family: str, tmp_path: Path) -> None:
-    with pytest.raises(NotNative):
+    """It is known before the weights are packed, so that they are not loaded twice at each start."""
+    with pytest.raises(NotNative) as refusal:
         NativeModel(lively_model_folder(tmp_path / "model", family, **NOT_NATIVE[family]))
+    assert not isinstance(refusal.value, WeightsGone)
+    assert "Error: " not in str(refusal.value), "nobody foresaw it"
 
 
-def test_a_wrong_formula_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_that_grow_far_away_are_seen(tmp_path: Path) -> None:
+    """Where the context ends before they do, the model is like the others."""
+    folder = lively_model_folder(tmp_path / "model", "ministral3", rope_parameters=GROWING)
+    with pytest.raises(NotNative, match=r"q_proj of .* differs from the formula"):
+        NativeModel(folder)
+    grown = {**GROWING, "original_max_position_embeddings": 512}
+    assert_equal(lively_model_folder(tmp_path / "other", "ministral3", rope_parameters=grown), texts_of(300), (64,))
+
+
+def test_wrong_numbers_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = lively_model_folder(tmp_path / "model", "llama")
-    unturned = torch.ones(512, 16), torch.zeros(512, 16)
-    monkeypatch.setattr("engine.native.decoder._Description._rotary", lambda *_: unturned)
+    monkeypatch.setattr("engine.native.decoder.pack_floats", lambda weight: packing.pack_floats(weight * 1.01))
     with pytest.raises(DifferentNumbers, match="differ from the model's own"):
         NativeModel(folder)
+
+
+@pytest.mark.parametrize("other", ["o_proj", "down_proj", "up_proj", "q_proj"])
+def test_a_layer_of_another_size_is_left_to_torch(other: str, tmp_path: Path) -> None:
+    def change(module: Any) -> None:
+        (part,) = (x for name, x in module.model.layers[2].named_modules() if name.endswith(other))
+        part.out_features += 32
+
+    with pytest.raises(NotNative, match=r"stands where 64 become|stands where 96 become"):
+        NativeModel(lively_model_folder(tmp_path / "model", "llama"), change=change)
 
 
 def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
@@ -186,20 +225,55 @@ def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
         NativeModel(lively_model_folder(tmp_path / "model", "llama"), block_size=8)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo", "granite_swa", "ministral3"])
 def test_an_engine_answers_the_same_with_and_without(family: str, tmp_path: Path) -> None:
-    """Whether it is native, not known, or found to be different when its weights are gone already."""
+    """Whether it is native or not known."""
     folder = lively_model_folder(tmp_path / "model", family, **NOT_NATIVE.get(family, {}))
-    answers = []
-    for native in (True, False):
-        config = EngineConfig(path=str(folder), device="cpu", native=native, kv_memory=4e6, threads=2)
-        core = build_core(config, lambda stage, done: None)
-        core.submit(Request("r", tuple(texts_of(20)[0]), SamplingParams(max_tokens=20, temperature=0.0)))
-        events = []
-        while core.has_work:
-            events += [event for told in core.step() for event in told]
-        answers.append([event.token_ids for event in events if isinstance(event, Delta)])
-        assert isinstance(events[-1], RequestFinished)
-        assert events[-1].error is None
+    answers = [answer(folder, native=native) for native in (True, False)]
     assert answers[0] == answers[1]
     assert answers[0]
+
+
+def test_an_engine_without_threads_answers_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are packed already then, and gone before the model is loaded again: both might not fit."""
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    packed, whole = [], []
+
+    def keep(weight: torch.Tensor) -> packing.Panels:
+        panels = packing.pack_floats(weight)
+        packed.append(weakref.ref(panels.data))
+        return panels
+
+    def load(config: EngineConfig, progress: Any) -> LoadedModel:
+        assert all(reference() is None for reference in (*packed, *whole))
+        model = load_model(config, progress)
+        whole.append(weakref.ref(model.module))
+        return model
+
+    monkeypatch.setattr("engine.native.decoder.pack_floats", keep)
+    monkeypatch.setattr("engine.build.load_model", load)
+    monkeypatch.setattr("engine.native.build.NativeRunner", refuse)
+    found = answer(folder, native=True)
+    assert len(whole) == 2
+    assert packed
+    assert "not natively: MemoryError: there are no threads" in caplog.text
+    monkeypatch.undo()
+    assert found == answer(folder, native=False)
+
+
+def refuse(*_: object) -> None:
+    raise MemoryError("there are no threads")
+
+
+def answer(folder: Path, native: bool) -> list[tuple[int, ...]]:
+    config = EngineConfig(path=str(folder), device="cpu", native=native, kv_memory=4e6, threads=2)
+    core = build_core(config, lambda stage, done: None)
+    core.submit(Request("r", tuple(texts_of(20)[0]), SamplingParams(max_tokens=20, temperature=0.0)))
+    events = []
+    while core.has_work:
+        events += [event for told in core.step() for event in told]
+    assert isinstance(events[-1], RequestFinished)
+    assert events[-1].error is None
+    return [event.token_ids for event in events if isinstance(event, Delta)]
