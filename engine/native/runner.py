@@ -42,6 +42,7 @@ class NativeRunner:
             tables.extend(work.sequence.blocks)
             if work.samples:
                 rows.append(len(ids) - 1)
+        self._require_within(batch, tables)
         with torch.inference_mode():
             states = self._embedding(torch.tensor(ids)).float().contiguous()
         logits = self._room(len(rows))
@@ -55,6 +56,17 @@ class NativeRunner:
         if self._code.castor_forward(self._engine, ctypes.byref(step)) != 0:
             raise MemoryError(f"no memory for the activations of {len(ids)} tokens")
         return logits[:, : self._decoder.vocab_size]
+
+    def _require_within(self, batch: Batch[Work], tables: array[int]) -> None:
+        """The C code writes where it is told to; what lies outside of the cache is an error and not a crash."""
+        least, most = torch.frombuffer(tables, dtype=torch.int32).aminmax()
+        ends = ((work.start + work.num_tokens, len(work.sequence.blocks)) for work in batch)
+        if (
+            least < 0
+            or most >= self.info.num_blocks
+            or any(end > min(self.info.max_context, count * self.info.block_size) for end, count in ends)
+        ):
+            raise IndexError("a step reaches beyond the pages of its sequences, of the cache, or beyond the context")
 
     def _room(self, rows: int) -> torch.Tensor:
         """Kept from step to step: the page faults of fresh memory cost more than the product that fills it."""

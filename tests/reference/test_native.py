@@ -12,9 +12,9 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+from support.paged import PagedModel, lively_model_folder, make_sequence, plain_logits, plain_model
 
-from engine.batch import Runner
+from engine.batch import Runner, Work
 from engine.build import build_core
 from engine.kv import KVCache
 from engine.model import LoadedModel, load_model
@@ -218,6 +218,15 @@ def test_a_layer_of_another_size_is_left_to_torch(other: str, tmp_path: Path) ->
 
     with pytest.raises(NotNative, match=r"stands where 64 become|stands where 96 become"):
         NativeModel(lively_model_folder(tmp_path / "model", "llama"), change=change)
+
+
+def test_steps_beyond_the_cache_are_errors(tmp_path: Path) -> None:
+    native = NativeModel(lively_model_folder(tmp_path / "model", "llama"))
+    tokens = texts_of(40)[0]
+    for blocks, start in (([0, 1, 256], 0), ([0, -1, 2], 0), ([0, 1], 0), ([0] * 40, 500)):
+        with pytest.raises(IndexError, match="a step reaches beyond"):
+            native.runner.forward([Work(make_sequence([3] * start + tokens, blocks), start, len(tokens))])
+    assert len(native.runner.forward([Work(make_sequence(tokens, [0, 1, 255]), 0, len(tokens))])) == 1
 
 
 def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
