@@ -106,7 +106,7 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -
         raise ModelRefused(f"{type(model).__name__} does not take the arguments of a decoding step: {error}") from error
     except torch.OutOfMemoryError:
         raise  # another day it may fit
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, LookupError, AttributeError) as error:
         first = str(error).partition("\n")[0]
         raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {first}") from error
     finally:
