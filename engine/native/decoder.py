@@ -20,7 +20,7 @@ from engine.kv import KVCache, KVShape
 from engine.native import library
 from engine.native.errors import NotNative
 from engine.native.formula import Turns
-from engine.native.packing import LANES, fits, pack_blocks, pack_floats
+from engine.native.packing import PANEL, fits, pack_blocks, pack_floats
 
 Blocks = Mapping[str, tuple[torch.Tensor, str]]
 """Blocks of a GGUF file by the name of the weight that they make: bytes [channels, groups, bytes] and their type."""
@@ -51,10 +51,10 @@ def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Non
     if activation != "silu":
         raise NotNative(f"its activation is {activation}, not silu")
     shapes = {layer.shape for layer in probed}
-    if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % LANES for s in shapes):
-        raise NotNative(f"its heads are not all of one size that is a multiple of {LANES}")
-    if cache.block_size % LANES:
-        raise NotNative(f"its blocks hold {cache.block_size} tokens, not a multiple of {LANES}")
+    if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % PANEL for s in shapes):
+        raise NotNative(f"its heads are not all of one size that is a multiple of {PANEL}")
+    if cache.block_size % PANEL:
+        raise NotNative(f"its blocks hold {cache.block_size} tokens, not a multiple of {PANEL}")
     if [layer.module for layer in probed] != [getattr(layer, "self_attn", None) for layer in body.layers]:
         raise NotNative("its attention does not run layer by layer")
     for layer in body.layers:

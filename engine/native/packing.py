@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import torch
 
-LANES = 16
+PANEL = 16
 GROUP = 32
 
 
@@ -34,13 +34,13 @@ class Panels:
 
 def fits(channels: int, columns: int) -> bool:
     """Whether a matrix has whole panels and whole groups."""
-    return channels % LANES == 0 and columns % GROUP == 0
+    return channels % PANEL == 0 and columns % GROUP == 0
 
 
 def pack_floats(weight: torch.Tensor) -> Panels:
     """A float matrix, in half the room where all its numbers are bfloat16."""
     bits = weight.detach().float().contiguous().view(torch.int32)
-    panels = bits.view(-1, LANES, bits.shape[1]).transpose(1, 2).contiguous()  # [panels, columns, lanes]
+    panels = bits.view(-1, PANEL, bits.shape[1]).transpose(1, 2).contiguous()  # [panels, columns, channels]
     if (bits & 0xFFFF).any():
         return Panels(panels.view(torch.uint8).flatten(1), Format.FLOAT)
     low, high = (panels >> 16).unflatten(1, (-1, 2)).unbind(2)
@@ -53,21 +53,21 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
     Their layout is that of ggml's block_q4_0, block_q4_1 and block_q8_0: half-precision scale, for Q4_1 the least
     value, then the digits; of Q4, column j is in the low four bits of byte j and column j + 16 in the high ones.
     """
-    lanes = blocks.view(-1, LANES, *blocks.shape[1:]).permute(0, 2, 3, 1)  # [panels, groups, bytes, lanes]
+    panels = blocks.view(-1, PANEL, *blocks.shape[1:]).permute(0, 2, 3, 1)  # [panels, groups, bytes, channels]
     if kind == "Q8_0":
-        words = lanes[:, :, 2:].unflatten(2, (8, 4)).transpose(3, 4)
-        return _joined([_halves(lanes[:, :, :2]), words.flatten(2)], Format.Q8)
-    scales = _halves(lanes[:, :, :2])
-    least = _halves(lanes[:, :, 2:4]) if kind == "Q4_1" else _minus_eight_times(scales)
-    low_high = lanes[:, :, -GROUP // 2 :]
-    digits = torch.cat([low_high & 15, low_high >> 4], dim=2)  # [panels, groups, columns, lanes]
+        words = panels[:, :, 2:].unflatten(2, (8, 4)).transpose(3, 4)
+        return _joined([_halves(panels[:, :, :2]), words.flatten(2)], Format.Q8)
+    scales = _halves(panels[:, :, :2])
+    least = _halves(panels[:, :, 2:4]) if kind == "Q4_1" else _minus_eight_times(scales)
+    low_high = panels[:, :, -GROUP // 2 :]
+    digits = torch.cat([low_high & 15, low_high >> 4], dim=2)  # [panels, groups, columns, channels]
     even, odd = digits.unflatten(2, (-1, 2)).unbind(3)
     words = (even | (odd << 4)).unflatten(2, (4, 4)).transpose(3, 4)
     return _joined([scales, least, words.flatten(2)], Format.Q4)
 
 
 def _halves(pairs: torch.Tensor) -> torch.Tensor:
-    """Two bytes of each lane, [panels, groups, 2, lanes], side by side."""
+    """Two bytes of each channel, [panels, groups, 2, channels], side by side."""
     return pairs.transpose(2, 3).flatten(2)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from engine.batch import Work
 from engine.native import library
 from engine.native.decoder import Decoder
-from engine.native.packing import LANES
+from engine.native.packing import PANEL
 from engine.types import ModelInfo
 
 
@@ -30,7 +30,7 @@ class NativeRunner:
         if not self._engine:
             raise MemoryError("there is no memory, or there are no threads, for the native forward")
         weakref.finalize(self, code.castor_close, self._engine)
-        self._logits = torch.empty(0, decoder.model.head.num_panels * LANES)
+        self._logits = torch.empty(0, decoder.model.head.num_panels * PANEL)
 
     def forward(self, batch: Batch[Work]) -> torch.Tensor:
         """Logits in float32, one row for each work that samples: [rows, vocabulary]. Valid until the next call."""

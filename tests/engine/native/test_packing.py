@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.native.packing import GROUP, LANES, Format, Panels, fits, pack_blocks, pack_floats
+from engine.native.packing import GROUP, PANEL, Format, Panels, fits, pack_blocks, pack_floats
 
 COLUMNS_IN_WORD = {Format.Q4: 8, Format.Q8: 4, Format.BRAIN: 2, Format.FLOAT: 1}
 SCALES = {Format.Q4: 2, Format.Q8: 1, Format.BRAIN: 0, Format.FLOAT: 0}
@@ -16,15 +16,15 @@ SCALES = {Format.Q4: 2, Format.Q8: 1, Format.BRAIN: 0, Format.FLOAT: 0}
 def unpacked(panels: Panels) -> torch.Tensor:
     """The matrix [channels, columns], read word by word as the C code does."""
     per_word, scales = COLUMNS_IN_WORD[panels.format], SCALES[panels.format]
-    group_bytes = scales * 2 * LANES + GROUP // per_word * 4 * LANES
+    group_bytes = scales * 2 * PANEL + GROUP // per_word * 4 * PANEL
     groups = panels.data.numpy().reshape(len(panels.data), -1, group_bytes)
-    halves = np.ascontiguousarray(groups[:, :, : scales * 2 * LANES]).view(np.float16).astype(np.float32)
-    words = np.ascontiguousarray(groups[:, :, scales * 2 * LANES :]).view(np.uint32)
-    words = words.reshape(*words.shape[:2], -1, 1, LANES)  # [panels, groups, words, columns in a word, lanes]
+    halves = np.ascontiguousarray(groups[:, :, : scales * 2 * PANEL]).view(np.float16).astype(np.float32)
+    words = np.ascontiguousarray(groups[:, :, scales * 2 * PANEL :]).view(np.uint32)
+    words = words.reshape(*words.shape[:2], -1, 1, PANEL)  # [panels, groups, words, columns in a word, lanes]
     place = np.arange(per_word, dtype=np.uint32)[:, None]
     if panels.format is Format.Q4:
         digits = (words >> (4 * place) & 15).astype(np.float32)
-        numbers = digits * halves[:, :, None, None, :LANES] + halves[:, :, None, None, LANES:]
+        numbers = digits * halves[:, :, None, None, :PANEL] + halves[:, :, None, None, PANEL:]
     elif panels.format is Format.Q8:
         digits = (words >> (8 * place)).astype(np.uint8).view(np.int8).astype(np.float32)
         numbers = digits * halves[:, :, None, None, :]
@@ -32,7 +32,7 @@ def unpacked(panels: Panels) -> torch.Tensor:
         numbers = (words >> (16 * place) << np.uint32(16)).astype(np.uint32).view(np.float32)
     else:
         numbers = words.view(np.float32)
-    return torch.from_numpy(numbers.reshape(len(groups), -1, LANES).swapaxes(1, 2).reshape(len(groups) * LANES, -1))
+    return torch.from_numpy(numbers.reshape(len(groups), -1, PANEL).swapaxes(1, 2).reshape(len(groups) * PANEL, -1))
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
