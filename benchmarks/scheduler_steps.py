@@ -37,6 +37,9 @@ class NoModel:
     def forward(self, batch: list[Work]) -> None:
         """There are no logits."""
 
+    def check(self) -> None:
+        """Nothing can be lost."""
+
 
 class NextToken:
     """A sampler that counts: the token after the last one, so that texts differ."""

@@ -66,8 +66,12 @@ class Runner(Protocol):
         """Logits, one row for each work that samples, in the batch's order: float [rows, vocabulary].
 
         May return before the device is done; where nothing samples it waits, because the time of each step is measured.
-        Raises ``EngineUnavailable`` if the device is lost; after any other error the same work may be tried again.
+        After an error ``check`` tells whether the same work may be tried again.
         """
+        ...
+
+    def check(self) -> None:
+        """Raises ``EngineUnavailable`` if the device is lost, so that no later step can succeed."""
         ...
 
 

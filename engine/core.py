@@ -203,6 +203,7 @@ class Core:
         except EngineUnavailable:
             raise  # the device is lost: no retry can help, and whoever drives the core must start anew
         except Exception as error:
+            self._runner.check()  # a lost device fails with any error, and then with every work that is tried alone
             if len(batch) == 1:
                 self._fail(batch[0].sequence, error)
                 return []

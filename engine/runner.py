@@ -9,6 +9,7 @@ import torch
 from engine.attention import seam
 from engine.attention.base import AttentionBackend, GraphAttention
 from engine.batch import Work
+from engine.device import require_device
 from engine.graphs import DecodeGraphs, Recorder
 from engine.model import LoadedModel, Progress
 from engine.types import ModelInfo
@@ -56,6 +57,10 @@ class ModelRunner:
             if not len(logits) and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         return logits
+
+    def check(self) -> None:
+        """Raises ``EngineUnavailable`` if the device is lost."""
+        require_device(self._device)
 
     def _forward(self, batch: Batch[Work]) -> torch.Tensor:
         ids: list[int] = []

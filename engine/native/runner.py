@@ -57,6 +57,9 @@ class NativeRunner:
             raise MemoryError(f"no memory for the activations of {len(ids)} tokens")
         return logits[:, : self._decoder.vocab_size]
 
+    def check(self) -> None:
+        """A CPU is never lost."""
+
     def _require_within(self, batch: Batch[Work], tables: array[int]) -> None:
         """The C code writes where it is told to; what lies outside of the cache is an error and not a crash."""
         least, most = torch.frombuffer(tables, dtype=torch.int32).aminmax()

@@ -376,6 +376,23 @@ def test_a_lost_device_is_not_retried() -> None:
     assert len(runner.batches) == 1
 
 
+def test_a_device_that_fails_with_any_error_is_asked_whether_it_is_lost() -> None:
+    core, runner = make_core()
+
+    def fail(batch: list[Work]) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def be_lost() -> None:
+        raise EngineUnavailable("the device cuda:0 is lost")
+
+    runner.refuse, runner.check = fail, be_lost
+    core.submit(make_request("a"))
+    core.submit(make_request("b"))
+    with pytest.raises(EngineUnavailable, match="lost"):
+        core.step()
+    assert len(runner.batches) == 1, "nothing is tried again on a lost device"
+
+
 def test_a_leak_is_logged_when_idle_and_raised_by_check(caplog: pytest.LogCaptureFixture) -> None:
     core, _ = make_core(ScriptedSampler([]))
     core._pool.allocate(1)

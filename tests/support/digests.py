@@ -52,7 +52,7 @@ def prefix_digests(sequence: Sequence) -> list[int]:
 class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
-    ``refuse`` may raise to make a batch fail.
+    ``refuse`` may raise to make a batch fail, and ``check`` as if the device were lost.
     """
 
     def __init__(self, info: ModelInfo) -> None:
@@ -60,6 +60,7 @@ class DigestRunner:
         self.slots: dict[int, int] = {}
         self.batches: list[list[Work]] = []
         self.refuse: Callable[[list[Work]], None] = lambda batch: None
+        self.check: Callable[[], None] = lambda: None
 
     def forward(self, batch: list[Work]) -> list[int]:
         self.batches.append(batch)

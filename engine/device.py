@@ -1,0 +1,22 @@
+"""What only a GPU can do: be lost, and have memory that is taken and used by nobody."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.types import EngineUnavailable
+
+
+def require_device(device: torch.device) -> None:
+    """Wait for what a GPU has to do. Raises ``EngineUnavailable`` if it is lost; a CPU never is.
+
+    A bad address in a kernel or a fault of the hardware makes every later call of this process fail too, whatever it
+    asks for, and also where the first error was told as that of an innocent call.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise EngineUnavailable(f"the device {device} is lost: {reason}") from error
