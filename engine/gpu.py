@@ -68,8 +68,10 @@ def _record_decodes(runner: ModelRunner, scratch_block: int, record: Recorder | 
     """Have decode steps replayed where they can be recorded; else they are computed as all others are."""
     try:
         runner.record_decodes(scratch_block, record or CudaRecorder(), progress)
-    except torch.OutOfMemoryError:
-        _log.warning("Decode steps are not recorded and will be slower: there is no memory for it; lower kv_memory")
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        _log.warning("Decode steps cannot be recorded and will be slower: %s: %s", type(error).__name__, reason)
+        runner.check()  # which also waits until nothing uses the memory of the recordings any more
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = "there is no memory for it; lower kv_memory"
+        else:
+            reason = str(error).strip().partition("\n")[0]
+        _log.warning("Decode steps are not recorded and will be slower: %s", reason)

@@ -7,8 +7,9 @@ were recorded is padded; what pads it lives in a block that no sequence owns. Sa
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Batch
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,20 +89,45 @@ class DecodeGraphs:
 
 
 class CudaRecorder:
-    """``Recorder`` of CUDA graphs, which share their memory: one at a time is replayed."""
+    """``Recorder`` of CUDA graphs, which share their memory: one at a time is replayed.
+
+    A recording that fails is not local: torch's allocator and generators may take it to be under way for ever. So what
+    would wait for the device, which no recording may, is found out before. All runs are on one stream, because
+    libraries keep some memory for each that they have seen.
+
+    Raises ``RuntimeError`` where the computation cannot be recorded. Then the device may still be at work on it.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
-        # Once unrecorded: kernels are compiled and libraries take their memory, which must not happen in a recording.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            # Once unrecorded: kernels are compiled and libraries take their memory, not to happen in a recording.
             compute()
-        torch.cuda.current_stream().wait_stream(stream)
+            with _waiting_is_an_error():
+                compute()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            compute()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                compute()
+        except BaseException:
+            torch.cuda.set_stream(current)  # torch leaves its own current where the end of the recording fails
+            raise
+        current.wait_stream(self._stream)
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """Have operators that wait for the device (``.item()``, ``.cpu()``, ``nonzero``) raise ``RuntimeError``."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

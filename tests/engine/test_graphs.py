@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from support.tiny import tiny_model_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.batch import Work
-from engine.graphs import batch_sizes
+from engine.graphs import CudaRecorder, batch_sizes
 
 
 def test_sizes_of_the_default() -> None:
@@ -75,3 +77,95 @@ def test_a_decode_of_this_family_can_be_recorded(family: str, tmp_path: Path) ->
         module(input_ids=ids, position_ids=positions, use_cache=False)
     assert len(seen.names) > 10
     assert not seen.names & {"_local_scalar_dense", "item", "nonzero", "lift_fresh", "equal", "is_nonzero", "unique2"}
+
+
+class FakeCuda:
+    """What a recording asks of ``torch.cuda``, noting where and how computations run.
+
+    As in torch, the stream of a recording stays current where the end of the recording fails.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current = self.main = _Stream()
+        self.mode: int | str = 0
+        self.recording = False
+        self.fails_at_end = False
+        self.runs: list[tuple[_Stream, int | str, bool]] = []
+        fakes = {
+            "graph_pool_handle": lambda: "pool",
+            "Stream": _Stream,
+            "current_stream": lambda: self.current,
+            "set_stream": lambda stream: setattr(self, "current", stream),
+            "stream": self.on,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+            "CUDAGraph": _Graph,
+            "graph": self.graph,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def compute(self) -> None:
+        self.runs.append((self.current, self.mode, self.recording))
+
+    def compute_and_wait(self) -> None:
+        self.compute()
+        assert not self.recording, "a recording that waits"
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    @contextmanager
+    def on(self, stream: _Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: _Graph, *, pool: str, stream: _Stream) -> Iterator[None]:
+        assert pool == "pool"
+        before, self.current, self.recording = self.current, stream, True
+        try:
+            yield
+        finally:
+            if self.fails_at_end:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.current, self.recording = before, False
+
+
+class _Stream:
+    def wait_stream(self, stream: _Stream) -> None:
+        assert stream is not self
+
+
+class _Graph:
+    def replay(self) -> None: ...
+
+
+def test_recordings_share_a_stream_and_waiting_is_looked_for_before_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    record = CudaRecorder()
+    for _ in range(3):
+        assert callable(record(cuda.compute))
+    assert [(mode, recording) for _, mode, recording in cuda.runs] == [(0, False), ("error", False), (0, True)] * 3
+    (stream,) = {stream for stream, _, _ in cuda.runs}
+    assert stream is not cuda.main
+    assert cuda.current is cuda.main
+
+
+def test_what_waits_for_the_device_is_never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        CudaRecorder()(cuda.compute_and_wait)
+    assert len(cuda.runs) == 2
+    assert cuda.mode == 0
+    assert cuda.current is cuda.main
+
+
+def test_a_recording_that_fails_at_its_end_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    cuda.fails_at_end = True
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaRecorder()(cuda.compute)
+    assert cuda.current is cuda.main

@@ -17,8 +17,9 @@ from engine.build import load_tokenizer
 from engine.core import Core
 from engine.gpu import gpu_runner
 from engine.model import load_model
+from engine.runner import ModelRunner
 from engine.sampling import BatchSampler
-from engine.types import EngineConfig, ModelRefused, Request, SamplingParams
+from engine.types import EngineConfig, EngineUnavailable, ModelRefused, Request, SamplingParams
 
 
 def again(compute: Callable[[], None]) -> Callable[[], None]:
@@ -69,6 +70,28 @@ def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path
     config = config_of(folder, kv_memory=float(per_block))
     with pytest.raises(ModelRefused, match="kv_memory"):
         gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+
+
+def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
+    raise RuntimeError("called a synchronizing CUDA operation\nmore")
+
+
+def test_a_model_that_cannot_be_recorded_is_served_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
+    runner = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=refuse)
+    assert not runner.replays
+    assert "not recorded and will be slower: called a synchronizing CUDA operation" in caplog.text
+    assert len(runner.forward([Work(make_sequence([5, 6], [0]), 0, 2)])) == 1
+
+
+def test_a_device_that_is_lost_while_it_records_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_lost(_runner: ModelRunner) -> None:
+        raise EngineUnavailable("the device is lost")
+
+    monkeypatch.setattr(ModelRunner, "check", be_lost)
+    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
+    with pytest.raises(EngineUnavailable):
+        gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=refuse)
 
 
 def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tuple[int, ...]]:
