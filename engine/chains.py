@@ -16,6 +16,7 @@ from torch import nn
 
 from engine.attention.probe import Probe
 from engine.chains_kernels import norm_kernel, rotate_kernel
+from engine.device import require_device
 
 _log = logging.getLogger(__name__)
 
@@ -25,12 +26,19 @@ _ROTATE = "apply_rotary_pos_emb"
 
 
 def shorten(model: Any, probe: Probe) -> int:
-    """Replace what can be replaced in a loaded model; returns the number of places. Never raises."""
+    """Replace what can be replaced in a loaded model; returns the number of places.
+
+    What a compiler or driver has against it is logged. Raises ``OutOfMemoryError``, and ``EngineUnavailable`` where the
+    device is lost.
+    """
     places = 0
     try:
         places += _replace_norms(model)
         places += _replace_rotations(probe)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+        require_device(model.device)
         reason = str(error).strip().partition("\n")[0]
         _log.warning("Small operators are computed one by one: %s: %s", type(error).__name__, reason)
     _log.info("%d chains of small operators are computed as one", places)

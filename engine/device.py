@@ -20,3 +20,10 @@ def require_device(device: torch.device) -> None:
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise EngineUnavailable(f"the device {device} is lost: {reason}") from error
+
+
+def idle_bytes(device: torch.device) -> int:
+    """What torch has taken of a GPU's memory and not given to any tensor; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from engine.fusion import fuse
 from engine.graphs import CudaRecorder, Recorder
-from engine.kv import KVCache, KVPlan, block_bytes, memory_budget, plan_blocks
+from engine.kv import KVCache, KVPlan, block_bytes, free_bytes, memory_budget, plan_blocks
 from engine.model import LoadedModel, Progress
 from engine.runner import ModelRunner
 from engine.summary import log_summary, model_info
 from engine.trial import Attention, attention_for, try_steps
-from engine.types import EngineConfig
+from engine.types import EngineConfig, ModelRefused
 
 _log = logging.getLogger(__name__)
 
@@ -32,28 +33,44 @@ def gpu_runner(
 
     ``attention`` and ``record`` are for those who compare, and for tests on a CPU.
     """
-    module = model.module
-    if module.device.type == "cuda":
-        torch.cuda.set_device(module.device)  # Triton, streams and graphs follow the current device, not the tensors
+    module, device = model.module, model.module.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton, streams and graphs follow the current device, not the tensors
     progress("joining weights", 0.0)
-    fuse(module)
-    _shorten(model)
+    with _refused_without_memory("joining weights", device, "free memory there, or serve a smaller model"):
+        fuse(module)
+        _shorten(model)
     progress("trying the largest step", 0.0)
     trial_info = model_info(model, KVPlan(1, model.max_context), config, eos_ids)
-    make_attention, reserved = try_steps(model, trial_info, config, attention or attention_for(module.device))
+    make_attention, reserved = try_steps(model, trial_info, config, attention or attention_for(device))
     progress("allocating cache", 0.0)
     shapes = [layer.shape for layer in model.probe.layers]
     per_block = block_bytes(shapes, config.block_size, module.dtype)
     # One block beyond the pool's is for what pads recorded steps.
-    budget = max(0, memory_budget(config.kv_memory, module.device, reserved) - per_block)
+    budget = max(0, memory_budget(config.kv_memory, device, reserved) - per_block)
     plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
-    cache = KVCache(shapes, plan.num_blocks + 1, config.block_size, dtype=module.dtype, device=module.device)
+    purpose = f"a KV cache of {(plan.num_blocks + 1) * per_block} bytes"
+    with _refused_without_memory(purpose, device, "lower kv_memory, or free memory there", reserved):
+        cache = KVCache(shapes, plan.num_blocks + 1, config.block_size, dtype=module.dtype, device=device)
     backend = make_attention(cache, {layer.sliding_window for layer in model.probe.layers})
     log_summary(model, plan, config.block_size, per_block, reserved)
     runner = ModelRunner(model, backend, model_info(model, plan, config, eos_ids))
     if config.cuda_graphs:
         _record_decodes(runner, plan.num_blocks, record, progress)
     return runner
+
+
+@contextmanager
+def _refused_without_memory(purpose: str, device: torch.device, advice: str, reserved: int = 0) -> Iterator[None]:
+    """Raise ``ModelRefused`` where memory runs out: loading again would find no more of it."""
+    free = free_bytes(device)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelRefused(
+            f"there is not enough memory on {device} for {purpose}: {free} bytes are free and {reserved} of them kept "
+            f"for steps; {advice}"
+        ) from error
 
 
 def _shorten(model: LoadedModel) -> None:

@@ -69,13 +69,19 @@ def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> i
 def memory_budget(kv_memory: float | None, device: torch.device, reserved: int = 0) -> int:
     """Bytes for the cache: ``kv_memory`` itself where it exceeds 1, else that share of what is free and not reserved.
 
-    Default: 0.85 of the free GPU memory; on a CPU a quarter of the free memory, at most 2 GiB.
+    Default: 0.85 of the free GPU memory; on a CPU a quarter of the free memory, at most 2 GiB. Raises ``ModelRefused``
+    for more bytes than a GPU has left; on a CPU what is not written takes no memory.
     """
     if kv_memory is not None and kv_memory <= 0:
         raise ModelRefused(f"kv_memory is {kv_memory}; give a share above 0 and up to 1, or bytes")
+    free = max(0, free_bytes(device) - reserved)
     if kv_memory is not None and kv_memory > 1:
+        if device.type == "cuda" and kv_memory > free:
+            raise ModelRefused(
+                f"kv_memory is {int(kv_memory)} bytes, but {free} are free on {device} beside the weights and "
+                f"{reserved} for steps; lower it, or give a share above 0 and up to 1"
+            )
         return int(kv_memory)
-    free = max(0, _free_bytes(device) - reserved)
     if kv_memory is not None:
         return int(free * kv_memory)
     return int(free * GPU_SHARE) if device.type == "cuda" else min(CPU_LIMIT_BYTES, int(free * CPU_SHARE))
@@ -98,7 +104,8 @@ def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context:
     return KVPlan(num_blocks, min(max_context, num_blocks * block_size))
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """What the device, or for a CPU the system, would still give away."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from engine.device import idle_bytes
 from engine.kv import KVPlan
 from engine.model import LoadedModel
 from engine.types import EngineConfig, ModelInfo
@@ -40,7 +41,11 @@ def log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_blo
         plan.max_context,
     )
     if step_bytes:
-        _log.info("Beside weights and cache, the largest steps take up to %.0f MiB", step_bytes / 2**20)
+        _log.info(
+            "Beside weights and cache, the largest steps take up to %.0f MiB; torch holds %.0f MiB that nothing uses",
+            step_bytes / 2**20,
+            idle_bytes(model.module.device) / 2**20,
+        )
     if model.limit:
         _log.warning("The context is %d tokens: %s", model.max_context, model.limit)
     if plan.max_context < model.max_context:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 
 from engine.attention.base import AttentionBackend
 from engine.attention.reference import ReferenceAttention
 from engine.batch import Sequence, Work
+from engine.device import require_device
 from engine.kv import KVCache
 from engine.model import LoadedModel
 from engine.pacing import MAX_CHUNK
@@ -23,6 +25,7 @@ from engine.types import EngineConfig, ModelInfo, ModelRefused, Request, Samplin
 _log = logging.getLogger(__name__)
 
 Attention = Callable[[KVCache, Iterable[int | None]], AttentionBackend]
+_REMEDY = "at run time Triton needs a C compiler (cc, gcc or clang, or what CC names) and the headers of Python"
 # All tokens are equally likely in a trial, so that the sampler must look at the whole vocabulary.
 _SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, logprobs=20)
 
@@ -52,27 +55,32 @@ def try_steps(model: LoadedModel, info: ModelInfo, config: EngineConfig, attenti
             f"max_running, or free memory on {info.device}"
         ) from error
     except Exception as error:
+        require_device(torch.device(info.device))
         if attention is ReferenceAttention:
             raise
-        _log.warning("The Triton kernels do not run here; attention will be slow: %s", _first_line(error))
-    return try_steps(model, info, config, ReferenceAttention)
+        reason = _first_line(error)
+    # What fails without our kernels too is the model's own fault, and raised as that.
+    found = try_steps(model, info, config, ReferenceAttention)
+    _log.warning("The Triton kernels do not run here; attention will be slow: %s; %s", reason, _REMEDY)
+    return found
 
 
 def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention) -> int:
-    """What steps take at most beside weights and pages.
+    """What steps take of the device at most beside weights and pages.
 
-    Once for a step with as much prefill as the scheduler may ever allow; once more for the recorded decodes
-    (``engine.graphs``), which keep the memory of theirs. The model is left bound to a cache of one block, in which all
-    tokens lie: what they compute is meaningless.
+    Once for a step with as much prefill as the scheduler may ever allow, and its sampling: what torch has to take for
+    that beyond what it holds already. Once more for the recorded decodes (``engine.graphs``), which have memory of
+    their own, so that nothing held elsewhere helps them; their sampling is not recorded. The model is left bound to a
+    cache of one block, in which all tokens lie: what they compute is meaningless.
     """
     layers = model.probe.layers
     device = torch.device(info.device)
     cache = KVCache([layer.shape for layer in layers], 1, info.block_size, dtype=model.module.dtype, device=device)
     runner = ModelRunner(model, attention(cache, {layer.sliding_window for layer in layers}), info)
-    _peak(runner, decode_step(info)[:1])  # small and large steps may have kernels of their own
-    decodes = _peak(runner, decode_step(info))
-    prefill = _peak(runner, prefill_step(info))
-    return prefill + (decodes if config.cuda_graphs else 0)
+    _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
+    decodes = _memory_of(lambda: runner.forward(decode_step(info)), device)
+    prefill = _memory_of(lambda: _whole_step(runner, prefill_step(info)), device)
+    return prefill.taken + (decodes.used if config.cuda_graphs else 0)
 
 
 def decode_step(info: ModelInfo) -> list[Work]:
@@ -95,23 +103,31 @@ def _work(info: ModelInfo, num_tokens: int) -> Work:
     return Work(Sequence(Request("trial", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
 
 
-def _peak(runner: ModelRunner, batch: list[Work]) -> int:
-    """Bytes that a step and its sampling take at their highest; 0 on a CPU."""
-    device = torch.device(runner.info.device)
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+def _whole_step(runner: ModelRunner, batch: list[Work]) -> None:
     logits = runner.forward(batch)
     BatchSampler().sample(torch.zeros_like(logits), [work.sequence for work in batch], [None] * len(batch))
-    if not on_gpu:
-        return 0
-    torch.cuda.synchronize(device)
-    peak = int(torch.cuda.max_memory_allocated(device)) - before
-    del logits
+
+
+class _Memory(NamedTuple):
+    """Bytes at the highest: ``used`` by tensors, and ``taken`` from the device for them beyond what torch held."""
+
+    used: int
+    taken: int
+
+
+def _memory_of(compute: Callable[[], object], device: torch.device) -> _Memory:
+    """What ``compute`` needs beside what there is; nothing on a CPU."""
+    if device.type != "cuda":
+        compute()
+        return _Memory(0, 0)
     torch.cuda.empty_cache()
-    return peak
+    torch.cuda.reset_peak_memory_stats(device)
+    used, taken = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    compute()
+    torch.cuda.synchronize(device)
+    memory = _Memory(torch.cuda.max_memory_allocated(device) - used, torch.cuda.max_memory_reserved(device) - taken)
+    torch.cuda.empty_cache()
+    return memory
 
 
 def _first_line(error: Exception) -> str:

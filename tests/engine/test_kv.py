@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import kv
 from engine.kv import CPU_LIMIT_BYTES, KVCache, KVShape, block_bytes, memory_budget, plan_blocks
 from engine.types import ModelRefused
 
@@ -27,6 +28,16 @@ def test_the_budget_is_bytes_a_share_or_the_default() -> None:
     assert memory_budget(5e6, CPU) == 5_000_000
     assert 0 < memory_budget(None, CPU) <= CPU_LIMIT_BYTES
     assert memory_budget(0.001, CPU) < memory_budget(0.9, CPU)
+
+
+def test_more_bytes_than_a_gpu_has_left_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "free_bytes", lambda device: 1000)
+    gpu = torch.device("cuda", 0)
+    assert memory_budget(800.0, gpu, reserved=200) == 800
+    with pytest.raises(ModelRefused, match=r"kv_memory is 801 bytes, but 800 are free on cuda:0 .* 200 for steps"):
+        memory_budget(801.0, gpu, reserved=200)
+    assert memory_budget(0.5, gpu, reserved=200) == 400
+    assert memory_budget(5000.0, CPU, reserved=200) == 5000
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0])

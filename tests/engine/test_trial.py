@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import pytest
 import torch
 from support.tiny import tiny_model_folder
 
+from engine import trial
 from engine.attention.reference import ReferenceAttention
 from engine.kv import KVCache
 from engine.model import load_model
 from engine.pacing import MAX_CHUNK
+from engine.runner import ModelRunner
 from engine.trial import attention_for, decode_step, prefill_step, step_bytes, try_steps
-from engine.types import EngineConfig, ModelInfo
+from engine.types import EngineConfig, EngineUnavailable, ModelInfo
 
 INFO = ModelInfo("llama", 0, "float32", "cpu", 320, 512, 16, 1, 8)
 
@@ -37,13 +39,74 @@ def test_a_cpu_has_the_reference() -> None:
     assert attention_for(torch.device("cpu")) is ReferenceAttention
 
 
-def test_steps_run_and_broken_kernels_are_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(ReferenceAttention):
-        def __init__(self, cache: KVCache, windows: Iterable[int | None]) -> None:
-            raise ValueError("out of resource: shared memory\nmore")
+class Broken(ReferenceAttention):
+    def __init__(self, cache: KVCache, windows: Iterable[int | None]) -> None:
+        raise ValueError("out of resource: shared memory\nmore")
 
+
+def test_steps_run_and_broken_kernels_are_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
     model = load_model(config, lambda stage, done: None)
     assert step_bytes(model, INFO, config, ReferenceAttention) == 0
     assert try_steps(model, INFO, config, Broken) == (ReferenceAttention, 0)
     assert "ValueError: out of resource: shared memory" in caplog.text
+    assert "C compiler" in caplog.text
+
+
+def test_what_fails_with_any_attention_is_not_said_to_be_the_kernels_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_runner: ModelRunner, _batch: object) -> None:
+        raise RuntimeError("expected scalar type Half")
+
+    monkeypatch.setattr(ModelRunner, "forward", fail)
+    config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
+    model = load_model(config, lambda stage, done: None)
+    with pytest.raises(RuntimeError, match="Half"):
+        try_steps(model, INFO, config, Broken)
+    assert "Triton" not in caplog.text
+
+
+def test_a_lost_device_is_not_tried_with_another_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_lost(_device: torch.device) -> None:
+        raise EngineUnavailable("the device is lost")
+
+    monkeypatch.setattr(trial, "require_device", be_lost)
+    config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
+    with pytest.raises(EngineUnavailable):
+        try_steps(load_model(config, lambda stage, done: None), INFO, config, Broken)
+
+
+def test_sampling_counts_once_and_recorded_decodes_for_their_own_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards: list[int] = []
+    samples: list[int] = []
+    monkeypatch.setattr(
+        ModelRunner, "forward", lambda runner, batch: forwards.append(len(batch)) or torch.zeros(8, 320)
+    )
+    monkeypatch.setattr(trial.BatchSampler, "sample", lambda sampler, logits, *rest: samples.append(len(logits)))
+    memories = iter([trial._Memory(5, 9), trial._Memory(30, 1), trial._Memory(700, 400)] * 2)
+
+    def memory_of(compute: Callable[[], object], _device: torch.device) -> trial._Memory:
+        compute()
+        return next(memories)
+
+    monkeypatch.setattr(trial, "_memory_of", memory_of)
+    config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
+    model = load_model(config, lambda stage, done: None)
+    assert step_bytes(model, INFO, config, ReferenceAttention) == 400 + 30
+    assert forwards == [1, 8, 8]
+    assert samples == [8]
+    assert step_bytes(model, INFO, replace(config, cuda_graphs=False), ReferenceAttention) == 400
+
+
+def test_memory_that_torch_holds_already_is_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"memory_allocated": 100, "memory_reserved": 150}
+    for name in now:
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: now[name])
+        monkeypatch.setattr(torch.cuda, f"max_{name}", lambda device, name=name: now[name])
+    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+    found = trial._memory_of(lambda: now.update(memory_allocated=180, memory_reserved=190), torch.device("cuda", 0))
+    assert found == (80, 40)

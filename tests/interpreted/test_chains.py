@@ -19,7 +19,7 @@ from engine.attention.reference import ReferenceAttention
 from engine.chains import _norm_like, _rotates_alike, _rotation, shorten
 from engine.kv import KVCache
 from engine.model import load_model
-from engine.types import EngineConfig
+from engine.types import EngineConfig, EngineUnavailable
 
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
 # Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; and the
@@ -94,6 +94,31 @@ def test_models_are_the_same(family: str, tmp_path: Path) -> None:
     (found,) = model.run([text])
     assert found
     assert all((row - expected[index]).abs().max() < 1e-4 for index, row in found.items())
+
+
+def test_memory_that_runs_out_and_a_lost_device_are_not_the_kernels_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def __getitem__(self, grid: Any) -> Any:
+            raise self.error
+
+    def be_lost(_device: torch.device) -> None:
+        raise EngineUnavailable("the device is lost")
+
+    chains = sys.modules["engine.chains"]
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
+    loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+    monkeypatch.setattr(chains, "norm_kernel", Broken(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        shorten(loaded.module, loaded.probe)
+    monkeypatch.setattr(chains, "norm_kernel", Broken(RuntimeError("CUDA error: an illegal memory access")))
+    monkeypatch.setattr(chains, "require_device", be_lost)
+    with pytest.raises(EngineUnavailable):
+        shorten(loaded.module, loaded.probe)
 
 
 def test_kernels_that_do_not_run_leave_the_model_alone(
