@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from triton import JITFunction
 
 from engine.attention.probe import Probe
 from engine.chains_kernels import norm_kernel, rotate_kernel
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 # How far apart results may be, in shares of the largest: one rounding of the type.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 _ROTATE = "apply_rotary_pos_emb"
+_INTERPRETED = not isinstance(norm_kernel, JITFunction)
 
 
 def shorten(model: Any, probe: Probe) -> int:
@@ -60,9 +62,9 @@ class _Norm(nn.Module):  # type: ignore[misc]
 
     def forward(self, source: torch.Tensor) -> torch.Tensor:
         size = source.shape[-1]
+        out = torch.empty(source.shape, dtype=source.dtype, device=source.device)
         source = _two_strides(source)
         inner = source.shape[-2]
-        out = torch.empty(source.shape, dtype=source.dtype, device=source.device)
         norm_kernel[(source.numel() // size,)](
             out,
             source,
@@ -111,9 +113,10 @@ def _norm_like(original: nn.Module) -> _Norm | None:
 
 
 def _two_strides(source: torch.Tensor) -> torch.Tensor:
-    """What the kernel can walk through: rows in one piece, counted by the two dimensions before them."""
+    """The rows as the kernel can walk through them: each in one piece, counted by the two dimensions before it."""
     walks = source.stride(-1) == 1 and source.dim() >= 2 and source.shape[:-3].numel() == 1
-    return source if walks else source.contiguous().view(1, -1, source.shape[-1]).view(source.shape)
+    # All in one dimension: strides of dimensions of size 1 may be anything, also in what is contiguous.
+    return source if walks else source.contiguous().view(-1, source.shape[-1])
 
 
 # --- Rotary positions ----------------------------------------------------------------------------
@@ -122,7 +125,7 @@ Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def _replace_rotations(probe: Probe) -> int:
-    """The function stands in the module of the model's code, which belongs to this process alone."""
+    """The function stands in the module of the model's code, for all models of that code in this process."""
     places = 0
     for name in {type(layer.module).__module__ for layer in probe.layers}:
         module = sys.modules[name]
@@ -152,7 +155,9 @@ def _rotation(original: Rotate) -> Rotate:
 
 
 def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
-    """One sequence, whole heads, one type; on a CPU only for tests, which have kernels interpreted."""
+    """One sequence, whole heads, one type, and where our kernels run: another model of this code may be on a CPU."""
+    if not (q.is_cuda or _INTERPRETED):
+        return False
     size = q.shape[-1]
     alike: bool = q.dtype == k.dtype == cos.dtype == sin.dtype and q.stride(-1) == k.stride(-1) == 1
     whole: bool = q.dim() == 4 and q.shape[0] == 1 and k.shape[-1] == size and cos.shape == (1, q.shape[2], size)

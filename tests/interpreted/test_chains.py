@@ -42,8 +42,10 @@ def test_norms_of_every_arrangement(name: str, dtype: torch.dtype) -> None:
     ours = _norm_like(norm)
     assert ours is not None
     rows = torch.randn(1, 7, 5, 80).to(dtype)
-    # Flat, one row, a slice of a joined product, heads before tokens, and what no two strides can walk.
-    for source in (rows[0], rows[:, :1], rows.transpose(1, 2), torch.randn(1, 7, 300).to(dtype)[..., 20:100]):
+    # Flat, one row, heads before tokens, a batch of one row each, a slice of a joined product, and what no two strides
+    # can walk.
+    sliced = torch.randn(1, 7, 300).to(dtype)[..., 20:100]
+    for source in (rows[0], rows[:, :1], rows.transpose(1, 2), rows.transpose(0, 1), sliced):
         with torch.inference_mode():
             torch.testing.assert_close(ours(source), norm(source), rtol=2e-3, atol=1e-5)
             torch.testing.assert_close(
@@ -134,3 +136,14 @@ def test_kernels_that_do_not_run_leave_the_model_alone(
     assert shorten(loaded.module, loaded.probe) == 0
     assert "no such architecture" in caplog.text
     assert isinstance(loaded.module.model.norm, LlamaRMSNorm)
+
+
+def test_a_model_of_the_same_code_on_a_cpu_keeps_its_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = modeling_llama.apply_rotary_pos_emb
+    chains = sys.modules["engine.chains"]
+    monkeypatch.setattr(chains, "_rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
+    monkeypatch.setattr(chains, "_INTERPRETED", False)
+    q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 2, 3, 20)
+    cos, sin = torch.randn(1, 3, 20), torch.randn(1, 3, 20)
+    for found, expected in zip(_rotation(original)(q, k, cos, sin), original(q, k, cos, sin), strict=True):
+        assert torch.equal(found, expected)
