@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +16,8 @@ class Sequence:
     """One candidate of one request while it lives in the engine.
 
     ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
-    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``.
+    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. In an engine that is
+    an array, because each step copies it whole, and from a list that takes milliseconds where contexts are long.
     """
 
     request: Request
@@ -22,7 +25,7 @@ class Sequence:
     tokens: list[int]
     num_computed: int = 0
     num_cached: int = 0
-    blocks: list[int] = field(default_factory=list)
+    blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
 
     @property
     def num_prompt(self) -> int:

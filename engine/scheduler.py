@@ -135,7 +135,7 @@ class Scheduler:
         self._turned_away = None
         del self._waiting[sequence]
         self._running[sequence] = None
-        sequence.blocks = self._pool.allocate(missing, prefix)
+        sequence.blocks.extend(self._pool.allocate(missing, prefix))
         sequence.num_computed = len(prefix) * self._pool.block_size
         if sequence not in self._preempted:
             sequence.num_cached = sequence.num_computed
@@ -149,7 +149,7 @@ class Scheduler:
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        sequence.blocks += self._pool.allocate(1)
+        sequence.blocks.extend(self._pool.allocate(1))
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -161,7 +161,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
-        sequence.blocks = []
+        del sequence.blocks[:]
         sequence.num_computed = 0
 
     def _queue_first(self, sequence: Sequence) -> None:
