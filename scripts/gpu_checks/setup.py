@@ -15,7 +15,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from engine.attention import seam
-from engine.attention.probe import probe
+from engine.attention.probe import probe, set_attention
 from engine.attention.reference import ReferenceAttention
 from engine.batch import Sequence
 from engine.gpu import gpu_runner
@@ -99,6 +99,22 @@ def random_model(model_type: str, dtype: torch.dtype, device: torch.device, live
                 parameter.mul_(6.0)
     layers = module.config.get_text_config().num_hidden_layers
     return LoadedModel(module, probe(module, layers), int(module.config.max_position_embeddings), "", ())
+
+
+@torch.inference_mode()
+def plain_logits(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
+    """Logits after each token, [tokens, vocabulary], by transformers' own code; not for a model of a runner."""
+    for layer in model.probe.layers:
+        code = sys.modules[type(layer.module).__module__]
+        rotate = vars(code).get("apply_rotary_pos_emb")
+        # A runner of the same family puts ours there, for all models of that code.
+        if hasattr(rotate, "castor_original"):
+            vars(code)["apply_rotary_pos_emb"] = rotate.castor_original
+    set_attention(model.module, "eager")
+    ids = torch.tensor([tokens], device=model.module.device)
+    logits: torch.Tensor = model.module(input_ids=ids, use_cache=False).logits[0].float()
+    set_attention(model.module, seam.PAGED)
+    return logits
 
 
 def make_runner(machine: Machine, model: LoadedModel, max_context: int, **config: Any) -> ModelRunner:
