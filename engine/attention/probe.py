@@ -11,6 +11,7 @@ from torch import nn
 
 from engine.attention import seam
 from engine.attention.base import AttentionOptions
+from engine.device import require_device
 from engine.kv import KVShape
 from engine.types import ModelRefused
 
@@ -107,6 +108,7 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -
     except torch.OutOfMemoryError:
         raise  # another day it may fit
     except (RuntimeError, ValueError, LookupError, AttributeError) as error:
+        require_device(model.device)
         first = str(error).partition("\n")[0]
         raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {first}") from error
     finally:
