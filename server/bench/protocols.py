@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -50,7 +52,7 @@ class Dialect(Protocol):
         ...
 
     def read(self, event: bytes) -> Progress:
-        """What the data of one server-sent event tells."""
+        """What the data of one server-sent event tells. Raises ``ValueError`` for one that this kind never sends."""
         ...
 
 
@@ -85,20 +87,21 @@ class Gemini:
 
     def read(self, event: bytes) -> Progress:
         """See ``Dialect``."""
-        chunk = json.loads(event)
-        if "error" in chunk:
-            return Progress(error=str(chunk["error"].get("message", chunk["error"])))
-        candidate = (chunk.get("candidates") or [{}])[0]
-        parts = candidate.get("content", {}).get("parts", [])
-        usage = chunk.get("usageMetadata", {})
-        answered, thought = usage.get("candidatesTokenCount"), usage.get("thoughtsTokenCount", 0)
-        return Progress(
-            has_text=any(part.get("text") for part in parts),
-            output_tokens=None if answered is None else answered + thought,
-            prompt_tokens=usage.get("promptTokenCount"),
-            cached_tokens=usage.get("cachedContentTokenCount"),
-            finish_reason=candidate.get("finishReason"),
-        )
+        with _shape_of(event):
+            chunk = json.loads(event)
+            if "error" in chunk:
+                return Progress(error=_error(chunk["error"]))
+            candidate = (chunk.get("candidates") or [{}])[0]
+            parts = candidate.get("content", {}).get("parts", [])
+            usage = chunk.get("usageMetadata", {})
+            answered, thought = _count(usage, "candidatesTokenCount"), _count(usage, "thoughtsTokenCount") or 0
+            return Progress(
+                has_text=any(part.get("text") for part in parts),
+                output_tokens=None if answered is None else answered + thought,
+                prompt_tokens=_count(usage, "promptTokenCount"),
+                cached_tokens=_count(usage, "cachedContentTokenCount"),
+                finish_reason=candidate.get("finishReason"),
+            )
 
 
 class OpenAi:
@@ -129,16 +132,36 @@ class OpenAi:
         """See ``Dialect``."""
         if event == b"[DONE]":
             return Progress()
-        chunk = json.loads(event)
-        if "error" in chunk:
-            error = chunk["error"]
-            return Progress(error=str(error.get("message", error) if isinstance(error, dict) else error))
-        choice = (chunk.get("choices") or [{}])[0]
-        usage = chunk.get("usage") or {}
-        return Progress(
-            has_text=bool((choice.get("delta") or {}).get("content")),
-            output_tokens=usage.get("completion_tokens"),
-            prompt_tokens=usage.get("prompt_tokens"),
-            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-            finish_reason=choice.get("finish_reason"),
-        )
+        with _shape_of(event):
+            chunk = json.loads(event)
+            if "error" in chunk:
+                return Progress(error=_error(chunk["error"]))
+            choice = (chunk.get("choices") or [{}])[0]
+            usage = chunk.get("usage") or {}
+            return Progress(
+                has_text=bool((choice.get("delta") or {}).get("content")),
+                output_tokens=_count(usage, "completion_tokens"),
+                prompt_tokens=_count(usage, "prompt_tokens"),
+                cached_tokens=_count(usage.get("prompt_tokens_details") or {}, "cached_tokens"),
+                finish_reason=choice.get("finish_reason"),
+            )
+
+
+@contextmanager
+def _shape_of(event: bytes) -> Iterator[None]:
+    """Whatever a server sends is the outcome of a request, and never the end of the run."""
+    try:
+        yield
+    except (AttributeError, TypeError, LookupError):
+        raise ValueError(f"an event that this API does not have: {event[:100].decode(errors='replace')}") from None
+
+
+def _count(usage: dict[str, Any], name: str) -> int | None:
+    number = usage.get(name)
+    if number is not None and not isinstance(number, int):
+        raise TypeError(name)
+    return number
+
+
+def _error(error: Any) -> str:
+    return str(error.get("message", error) if isinstance(error, dict) else error)

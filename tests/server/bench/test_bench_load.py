@@ -49,6 +49,7 @@ async def test_an_openai_stream_in_tiny_pieces() -> None:
         ((b'data: {"error": {"message": "the engine is gone"}}\n\n',), "200 OK", "the engine is gone"),
         ((b'{"error": {"message": "queue full"}}',), "429 Too Many Requests", "HTTP 429"),
         ((b"data: [1\n\n",), "200 OK", "Expecting"),
+        ((b"data: [1]\n\n",), "200 OK", "an event that this API does not have: [1]"),
     ],
 )
 async def test_what_goes_wrong_is_the_outcome(script: tuple[bytes, ...], status: str, words: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sse_server import gemini_event, openai_event
 
-from server.bench.protocols import Call, Gemini, OpenAi, Progress, SseReader
+from server.bench.protocols import Call, Dialect, Gemini, OpenAi, Progress, SseReader
 
 STREAM = b": note\n\n" + gemini_event("Hé", 1) + b"\n" + gemini_event("", 2, "STOP") + b"data: [DONE]\n\n"
 CALL = Call("Tell me.", 9)
@@ -56,6 +57,26 @@ def test_openai_progress() -> None:
     assert openai.read(b"[DONE]") == Progress()
     assert openai.read(b'{"error": {"message": "no"}}').error == "no"
     assert openai.read(b'{"error": "no"}').error == "no"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *(b"[1]", b'"text"', b"null", b'{"candidates": {"a": 1}}', b'{"candidates": [[]]}'),
+        *(b'{"choices": "x"}', b'{"choices": [1]}', b'{"usage": [1]}', b'{"usageMetadata": 3}'),
+        *(b'{"usage": {"completion_tokens": "3"}}', b'{"usageMetadata": {"promptTokenCount": "3"}}'),
+    ],
+)
+def test_events_of_any_other_shape_are_told_as_such(event: bytes) -> None:
+    dialects: list[Dialect] = [Gemini(), OpenAi()]
+    told = []
+    for dialect in dialects:
+        try:
+            assert dialect.read(event) == Progress(), "it looks at other fields"
+        except ValueError as error:
+            told.append(str(error))
+    assert told
+    assert all("an event that this API does not have: " + event.decode() in words for words in told)
 
 
 def test_what_is_asked() -> None:
