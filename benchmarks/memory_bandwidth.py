@@ -1,4 +1,4 @@
-"""How fast the memory is that a decode step reads its weights from: copying and reading, with torch's threads.
+"""How fast the memory is that a decode step reads its weights from: copying and reading, with a thread for each core.
 
     echo '{"threads": null}' | python benchmarks/memory_bandwidth.py
 
@@ -9,12 +9,13 @@ the sum of a tensor. The best of several passes over half a GiB, far more than a
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 
 import torch
+
+from engine.processors import cores
 
 BYTES = 512 * 1024 * 1024
 PASSES = 12
@@ -23,7 +24,7 @@ PASSES = 12
 def main() -> None:
     """Measure and print."""
     threads = json.load(sys.stdin).get("threads")
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or cores())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = torch.ones(BYTES // 4, dtype=torch.float32, device=device)
     target = torch.zeros_like(source)

@@ -25,8 +25,7 @@ def describe(command: Sequence[str], packages: Mapping[str, Mapping[str, str]], 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": public_command(command),
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "changed_files": len(_git(root, "status", "--porcelain", "--untracked-files=no").splitlines()),
+        **_commit(root),
         "cpu": _cpu_model(),
         "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -72,6 +71,15 @@ def _cpu_model() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit(root: Path) -> dict[str, Any]:
+    """Which version this is; nothing where ``root`` only lies inside somebody else's repository, installed there."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != root.resolve():
+        return {"commit": "", "changed_files": 0}
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
+    return {"commit": _git(root, "rev-parse", "HEAD"), "changed_files": len(changed)}
 
 
 def _git(root: Path, *args: str) -> str:

@@ -35,6 +35,12 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         assert secret not in text
 
 
+def test_the_commit_is_that_of_this_checkout_only() -> None:
+    assert len(describe([], {}, ROOT)["commit"]) == 40
+    inside = describe([], {}, ROOT / "server")  # as if it were installed below somebody else's repository
+    assert (inside["commit"], inside["changed_files"]) == ("", 0)
+
+
 @pytest.mark.parametrize(
     ("words", "public"),
     [
