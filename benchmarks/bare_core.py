@@ -3,7 +3,8 @@
     python benchmarks/bare_core.py <task.json
 
 The task holds ``config`` (the fields of ``EngineConfig``), ``prompts`` (texts of users), ``streams`` (requests at once)
-and ``tokens`` (the limit of an answer); ``warm_up`` and ``warm_up_tokens`` are the same for what is not measured.
+and ``tokens`` (the limit of an answer); ``least`` requests are made, and more until ``seconds`` have passed.
+``warm_up`` and ``warm_up_tokens`` are the same as ``prompts`` and ``tokens`` for what is not measured.
 Prints one line of JSON.
 """
 
@@ -39,7 +40,8 @@ def main() -> None:
     core = build_core(EngineConfig(**task["config"]), lambda _stage, _share: None)
     folder, tokens = Path(task["config"]["path"]), task["tokens"]
     run(core, requests(core, folder, task["warm_up"], task["warm_up_tokens"], "warm-up"), task["streams"])
-    done = run(core, requests(core, folder, task["prompts"], tokens, "measured"), task["streams"])
+    measured = requests(core, folder, task["prompts"], tokens, "measured")
+    done = run(core, measured, task["streams"], task["least"], task["seconds"])
     answer = {
         "output_tokens_per_second": done.tokens / done.seconds,
         "seconds": done.seconds,
@@ -62,13 +64,17 @@ def requests(core: Core, folder: Path, prompts: list[str], tokens: int, name: st
     return iter(made)
 
 
-def run(core: Core, waiting: Iterator[Request], streams: int) -> Done:
-    """A closed loop: a request that ends is followed by the next."""
-    started, tokens, steps, failed, open_requests = time.perf_counter(), 0, 0, 0, 0
+def run(core: Core, waiting: Iterator[Request], streams: int, least: int | None = None, seconds: float = 0.0) -> Done:
+    """A closed loop: a request that ends is followed by the next, as in ``server.bench.load.closed_loop``."""
+    started, tokens, steps, failed, open_requests, made = time.perf_counter(), 0, 0, 0, 0, 0
     while True:
         while open_requests < streams and (request := next(waiting, None)) is not None:
+            if least is not None and made >= least and time.perf_counter() - started >= seconds:
+                waiting = iter(())
+                break
             core.submit(request)
             open_requests += 1
+            made += 1
         if not open_requests:
             return Done(time.perf_counter() - started, tokens, steps, failed)
         steps += 1

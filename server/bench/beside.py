@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.types import EngineConfig
-from server.bench.contenders import PROGRAMS, ROOT
-from server.bench.loads import MIN_REQUESTS, streams_name
+from server.bench.contenders import PROGRAMS
+from server.bench.loads import streams_name
+from server.bench.programs import output_of
 from server.bench.prompts import Prompts
 from server.bench.scenarios import BARE_CORE, MACHINE
 from server.bench.session import WARM_UP_TOKENS, Measurement, Plan
@@ -51,7 +50,7 @@ def _bare_core(beside: Beside, program: str, number: int) -> list[Measurement]:
     warm_up = [call.prompt for streams in plan.streams for call in prompts.stories(streams, WARM_UP_TOKENS)]
     found = []
     for streams in plan.streams:
-        calls = prompts.stories(max(streams * plan.requests, MIN_REQUESTS), plan.tokens)
+        calls = prompts.stories(plan.most(streams), plan.tokens)
         task = {
             "config": asdict(beside.config),
             "warm_up": warm_up,
@@ -59,8 +58,13 @@ def _bare_core(beside: Beside, program: str, number: int) -> list[Measurement]:
             "prompts": [call.prompt for call in calls],
             "streams": streams,
             "tokens": plan.tokens,
+            "least": plan.least(streams),
+            "seconds": plan.seconds,
         }
-        found.append(Measurement(BARE_CORE, number, streams_name(streams), numbers=_numbers(program, task)))
+        numbers = _numbers(program, task)
+        if numbers["failed"]:
+            raise ConfigError(f"the bare core failed {numbers['failed']:g} requests with {streams_name(streams)}")
+        found.append(Measurement(BARE_CORE, number, streams_name(streams), numbers=numbers))
     return found
 
 
@@ -72,22 +76,19 @@ _RUNS: dict[str, Callable[[Beside, str, int], list[Measurement]]] = {
 
 
 def _numbers(program: str, task: dict[str, Any]) -> dict[str, float]:
-    """The program's answer: the last line of its standard output is one object of numbers."""
+    """The program's answer: the last line of its standard output is one object of numbers. Raises ``ConfigError``."""
     path = PROGRAMS / program
     if not path.is_file():
         raise ConfigError(f"this scenario needs {program} of Castor's checkout: run ./scripts/bench there")
-    search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        input=json.dumps(task),
-        capture_output=True,
-        text=True,
-        timeout=PROGRAM_SECONDS,
-        check=False,
-        env={**os.environ, "PYTHONPATH": search},
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ConfigError(f"{Path(program).stem} failed with status {done.returncode}: {reason}")
-    answer: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    said = output_of(Path(program).stem, [sys.executable, str(path)], json.dumps(task), PROGRAM_SECONDS)
+    return last_numbers(Path(program).stem, said)
+
+
+def last_numbers(name: str, said: str) -> dict[str, float]:
+    """The object in the last line of what a program said. Raises ``ConfigError`` if it holds anything but numbers."""
+    *_, line = said.strip().splitlines() or [""]
+    try:
+        numbers = {str(key): float(value) for key, value in json.loads(line).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(f"{name} did not end with a line of numbers, but with {line[:200]!r}") from None
+    return numbers

@@ -92,13 +92,18 @@ async def _follow(target: Target, call: Call, clock: Clock, outcome: Outcome) ->
         outcome.error = "the stream ended without a finish reason"
 
 
-async def closed_loop(target: Target, calls: Sequence[Call], streams: int) -> Load:
-    """Make all calls, ``streams`` at a time."""
+async def closed_loop(
+    target: Target, calls: Sequence[Call], streams: int, *, least: int | None = None, seconds: float = 0.0
+) -> Load:
+    """Make all calls, ``streams`` at a time; with ``least`` only so many, and more until ``seconds`` have passed."""
     clock, outcomes = Clock(), list[Outcome]()
-    waiting = iter(calls)
+    waiting = enumerate(calls)
+    enough = len(calls) if least is None else least
 
     async def stream() -> None:
-        for call in waiting:
+        for number, call in waiting:
+            if number >= enough and clock.now() >= seconds:
+                return
             outcomes.append(await perform(target, call, clock, clock.now()))
 
     await asyncio.gather(*(stream() for _ in range(min(streams, len(calls)))))

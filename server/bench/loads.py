@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from server.bench.counting import Outcome
 from server.bench.load import Clock, Load, closed_loop, joined, perform
-from server.bench.measure import percentile
+from server.bench.measure import tail
 from server.bench.prompts import SCHEMA
 from server.bench.protocols import Call
 from server.bench.session import Session
@@ -20,7 +20,6 @@ KV_BLOCKS_USED = "castor_kv_blocks_used"
 IDLE_SECONDS = 10.0
 SHARING = 10
 """One request of so many has a prefix of its own."""
-MIN_REQUESTS = 4
 
 
 def streams_name(streams: int) -> str:
@@ -28,19 +27,15 @@ def streams_name(streams: int) -> str:
     return "1 stream" if streams == 1 else f"{streams} streams"
 
 
-def _number(session: Session, streams: int) -> int:
-    return max(streams * session.plan.requests, MIN_REQUESTS)
-
-
 async def throughput(session: Session) -> None:
     """Stories on each number of streams; then arrivals at the rates of the plan."""
     plan, best = session.plan, 0.0
     for streams in plan.streams:
-        calls = session.prompts.stories(_number(session, streams), plan.tokens)
+        calls = session.prompts.stories(plan.most(streams), plan.tokens)
         measured = await session.closed(streams_name(streams), calls, streams)
         assert measured.summary is not None
         best = max(best, measured.summary.requests_per_second)
-    number = _number(session, plan.most_streams)
+    number = plan.most(plan.most_streams)
     for rate in plan.rates:
         await session.open(f"{rate:g} a second", session.prompts.stories(number, plan.tokens), rate)
     for share in plan.shares:
@@ -49,15 +44,16 @@ async def throughput(session: Session) -> None:
 
 async def sweep(session: Session) -> None:
     """Prompts and answers of fixed lengths on each number of streams."""
-    for streams in session.plan.streams:
-        calls = session.prompts.words(_number(session, streams), session.plan.prompt_tokens, session.plan.tokens)
+    plan = session.plan
+    for streams in plan.streams:
+        calls = session.prompts.words(plan.most(streams), plan.prompt_tokens, plan.tokens)
         await session.closed(streams_name(streams), calls, streams)
 
 
 async def conversations(session: Session) -> None:
     """What the server can do at most on prompts of mixed lengths; then arrivals at shares of that."""
     plan = session.plan
-    number = _number(session, plan.most_streams)
+    number = plan.most(plan.most_streams)
     calls = session.prompts.conversations(number, plan.prompt_tokens, plan.tokens)
     most = await session.closed("saturation", calls, plan.most_streams)
     assert most.summary is not None
@@ -69,7 +65,7 @@ async def conversations(session: Session) -> None:
 async def shared_prefix(session: Session) -> None:
     """Long prompts that share nothing, then as many of which all but every tenth begin alike."""
     plan, prompts = session.plan, session.prompts
-    number = max(_number(session, plan.most_streams), SHARING)
+    number = plan.most(plan.most_streams)
     await session.closed("apart", prompts.words(number, plan.prompt_tokens, plan.tokens), plan.most_streams)
     prefix = prompts.text(plan.prompt_tokens)
     calls = [
@@ -87,16 +83,16 @@ async def constrained(session: Session) -> None:
     with_schema = [replace(call, schema=SCHEMA) for call in session.prompts.stories(2, 8)]
     await closed_loop(session.target, with_schema, 2)  # the grammar is compiled once
     for streams in plan.streams:
-        calls = session.prompts.stories(_number(session, streams), plan.tokens)
+        calls = session.prompts.stories(plan.most(streams), plan.tokens)
         await session.closed(f"free {streams}", calls, streams)
-        calls = session.prompts.stories(_number(session, streams), plan.tokens)
+        calls = session.prompts.stories(plan.most(streams), plan.tokens)
         await session.closed(f"schema {streams}", [replace(call, schema=SCHEMA) for call in calls], streams)
 
 
 async def cancelling(session: Session) -> None:
     """Stories, then stories of which every second is left in its middle; then wait until no page is held."""
     plan = session.plan
-    number = _number(session, plan.most_streams)
+    number = plan.most(plan.most_streams)
     await session.closed("undisturbed", session.prompts.stories(number, plan.tokens), plan.most_streams)
     calls = session.prompts.stories(number, plan.tokens)
     leaving = [
@@ -113,9 +109,12 @@ async def repeated_prefix(session: Session) -> None:
     """Pairs of requests, one at a time, that begin alike: what the second one saves."""
     plan = session.plan
     loads: dict[str, list[Load]] = {"first": [], "second": []}
+    prefixes = [session.prompts.text(plan.prompt_tokens) for _ in range(plan.most(1))]
+    clock = Clock()
     with watched(session.target.pid) as usage:
-        for _ in range(plan.requests):
-            prefix = session.prompts.text(plan.prompt_tokens)
+        for number, prefix in enumerate(prefixes):
+            if number >= plan.least(1) and clock.now() >= plan.seconds:
+                break
             for name, question in (("first", "What is it about?"), ("second", "Who wrote it?")):
                 calls = [Call(f"{prefix}. {question}", plan.tokens)]
                 loads[name].append(await closed_loop(session.target, calls, 1))
@@ -153,7 +152,7 @@ async def intrusion(session: Session) -> None:
         "tokens_beside": len(beside),
     }
     for name, gaps in (("itl_p99_alone", before), ("itl_p99_beside", beside)):
-        if (seconds := percentile(gaps, 0.99)) is not None:
+        if (seconds := tail(gaps)) is not None:
             measured.numbers[name] = seconds
 
 

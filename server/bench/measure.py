@@ -10,6 +10,9 @@ from statistics import fmean, median
 from server.bench.counting import Outcome
 from server.bench.load import Load
 
+TAIL_SAMPLES = 100
+"""The 99th percentile of fewer values would be little but their maximum."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,8 +28,9 @@ class Summary:
 
     TTFT counts from the intended instant. ITL is over all tokens after the first of all answers: a pause that ended
     with several tokens at once counts once for each, divided by their number. TPOT is the mean time of a token after
-    the first, one number a request. ``goodput`` is the requests per second that kept both limits, ``good_share`` their
-    share of all requests.
+    the first, one number a request. ``ttft_samples`` and ``itl_samples`` say how many values there were; a 99th
+    percentile needs ``TAIL_SAMPLES``. ``goodput`` is the requests per second that kept both limits, ``good_share``
+    their share of all requests.
     """
 
     requests: int
@@ -42,8 +46,10 @@ class Summary:
     requests_per_second: float
     goodput: float
     good_share: float
+    ttft_samples: int
     ttft_p50: float | None
     ttft_p99: float | None
+    itl_samples: int
     itl_p50: float | None
     itl_p99: float | None
     tpot_p50: float | None
@@ -53,10 +59,7 @@ class Summary:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value below which ``share`` (0 to 1) of them lie, interpolated linearly; None without values.
-
-    With n values nothing beyond the (1 - 1/n)th is known: the 99th percentile of ten is nearly their maximum.
-    """
+    """The value below which ``share`` (0 to 1) of them lie, interpolated linearly; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -64,6 +67,11 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def tail(values: Sequence[float]) -> float | None:
+    """The 99th percentile, None of too few values."""
+    return percentile(values, 0.99) if len(values) >= TAIL_SAMPLES else None
 
 
 def inter_token_seconds(outcomes: Iterable[Outcome]) -> list[float]:
@@ -107,13 +115,15 @@ def summarise(load: Load, limits: Limits) -> Summary:
         requests_per_second=len(done) / load.seconds,
         goodput=good / load.seconds,
         good_share=good / len(outcomes),
+        ttft_samples=len(ttft),
         ttft_p50=percentile(ttft, 0.5),
-        ttft_p99=percentile(ttft, 0.99),
+        ttft_p99=tail(ttft),
+        itl_samples=len(itl),
         itl_p50=percentile(itl, 0.5),
-        itl_p99=percentile(itl, 0.99),
+        itl_p99=tail(itl),
         tpot_p50=percentile(tpot, 0.5),
         e2e_p50=percentile(e2e, 0.5),
-        e2e_p99=percentile(e2e, 0.99),
+        e2e_p99=tail(e2e),
         client_cpu_share=load.cpu_seconds / load.seconds,
     )
 

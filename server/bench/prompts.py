@@ -35,7 +35,7 @@ class Prompts:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._numbers = count(seed * 10_000 + 1)
+        self._numbers = count(seed * 100_000 + 1)
 
     def stories(self, number: int, max_tokens: int) -> list[Call]:
         """Short prompts that make a model write on: some 45 tokens with the template of the built-in model."""

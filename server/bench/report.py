@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from server.bench.counting import Outcome
 from server.bench.findings import Finding, LoadTotals, Results
-from server.bench.measure import Spread
+from server.bench.measure import TAIL_SAMPLES, Spread
 from server.bench.scenarios import Scenario
 from server.bench.session import Measurement, Plan
 
@@ -90,7 +90,7 @@ def show(results: Results, findings: Iterable[Finding], terminal: Console) -> No
         terminal.print(note, soft_wrap=True)
 
 
-def notes(totals: Iterable[LoadTotals]) -> list[str]:
+def notes(totals: Sequence[LoadTotals]) -> list[str]:
     """What the reader of the numbers must be told."""
     told = []
     for total in totals:
@@ -106,6 +106,8 @@ def notes(totals: Iterable[LoadTotals]) -> list[str]:
         share = total.numbers["client_cpu_share"].most
         if share > 0.25:
             told.append(f"! {where}: the client itself took {share:.0%} of a core")
+    if any(total.numbers["requests"].median < TAIL_SAMPLES for total in totals):
+        told.append(f"A p99 is told of {TAIL_SAMPLES} values or more: of fewer it would be nearly their maximum.")
     closed = any(total.kind == "closed loop" for total in totals)
     if closed:
         told.append("Closed loops ask again only after an answer: their latencies say nothing of arrivals at random.")
@@ -116,6 +118,7 @@ def _load_table(totals: list[LoadTotals]) -> Table:
     columns = (
         "server",
         "load",
+        "n",
         "tok/s",
         "TTFT p50",
         "p99",
@@ -126,19 +129,24 @@ def _load_table(totals: list[LoadTotals]) -> Table:
         "RSS MiB",
         "errors",
     )
-    table = Table(*columns, title="Medians over the rounds; times in ms, tokens of a mean answer")
+    table = Table(*columns, title="Medians over the rounds; n requests in each; times in ms, tokens of a mean answer")
     for total in totals:
         numbers = total.numbers
         table.add_row(
             total.server,
             total.load + (" (open)" if total.kind.startswith("Poisson") else ""),
+            _whole(numbers.get("requests")),
             _plain(numbers.get("output_tokens_per_second")),
             *(_plain(numbers.get(name), 1000) for name in ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "e2e_p50")),
             _plain(numbers.get("mean_output_tokens")),
             "–" if total.peak_rss is None else f"{total.peak_rss / MIB:.0f}",
-            _plain(numbers.get("errors")),
+            _whole(numbers.get("errors")),
         )
     return table
+
+
+def _whole(value: Spread | None) -> str:
+    return "–" if value is None else f"{value.median:.0f}"
 
 
 def _plain(value: Spread | None, factor: float = 1) -> str:

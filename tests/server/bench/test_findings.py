@@ -17,7 +17,7 @@ def measured(
     server: str, number: int, name: str, tokens: int = 100, ttft: float = 1.0, itl: float = 0.1
 ) -> Measurement:
     """A load of one request and one second that gave so many tokens."""
-    outcome = Outcome(0.0, first=ttft, ended=2.0, output_tokens=tokens, counted_by="usage", gaps=[(itl, 1)])
+    outcome = Outcome(0.0, first=ttft, ended=2.0, output_tokens=tokens, counted_by="usage", gaps=[(itl, 1)] * 100)
     load = Load([outcome], 1.0, 0.01)
     summary = summarise(load, Limits(2.0, 0.2))
     return Measurement(

@@ -15,6 +15,7 @@ from server.bench.measure import (
     percentile,
     spread,
     summarise,
+    tail,
     time_per_output_token,
 )
 
@@ -70,6 +71,15 @@ def test_a_summary() -> None:
     assert summary.goodput == pytest.approx(0.2)  # the second one was late
     assert summary.client_cpu_share == pytest.approx(0.1)
     assert summary.counted_by == "usage"
+
+
+def test_a_99th_percentile_needs_a_hundred_values() -> None:
+    few, many = Load([outcome()] * 99, 1.0, 0.1), Load([outcome()] * 100, 1.0, 0.1)
+    assert tail([1.0] * 99) is None
+    assert (summarise(few, LIMITS).ttft_p99, summarise(few, LIMITS).ttft_samples) == (None, 99)
+    assert summarise(few, LIMITS).itl_p99 == pytest.approx(0.2)
+    assert summarise(few, LIMITS).itl_samples == 3 * 99
+    assert summarise(many, LIMITS).ttft_p99 == pytest.approx(0.5)
 
 
 def test_a_load_that_failed_altogether() -> None:

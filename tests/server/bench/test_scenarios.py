@@ -18,7 +18,7 @@ from server.settings import ConfigError
 
 ANSWER = (gemini_event("a", 1), 0.01, gemini_event("b", 2, "STOP"))
 LOADS = {
-    "throughput": ["1 stream", "2 streams", "3 a second", "0.5 of most"],
+    "throughput": ["1 stream", "2 streams", "30 a second", "0.5 of most"],
     "R1": ["1 stream", "2 streams"],
     "R2": ["1 stream", "2 streams"],
     "R3": ["saturation", "0.5 of saturation"],
@@ -30,7 +30,8 @@ LOADS = {
 
 
 def small(name: str) -> Plan:
-    return replace(SCENARIOS[name].plan, streams=(1, 2), prompt_tokens=4, requests=1, shares=(0.5,), rates=(3.0,))
+    sizes = {"streams": (1, 2), "prompt_tokens": 4, "requests": 1, "seconds": 0, "shares": (0.5,), "rates": (30.0,)}
+    return replace(SCENARIOS[name].plan, **sizes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", LOADS)
@@ -86,6 +87,40 @@ def test_metrics_are_summed_over_their_samples() -> None:
     text = '# HELP a_b Words.\na_b{model="x"} 2.0\na_b{model="y"} 3.0\na_b_total 9\n'
     assert metric_samples(text, "a_b") == [2.0, 3.0]
     assert metric_samples(text, "missing") == []
+    assert metric_samples("a_b is what?", "a_b is") == []
+
+
+async def test_a_load_lasts_as_long_as_the_plan_wants() -> None:
+    async with sse_server((0.02, *ANSWER)) as server:
+
+        async def requests(seconds: float, streams: int = 2) -> int:
+            plan = replace(small("R2"), seconds=seconds)
+            session = Session(Target("castor", server.url, Gemini(), "m"), plan, Prompts(0), 0, lambda _: None)
+            measured = await session.closed("some", session.prompts.stories(plan.most(streams), 4), streams)
+            assert measured.summary is not None
+            return measured.summary.requests
+
+        assert await requests(0.0) == 16
+        assert 16 < await requests(0.6) < 160
+        assert await requests(60.0, streams=16) == 160, "what was drawn for all servers is the most"
+
+
+async def test_arrivals_last_as_long_as_the_plan_wants() -> None:
+    async with sse_server(ANSWER) as server:
+        plan = replace(small("R3"), seconds=0.5)
+        session = Session(Target("castor", server.url, Gemini(), "m"), plan, Prompts(0), 0, lambda _: None)
+        for rate, requests in ((80.0, 40), (40.0, 20), (30.0, 16), (1000.0, 160)):
+            measured = await session.open("some", session.prompts.stories(plan.most(2), 4), rate)
+            assert measured.summary is not None
+            assert measured.summary.requests == requests
+
+
+async def test_a_server_that_does_not_tell_its_metrics() -> None:
+    async with sse_server(ANSWER) as server:
+        gone = server.url
+    session = Session(Target("castor", gone, Gemini(), "m"), small("R6"), Prompts(0), 0, lambda _: None)
+    with pytest.raises(ConfigError, match="castor does not answer at /metrics"):
+        await session.metric("a_b")
 
 
 def test_gaps_that_overlap_an_interval() -> None:
