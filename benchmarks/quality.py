@@ -5,7 +5,7 @@
 The reference is a plain transformers forward in float32 of the built-in model. After each token of a window, the next
 one's distribution is compared: whether its top token is the reference's (agreement), and by how much that token's
 log-probability differs. Castor computes each place by a decode step, llama.cpp by a request. The text was written by
-the built-in model itself. The peer is installed by ./scripts/bench --peer llama.cpp.
+the built-in model itself. The peers are installed by ./scripts/bench --peer NAME.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -27,11 +27,12 @@ from transformers import AutoModelForCausalLM
 
 from engine.batch import Sequence, Work
 from engine.build import build_runner, load_tokenizer
-from engine.processors import cores
 from engine.types import EngineConfig, Request, SamplingParams
 from server.bench.client import BaseUrl
-from server.bench.contenders import ROOT, Sizes, peer, started, versions
+from server.bench.contenders import LLAMA_CPP, Sizes, peer, started, versions
 from server.bench.environment import describe
+from server.bench.machine import choice_of
+from server.bench.programs import ROOT
 from server.bench.report import write
 from server.registry import engine_config, weights_of
 from server.settings import Settings
@@ -80,12 +81,15 @@ def main() -> None:
     tops = reference(folder, windows)
     found = {"castor": compare_castor(engine_config(spec, folder, settings.cache_dir), windows, tops)}
     packages = {"castor": versions(Path(sys.executable), ("torch", "transformers"))}
+    choice, builds = choice_of(spec), {}
     for name in options.peer:
-        contender = peer(name, spec, settings)
+        contender = peer(name, spec, settings, choice)
         packages[name] = versions(contender.python, contender.packages)
-        with started(contender, Sizes(1, options.window + 128, cores())) as target:
+        builds[name] = contender.build
+        with started(contender, Sizes(1, options.window + 128, choice.threads)) as target:
             found[name] = compare_llama_cpp(target.url, windows, tops)
     environment = describe(["benchmarks/quality.py", *sys.argv[1:]], packages, ROOT)
+    environment |= asdict(choice) | {"builds": builds}
     content = {"scenario": "quality", "environment": environment, "window": options.window, **summaries(found)}
     print(json.dumps(content, indent=2))
     print(f"all numbers: {write(content, options.output)}")
@@ -93,7 +97,7 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare distributions with those of the float32 weights.")
-    parser.add_argument("--peer", action="append", default=[], choices=["llama.cpp"])
+    parser.add_argument("--peer", action="append", default=[], choices=LLAMA_CPP)
     parser.add_argument("--tokens", type=int, default=10240)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--output", type=Path, default=Path("benchmarks"))

@@ -35,7 +35,7 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     The context is shortened to what the cache can hold for one sequence; ``ModelInfo.max_context`` tells it. Raises
     ``ModelRefused``.
     """
-    torch.set_num_threads(config.threads or _default_threads())
+    torch.set_num_threads(config.threads or default_threads())
     progress("reading tokenizer", 0.0)
     tokenizer = load_tokenizer(Path(config.path))
     runner = build_runner(config, progress, tokenizer)
@@ -103,7 +103,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return backend
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     """What OMP_NUM_THREADS says, as with every torch program; else all cores, less one for the front end beyond two."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         threads: int = torch.get_num_threads()

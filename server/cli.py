@@ -108,12 +108,17 @@ def check(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
 def bench(
     url: Annotated[str | None, typer.Argument(help="A running server; without it, Castor starts one itself.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model; the first one unless given.")] = None,
-    api_key: Annotated[str | None, typer.Option(help="Key for URL; the first of CASTOR_API_KEYS unless given.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key for URL; on this machine the first of CASTOR_API_KEYS unless given.")
+    ] = None,
     scenario: Annotated[str, typer.Option(help="throughput, R1 to R7, frontend, prefix or intrusion.")] = "throughput",
-    peers: Annotated[list[str] | None, typer.Option("--peer", help="llama.cpp or transformers; repeatable.")] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="llama.cpp, llama.cpp-native, transformers.")
+    ] = None,
     streams: Annotated[Numbers, typer.Option("--streams", help="Requests at once; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(help="How often each server takes its turn.")] = 3,
-    requests: Annotated[int | None, typer.Option(help="Requests of each stream in a round; at least 4 in all.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of each stream at least; at least 16 in all.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="How long a load lasts at least, in seconds.")] = None,
     tokens: Annotated[int | None, typer.Option(help="The limit of an answer.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="About the length of a prompt.")] = None,
     rates: Annotated[Shares, typer.Option("--rate", help="Random arrivals a second; repeatable.")] = None,
@@ -134,12 +139,13 @@ def bench(
     options = Options(
         url=url,
         model=model,
-        api_key=api_key or next(iter(settings.api_keys), None),
+        api_key=api_key,
         scenario=scenario,
         peers=_tuple(peers) or (),
         streams=tuple(streams or ()),
         rounds=rounds,
         requests=requests,
+        seconds=seconds,
         tokens=tokens,
         prompt_tokens=prompt_tokens,
         rates=tuple(rates or ()),

@@ -14,7 +14,7 @@ PANELS = (
     ("Time to first token, ms", (("ttft_p50", "-", "p50"), ("ttft_p99", "--", "p99")), 1000.0, "log"),
     ("Inter-token latency, ms", (("itl_p50", "-", "p50"), ("itl_p99", "--", "p99")), 1000.0, "log"),
 )
-COLOURS = {"castor": "tab:blue", "llama.cpp": "tab:orange", "transformers": "tab:green"}
+COLOURS = {"castor": "tab:blue", "llama.cpp": "tab:orange", "llama.cpp-native": "tab:red", "transformers": "tab:green"}
 
 
 def can_plot() -> bool:

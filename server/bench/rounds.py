@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from engine.processors import cores
 from server.bench.beside import Beside
 from server.bench.contenders import Contender, Sizes, started
 from server.bench.load import Target
@@ -20,10 +19,12 @@ from server.bench.weights import bytes_per_token
 Tell = Callable[[Measurement], None]
 
 
-def measure_own(scenario: Scenario, plan: Plan, contenders: Sequence[Contender], beside: Beside, tell: Tell) -> None:
-    """Start, measure and end each server in each round. Raises ``ConfigError``."""
+def measure_own(
+    scenario: Scenario, plan: Plan, contenders: Sequence[Contender], beside: Beside, threads: int, tell: Tell
+) -> None:
+    """Start, measure and end each server, with so many threads, in each round. Raises ``ConfigError``."""
     _end_with_us()
-    sizes = Sizes(plan.most_streams + scenario.spare, scenario.context(plan), cores())
+    sizes = Sizes(plan.most_streams + scenario.spare, scenario.context(plan), threads)
     prompts = {contender.name: Prompts(plan.seed) for contender in contenders}
     for number in range(plan.rounds):
         for contender in _turned(contenders, number) if scenario.load else []:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from server.bench import loads
-from server.bench.contenders import PEERS
+from server.bench.contenders import LLAMA_CPP, PEERS
 from server.bench.findings import Finding, Loads, Results, number_of, quotient
 from server.bench.session import Plan, Session
 
@@ -186,7 +186,7 @@ def _scheduler(results: Results, _plan: Plan) -> list[Finding]:
 
 
 SWEEP = (1, 4, 16, 64)
-ANSWERS = ("streams", "tokens", "requests")
+ANSWERS = ("streams", "tokens", "requests", "seconds")
 PROMPTS = (*ANSWERS, "prompt_tokens")
 
 SCENARIOS: dict[str, Scenario] = {
@@ -199,7 +199,7 @@ SCENARIOS: dict[str, Scenario] = {
     "R1": Scenario(
         "How close is the decoding of one stream to reading the weights at memory speed?",
         Plan("R1", (1,), tokens=128, prompt_tokens=128),
-        ("tokens", "requests", "prompt_tokens", "weights_bytes"),
+        ("tokens", "requests", "seconds", "prompt_tokens", "weights_bytes"),
         loads.sweep,
         beside="memory_bandwidth.py",
         find=_bandwidth_share,
@@ -237,7 +237,7 @@ SCENARIOS: dict[str, Scenario] = {
         ANSWERS,
         loads.constrained,
         find=_constrained,
-        peers=("llama.cpp",),
+        peers=LLAMA_CPP,
         reference="64 streams",
     ),
     "R6": Scenario(
@@ -271,7 +271,7 @@ SCENARIOS: dict[str, Scenario] = {
     "prefix": Scenario(
         "How much sooner comes the first token when the prompt begins like one before?",
         Plan("prefix", (1,), tokens=8, prompt_tokens=1000, requests=3),
-        ("tokens", "requests", "prompt_tokens"),
+        ("tokens", "requests", "seconds", "prompt_tokens"),
         loads.repeated_prefix,
         find=_between("TTFT first / second", "×", "at least 5", "ttft_p50", "first", "second"),
     ),

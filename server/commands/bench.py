@@ -6,20 +6,22 @@ import asyncio
 import json
 import os
 import random
+import ssl
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from server.bench import plots, report
+from server.bench import machine, plots, report
 from server.bench.beside import Beside
 from server.bench.client import HttpError, get, parse_url
-from server.bench.contenders import PEERS, ROOT, Contender, castor, peer, versions
+from server.bench.contenders import PEERS, Contender, castor, peer, versions
 from server.bench.environment import describe
 from server.bench.findings import Results
 from server.bench.load import Target
 from server.bench.measure import Limits
+from server.bench.programs import ROOT
 from server.bench.prompts import Prompts
 from server.bench.protocols import Gemini
 from server.bench.rounds import Tell, measure_own, measure_running
@@ -27,14 +29,14 @@ from server.bench.scenarios import SCENARIOS, Scenario
 from server.bench.session import Measurement, Plan
 from server.commands.models import models_file
 from server.registry import engine_config
-from server.settings import ConfigError, Settings
+from server.settings import ConfigError, Settings, is_loopback
 from server.spec import ModelSpec, load_specs
 from server.words import console
 
 PLOTS_MISSING = "no plots: matplotlib is not installed; for them run: pip install 'castor-serve[bench]'"
 MODELS_PATH = "/v1beta/models"
 CONNECT_SECONDS = 30.0
-LEAST = {"seed": 0, "prompt_tokens": 0, "rates": 0.001, "shares": 0.001}
+LEAST = {"seed": 0, "seconds": 0, "prompt_tokens": 0, "rates": 0.001, "shares": 0.001}
 """The least of each size; of those that are not here 1."""
 
 
@@ -50,6 +52,7 @@ class Options:
     streams: tuple[int, ...] = ()
     rounds: int = 3
     requests: int | None = None
+    seconds: float | None = None
     tokens: int | None = None
     prompt_tokens: int | None = None
     rates: tuple[float, ...] = ()
@@ -75,18 +78,20 @@ def bench(options: Options, settings: Settings) -> int:
         terminal.print(_line(measurement), soft_wrap=True)
 
     environment, measure = _prepared(options, scenario, plan, settings, tell)
+    for name, build in environment.get("builds", {}).items():
+        terminal.print(machine.told(name, build), soft_wrap=True)
     content = report.Content(scenario, plan, environment)
     try:
         measure()
-    except (ConfigError, OSError, KeyboardInterrupt, SystemExit) as failure:
-        if measurements:  # an hour of measuring is not thrown away for what failed after it
+        results = Results(measurements)
+        findings = scenario.find(results, plan) if scenario.find else []
+        path = report.write(content.document(results, findings), options.output)
+    except BaseException as failure:
+        if measurements:  # an hour of measuring is not thrown away for whatever failed after it
             path = report.write(content.document(Results(measurements), [], incomplete=repr(failure)), options.output)
             terminal.print(f"incomplete; what was measured until then: {path}", soft_wrap=True)
         raise
-    results = Results(measurements)
-    findings = scenario.find(results, plan) if scenario.find else []
     report.show(results, findings, _output())
-    path = report.write(content.document(results, findings), options.output)
     terminal.print(f"all numbers: {path}", soft_wrap=True)
     _plot(results, plan, path, terminal.print)
     return 0
@@ -118,6 +123,7 @@ def plan_of(options: Options, scenario: Scenario) -> Plan:
         "tokens": options.tokens,
         "prompt_tokens": options.prompt_tokens,
         "requests": options.requests,
+        "seconds": options.seconds,
         "rates": options.rates or None,
         "shares": options.shares or None,
         "weights_bytes": options.weights_bytes,
@@ -161,20 +167,26 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"the output folder {folder} cannot be written to; name another: --output")
 
 
-async def running_target(options: Options, text: str) -> Target:
-    """The server at a URL and the model that is asked: the named one, or the first that it lists."""
+async def running_target(options: Options, text: str, own_key: str | None = None) -> Target:
+    """The server at a URL and the model that is asked: the named one, or the first that it lists.
+
+    ``own_key`` is for a server of this machine: nobody else gets a key that was not named for him.
+    """
     url, dialect = parse_url(text), Gemini()
+    key = options.api_key or (own_key if is_loopback(url.host) else None)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            status, body = await get(url, MODELS_PATH, dialect.headers(options.api_key))
+            status, body = await get(url, MODELS_PATH, dialect.headers(key))
     except TimeoutError:
         raise ConfigError(f"no server answers at {url} within {CONNECT_SECONDS:.0f} s; is it overloaded?") from None
+    except ssl.SSLError as error:  # an OSError, but its number is none of the system's
+        raise ConfigError(f"no TLS with {url}: {tls_reason(error)}") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(f"no server answers at {url}: {reason}; start one: castor serve") from None
     except HttpError as error:
         raise ConfigError(f"no server answers at {url}: {error}") from None
-    target = Target("server", url, dialect, options.model or "", options.api_key)
+    target = Target("server", url, dialect, options.model or "", key)
     if options.model:
         return target
     names = _model_names(body) if status == 200 else []
@@ -186,22 +198,32 @@ async def running_target(options: Options, text: str) -> Target:
     return replace(target, model=names[0])
 
 
+def tls_reason(error: ssl.SSLError) -> str:
+    """What is wrong with a certificate, or else why there is no TLS, in OpenSSL's words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    reason = (error.reason or str(error)).lower().replace("_", " ")
+    return f"{reason}; does it speak http:// instead?" if "wrong version" in reason else reason
+
+
 def _prepared(
     options: Options, scenario: Scenario, plan: Plan, settings: Settings, tell: Tell
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """The environment, and what measures in it."""
     if options.url is not None:
-        target = asyncio.run(running_target(options, options.url))
+        target = asyncio.run(running_target(options, options.url, next(iter(settings.api_keys), None)))
         return describe(["castor", *sys.argv[1:]], {}, ROOT), lambda: measure_running(scenario, plan, target, tell)
     models = models_file(settings)
     spec = _spec(load_specs(models), options.model, models)
-    ours = castor(spec, settings, models.resolve())
-    contenders: list[Contender] = [ours, *(peer(name, spec, settings) for name in dict.fromkeys(options.peers))]
+    choice = machine.choice_of(spec)
+    ours = castor(spec, settings, models)
+    peers = [peer(name, spec, settings, choice) for name in dict.fromkeys(options.peers)]
+    contenders: list[Contender] = [ours, *peers]
     found = {contender.name: versions(contender.python, contender.packages) for contender in contenders}
     beside = Beside(engine_config(spec, ours.weights, settings.cache_dir), plan, Prompts(plan.seed))
-    return describe(["castor", *sys.argv[1:]], found, ROOT), lambda: measure_own(
-        scenario, plan, contenders, beside, tell
-    )
+    builds = {contender.name: contender.build for contender in contenders if contender.build}
+    environment = describe(["castor", *sys.argv[1:]], found, ROOT) | asdict(choice) | {"builds": builds}
+    return environment, lambda: measure_own(scenario, plan, contenders, beside, choice.threads, tell)
 
 
 def _spec(specs: list[ModelSpec], name: str | None, models: Path) -> ModelSpec:

@@ -33,13 +33,13 @@ def counters(server: RunningServer) -> list[float]:
 
 def test_the_numbers_are_those_of_the_server(castor: RunningServer, tmp_path: Path) -> None:
     before = counters(castor)
-    sizes = ["--streams", "1", "--streams", "3", "--tokens", "12", "--requests", "2", "--rounds", "1", "--rate", "4"]
-    done = bench(castor.url, *sizes, "--output", str(tmp_path))
+    sizes = ["--streams", "1", "--streams", "3", "--tokens", "12", "--requests", "2", "--rounds", "1", "--rate", "8"]
+    done = bench(castor.url, *sizes, "--seconds", "0", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     requests, generated, prompts = (after - was for after, was in zip(counters(castor), before, strict=True))
     (path,) = tmp_path.glob("*-throughput.json")
     measurements = json.loads(path.read_text())["measurements"]
-    assert [m["load"] for m in measurements] == ["1 stream", "3 streams", "4 a second"]
+    assert [m["load"] for m in measurements] == ["1 stream", "3 streams", "8 a second"]
     outcomes = [outcome for m in measurements for outcome in m["requests"]]
     assert all(outcome["error"] is None and outcome["counted_by"] == "usage" for outcome in outcomes)
     assert len(outcomes) + WARM_UP == requests
@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_server(castor: RunningServer, tmp_path: Pa
 
 def test_requests_that_are_left_give_everything_back(castor: RunningServer, tmp_path: Path) -> None:
     sizes = ["--streams", "2", "--tokens", "16", "--requests", "1", "--rounds", "1", "--output", str(tmp_path)]
-    done = bench(castor.url, "--scenario", "R6", *sizes)
+    done = bench(castor.url, "--scenario", "R6", "--seconds", "0", *sizes)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*-R6.json")
     findings = {finding["name"]: finding["value"] for finding in json.loads(path.read_text())["findings"]}
