@@ -114,9 +114,8 @@ class CudaRecorder:
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 compute()
-        except BaseException:
+        finally:
             torch.cuda.set_stream(current)  # torch leaves its own current where the end of the recording fails
-            raise
         current.wait_stream(self._stream)
         replay: Callable[[], None] = graph.replay
         return replay

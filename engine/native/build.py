@@ -21,6 +21,8 @@ from engine.native.runner import NativeRunner
 from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
 
 CHECKED_TOKENS = 40
+# What code that meets a model of unknown make may raise.
+UNFORESEEN = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def native_runner(
@@ -28,8 +30,8 @@ def native_runner(
 ) -> NativeRunner:
     """A runner for ``model``, whose weights it takes over.
 
-    Raises ``NotNative`` while the model is still whole, ``WeightsGone`` when its weights are gone, and nothing else:
-    what no one foresaw of a model must not keep it from being served by torch.
+    Raises ``NotNative`` while the model is still whole, ``WeightsGone`` when its weights are gone. Errors of its code
+    become one of these too: what no one foresaw of a model must not keep it from being served by torch.
     """
     failure: type[NotNative] = NotNative
     try:
@@ -50,7 +52,7 @@ def native_runner(
         _require_equal(runner, tokens, expected)
     except NotNative:
         raise
-    except Exception as error:
+    except UNFORESEEN as error:
         raise failure(f"{type(error).__name__}: {error}") from error
     # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
     torch.set_num_threads(1)

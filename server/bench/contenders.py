@@ -219,9 +219,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(STOP_SECONDS)
-    except BaseException:  # a second Ctrl-C: nobody waits any longer, and no server is left behind all the same
-        process.kill()
-        raise
+    finally:
+        process.kill()  # after a second Ctrl-C nobody waits any longer, and no server is left behind all the same
 
 
 def _tail(log: Path) -> str:
