@@ -2,62 +2,146 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # What a first step may carry before anything is measured: harmless on a laptop, enough to measure a GPU.
 FIRST_CHUNK = 32
 # Below this a chunk saves hardly any time.
 MIN_CHUNK = 16
 # Past this a GPU gains nothing, while activations grow and a wrong estimate costs more.
 MAX_CHUNK = 4096
+# A chunk is at most so many times as large as the largest one measured: nothing is extrapolated far.
+GROWTH = 2
+# How much longer than a step that only decodes one may take that also carries prefill: what others see of a long
+# prompt's arrival. Where more sequences wait for their first token than get their next ones, as many times longer.
+STRETCH = 3.0
 # A step without decodes keeps nobody's next token waiting, only arrivals and cancellations.
 ALONE_FACTOR = 4
-# How much longer than the base a step may take that also carries prefill: what others see of a long prompt's arrival.
-# Where more sequences wait for their first token than get their next ones, as many times longer.
-STRETCH = 2.2
-# The least time that prefill may take, in units of the base.
-MIN_SHARE = 0.5
-# The most of a step with prefill that counts as its base.
-MAX_BASE = 0.75
-# Weight of the past against one new step: the estimates follow a change within some ten steps.
+# The most of a step that its fixed cost may be, beside decodes and alone: smaller chunks would mostly pay for steps.
+FIXED_SHARE_BESIDE = 0.4
+FIXED_SHARE_ALONE = 0.2
+# Weight of the past against one new step: means follow a change within some ten steps.
 MEMORY = 0.8
+# The most of a step that counts as its fixed cost while all measured chunks are of one size.
+MAX_FIXED = 0.75
+# How a size that is not measured any more fades against the others, with each step, and what remains of it: without a
+# second size the fixed cost could not be told from the price.
+FADING = 0.98
+FADED = 0.02
+_TICK = 1e-9
 
 
 class StepPacer:
-    """Keeps steps that carry prefill beside decodes within ``target_ms`` milliseconds and ``STRETCH`` usual steps.
+    """Chooses the prefill of a step: large enough to be worth the step, small enough that decodes go on.
 
-    A step is modelled as a base, the time of a step that only decodes, plus a price per prefill token. Both are moving
-    estimates; the price is a ratio of decayed sums, so that a short chunk counts for little.
+    Beside decodes a step may take ``STRETCH`` times a step that only decodes; where more sequences wait than decode,
+    longer, up to ``target_ms`` milliseconds. Alone it may take ``ALONE_FACTOR`` times ``target_ms``. Whatever that
+    allows, no chunk is so small that the fixed cost of its step is more than a share of it.
     """
 
     def __init__(self, target_ms: float) -> None:
         self._target = target_ms / 1000
-        self._base_seconds = 0.0
-        self._prefill_seconds = 0.0
-        self._prefill_tokens = 0.0
+        self._decode_seconds = 0.0
+        self._cost = PrefillCost()
 
     def prefill_budget(self, num_decodes: int, num_waiting: int = 1) -> int:
         """Prefill tokens for a step that also carries ``num_decodes`` decodes; at least ``MIN_CHUNK``.
 
         ``num_waiting`` sequences still have to compute their prompts.
         """
-        if not self._prefill_tokens:
+        if not self._cost.largest:
             return FIRST_CHUNK
-        target = self._target_beside(num_decodes, num_waiting) if num_decodes else self._target * ALONE_FACTOR
-        # Where the base alone reaches the target, prefill still gets a share of the time, or prompts would starve.
-        seconds = max(target - self._base_seconds, self._base_seconds * MIN_SHARE)
-        affordable = seconds * self._prefill_tokens / max(self._prefill_seconds, 1e-9)
-        return int(min(max(affordable, MIN_CHUNK), MAX_CHUNK))
-
-    def _target_beside(self, num_decodes: int, num_waiting: int) -> float:
-        stretched = self._base_seconds * STRETCH * max(1.0, num_waiting / num_decodes)
-        return min(self._target, stretched or self._target)
+        fixed, price = self._cost.line(self._decode_seconds)
+        share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
+        worthwhile = fixed * (1 / share - 1)
+        seconds = max(self._allowed(num_decodes, num_waiting) - fixed, worthwhile)
+        most = min(MAX_CHUNK, max(FIRST_CHUNK, GROWTH * self._cost.largest))
+        return int(min(max(seconds / max(price, _TICK), MIN_CHUNK), most))
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
         if num_prefill_tokens:
-            # Never the whole step to the base: an outdated estimate of it would make prefill look free.
-            base = min(self._base_seconds, seconds * MAX_BASE)
-            self._prefill_seconds = self._prefill_seconds * MEMORY + seconds - base
-            self._prefill_tokens = self._prefill_tokens * MEMORY + num_prefill_tokens
+            self._cost.add(num_prefill_tokens, seconds)
+            if num_decodes and self._cost.is_fitted:
+                # A step with prefill does all that one without it does. While prompts come without a pause, nothing
+                # else tells that decodes have become cheaper.
+                fixed, _ = self._cost.line(self._decode_seconds)
+                self._decode_seconds = min(self._decode_seconds, fixed)
         elif num_decodes:
-            past = self._base_seconds or seconds
-            self._base_seconds = past * MEMORY + seconds * (1 - MEMORY)
+            past = self._decode_seconds or seconds
+            self._decode_seconds = past * MEMORY + seconds * (1 - MEMORY)
+
+    def _allowed(self, num_decodes: int, num_waiting: int) -> float:
+        """How many seconds the step may take."""
+        if not num_decodes:
+            return self._target * ALONE_FACTOR
+        beside = self._decode_seconds * STRETCH
+        return max(beside, min(self._target, beside * num_waiting / num_decodes))
+
+
+@dataclass(slots=True)
+class _Mean:
+    """Moving means over steps of about one size."""
+
+    tokens: float
+    seconds: float
+    weight: float = 1.0
+
+
+class PrefillCost:
+    """Seconds of a step as ``fixed + price x tokens``, fitted to measured steps.
+
+    A step has a cost that no chunk avoids: weights are read, kernels launched. Sizes are kept apart by powers of two,
+    with a moving mean each, so that a thousand steps of one size do not make the others forgotten, and a line through
+    the means is found by least squares of relative errors: a step that was slow for another reason counts for little.
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0
+        self._means: dict[int, _Mean] = {}
+        self._line = (0.0, 0.0)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether steps of different sizes were measured, so that the line is theirs."""
+        return len(self._means) > 1
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Take a measured step with ``tokens`` of prefill into account."""
+        self.largest = max(self.largest, tokens)
+        seconds = max(seconds, _TICK)
+        for mean in self._means.values():
+            mean.weight = max(mean.weight * FADING, FADED)
+        mean = self._means.setdefault(tokens.bit_length(), _Mean(tokens, seconds))
+        mean.tokens = mean.tokens * MEMORY + tokens * (1 - MEMORY)
+        # Twice the mean at most: one pause of the machine moves it by a fifth.
+        mean.seconds = mean.seconds * MEMORY + min(seconds, 2 * mean.seconds) * (1 - MEMORY)
+        mean.weight = 1.0
+        self._line = self._fitted()
+
+    def line(self, decode_seconds: float) -> tuple[float, float]:
+        """The fixed seconds and the seconds a token.
+
+        As long as all steps were of one size, what a step of decodes takes stands for the fixed part.
+        """
+        if self.is_fitted:
+            return self._line
+        (mean,) = self._means.values()
+        # Never the whole step: an outdated ``decode_seconds`` would make prefill look free.
+        fixed = min(decode_seconds, mean.seconds * MAX_FIXED)
+        return fixed, (mean.seconds - fixed) / mean.tokens
+
+    def _fitted(self) -> tuple[float, float]:
+        """Minimises the sum of weight x (1 - (fixed + price x tokens) / seconds)² with neither below 0."""
+        u = v = uu = vv = uv = 0.0
+        for mean in self._means.values():
+            a, b = 1 / mean.seconds, mean.tokens / mean.seconds
+            u, v = u + mean.weight * a, v + mean.weight * b
+            uu, vv, uv = uu + mean.weight * a * a, vv + mean.weight * b * b, uv + mean.weight * a * b
+        determinant = uu * vv - uv * uv
+        fixed, price = (u * vv - v * uv, v * uu - u * uv) if determinant > 0 else (0.0, 1.0)
+        if fixed <= 0:
+            return 0.0, v / vv
+        if price <= 0:
+            return u / uu, 0.0
+        return fixed / determinant, price / determinant
