@@ -33,12 +33,14 @@ def fuse(model: Any) -> int:
     """
     found = [(parent, members) for parent in model.modules() for members in _groups_of(parent)]
     calls = _observe(model, [parent for parent, _ in found])
-    joined = 0
-    for parent, members in found:
+    total, joined = len(found), 0
+    while found:
+        # Taken out of the list: what held all groups to the end would hold all their weights twice.
+        parent, members = found.pop()
         order = _shared_order(calls[parent], members)
         if order is not None:
             joined += _join(parent, {name: members[name] for name in order})
-    _log.info("%d of %d groups of weights are computed as one", joined, len(found))
+    _log.info("%d of %d groups of weights are computed as one", joined, total)
     return joined
 
 

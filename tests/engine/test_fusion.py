@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from support.paged import PagedModel, lively_model_folder, plain_logits, plain_m
 from support.tiny import tiny_model_folder
 from torch import nn
 
+from engine import fusion
 from engine.fusion import fuse
 from engine.model import load_model
 from engine.types import EngineConfig
 
+JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 SHARED_KV = {"num_kv_shared_layers": 2, "vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8}
 # The number of groups that are joined in four layers.
@@ -94,6 +97,24 @@ def test_layers_that_are_more_than_linear_are_left_alone(tmp_path: Path) -> None
     assert fuse(model) == 2
     assert isinstance(first.self_attn.q_proj, nn.Linear)
     assert isinstance(second.mlp.gate_proj, nn.Linear)
+
+
+def test_no_more_than_one_group_is_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(tmp_path, num_hidden_layers=6)
+    originals = [weakref.ref(layer) for name, layer in model.named_modules() if name.endswith(JOINED)]
+    alive: list[int] = []
+    join = fusion._join
+
+    def counting(*group: Any) -> bool:
+        alive.append(sum(layer() is not None for layer in originals))
+        return join(*group)
+
+    monkeypatch.setattr(fusion, "_join", counting)
+    assert fuse(model) == 12
+    assert len(originals) == 6 * 5
+    # A layer's queries, keys and values are a group, its gate and up another; the last one is still at hand.
+    assert all(left <= 30 - 5 * (done // 2) + 3 for done, left in enumerate(alive))
+    assert not any(layer() for layer in originals)
 
 
 def test_numbers_that_differ_undo_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
