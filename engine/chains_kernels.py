@@ -8,12 +8,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-# As in engine/attention/triton_kernels.py: nothing that differs from step to step makes a new kernel.
-_VARYING = ("inner", "outer_stride", "inner_stride")
-_VARYING_STRIDES = ("token_stride", "head_stride", "other_token_stride", "other_head_stride")
 
-
-@triton.jit(do_not_specialize=_VARYING)
+# As in engine/attention/triton_kernels.py: what differs from step to step makes no new kernel, strides do.
+@triton.jit(do_not_specialize=("inner",))
 def norm_kernel(
     out: "Any", source: "Any", weight: "Any", inner: "Any", outer_stride: "Any", inner_stride: "Any", eps: "Any",
     SIZE: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr, ROUND_FIRST: tl.constexpr,
@@ -35,7 +32,7 @@ def norm_kernel(
     tl.store(out + row * SIZE + column, (numbers * scale).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=_VARYING_STRIDES)
+@triton.jit
 def rotate_kernel(
     out: "Any", other_out: "Any", source: "Any", other: "Any", cos: "Any", sin: "Any",
     token_stride: "Any", head_stride: "Any", other_token_stride: "Any", other_head_stride: "Any",

@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Numbers that differ from step to step: a kernel made anew for one that happens to be 1 or a multiple of 16 would
-# stop a running server for a second.
-_VARYING = ("tiles_at", "token_stride", "head_stride", "value_token_stride", "value_head_stride", "num_splits")
+# Numbers that differ from step to step are not specialised: a kernel made anew for one that happens to be 1 or a
+# multiple of 16 would stop a running server for a second. Strides are: known multiples of 16 make loads 16 bytes wide.
+_VARYING = ("tiles_at", "num_splits")
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit
 def write_kernel(
     index: "Any",
     keys: "Any",

@@ -29,10 +29,13 @@ _PREFILL_ROWS = 64
 _QUERY_BYTES = 32 * 1024
 # What tl.dot takes at least in every direction.
 _DOT_SIZE = 16
-# Shared memory that keys and values on their way may take: fits beside the queries into the 99 KiB that a program may
-# have on the smallest of today's devices (compute capability 8.6 and 8.9).
+# Shared memory that two tiles of keys and values may take, and that a program may have on the smallest of today's
+# devices (99 KiB on compute capability 8.6 and 8.9), less some for block tables and conversions.
 _PIPELINE_BYTES = 64 * 1024
-_PIPELINE_STAGES = 3
+_SHARED_BYTES = 92 * 1024
+# The load of the block table takes stages of its own: three leave one tile of keys and values on its way, five two.
+_STAGES = 3
+_DECODE_STAGES = 5
 _TILE = 4
 _INTERPRETED = not isinstance(attend_kernel, JITFunction)
 
@@ -103,7 +106,7 @@ class TritonAttention:
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         pages, value_pages = self._cache.keys[layer], self._cache.values[layer]
-        keys, values = _rows_contiguous(keys), _rows_contiguous(values)
+        keys, values = _steadily_strided(keys), _steadily_strided(values)
         key_size, value_size = keys.shape[2], values.shape[2]
         write_kernel[(keys.shape[0], keys.shape[1])](
             self._index,
@@ -124,7 +127,7 @@ class TritonAttention:
         )
 
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
-        query = _rows_contiguous(query)
+        query = _steadily_strided(query)
         value_size = self._cache.values[layer].shape[3]
         out = query.new_empty(query.shape[0], query.shape[1], value_size)
         kv_heads = self._cache.keys[layer].shape[2]
@@ -228,10 +231,27 @@ class TritonAttention:
 
 
 def launch_options(
-    shape: KVShape, heads: int, dtype: torch.dtype, block_size: int, options: AttentionOptions, rows: int, split: bool
+    shape: KVShape,
+    heads: int,
+    dtype: torch.dtype,
+    block_size: int,
+    options: AttentionOptions,
+    rows: int,
+    split: bool,
+    *,
+    keys: int | None = None,
+    stages: int | None = None,
 ) -> dict[str, Any]:
-    """What ``attend_kernel`` is compiled for, for a layer of ``heads`` query heads and tiles of ``rows`` rows."""
+    """What ``attend_kernel`` is compiled for, for a layer of ``heads`` query heads and tiles of ``rows`` rows.
+
+    ``keys`` at once and ``stages`` of the pipeline are for those who measure others than our choice.
+    """
     key_width, value_width = _power_of_two(shape.key_size), _power_of_two(shape.value_size)
+    keys = keys or _keys_per_tile((key_width + value_width) * dtype.itemsize)
+    if stages is None:
+        # Tiles of so many rows, as of prefill, are multiplied in a way that takes more shared memory.
+        taken = (2 * keys * (key_width + value_width) + rows * key_width) * dtype.itemsize
+        stages = _DECODE_STAGES if rows < _PREFILL_ROWS and taken <= _SHARED_BYTES else _STAGES
     return {
         "HEADS": heads,
         "KV_HEADS": shape.heads,
@@ -241,14 +261,14 @@ def launch_options(
         "VALUE_WIDTH": value_width,
         "BLOCK_SIZE": block_size,
         "ROWS": rows,
-        "KEYS": _keys_per_tile((key_width + value_width) * dtype.itemsize),
+        "KEYS": keys,
         "WINDOW": options.sliding_window or 0,
         "SOFTCAP": options.softcap is not None,
         "SINKS": options.sinks is not None,
         "SPLIT": split,
         "WIDEN": _INTERPRETED and dtype == torch.bfloat16,
         "num_warps": 8 if rows * value_width > 64 * 128 else 4,
-        "num_stages": _PIPELINE_STAGES,
+        "num_stages": stages,
     }
 
 
@@ -279,9 +299,14 @@ def _num_tiles(works: list[Work], queries: int) -> int:
     return sum(-(-work.num_tokens // queries) for work in works)
 
 
-def _rows_contiguous(tensor: torch.Tensor) -> torch.Tensor:
-    """Kernels take any strides of tokens and heads, but heads themselves must lie in one piece."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _steadily_strided(tensor: torch.Tensor) -> torch.Tensor:
+    """Tokens and heads as kernels take them: each head in one piece, strides multiples of 16 or the same in all steps.
+
+    Kernels are compiled for strides that are known multiples of 16, and once more for others. What is that by chance in
+    some steps would be compiled in a running server.
+    """
+    steady = tensor.stride(-1) == 1 and tensor.stride(0) % 16 == tensor.stride(1) % 16 == 0
+    return tensor if steady else tensor.contiguous()
 
 
 def _power_of_two(size: int) -> int:
@@ -290,8 +315,8 @@ def _power_of_two(size: int) -> int:
 
 
 def _keys_per_tile(bytes_per_key: int) -> int:
-    """As many keys at once as the pipeline's memory holds, a power of two from 16 to 64."""
-    fitting = _PIPELINE_BYTES // ((_PIPELINE_STAGES - 1) * bytes_per_key)
+    """As many keys at once as the pipeline's memory holds twice, a power of two from 16 to 64."""
+    fitting = _PIPELINE_BYTES // (2 * bytes_per_key)
     return min(64, _power_of_two(fitting // 2 + 1))
 
 
