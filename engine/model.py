@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from engine.allocator import take_first_memory
 from engine.attention import seam
 from engine.attention.probe import Probe, probe
 from engine.types import EngineConfig, ModelRefused
@@ -55,6 +56,7 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     _require_eligible(model_config)
     max_context, limit = _max_context(config, model_config)
     device = resolve_device(config.device)
+    take_first_memory(device)
     module = _load_weights(folder, model_config, _dtype(config.dtype, device), device, progress)
     probed = probe(module, model_config.get_text_config().num_hidden_layers)
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))

@@ -19,6 +19,7 @@ from typing import Protocol, Self
 import msgspec
 import zmq
 
+from engine.allocator import take_memory_in_parts
 from engine.messages import (
     EXIT_FAILED,
     EXIT_REFUSED,
@@ -50,8 +51,6 @@ from engine.types import (
 
 _LINGER_MS = 2000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Where torch reads how its memory of a GPU is to be managed: the name of today and the older one, which goes first.
-_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 _log = logging.getLogger("castor.engine")
 
@@ -203,16 +202,6 @@ def _exit_at_end_of_input() -> None:
     os._exit(EXIT_FAILED)
 
 
-def _let_memory_go_back(config: EngineConfig) -> None:
-    """Have torch give parts of what it took of a GPU back to the device, unless the operator has settings of his own.
-
-    transformers takes the memory of all weights in one piece. What joining weights frees lies within that piece, and
-    would be lost to the cache for good. Read when torch is imported.
-    """
-    if config.device != "cpu" and not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
-        os.environ[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
-
-
 def main(build: CoreFactory = build_real_core) -> None:
     """Entry of the process. ``build`` makes the core."""
     # A terminal and a service manager signal the whole group; the parent drains first and then says stop.
@@ -221,7 +210,8 @@ def main(build: CoreFactory = build_real_core) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s[%(process)d]: %(message)s")
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     _end_with_parent()
-    _let_memory_go_back(config)
+    if config.device != "cpu":
+        take_memory_in_parts()
     code = run(sys.argv[1], config, build)
     logging.shutdown()
     # A device that has failed can hang the interpreter's own clean-up; all that matters is said and sent.

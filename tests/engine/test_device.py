@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from engine.device import idle_bytes, require_device
-from engine.types import EngineConfig, EngineUnavailable
-from engine.worker import _let_memory_go_back
+from engine.types import EngineUnavailable
 
 CUDA = torch.device("cuda", 0)
 
@@ -37,25 +34,3 @@ def test_idle_memory_is_what_no_tensor_has(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
     assert idle_bytes(CUDA) == 200
-
-
-@pytest.mark.parametrize(
-    ("device", "settings", "expected"),
-    [
-        ("auto", {}, "expandable_segments:True"),
-        ("cuda:1", {}, "expandable_segments:True"),
-        ("cpu", {}, None),
-        ("auto", {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
-        ("auto", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, None),
-    ],
-)
-def test_torch_may_give_memory_back_unless_the_operator_says_otherwise(
-    device: str, settings: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")  # so that it is as before after the test
-        monkeypatch.delenv(name)
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    _let_memory_go_back(EngineConfig(path="", device=device))
-    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected

@@ -1,0 +1,50 @@
+"""How torch takes a GPU's memory: in parts that go back to the device, or whole where the device gives no parts.
+
+transformers takes the memory of all weights in one piece. What joining weights frees lies within that piece, and would
+be lost to the cache for good without ``expandable_segments``. torch is imported late: it reads its settings then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+# Where torch reads how memory is to be managed: the name of today and the older one, which goes first.
+SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_IN_PARTS, _WHOLE = "expandable_segments:True", "expandable_segments:False"
+
+
+def take_memory_in_parts() -> None:
+    """Have torch take memory so, unless the operator has settings of his own. Call before torch is imported."""
+    if not any(name in os.environ for name in SETTINGS):
+        os.environ[SETTINGS[0]] = _IN_PARTS
+
+
+def take_first_memory(device: torch.device) -> None:
+    """Have torch take its first memory of a GPU; where it cannot be taken in parts, all is taken whole from now on.
+
+    Parts need the driver's management of virtual memory, which some virtual machines lack. Raises what torch raises
+    where a GPU gives no memory at all.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return
+    try:
+        torch.empty(1, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        settings = next((os.environ[name] for name in SETTINGS if _IN_PARTS in os.environ.get(name, "")), None)
+        if settings is None:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        _log.warning("%s gives no memory in parts, so the cache may be smaller (%s): %s", device, _WHOLE, reason)
+        torch._C._accelerator_setAllocatorSettings(settings.replace(_IN_PARTS, _WHOLE))
+        torch.empty(1, device=device)
