@@ -16,7 +16,7 @@ from engine.batch import Runner
 from engine.core import Core
 from engine.gpu import gpu_runner
 from engine.grammar import GrammarBuilder
-from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks
+from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks, running_limit
 from engine.model import LoadedModel, Progress, load_model
 from engine.native.build import native_runner
 from engine.native.errors import NotNative, WeightsGone
@@ -63,7 +63,8 @@ def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer)
     shapes, dtype = [layer.shape for layer in model.probe.layers], model.module.dtype
     per_block = block_bytes(shapes, config.block_size, dtype)
     budget = memory_budget(config.kv_memory, model.module.device)
-    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
+    running = running_limit(config.max_running, model.module.device)
+    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, running)
     cache = KVCache(shapes, plan.num_blocks, config.block_size, dtype=dtype, device=model.module.device)
     info = model_info(model, plan, config, eos_ids)
     log_summary(model, plan, config.block_size, per_block)

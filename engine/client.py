@@ -201,7 +201,7 @@ class ProcessEngine:
 
     def _require_room(self, request: Request) -> None:
         running = sum(flight.request.candidates for flight in self._flights.values())
-        limit = self._config.max_running + self._config.max_waiting
+        limit = self.describe().max_running + self._config.max_waiting
         if running + request.candidates > limit:
             raise Overloaded(
                 f"The engine of {self.name} has {running} candidates in flight, this request asks for "

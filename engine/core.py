@@ -46,7 +46,8 @@ MASK_THREADS = 2
 class Core:
     """Serves many requests with one runner. Not thread-safe: one caller submits, cancels and steps.
 
-    ``clock`` tells what deadlines are compared with. Without ``grammars``, requests that have one are refused.
+    ``clock`` tells what deadlines are compared with, ``timer`` how long steps take. Without ``grammars``, requests that
+    have one are refused.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Core:
         *,
         grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.info = runner.info
         self._runner = runner
@@ -69,11 +71,12 @@ class Core:
         self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, thread_name_prefix="grammar")
         self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="mask")
         self._clock = clock
+        self._timer = timer
         capacity = runner.info.num_blocks * runner.info.block_size
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
         self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
         self._pacer = StepPacer(config.step_target_ms)
-        self._scheduler = Scheduler(self._pool, self._pacer, config.max_running)
+        self._scheduler = Scheduler(self._pool, self._pacer, runner.info.max_running)
         self._live: dict[str, _Live] = {}
         self._tell_early: Callable[[list[RequestEvents]], None] | None = None
         self._cancelled: dict[str, None] = {}
@@ -211,7 +214,7 @@ class Core:
         return [result for work in batch if self._is_open(work.sequence) for result in self._compute([work])]
 
     def _run(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
-        started = time.perf_counter()
+        started = self._timer()
         sampling = [work.sequence for work in batch if work.samples]
         masks = [self._start_mask(sequence) for sequence in sampling]
         try:
@@ -222,7 +225,7 @@ class Core:
         allowed = [mask.result() if mask else None for mask in masks]
         sampled = self._sampler.sample(logits, sampling, allowed) if sampling else []
         # The device may lag behind forward; the sampled tokens are what has to be waited for.
-        self._record(batch, time.perf_counter() - started)
+        self._record(batch, self._timer() - started)
         token_of = dict(zip(sampling, sampled, strict=True))
         return [(work, token_of.get(work.sequence)) for work in batch]
 

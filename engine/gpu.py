@@ -48,7 +48,7 @@ def gpu_runner(
     per_block = block_bytes(shapes, config.block_size, module.dtype)
     # One block beyond the pool's is for what pads recorded steps.
     budget = max(0, memory_budget(config.kv_memory, device, reserved) - per_block)
-    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, config.max_running)
+    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, trial_info.max_running)
     purpose = f"a KV cache of {(plan.num_blocks + 1) * per_block} bytes"
     with _refused_without_memory(purpose, device, "lower kv_memory, or free memory there", reserved):
         cache = KVCache(shapes, plan.num_blocks + 1, config.block_size, dtype=module.dtype, device=device)

@@ -13,9 +13,11 @@ import torch
 
 from engine.types import ModelRefused
 
-GPU_SHARE = 0.85
+GPU_SHARE = 0.92
+GPU_RUNNING = 256  # a step of 64 decodes reads the weights for little more than half of the tokens that it could
 CPU_LIMIT_BYTES = 2 << 30
 CPU_SHARE = 0.25
+CPU_RUNNING = 64
 
 
 class KVShape(NamedTuple):
@@ -69,8 +71,8 @@ def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> i
 def memory_budget(kv_memory: float | None, device: torch.device, reserved: int = 0) -> int:
     """Bytes for the cache: ``kv_memory`` itself where it exceeds 1, else that share of what is free and not reserved.
 
-    Default: 0.85 of the free GPU memory; on a CPU a quarter of the free memory, at most 2 GiB. Raises ``ModelRefused``
-    for more bytes than a GPU has left; on a CPU what is not written takes no memory.
+    Default: 0.92 of the free GPU memory, which the largest steps have left; on a CPU a quarter of the free memory and
+    2 GiB at most. Raises ``ModelRefused`` for more bytes than a GPU has left; a CPU takes only what is written.
     """
     if kv_memory is not None and kv_memory <= 0:
         raise ModelRefused(f"kv_memory is {kv_memory}; give a share above 0 and up to 1, or bytes")
@@ -85,6 +87,11 @@ def memory_budget(kv_memory: float | None, device: torch.device, reserved: int =
     if kv_memory is not None:
         return int(free * kv_memory)
     return int(free * GPU_SHARE) if device.type == "cuda" else min(CPU_LIMIT_BYTES, int(free * CPU_SHARE))
+
+
+def running_limit(max_running: int | None, device: torch.device) -> int:
+    """How many sequences run at once: ``max_running``, or by default as many as keep the device busy."""
+    return max_running or (GPU_RUNNING if device.type == "cuda" else CPU_RUNNING)
 
 
 def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context: int, max_running: int) -> KVPlan:

@@ -24,7 +24,7 @@ def refusal(request: Request, info: ModelInfo, config: EngineConfig) -> str | No
 
 def _problems(request: Request, info: ModelInfo, config: EngineConfig) -> Iterator[str]:
     yield from _prompt_problems(request.prompt, info)
-    most = config.max_running + config.max_waiting
+    most = info.max_running + config.max_waiting
     if not 1 <= request.candidates <= most:
         yield f"candidates is {request.candidates}; ask for 1 to {most}."
     if request.deadline is not None and request.deadline != request.deadline:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from engine.device import idle_bytes
-from engine.kv import KVPlan
+from engine.kv import KVPlan, running_limit
 from engine.model import LoadedModel
 from engine.types import EngineConfig, ModelInfo
 
@@ -25,7 +25,7 @@ def model_info(model: LoadedModel, plan: KVPlan, config: EngineConfig, eos_ids: 
         max_context=plan.max_context,
         block_size=config.block_size,
         num_blocks=plan.num_blocks,
-        max_running=config.max_running,
+        max_running=running_limit(config.max_running, module.device),
         eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
     )
 

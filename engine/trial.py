@@ -16,6 +16,7 @@ from engine.attention.reference import ReferenceAttention
 from engine.batch import Sequence, Work
 from engine.device import require_device
 from engine.kv import KVCache
+from engine.masks import Mask, all_but
 from engine.model import LoadedModel
 from engine.pacing import MAX_CHUNK
 from engine.runner import ModelRunner
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 Attention = Callable[[KVCache, Iterable[int | None]], AttentionBackend]
 _REMEDY = "at run time Triton needs a C compiler (cc, gcc or clang, or what CC names) and the headers of Python"
 # All tokens are equally likely in a trial, so that the sampler must look at the whole vocabulary.
-_SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, logprobs=20)
+_SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=20)
 
 
 def attention_for(device: torch.device) -> Attention:
@@ -51,7 +52,7 @@ def try_steps(model: LoadedModel, info: ModelInfo, config: EngineConfig, attenti
         return attention, step_bytes(model, info, config, attention)
     except torch.OutOfMemoryError as error:
         raise ModelRefused(
-            f"the weights leave no room for a step of {MAX_CHUNK} tokens and {config.max_running} answers; lower "
+            f"the weights leave no room for a step of {MAX_CHUNK} tokens and {info.max_running} answers; lower "
             f"max_running, or free memory on {info.device}"
         ) from error
     except Exception as error:
@@ -104,8 +105,10 @@ def _work(info: ModelInfo, num_tokens: int) -> Work:
 
 
 def _whole_step(runner: ModelRunner, batch: list[Work]) -> None:
+    """With all that a row may ask for. One row alone is free of a mask, which takes more than if none were."""
     logits = runner.forward(batch)
-    BatchSampler().sample(torch.zeros_like(logits), [work.sequence for work in batch], [None] * len(batch))
+    masks: list[Mask | None] = [None, *[all_but((), logits.shape[1])] * (len(batch) - 1)]
+    BatchSampler().sample(torch.zeros_like(logits), [work.sequence for work in batch], masks)
 
 
 class _Memory(NamedTuple):

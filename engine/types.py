@@ -192,9 +192,9 @@ class EngineConfig:
     ``path`` is a prepared folder (config, safetensors, tokenizer). ``dtype`` and ``device`` are torch names or "auto".
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory if at most 1, else
     bytes; None means the default of the device. ``step_target_ms`` bounds steps with prefill as ``engine.pacing`` says.
-    ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run. ``native`` lets C code compute
-    models that it fits on a CPU; it is compiled once into ``cache_dir``, or anew at each start without one.
-    ``cuda_graphs`` has a GPU replay recorded decode steps.
+    ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; None means the default of the
+    device, and ``ModelInfo`` tells it. ``native`` lets C code compute models that it fits on a CPU; it is compiled once
+    into ``cache_dir``, or anew at each start without one. ``cuda_graphs`` has a GPU replay recorded decode steps.
     """
 
     path: str
@@ -203,7 +203,7 @@ class EngineConfig:
     max_context: int | None = None
     kv_memory: float | None = None
     block_size: int = 16
-    max_running: int = 64
+    max_running: int | None = None
     max_waiting: int = 256
     step_target_ms: float = 150.0
     threads: int | None = None

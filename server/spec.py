@@ -35,12 +35,12 @@ class ThinkingLevels:
 class ModelSpec:
     """One entry of models.yaml: a model as its operator wants it served.
 
-    ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory up to 1, else bytes.
-    ``max_output_tokens`` is the limit of requests that name none. ``request_timeout`` is in seconds. ``temperature``,
-    ``top_p`` and ``top_k`` are the defaults of requests that name none; None leaves them to the server. ``base`` is the
-    folder that a relative path in ``source`` counts from: that of the file. ``thinking_levels`` in the file override
-    the defaults one by one. ``lenient`` are the fields of requests that are accepted without effect. ``native`` lets C
-    code compute the model on a CPU where it can.
+    ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory up to 1, else bytes;
+    ``max_running`` None means the default of the device. ``max_output_tokens`` is the limit of requests that name none.
+    ``request_timeout`` is in seconds. ``temperature``, ``top_p`` and ``top_k`` are the defaults of requests that name
+    none; None leaves them to the server. ``base`` is the folder that a relative path in ``source`` counts from: that of
+    the file. ``thinking_levels`` in the file override the defaults one by one. ``lenient`` are the fields of requests
+    that are accepted without effect. ``native`` lets C code compute the model on a CPU where it can.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ModelSpec:
     max_context: int | None = None
     kv_memory: float | None = None
     cuda_graphs: bool = True
-    max_running: int = 64
+    max_running: int | None = None
     max_waiting: int = 256
     max_output_tokens: int = 8192
     request_timeout: float = 600.0

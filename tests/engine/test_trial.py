@@ -77,15 +77,19 @@ def test_a_lost_device_is_not_tried_with_another_attention(tmp_path: Path, monke
         try_steps(load_model(config, lambda stage, done: None), INFO, config, Broken)
 
 
-def test_sampling_counts_once_and_recorded_decodes_for_their_own_memory(
+def test_sampling_with_masks_counts_once_and_recorded_decodes_for_their_own_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forwards: list[int] = []
-    samples: list[int] = []
+    samples: list[tuple[int, int]] = []
     monkeypatch.setattr(
         ModelRunner, "forward", lambda runner, batch: forwards.append(len(batch)) or torch.zeros(8, 320)
     )
-    monkeypatch.setattr(trial.BatchSampler, "sample", lambda sampler, logits, *rest: samples.append(len(logits)))
+
+    def sample(_sampler: object, logits: torch.Tensor, _sequences: object, masks: list[bytes | None]) -> None:
+        samples.append((len(logits), sum(mask is not None for mask in masks)))
+
+    monkeypatch.setattr(trial.BatchSampler, "sample", sample)
     memories = iter([trial._Memory(5, 9), trial._Memory(30, 1), trial._Memory(700, 400)] * 2)
 
     def memory_of(compute: Callable[[], object], _device: torch.device) -> trial._Memory:
@@ -97,7 +101,7 @@ def test_sampling_counts_once_and_recorded_decodes_for_their_own_memory(
     model = load_model(config, lambda stage, done: None)
     assert step_bytes(model, INFO, config, ReferenceAttention) == 400 + 30
     assert forwards == [1, 8, 8]
-    assert samples == [8]
+    assert samples == [(8, 7)]
     assert step_bytes(model, INFO, replace(config, cuda_graphs=False), ReferenceAttention) == 400
 
 

@@ -38,7 +38,7 @@ def test_the_example_in_models_yaml_is_a_valid_entry(tmp_path: Path) -> None:
     assert set(yaml.safe_load(example)["models"]) == {"team-model"}
     (tmp_path / "models.yaml").write_text(example)
     (entry,) = load_specs(tmp_path / "models.yaml")
-    assert entry.kv_memory == 0.85
+    assert entry.kv_memory == 0.92
 
 
 def test_every_pin_is_exact_and_torch_is_the_plain_release() -> None:

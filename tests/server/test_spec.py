@@ -53,7 +53,7 @@ def test_reads_every_key_in_file_order() -> None:
         ("{source: x, max_contxt: 1}", "'max_contxt' is unknown; the known ones are source, sha256, aliases"),
         ("{source: x, max_context: 0}", "max_context is 0, but must be a whole number of at least 1"),
         ("{source: x, max_context: true}", "max_context is True"),
-        ("{source: x, max_running: null}", "max_running is None"),
+        ("{source: x, max_waiting: null}", "max_waiting is None"),
         ("{source: x, temperature: .nan}", "a number from 0 to 2"),
         ("{source: x, kv_memory: .inf}", "a share of the free GPU memory"),
         ("{source: x, kv_memory: 0}", "a share of the free GPU memory"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
@@ -52,19 +52,22 @@ def prefix_digests(sequence: Sequence) -> list[int]:
 class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
-    ``refuse`` may raise to make a batch fail, and ``check`` as if the device were lost.
+    ``refuse`` may raise to make a batch fail, and ``check`` as if the device were lost. Each token takes a second of
+    ``seconds``.
     """
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.slots: dict[int, int] = {}
         self.batches: list[list[Work]] = []
+        self.seconds = 0.0
         self.refuse: Callable[[list[Work]], None] = lambda batch: None
         self.check: Callable[[], None] = lambda: None
 
     def forward(self, batch: list[Work]) -> list[int]:
         self.batches.append(batch)
         self.refuse(batch)
+        self.seconds += sum(work.num_tokens for work in batch)
         self._expect_what_was_computed(batch)
         written: set[int] = set()
         for work in batch:
@@ -140,9 +143,11 @@ def make_core(
     grammars: Grammars | None = None,
 ) -> tuple[Core, DigestRunner]:
     """A core whose chunks are small or, with a large target, as large as can be."""
-    runner = DigestRunner(info or model_info())
+    runner = DigestRunner(replace(info or model_info(), max_running=max_running))
     config = EngineConfig(path="", max_running=max_running, step_target_ms=step_target_ms)
-    return Core(runner, sampler or DigestSampler(), TOKENIZER, config, grammars=grammars, clock=clock), runner
+    chosen = sampler or DigestSampler()
+    core = Core(runner, chosen, TOKENIZER, config, grammars=grammars, clock=clock, timer=lambda: runner.seconds)
+    return core, runner
 
 
 def make_request(

@@ -45,7 +45,9 @@ class Kind(IntEnum):
 
 class ScriptedCore:
     def __init__(self, config: EngineConfig) -> None:
-        self.info = ModelInfo("scripted", 0, "float32", "cpu", 512, 4096, 16, 256, config.max_running, eos_ids=(2,))
+        self.info = ModelInfo(
+            "scripted", 0, "float32", "cpu", 512, 4096, 16, 256, config.max_running or 64, eos_ids=(2,)
+        )
         self._live: dict[str, tuple[Request, int]] = {}
         self._cancelled: set[str] = set()
         self._steps = 0
