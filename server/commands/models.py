@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.sources import SourceError, prepare, prepared_folder
+from server.library import require_library
 from server.registry import weights_of
 from server.settings import ConfigError, Settings
 from server.spec import ModelSpec, load_specs
@@ -47,6 +48,7 @@ def fetch_models(settings: Settings, names: list[str]) -> int:
 
 def check(settings: Settings) -> int:
     """Say what ``castor serve`` would do with these settings; 1 where something is in the way."""
+    require_library()
     output = _output()
     path = models_file(settings)
     specs = load_specs(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.sources import prepare
 from server.app import create_app
 from server.commands.models import models_file
+from server.library import require_library
 from server.observe import configure_logging
 from server.registry import Registry, weights_of
 from server.serving import CastorServer, bind
@@ -19,6 +20,7 @@ def serve(settings: Settings, path: Path | None) -> int:
     """Serve the models of models.yaml, or the one model at ``path``, until a signal; the exit code."""
     terminal = console()
     configure_logging(settings.log_level)
+    require_library()
     specs = [spec_of_path(path)] if path is not None else load_specs(models_file(settings))
     listener = bind(settings)
     if path is not None and path.is_file():

@@ -1,8 +1,5 @@
 """The model's own tokenizer and chat template: messages in, token ids out, off the event loop and without torch.
 
-transformers is imported here and nowhere else in the server, with torch hidden from it: rendering is the same and the
-process stays small (122 MB and 1.6 s instead of 458 MB and 7 s).
-
 Text of users never becomes a control token. transformers sanitises by toggling state of the tokenizer, which gives
 wrong encodings under threads, so a tokenizer is used by one thread at a time.
 """
@@ -11,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from inspect import signature
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
@@ -28,6 +24,7 @@ from jinja2 import TemplateError
 from server.convert.constraint import GrammarCompiler
 from server.errors import InvalidArgument
 from server.families import Family, family_of
+from server.library import library
 
 BULKY_CHARACTERS = 100_000
 MIN_CHARACTERS_PER_TOKEN = 64
@@ -66,6 +63,7 @@ class ChatTokenizer:
 
     def __init__(self, folder: Path, threads: int = 2) -> None:
         first = _load(folder)
+        _require_sanitising(first)
         self._folder = folder
         self._free: SimpleQueue[Any] = SimpleQueue()
         self._free.put(first)
@@ -154,28 +152,13 @@ def _load(folder: Path) -> Any:
     """A tokenizer made from tokenizer.json as it is, the same file that the engine decodes with."""
     if not (folder / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
-    with without_torch():
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    return library().tokenizers.from_pretrained(str(folder), local_files_only=True)
 
 
-@contextmanager
-def without_torch() -> Iterator[None]:
-    """Hide torch while transformers looks for it (it looks once). A process that has either already keeps it."""
-    if "torch" in sys.modules or "transformers" in sys.modules:
-        yield
-        return
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-    sys.modules["torch"] = None  # type: ignore[assignment]  # the import system's own way to say "not there"
-    try:
-        from transformers.utils import is_torch_available, logging
-
-        logging.set_verbosity_error()
-        assert not is_torch_available()
-        yield
-    finally:
-        del sys.modules["torch"]
+def _require_sanitising(tokenizer: Any) -> None:
+    """An older transformers would take the wish for a variable of the template, and say nothing."""
+    if "sanitize_control_tokens" not in signature(tokenizer.apply_chat_template).parameters:
+        raise ImportError("the installed transformers cannot keep control tokens out of the text of users: update it")
 
 
 def _chat_ids(

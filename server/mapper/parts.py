@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any
 
 from engine.types import FinishReason
-from server.convert.tokens import without_torch
 from server.families import Family
+from server.library import library
 
 MAX_DEPTH = 64
 """Of a call's arguments: whoever gets them has to write and read them as JSON."""
@@ -90,12 +90,12 @@ class AnswerSyntax:
     def splitter(self) -> Any:
         """The family's response template, with every field as plain text."""
         fields = {name: _as_text(field) for name, field in self._template["fields"].items()}
-        return _library().response_templates.load_response_template({**self._template, "fields": fields})
+        return library().chat_parsing.response_templates.load_response_template({**self._template, "fields": fields})
 
     @cached_property
     def call_field(self) -> Any:
         """The field of calls as the family's table has it; None where nothing is a call."""
-        return _library().response_templates.load_response_template(self._template).fields.get("tool_calls")
+        return library().chat_parsing.response_templates.load_response_template(self._template).fields.get("tool_calls")
 
     @property
     def quotes_json(self) -> bool:
@@ -114,13 +114,13 @@ class AnswerSyntax:
 
     def calls(self, region: Mapping[str, Any]) -> list[Call]:
         """What the text of a region says, as calls. Raises ``Unreadable``."""
-        library = _library()
+        parsing = library().chat_parsing
         captures = {name: text.strip() for name, text in region.items() if name != "body"}
         try:
-            found = library.content_parsers.process_field(region["body"].translate(_REVEAL), self.call_field, captures)
+            found = parsing.content_parsers.process_field(region["body"].translate(_REVEAL), self.call_field, captures)
             found = [_function(call) for call in (found if isinstance(found, list) else [found])]
             written = json.dumps(found, allow_nan=False)
-            cast = library.parse_response(written, _CAST, prefix="", tools=self.tools)["tool_calls"]
+            cast = parsing.parse_response(written, _CAST, prefix="", tools=self.tools)["tool_calls"]
         except (ValueError, KeyError, RecursionError):
             raise Unreadable(_UNREADABLE) from None
         return [self._call(call["function"]) for call in cast]
@@ -147,7 +147,7 @@ class PartsParser:
     def __init__(self, syntax: AnswerSyntax) -> None:
         self.problem = ""
         self._syntax = syntax
-        self._splitter = _library().ResponseParser(syntax.splitter, prefix=syntax.opening)
+        self._splitter = library().chat_parsing.ResponseParser(syntax.splitter, prefix=syntax.opening)
         self._trim = _Trim(begun=bool(syntax.opening))
         self._string = _JsonString() if syntax.quotes_json else None
         self._in_call = False
@@ -323,13 +323,6 @@ def answer_parser(
 ) -> Callable[[], PartsParser] | None:
     """What makes a parser for each candidate; None where an answer can be nothing but text."""
     return AnswerSyntax(family, tools, opened, constrained).parser if tools or family.thought else None
-
-
-def _library() -> Any:
-    """transformers' parser of responses. Importing it needs no torch."""
-    with without_torch():
-        from transformers.utils import chat_parsing
-    return chat_parsing
 
 
 def _as_text(field: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 SECONDS = 120
+ROOT = Path(__file__).parents[2]
 
 
 def castor(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end with nothing of Castor's in the environment but ``environ``."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CASTOR_")}
     command = [sys.executable, "-m", "server.cli", *args]
-    root = str(Path(__file__).parents[2])
-    environment = clean | {"PYTHONPATH": root, "COLUMNS": "200"} | environ
+    environment = clean | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environ
     return subprocess.run(
         command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment, stdin=subprocess.DEVNULL
     )
@@ -77,7 +77,7 @@ except SystemExit:
 heavy = {"starlette", "uvicorn", "transformers", "torch", "numpy", "prometheus_client", "structlog"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=SECONDS, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=SECONDS, cwd=ROOT)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,17 @@ def test_settings_errors_are_one_sentence(model: Path) -> None:
     assert "--allow-no-keys" in sentence(castor("serve", str(model), "--host", "0.0.0.0"))
     assert "CASTOR_PROT means nothing" in sentence(castor("check", CASTOR_PROT="1"))
     assert "not an address" in sentence(castor("serve", str(model), "--host", "no.such.invalid", "--allow-no-keys"))
+
+
+def test_a_transformers_that_is_too_old_is_one_sentence(tmp_path: Path, model: Path) -> None:
+    metadata = tmp_path / "transformers-5.17.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.17.0\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    for args in (["serve", str(model), "--port", "0"], ["check"]):
+        said = sentence(castor(*args, PYTHONPATH=path))
+        assert "transformers 5.17.0 is installed, but the server needs transformers>=5.23" in said
+        assert "pip install" in said
 
 
 def test_models_that_cannot_be_served_are_one_sentence(tmp_path: Path, model: Path) -> None:
@@ -160,7 +171,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_1(model: Path) -> No
 
 def test_ctrl_c_while_loading_is_an_orderly_end(model: Path) -> None:
     command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as server:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
         try:
             assert server.stderr is not None
             assert "weights: " in server.stderr.readline()

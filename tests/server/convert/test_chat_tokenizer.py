@@ -17,6 +17,7 @@ from tokenizers import processors
 
 from server.convert.tokens import ChatTokenizer, Message
 from server.errors import InvalidArgument
+from server.library import library
 
 ROOT = Path(__file__).parents[3]
 END, START = 2, 1
@@ -150,6 +151,17 @@ async def test_a_bulky_text_does_not_delay_the_others(opened: Opening) -> None:
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         ChatTokenizer(tmp_path)
+
+
+def test_no_tokenizer_is_made_that_could_not_keep_control_tokens_out(
+    opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(self: Any, conversation: Any, tokenize: bool = True, **kwargs: Any) -> list[int]:
+        raise AssertionError("nothing is rendered with it")
+
+    monkeypatch.setattr(library().tokenizers, "apply_chat_template", older)
+    with pytest.raises(ImportError, match="cannot keep control tokens out of the text of users"):
+        opened()
 
 
 def test_the_server_runs_without_torch(tmp_path: Path) -> None:
