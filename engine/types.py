@@ -247,7 +247,7 @@ class EngineState(StrEnum):
     STOPPED = "stopped"
     LOADING = "loading"
     READY = "ready"
-    FAILED = "failed"  # it cannot be loaded: ``Health.detail`` says why
+    FAILED = "failed"  # for good, and nothing of it is left to close: ``Health.detail`` says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +266,10 @@ class Engine(Protocol):
 
     def describe(self) -> ModelInfo:
         """What the loaded model can do. Raises ``EngineUnavailable`` until it is loaded."""
+        ...
+
+    async def ready(self) -> ModelInfo:
+        """Wait until the model can answer. Raises ``EngineUnavailable`` where it never will."""
         ...
 
     def submit(self, request: Request) -> AsyncIterator[Event]:

@@ -2,11 +2,19 @@
 
 An entry begins without an engine. Starting it finds the prepared weights, starts the engine and loads the tokenizer
 beside it; whoever asks before that is done is told how far it is.
+
+What could not be loaded is tried again when somebody asks for it, so that an operator who has mended a folder need not
+restart the server. That holds for every reason: a model may be refused because half of it has been copied, and nobody
+can tell which failures pass. In between the entry rests, and whoever asks is told the failure: for ``REST_SECONDS`` or
+as long as the failed attempt took, whichever is more, so that clients who ask without pause have a machine load at most
+half of the time. An engine that has worked is started again by its own supervisor, whether anybody asks or not, and
+becomes a matter of this module only where its model is refused then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,6 +38,8 @@ from server.spec import ModelSpec, is_glob
 
 if TYPE_CHECKING:
     from server.convert.tokens import ChatTokenizer
+
+REST_SECONDS = 10.0
 
 EngineFactory = Callable[[EngineConfig, str], Engine]
 """Starts the engine of the entry with this name; returns at once, ``health()`` tells how the loading goes."""
@@ -65,7 +75,12 @@ class Entry:
     """One served model. Its names come from models.yaml, its abilities from its engine."""
 
     def __init__(
-        self, spec: ModelSpec, cache_dir: Path, start_engine: EngineFactory, read_tokenizer: TokenizerFactory
+        self,
+        spec: ModelSpec,
+        cache_dir: Path,
+        start_engine: EngineFactory,
+        read_tokenizer: TokenizerFactory,
+        rest_seconds: float,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -75,9 +90,11 @@ class Entry:
         self._cache_dir = cache_dir
         self._start_engine = start_engine
         self._read_tokenizer = read_tokenizer
+        self._rest_seconds = rest_seconds
+        self._rests_until = 0.0
         self._tokenizer: ChatTokenizer | None = None
         self._tokenizer_error = ""
-        self._loading: asyncio.Task[ChatTokenizer] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -89,17 +106,23 @@ class Entry:
         return self._tokenizer
 
     def start(self) -> None:
-        """Begin to load, unless that was done; returns at once. Weights that are missing are looked for each time."""
-        if self._loading is not None or self._closed:
+        """Begin to load, unless that is done, under way or failed a moment ago; returns at once.
+
+        Weights that are missing are looked for each time, since that costs nothing.
+        """
+        loaded = self._tokenizer is not None and self.engine.health().state is not EngineState.FAILED
+        loading = self._loading is not None and not self._loading.done()
+        if loaded or loading or self._closed or time.monotonic() < self._rests_until:
             return
+        self._tokenizer_error = ""
         try:
             folder = weights_of(self.spec, self._cache_dir)
         except SourceError as error:
             self.engine = _NoEngine(Health(EngineState.FAILED, str(error)))
             return
+        self._tokenizer = None  # not closed: somebody may be rendering with it, and its threads end with it
         self.engine = self._start_engine(engine_config(self.spec, folder, self._cache_dir), self.name)
-        self._loading = asyncio.create_task(asyncio.to_thread(self._read_tokenizer, folder))
-        self._loading.add_done_callback(self._tokenizer_loaded)
+        self._loading = asyncio.create_task(self._load(folder))
 
     def health(self) -> Health:
         """The engine's health; an entry is ready only when its tokenizer is loaded too."""
@@ -119,15 +142,24 @@ class Entry:
         if self._tokenizer is not None:
             self._tokenizer.close()
 
-    def _tokenizer_loaded(self, loading: asyncio.Task[ChatTokenizer]) -> None:
-        if loading.cancelled():
-            return
-        error = loading.exception()
-        if error is None:
-            self._tokenizer = loading.result()
+    async def _load(self, folder: Path) -> None:
+        """One attempt. Engine and tokenizer are read from the same files, so both are used or neither is."""
+        began = time.monotonic()
+        # Whatever libraries make of somebody's files is a failure to be told, a panic of their Rust code too.
+        (read,) = await asyncio.gather(asyncio.to_thread(self._read_tokenizer, folder), return_exceptions=True)
+        if isinstance(read, BaseException):
+            self._tokenizer_error = f"the tokenizer of {self.name} cannot be loaded: {read}"
+            log.error("tokenizer not loaded", model=self.name, exc_info=read)
+            await self.engine.close()
         else:
-            self._tokenizer_error = f"the tokenizer of {self.name} cannot be loaded: {error}"
-            log.error("tokenizer refused", model=self.name, exc_info=error)
+            self._tokenizer = read
+            try:
+                await self.engine.ready()
+                return
+            except EngineUnavailable:
+                log.error("engine not loaded", model=self.name, reason=self.engine.health().detail)
+        ended = time.monotonic()
+        self._rests_until = ended + max(self._rest_seconds, ended - began)
 
 
 class Registry:
@@ -140,8 +172,11 @@ class Registry:
         *,
         start_engine: EngineFactory = start_process,
         read_tokenizer: TokenizerFactory = load_tokenizer,
+        rest_seconds: float = REST_SECONDS,
     ) -> None:
-        self._entries = {spec.name: Entry(spec, cache_dir, start_engine, read_tokenizer) for spec in specs}
+        self._entries = {
+            spec.name: Entry(spec, cache_dir, start_engine, read_tokenizer, rest_seconds) for spec in specs
+        }
         aliases = [(alias, entry) for entry in self._entries.values() for alias in entry.aliases]
         self._exact = {alias: entry for alias, entry in aliases if not is_glob(alias)}
         self._globs = [(alias, entry) for alias, entry in aliases if is_glob(alias)]
@@ -161,7 +196,7 @@ class Registry:
         raise ModelNotFound(name)
 
     def start(self) -> None:
-        """Begin to load every entry that is marked ``load: start``."""
+        """Begin to load every entry that is marked ``load: start``, as far as that has not been done."""
         for entry in self.required():
             entry.start()
 
@@ -203,6 +238,9 @@ class _NoEngine:
         self._health = health
 
     def describe(self) -> ModelInfo:
+        raise EngineUnavailable(self._health.detail)
+
+    async def ready(self) -> ModelInfo:
         raise EngineUnavailable(self._health.detail)
 
     def submit(self, request: Request) -> AsyncIterator[Event]:  # noqa: ARG002 - the protocol's name

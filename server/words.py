@@ -64,9 +64,10 @@ def bars(terminal: Console) -> Iterator[Bars]:
 
 
 async def watch_loading(registry: Registry, terminal: Console) -> bool:
-    """Show how the models load until each is ready or has failed; whether any is ready."""
+    """Show how the models load until each has been ready or has failed, be it once; whether any is ready."""
+    loading = registry.required()
     with bars(terminal) as lines:
-        while any(entry.health().state is EngineState.LOADING for entry in registry.required()):
+        while loading := [entry for entry in loading if entry.health().state is EngineState.LOADING]:
             for entry in registry.required():
                 health = entry.health()
                 lines.show(entry.name, health.detail or str(health.state), health.progress)

@@ -24,8 +24,13 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """200 once every model marked ``load: start`` can answer; until then, and while draining, 503 with the reasons."""
+    """200 once every model marked ``load: start`` can answer; until then, and while draining, 503 with the reasons.
+
+    Asking here has what failed tried again too: a load balancer sends no requests before the answer is 200.
+    """
     state = request.app.state
+    if not state.draining:
+        state.registry.start()
     required = state.registry.required()
     ready = all(entry.health().state is EngineState.READY for entry in required)
     status = "draining" if state.draining else "ready" if ready else "loading"

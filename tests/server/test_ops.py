@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.fakes import serving, tokenizer_folder
+from support.fakes import ScriptedEngine, serving, tokenizer_folder
 
+from server.app import create_app
+from server.convert.tokens import ChatTokenizer
+from server.registry import Registry
+from server.settings import Settings
 from server.spec import ModelSpec
 
 
@@ -39,6 +45,33 @@ async def test_readyz_tells_each_model_until_all_required_can_answer(folder: Pat
     assert set(loading.json()["models"]["now"]) == {"state", "detail", "progress", "load"}
     assert loading.json()["models"]["now"]["state"] == "loading"
     assert (draining.status_code, draining.json()["status"]) == (503, "draining")
+
+
+async def test_readyz_has_what_failed_tried_again(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    registry = Registry(
+        [ModelSpec("tiny", str(folder))],
+        folder,
+        start_engine=lambda config, name: ScriptedEngine(),
+        read_tokenizer=ChatTokenizer,
+        rest_seconds=0,
+    )
+    app = create_app(Settings(folder, folder), registry)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+
+    async def told(state: str) -> httpx.Response:
+        while True:
+            answer = await client.get("/readyz")
+            if answer.json()["models"]["tiny"]["state"] == state:
+                return answer
+            await asyncio.sleep(0.01)
+
+    async with app.router.lifespan_context(app), client, asyncio.timeout(60):
+        failed = await told("failed")
+        tokenizer_folder(folder)
+        ready = await told("ready")
+    assert (failed.status_code, ready.status_code) == (503, 200)
+    assert "the tokenizer of tiny cannot be loaded" in failed.json()["models"]["tiny"]["detail"]
 
 
 async def test_metrics_are_in_prometheus_text_format(folder: Path) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
+from support.fakes import INFO
+from support.scripted_worker import COMMAND, REFUSAL
 
-from engine.types import EngineConfig, EngineState, EngineUnavailable, Event, Health, ModelInfo, Request
+from engine.client import ProcessEngine
+from engine.types import Engine, EngineConfig, EngineState, EngineUnavailable, Event, Health, ModelInfo, Request
+from server import registry as registry_module
 from server.convert.tokens import ChatTokenizer
 from server.errors import ModelNotFound
 from server.registry import Entry, Registry
 from server.settings import ConfigError
 from server.spec import parse_specs
+from server.words import watch_loading
 
 SECONDS = 10.0
+ENDLESS = 1e9
 
 
 class ToldEngine:
@@ -29,6 +39,12 @@ class ToldEngine:
         self.closed = 0
 
     def describe(self) -> ModelInfo:
+        raise EngineUnavailable("told so")
+
+    async def ready(self) -> ModelInfo:
+        await until(lambda: self.state.state is not EngineState.LOADING)
+        if self.state.state is EngineState.READY:
+            return INFO
         raise EngineUnavailable("told so")
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
@@ -59,12 +75,12 @@ def read_tokenizer(folder: Path) -> ChatTokenizer:
     return cast("ChatTokenizer", ToldTokenizer(folder))
 
 
-def refuse_tokenizer(folder: Path) -> ChatTokenizer:
-    raise KeyError("no such template")
-
-
-def registry_of(text: str, folder: Path, read: Callable[[Path], ChatTokenizer] = read_tokenizer) -> Registry:
-    return Registry(parse_specs(text, base=folder), folder / "cache", start_engine=ToldEngine, read_tokenizer=read)
+def registry_of(
+    text: str, folder: Path, read: Callable[[Path], ChatTokenizer] = read_tokenizer, rest: float = ENDLESS
+) -> Registry:
+    """A registry that rests for so many seconds after a failure."""
+    specs = parse_specs(text, base=folder)
+    return Registry(specs, folder / "cache", start_engine=ToldEngine, read_tokenizer=read, rest_seconds=rest)
 
 
 def told(entry: Entry) -> Any:
@@ -157,15 +173,140 @@ async def test_an_entry_is_not_ready_before_its_tokenizer(weights: Path) -> None
     await registry.close()
 
 
-async def test_a_tokenizer_that_cannot_be_loaded_fails_the_entry(weights: Path) -> None:
-    registry = registry_of(ONE, weights, refuse_tokenizer)
+class Mended:
+    """A tokenizer that cannot be read as long as ``problem`` is raised; counts how often somebody tries."""
+
+    def __init__(self, problem: BaseException | None) -> None:
+        self.problem = problem
+        self.attempts = 0
+
+    def __call__(self, folder: Path) -> ChatTokenizer:
+        self.attempts += 1
+        if self.problem is not None:
+            raise self.problem
+        return read_tokenizer(folder)
+
+
+class Panic(BaseException):
+    """What a panic of Rust code is in Python: no ``Exception``."""
+
+
+def ask(entry: Entry, times: int = 16) -> set[str]:
+    """What so many requests are told that come at the same moment."""
+    told = set()
+    for _ in range(times):
+        with pytest.raises(EngineUnavailable) as refusal:
+            _ = entry.tokenizer
+        told.add(str(refusal.value))
+    return told
+
+
+def started_again(entry: Entry, before: Engine) -> bool:
+    """Whether asking now has another engine started."""
+    entry.start()
+    return entry.engine is not before
+
+
+@pytest.mark.parametrize("problem", [KeyError("no such template"), Panic("no such template")])
+async def test_a_tokenizer_that_cannot_be_loaded_fails_the_entry_and_ends_its_engine(
+    weights: Path, problem: BaseException
+) -> None:
+    read = Mended(problem)
+    registry = registry_of(ONE, weights, read)
     (entry,) = registry.entries()
     registry.start()
-    told(entry).state = Health(EngineState.READY)
-    await until(lambda: entry.health().state is EngineState.FAILED)
+    engine = told(entry)
+    engine.state = Health(EngineState.READY)
+    await until(lambda: engine.closed == 1)
+    assert entry.health().state is EngineState.FAILED
     assert "no such template" in entry.health().detail
-    with pytest.raises(EngineUnavailable, match="cannot be loaded"):
-        _ = entry.tokenizer
+    (sentence,) = ask(entry)
+    assert "the tokenizer of m cannot be loaded" in sentence
+    assert read.attempts == 1, "while it rests"
+    await registry.close()
+
+
+async def test_a_tokenizer_is_tried_again_once_for_all_who_ask(weights: Path) -> None:
+    read = Mended(KeyError("no such template"))
+    registry = registry_of(LAZY, weights, read, rest=0)
+    (entry,) = registry.entries()
+    assert "is loading" in ask(entry).pop()
+    first = told(entry)
+    await until(lambda: entry.health().state is EngineState.FAILED)
+    read.problem = None
+    await until(lambda: started_again(entry, first))
+    second = told(entry)
+    for _ in range(16):
+        entry.start()
+    second.state = Health(EngineState.READY)
+    await until(lambda: entry.health().state is EngineState.READY)
+    assert (read.attempts, first.closed, second.closed) == (2, 1, 0), "the engine reads a mended folder again, too"
+    assert entry.engine is second
+    await registry.close()
+
+
+@pytest.mark.parametrize(("took", "rest"), [(1.0, 10.0), (60.0, 60.0)])
+async def test_an_engine_that_cannot_be_loaded_rests_before_it_is_tried_again(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, took: float, rest: float
+) -> None:
+    clock = SimpleNamespace(now=5.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(registry_module, "time", clock)
+    registry = registry_of(ONE, weights, rest=10.0)
+    (entry,) = registry.entries()
+    registry.start()
+    engine = told(entry)
+    await until(lambda: entry._tokenizer is not None)
+    clock.now += took
+    engine.state = Health(EngineState.FAILED, "layer 7 keeps a state")
+    await until(lambda: entry._loading is not None and entry._loading.done())
+    clock.now += rest - 0.1
+    assert not started_again(entry, engine)
+    assert entry.health() == Health(EngineState.FAILED, "layer 7 keeps a state")
+    clock.now += 0.2
+    assert started_again(entry, engine)
+    assert entry.health().state is EngineState.LOADING
+    await registry.close()
+
+
+async def test_an_engine_that_has_worked_is_loaded_again_by_the_next_request(weights: Path) -> None:
+    registry = registry_of(ONE, weights)
+    (entry,) = registry.entries()
+    registry.start()
+    first = told(entry)
+    first.state = Health(EngineState.READY)
+    await until(lambda: entry.health().state is EngineState.READY)
+    old = entry.tokenizer
+    await asyncio.wait({cast("Any", entry._loading)})
+    first.state = Health(EngineState.FAILED, "the weights are damaged")
+    assert "is loading" in ask(entry).pop()
+    told(entry).state = Health(EngineState.READY)
+    await until(lambda: entry.health().state is EngineState.READY)
+    assert entry.tokenizer is not old
+    await registry.close()
+
+
+async def test_a_refused_model_is_served_once_it_is_mended(weights: Path) -> None:
+    started: list[str] = []
+
+    def start(config: EngineConfig, name: str) -> ProcessEngine:
+        """The real process, in which the model is refused the first time."""
+        started.append(name)
+        engine = ProcessEngine(replace(config, path="refuse" if len(started) == 1 else ""), command=COMMAND)
+        engine.start()
+        return engine
+
+    specs = parse_specs(ONE, base=weights)
+    registry = Registry(specs, weights, start_engine=start, read_tokenizer=read_tokenizer, rest_seconds=0)
+    (entry,) = registry.entries()
+    registry.start()
+    await until(lambda: entry.health().state is EngineState.FAILED)
+    assert REFUSAL in entry.health().detail
+    with pytest.raises(EngineUnavailable, match="MambaMixer"):
+        entry.engine.describe()
+    refused = entry.engine
+    await until(lambda: started_again(entry, refused))
+    await until(lambda: entry.health().state is EngineState.READY)
+    assert len(started) == 2
     await registry.close()
 
 
@@ -194,11 +335,34 @@ async def test_missing_weights_say_what_to_run_and_are_looked_for_again(tmp_path
         entry.engine.describe()
 
 
-async def test_a_folder_that_is_no_model_says_what_it_lacks(weights: Path) -> None:
-    (weights / "weights" / "tokenizer.json").unlink()
+async def test_a_folder_that_is_no_model_says_what_it_lacks_and_is_looked_at_again(weights: Path) -> None:
+    lacking = weights / "weights" / "tokenizer.json"
+    lacking.unlink()
     registry = registry_of(ONE, weights)
     registry.start()
-    assert "tokenizer.json" in registry.resolve("m").health().detail
+    (entry,) = registry.entries()
+    assert "tokenizer.json" in entry.health().detail
+    assert "tokenizer.json" in ask(entry).pop()
+    lacking.write_text("{}")
+    assert "is loading" in ask(entry).pop(), "nothing was loaded that would have to rest"
+    await registry.close()
+
+
+async def test_who_watches_the_start_does_not_wait_for_what_is_tried_again(weights: Path) -> None:
+    registry = registry_of("models: {a: {source: weights}, b: {source: weights}}", weights, rest=0)
+    failing, slow = registry.entries()
+    registry.start()
+    words = StringIO()
+    watching = asyncio.create_task(watch_loading(registry, Console(file=words)))
+    first = told(failing)
+    first.state = Health(EngineState.FAILED, "layer 7 keeps a state")
+    await until(lambda: "layer 7" in words.getvalue())
+    await until(lambda: started_again(failing, first))
+    told(slow).state = Health(EngineState.READY)
+    async with asyncio.timeout(SECONDS):
+        assert await watching
+    assert failing.health().state is EngineState.LOADING
+    await registry.close()
 
 
 async def test_close_ends_everything_for_good(weights: Path) -> None:

@@ -80,6 +80,9 @@ class PatientEngine:
     def describe(self) -> ModelInfo:
         return INFO
 
+    async def ready(self) -> ModelInfo:
+        return INFO
+
     async def submit(self, request: Request) -> AsyncIterator[Event]:  # type: ignore[override]
         self.begun.set()
         yield Delta(0, (1,), "one")

@@ -112,6 +112,11 @@ class ScriptedEngine:
             raise EngineUnavailable("The model tiny is loading (40%). Please try again later.")
         return self.info
 
+    async def ready(self) -> ModelInfo:
+        while self.info is None:
+            await asyncio.sleep(0.01)
+        return self.info
+
     def submit(self, request: Request) -> AsyncIterator[Event]:
         if self.refusal is not None:
             raise self.refusal
