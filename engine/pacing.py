@@ -12,9 +12,10 @@ MIN_CHUNK = 16
 MAX_CHUNK = 4096
 # A chunk is at most so many times as large as the largest one measured: nothing is extrapolated far.
 GROWTH = 2
-# How much longer than a step that only decodes one may take that also carries prefill: what others see of a long
-# prompt's arrival. Where more sequences wait for their first token than get their next ones, as many times longer.
-STRETCH = 3.0
+# How much longer than a step that only decodes one is meant to take that also carries prefill: what others see of a
+# long prompt's arrival is then within three times, because steps vary. Where more sequences wait for their first token
+# than get their next ones, as many times longer.
+STRETCH = 2.6
 # A step without decodes keeps nobody's next token waiting, only arrivals and cancellations.
 ALONE_FACTOR = 4
 # The most of a step that its fixed cost may be, beside decodes and alone: smaller chunks would mostly pay for steps.
