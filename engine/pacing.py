@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a first step may carry before anything is measured: harmless on a laptop, enough to measure a GPU.
-FIRST_CHUNK = 32
+# What the first steps may carry, of two sizes so that the fixed cost can be told from the price: harmless on a laptop,
+# enough to measure a GPU.
+FIRST_CHUNKS = (32, 64)
 # Below this a chunk saves hardly any time.
 MIN_CHUNK = 16
 # Past this a GPU gains nothing, while activations grow and a wrong estimate costs more.
@@ -23,8 +24,8 @@ FIXED_SHARE_BESIDE = 0.4
 FIXED_SHARE_ALONE = 0.2
 # Weight of the past against one new step: means follow a change within some ten steps.
 MEMORY = 0.8
-# The most of a step that counts as its fixed cost while all measured chunks are of one size.
-MAX_FIXED = 0.75
+# A step counts as no more than so many usual ones of its size: one pause of the machine moves a mean by a twentieth.
+PAUSE = 1.25
 # How a size that is not measured any more fades against the others, with each step, and what remains of it: without a
 # second size the fixed cost could not be told from the price.
 FADING = 0.98
@@ -50,24 +51,23 @@ class StepPacer:
 
         ``num_waiting`` sequences still have to compute their prompts.
         """
-        if not self._cost.largest:
-            return FIRST_CHUNK
-        fixed, price = self._cost.line(self._decode_seconds)
+        if self._cost.num_sizes < len(FIRST_CHUNKS):
+            return FIRST_CHUNKS[self._cost.num_sizes]
+        fixed, price = self._cost.line
         share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
         worthwhile = fixed * (1 / share - 1)
         seconds = max(self._allowed(num_decodes, num_waiting) - fixed, worthwhile)
-        most = min(MAX_CHUNK, max(FIRST_CHUNK, GROWTH * self._cost.largest))
+        most = min(MAX_CHUNK, max(FIRST_CHUNKS[-1], GROWTH * self._cost.largest))
         return int(min(max(seconds / max(price, _TICK), MIN_CHUNK), most))
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
         if num_prefill_tokens:
             self._cost.add(num_prefill_tokens, seconds)
-            if num_decodes and self._cost.is_fitted:
+            if num_decodes and self._cost.num_sizes > 1:
                 # A step with prefill does all that one without it does. While prompts come without a pause, nothing
                 # else tells that decodes have become cheaper.
-                fixed, _ = self._cost.line(self._decode_seconds)
-                self._decode_seconds = min(self._decode_seconds, fixed)
+                self._decode_seconds = min(self._decode_seconds, self._cost.line[0])
         elif num_decodes:
             past = self._decode_seconds or seconds
             self._decode_seconds = past * MEMORY + seconds * (1 - MEMORY)
@@ -95,17 +95,19 @@ class PrefillCost:
     A step has a cost that no chunk avoids: weights are read, kernels launched. Sizes are kept apart by powers of two,
     with a moving mean each, so that a thousand steps of one size do not make the others forgotten, and a line through
     the means is found by least squares of relative errors: a step that was slow for another reason counts for little.
+
+    ``largest`` is the largest chunk measured, ``line`` the fixed seconds and the seconds a token; it takes two sizes.
     """
 
     def __init__(self) -> None:
         self.largest = 0
+        self.line = (0.0, 0.0)
         self._means: dict[int, _Mean] = {}
-        self._line = (0.0, 0.0)
 
     @property
-    def is_fitted(self) -> bool:
-        """Whether steps of different sizes were measured, so that the line is theirs."""
-        return len(self._means) > 1
+    def num_sizes(self) -> int:
+        """How many sizes, by powers of two, were measured."""
+        return len(self._means)
 
     def add(self, tokens: int, seconds: float) -> None:
         """Take a measured step with ``tokens`` of prefill into account."""
@@ -115,22 +117,9 @@ class PrefillCost:
             mean.weight = max(mean.weight * FADING, FADED)
         mean = self._means.setdefault(tokens.bit_length(), _Mean(tokens, seconds))
         mean.tokens = mean.tokens * MEMORY + tokens * (1 - MEMORY)
-        # Twice the mean at most: one pause of the machine moves it by a fifth.
-        mean.seconds = mean.seconds * MEMORY + min(seconds, 2 * mean.seconds) * (1 - MEMORY)
+        mean.seconds = mean.seconds * MEMORY + min(seconds, PAUSE * mean.seconds) * (1 - MEMORY)
         mean.weight = 1.0
-        self._line = self._fitted()
-
-    def line(self, decode_seconds: float) -> tuple[float, float]:
-        """The fixed seconds and the seconds a token.
-
-        As long as all steps were of one size, what a step of decodes takes stands for the fixed part.
-        """
-        if self.is_fitted:
-            return self._line
-        (mean,) = self._means.values()
-        # Never the whole step: an outdated ``decode_seconds`` would make prefill look free.
-        fixed = min(decode_seconds, mean.seconds * MAX_FIXED)
-        return fixed, (mean.seconds - fixed) / mean.tokens
+        self.line = self._fitted()
 
     def _fitted(self) -> tuple[float, float]:
         """Minimises the sum of weight x (1 - (fixed + price x tokens) / seconds)² with neither below 0."""

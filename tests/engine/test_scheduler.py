@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from engine.batch import Sequence, Work
 from engine.blocks import BlockPool
-from engine.pacing import FIRST_CHUNK, StepPacer
+from engine.pacing import FIRST_CHUNKS, StepPacer
 from engine.scheduler import Scheduler
 from engine.types import Request, SamplingParams
+
+FIRST_CHUNK = FIRST_CHUNKS[0]
 
 
 def make_scheduler(num_blocks: int = 100, block_size: int = 4, max_running: int = 8) -> tuple[Scheduler, BlockPool]:
