@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.sources import SourceError, prepare, prepared_folder
-from server.library import require_library
 from server.registry import weights_of
 from server.settings import ConfigError, Settings
 from server.spec import ModelSpec, load_specs
+from server.transformers_import import require_library
 from server.words import bars, console, reporter
 
 

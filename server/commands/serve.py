@@ -7,12 +7,12 @@ from pathlib import Path
 from engine.sources import prepare
 from server.app import create_app
 from server.commands.models import models_file
-from server.library import require_library
 from server.observe import configure_logging
 from server.registry import Registry, weights_of
 from server.serving import CastorServer, bind
 from server.settings import Settings
 from server.spec import load_specs, spec_of_path
+from server.transformers_import import require_library
 from server.words import bars, console, reporter, say_ready, watch_loading
 
 

@@ -24,7 +24,7 @@ from jinja2 import TemplateError
 from server.convert.constraint import GrammarCompiler
 from server.errors import InvalidArgument
 from server.families import Family, family_of
-from server.library import library
+from server.transformers_import import library
 
 BULKY_CHARACTERS = 100_000
 MIN_CHARACTERS_PER_TOKEN = 64

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.types import FinishReason
 from server.families import Family
-from server.library import library
+from server.transformers_import import library
 
 MAX_DEPTH = 64
 """Of a call's arguments: whoever gets them has to write and read them as JSON."""

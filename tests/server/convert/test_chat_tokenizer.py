@@ -17,7 +17,7 @@ from tokenizers import processors
 
 from server.convert.tokens import ChatTokenizer, Message
 from server.errors import InvalidArgument
-from server.library import library
+from server.transformers_import import library
 
 ROOT = Path(__file__).parents[3]
 END, START = 2, 1

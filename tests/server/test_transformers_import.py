@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.fakes import tokenizer_folder
 
-from server.library import OLDEST, require_library
 from server.settings import ConfigError
+from server.transformers_import import OLDEST, require_library
 
 ROOT = Path(__file__).parents[2]
 THREADS = 8
@@ -39,7 +39,7 @@ def test_threads_that_need_it_at_the_same_moment_all_get_it() -> None:
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from server.library import library
+from server.transformers_import import library
 together = Barrier({THREADS})
 def ask(_):
     together.wait()
@@ -60,7 +60,7 @@ from pathlib import Path
 from engine.types import FinishReason
 from server.convert.tokens import ChatTokenizer
 from server.families import FAMILIES
-from server.library import library
+from server.transformers_import import library
 from server.mapper.parts import Call, answer_parser
 library()
 before = set(sys.modules)
@@ -95,7 +95,7 @@ def test_a_newer_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ver
 
 def test_a_missing_one_is_told() -> None:
     said = run("""
-from server.library import require_library
+from server.transformers_import import require_library
 from server.settings import ConfigError
 try:
     require_library()
