@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
+from support.examples import register_profiles
 from support.gemma import prepare_gemma
 
 from engine.sources import parse_source, prepare
@@ -24,8 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore it, and so would every process that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples in every run and on every machine, and no clock over them: what fails, a change has broken.
-settings.register_profile("castor", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in every run and on every machine: what fails, a change has broken. scripts/test --explore names the
+# other profile, which pytest loads after this one.
+register_profiles()
 settings.load_profile("castor")
 
 

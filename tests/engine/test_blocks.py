@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from engine.blocks import BlockPool
 
@@ -134,7 +135,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(operations, st.integers(1, 12), st.integers(1, 4))
 def test_no_block_is_lost_or_shared_wrongly(steps: list[Operation], num_blocks: int, block_size: int) -> None:
     pool = BlockPool(num_blocks, block_size)

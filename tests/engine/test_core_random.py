@@ -8,6 +8,7 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.digests import Told, make_core, make_request, model_info, run_to_end, tell
+from support.examples import examples
 
 from engine.batch import Work
 from engine.types import ErrorKind, FinishReason, Request
@@ -119,7 +120,7 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     assert kind in possible
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(guests(), st.integers(0, 12), st.integers(1, 6), st.sampled_from([1e-6, 1e9]), st.booleans())
 def test_random_traffic(
     plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, early: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.tiny import EOS_ID, tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
@@ -35,7 +36,7 @@ def stream(tokenizer: Tokenizer, token_ids: list[int], markers: frozenset[int] =
 
 
 @tokenizers_of_both_kinds
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(st.text(alphabet=st.sampled_from(" ab\n\x7fé߷日\u200d\u0301👩👧𝔘")))
 def test_pieces_add_up_to_the_whole_decode(tokenizer: Tokenizer, text: str) -> None:
     token_ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -71,7 +72,7 @@ def test_bytes_that_change_the_text_before_them_do_not_take_it_back() -> None:
 
 
 @tokenizers_of_both_kinds
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(3, 258), max_size=100))
 def test_any_tokens_give_text_after_a_bounded_wait(tokenizer: Tokenizer, token_ids: list[int]) -> None:
     detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer))

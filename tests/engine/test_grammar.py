@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.digests import TOKENIZER, Told, ids, make_request, run_to_end
+from support.examples import examples
 from support.schemas import Schema, schemas
 from support.tiny import EOS_ID, VOCAB_SIZE, tiny_model_folder
 
@@ -64,7 +65,7 @@ def expect_valid(result: Told, schema: Schema) -> int:
     return len(ended)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(12), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(schemas(), min_size=10, max_size=10), st.integers(0, 2**32))
 def test_answers_validate(core: Core, batch: list[Schema], seed: int) -> None:
     requests = [

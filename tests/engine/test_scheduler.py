@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from engine.batch import Sequence, Work
 from engine.blocks import BlockPool
@@ -171,7 +172,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(arrivals, st.integers(0, 20), st.integers(1, 6))
 def test_everybody_is_served_in_any_pool(
     plan: list[tuple[int, int, int, int, int]], spare: int, max_running: int

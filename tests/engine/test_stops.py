@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from engine.text.stops import StopMatcher
 
@@ -55,7 +56,7 @@ def test_nothing_follows_a_stop() -> None:
 words = st.text(alphabet="ab", min_size=1, max_size=5)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.lists(words, max_size=4), st.lists(st.text(alphabet="abc", max_size=4), max_size=8))
 def test_any_stops_in_any_pieces(stops: list[str], pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -65,7 +66,7 @@ def test_any_stops_in_any_pieces(stops: list[str], pieces: list[str]) -> None:
     assert "".join(shown) == (text if expected is None else expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(words, min_size=1, max_size=4), st.lists(st.text(alphabet="ab", max_size=4), max_size=8))
 def test_no_more_is_held_back_than_a_possible_head(stops: list[str], pieces: list[str]) -> None:
     matcher = StopMatcher(stops)
@@ -132,7 +133,7 @@ def test_stops_in_exempt_spans_do_not_count(stops: list[str], pieces: list[str],
     assert feed_outside(stops, [("<c>", "</c>")], pieces)[0] == shown
 
 
-@settings(max_examples=600)
+@settings(max_examples=examples(600))
 @given(
     st.lists(words, min_size=1, max_size=3),
     st.lists(st.tuples(words, words), max_size=3),

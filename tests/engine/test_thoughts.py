@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from engine.thoughts import Thoughts
 from engine.types import Thinking
@@ -49,7 +50,7 @@ ids = st.integers(1, 3)
 markers = st.lists(ids, min_size=1, max_size=3).map(tuple)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(markers, markers, st.booleans(), st.booleans(), st.lists(ids, max_size=16))
 def test_any_tokens(
     start: tuple[int, ...], end: tuple[int, ...], is_open: bool, constrained: bool, tokens: list[int]
@@ -62,7 +63,7 @@ def test_any_tokens(
     assert thoughts.forced is None
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(markers, st.integers(0, 5), st.lists(ids, max_size=16))
 def test_the_budget_forces_the_end(end: tuple[int, ...], budget: int, tokens: list[int]) -> None:
     thoughts = Thoughts(Thinking((), end, open=True, budget=budget), constrained=False)

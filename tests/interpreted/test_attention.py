@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.paged import make_sequence
 
 from engine.attention.base import AttentionOptions
@@ -95,7 +96,7 @@ def laid_out(case: Case) -> tuple[list[Work], int]:
 
 
 @given(case=cases())
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), suppress_health_check=list(HealthCheck))
 def test_any_step_of_any_layer(case: Case) -> None:
     compare(case)
 

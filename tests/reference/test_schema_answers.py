@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from support.examples import examples
 from support.sent_schemas import Sample, samples
 from support.tiny import EOS_ID, tiny_model_folder
 
@@ -37,10 +38,8 @@ def compiler() -> Iterator[GrammarCompiler]:
     made.close()
 
 
-@seed(3)
 @settings(
-    max_examples=200 // BATCH,
-    database=None,
+    max_examples=examples(200 // BATCH),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

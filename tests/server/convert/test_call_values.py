@@ -10,9 +10,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
+from support.examples import examples
 from support.schemas import schemas
 from support.tiny import EOS_ID, tiny_tokenizer
 from tokenizers import AddedToken
@@ -84,8 +85,7 @@ def walked(made: str, choice: random.Random, most: int = 4000) -> str:
     return TOKENIZER.decode(ids, skip_special_tokens=False)
 
 
-@seed(7)
-@settings(max_examples=150, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), suppress_health_check=list(HealthCheck))
 @given(inner=schemas(), draw=st.integers(0, 2**32))
 def test_what_is_let_pass_reads_back_and_matches_the_schema(inner: Any, draw: int) -> None:
     text = walked(grammar(object_of(inner)), random.Random(draw))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.examples import examples
 
 from server.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, ResourceExhausted
 from server.files import upload as upload_module
@@ -387,5 +388,5 @@ class UploadMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-UploadMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=15)
+UploadMachine.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=15)
 TestUploads = UploadMachine.TestCase

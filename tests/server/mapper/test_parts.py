@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from engine.types import FinishReason
 from server.families import CASTOR, FAMILIES, Family
@@ -103,7 +104,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("name", sorted(FAMILY))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.data())
 def test_any_text_reads_the_same_in_every_cut(name: str, data: st.DataObject) -> None:
     pieces = data.draw(st.lists(st.sampled_from(FRAGMENTS), max_size=14))

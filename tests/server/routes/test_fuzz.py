@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.fakes import Harness, serving, tokenizer_folder
 
 VALID: dict[str, Any] = {
@@ -69,12 +70,13 @@ def folder(tmp_path: Path) -> Path:
     return tokenizer_folder(tmp_path / "tiny")
 
 
+@pytest.mark.hypothesis
 def test_mutated_bodies(folder: Path) -> None:
     with asyncio.Runner() as runner:
         context = serving(folder)
         harness = runner.run(context.__aenter__())
 
-        @settings(max_examples=300)
+        @settings(max_examples=examples(300))
         @given(mutated())
         def check(body: Any) -> None:
             runner.run(_post_all(harness, [json.dumps(body).encode()]))
