@@ -266,7 +266,9 @@ def as_api_error(failure: BaseException | RequestError) -> ApiError:
             return InvalidArgument(str(failure))
         case HTTPException():
             return _from_http(failure)
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+        case (
+            OSError(errno=errno.ENOSPC | errno.EDQUOT) | sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL)
+        ):
             return ResourceExhausted("The disk of this server is full. Please try again later.", 60)
         case sqlite3.OperationalError():
             return Unavailable("The store of files cannot be used now. Please try again later.")

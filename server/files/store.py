@@ -7,6 +7,8 @@ again. An upload becomes a file by one transaction of the catalog; nothing is re
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import re
 import time
 from collections.abc import Callable
@@ -20,6 +22,9 @@ from server.files.catalog import Catalog, Row
 GIB = 1024**3
 FINISHED_SECONDS = 600.0
 """How long a complete upload still answers a client that lost the answer to its last request."""
+
+KEPT_FREE = 8 * 1024**2
+"""Bytes of the disk that uploads leave free: the catalog must be able to write down what is deleted."""
 
 ID = re.compile(r"[a-z0-9]{1,40}")
 _TOKEN = re.compile(r"(\d+\.\d+) ([a-z0-9]{1,40})")
@@ -111,6 +116,12 @@ class FileStore:
         missing = [blob for blob, needed in known.items() if needed and not (self.blobs / blob).exists()]
         lost = sum(self.catalog.forget(blob) for blob in missing)
         return len(gone) + len(orphans) + lost
+
+    def need_disk(self, more: int) -> None:
+        """Raises ``OSError`` as the disk would, a little earlier, where it has no room for so many bytes."""
+        disk = os.statvfs(self.blobs)
+        if disk.f_bavail * disk.f_frsize < more + KEPT_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.blobs))
 
     def discard(self, blob: str) -> None:
         """Remove a blob that no row names any more."""

@@ -64,11 +64,12 @@ class Uploads:
         """Reserve the name and the room for a file; returns the id of its upload.
 
         Raises ``InvalidArgument``, ``AlreadyExists`` for a name that is taken, ``PayloadTooLarge`` and
-        ``ResourceExhausted`` where a file of this size is not kept.
+        ``ResourceExhausted`` where a file of this size is not kept, ``OSError`` where the disk has no room for it.
         """
         row = self._new_row(new)
         with self._store.catalog.changing() as db:
             _check_room(self._store.limits, usage(db, row.owner, row.created), row.held, files=1)
+            self._store.need_disk(row.held)
             if not insert(db, row):
                 raise AlreadyExists(f"File {row.id!r} already exists: delete it first, or choose another name.")
         assert row.upload is not None
@@ -221,7 +222,8 @@ class Writer:
         """The next bytes. Those that were received before are compared with what is kept.
 
         Raises ``InvalidArgument`` where they differ or are more than was declared, ``PayloadTooLarge`` and
-        ``ResourceExhausted`` where they are more than is kept, and ``NotFound`` if the upload was cancelled.
+        ``ResourceExhausted`` where they are more than is kept, ``OSError`` where the disk is full, and ``NotFound`` if
+        the upload was cancelled.
         """
         end = self._position + len(data)
         if self._row.size is not None and end > self._row.size:
@@ -249,6 +251,7 @@ class Writer:
     def _append(self, data: bytes) -> None:
         if self.received + len(data) > self._held:
             self._reserve(self.received + len(data))
+        self._store.need_disk(len(data))
         if self.received == self._safe:
             os.ftruncate(self._descriptor, self.received)
         _write_all(self._descriptor, data, self.received)

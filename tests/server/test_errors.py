@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import Any
 
 import pytest
@@ -41,6 +42,15 @@ def test_the_mapping(failure: Any, code: int, status: str) -> None:
     assert (error.code, error.status) == (code, status)
     assert error.message
     assert "secret" not in error_json(error)
+
+
+def test_a_database_on_a_full_disk_is_told_as_such() -> None:
+    database = sqlite3.connect(":memory:")
+    database.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        database.execute("CREATE TABLE a (b)")
+    error = as_api_error(full.value)
+    assert (error.code, "disk" in error.message) == (429, True)
 
 
 def test_every_kind_of_the_engine_is_mapped() -> None:

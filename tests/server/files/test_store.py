@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import InvalidArgument, NotFound, PermissionDenied
+from server.errors import InvalidArgument, NotFound, PermissionDenied, as_api_error
 from server.files.store import FINISHED_SECONDS, FileLimits, FileStore, StoredFile
 from server.files.upload import NewFile, Uploads
 
@@ -196,3 +196,13 @@ def test_a_folder_that_cannot_be_used_is_an_error_at_once(tmp_path: Path) -> Non
     (tmp_path / "files" / "files.db").write_text("this is no database, and long enough to be read as one" * 100)
     with pytest.raises(sqlite3.DatabaseError):
         FileStore(tmp_path / "files")
+
+
+def test_a_file_that_the_disk_cannot_hold_is_refused_before_it_comes(tmp_path: Path) -> None:
+    petabyte = 1024**5
+    store = FileStore(tmp_path, FileLimits(2 * petabyte, 2 * petabyte, 2 * petabyte))
+    with pytest.raises(OSError, match="No space left") as refused:
+        Uploads(store).start(NewFile("me", size=petabyte))
+    assert as_api_error(refused.value).status == "RESOURCE_EXHAUSTED"
+    assert store.catalog.blobs() == {}
+    store.close()
