@@ -51,3 +51,15 @@ def gemma_model(cache_dir: Path) -> Path:
 
 def _silent(stage: str, fraction: float) -> None:
     """Nobody watches."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--system", action="store_true", help="run the tests that need root on Linux")
+    parser.addoption("--left-out", metavar="FILE", help="add the tests that are skipped, and why, to this file")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if path := config.getoption("--left-out"):
+        with open(path, "a") as file:
+            for report in terminalreporter.stats.get("skipped", []):
+                file.write(f"{report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}\n")
