@@ -40,6 +40,10 @@ from engine.types import (
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
+STALL = 4
+"""Seconds without progress: long enough for a process that shares its core with several others."""
+
+
 async def test_kill_9_amid_32_streams_gives_32_errors_and_the_service_comes_back() -> None:
     async with ready_engine() as process_engine:
         streams = [process_engine.submit(request(str(n), ENDLESS, candidates=1 + n % 3)) for n in range(32)]
@@ -109,21 +113,21 @@ async def test_last_words_are_waited_for() -> None:
 
 
 async def test_a_process_that_makes_no_progress_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    async with ready_engine(stall=2) as process_engine:
+    async with ready_engine(stall=STALL) as process_engine:
         await read(process_engine.submit(request("before")))
-        await asyncio.sleep(3)  # idle, which is no reason
+        await asyncio.sleep(STALL + 1)  # idle, which is no reason
         assert process_engine.health().state is EngineState.READY
         events = await read(process_engine.submit(request("a", kind=Kind.HANGS)))
         assert_failed(events)
-        await until(lambda: "no progress for 2 s" in caplog.text)
+        await until(lambda: f"no progress for {STALL} s" in caplog.text)
         await asyncio.wait_for(process_engine.ready(), PATIENCE)
         assert process_engine.health().restarts == 1
 
 
 async def test_steps_that_take_their_time_are_progress() -> None:
-    async with ready_engine(stall=2) as process_engine:
-        events = await read(process_engine.submit(request("a", 12, kind=Kind.SLOW)))
-        assert events[-1] == RequestFinished(2, 0, 12)
+    async with ready_engine(stall=STALL) as process_engine:
+        events = await read(process_engine.submit(request("a", 20, kind=Kind.SLOW)))  # four steps a second
+        assert events[-1] == RequestFinished(2, 0, 20)
 
 
 async def test_killed_while_loading_it_loads_again(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_ctrl_c_while_loading_is_an_orderly_end(model: Path) -> None:
 
 
 def test_chat_without_a_server_is_one_sentence() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert "castor serve" in sentence(castor("chat", "--url", f"http://127.0.0.1:{port}"))
+    with socket.socket() as silent:  # it has its port and does not listen, nor can anybody else there
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert "castor serve" in sentence(castor("chat", "--url", url))

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
+from support.waiting import PATIENCE
 
 from server.streaming import until_hangup
 
@@ -59,7 +60,7 @@ async def test_a_hang_up_ends_the_work() -> None:
     await work.started.wait()
     client.gone.set()
     with pytest.raises(ClientDisconnect):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, PATIENCE)
     assert work.ended
 
 

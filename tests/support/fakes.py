@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from support.tiny import EOS_ID, save_tiny_tokenizer, tiny_tokenizer
+from support.waiting import PATIENCE
 
 from engine.types import (
     CandidateFinished,
@@ -181,7 +182,7 @@ async def serving(folder: Path, specs: Iterable[ModelSpec] = (), **settings: Any
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=30) as client,
     ):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while not all(entry.health().state is EngineState.READY for entry in registry.required()):
                 assert all(entry.health().state is not EngineState.FAILED for entry in registry.required())
                 await asyncio.sleep(0.01)
@@ -235,7 +236,7 @@ class RawCall:
 
     async def next(self) -> dict[str, Any]:
         """What the app sends next."""
-        return await asyncio.wait_for(self.sent.get(), 20)
+        return await asyncio.wait_for(self.sent.get(), PATIENCE)
 
     def hang_up(self) -> None:
         """The client is gone."""
@@ -243,4 +244,4 @@ class RawCall:
 
     async def ended(self) -> None:
         """Wait until the app is done with the request."""
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, PATIENCE)

@@ -17,10 +17,13 @@ Pieces = Sequence[bytes | float]
 
 @dataclass(slots=True)
 class SseServer:
-    """``scripts`` are used up in order, the last one stays. ``most`` counts the requests that were open at once."""
+    """``scripts`` are used up in order, the last one stays. ``most`` counts the requests that were open at once; no
+    answer begins before it is ``together``."""
 
     scripts: deque[Pieces]
     status: str = "200 OK"
+    together: int = 1
+    gathered: asyncio.Event = field(default_factory=asyncio.Event)
     url: BaseUrl = field(init=False)
     bodies: list[bytes] = field(default_factory=list)
     left: int = 0
@@ -34,7 +37,10 @@ class SseServer:
         script = self.scripts.popleft() if len(self.scripts) > 1 else self.scripts[0]
         self.open += 1
         self.most = max(self.most, self.open)
+        if self.most >= self.together:
+            self.gathered.set()
         try:
+            await self.gathered.wait()
             writer.write(f"HTTP/1.1 {self.status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
             for piece in script:
                 if isinstance(piece, float):
@@ -52,9 +58,9 @@ class SseServer:
 
 
 @asynccontextmanager
-async def sse_server(*scripts: Pieces, status: str = "200 OK") -> AsyncIterator[SseServer]:
+async def sse_server(*scripts: Pieces, status: str = "200 OK", together: int = 1) -> AsyncIterator[SseServer]:
     """The server on a free port of the loopback."""
-    server = SseServer(deque(scripts), status)
+    server = SseServer(deque(scripts), status, together)
     listening = await asyncio.start_server(server.handle, "127.0.0.1", 0)
     server.url = BaseUrl("http", "127.0.0.1", listening.sockets[0].getsockname()[1], "")
     async with listening:

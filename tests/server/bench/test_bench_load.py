@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from itertools import pairwise
 from statistics import fmean
 
@@ -60,9 +61,10 @@ async def test_what_goes_wrong_is_the_outcome(script: tuple[bytes, ...], status:
 
 
 async def test_nobody_there() -> None:
-    async with sse_server(ANSWER) as server:
-        gone = server.url
-    outcome = await perform(target(gone), CALL, Clock(), 0.0)
+    with socket.socket() as silent:  # it has its port and does not listen, nor can anybody else there
+        silent.bind(("127.0.0.1", 0))
+        url = BaseUrl("http", "127.0.0.1", silent.getsockname()[1], "")
+        outcome = await perform(target(url), CALL, Clock(), 0.0)
     assert outcome.error
 
 
@@ -76,7 +78,7 @@ async def test_a_client_that_hangs_up() -> None:
 
 
 async def test_a_closed_loop_keeps_so_many_requests_open() -> None:
-    async with sse_server((0.01, *ANSWER)) as server:
+    async with sse_server((0.01, *ANSWER), together=4) as server:
         load = await closed_loop(target(server.url), [CALL] * 10, 4)
         assert server.most == 4
     assert len(load.outcomes) == len(server.bodies) == 10
@@ -87,7 +89,7 @@ async def test_a_closed_loop_keeps_so_many_requests_open() -> None:
 
 async def test_an_open_loop_does_not_wait_for_answers() -> None:
     arrivals = [0.0, 0.01, 0.02, 0.03]
-    async with sse_server((1.5, *ANSWER)) as server:
+    async with sse_server(ANSWER, together=4) as server:
         load = await open_loop(target(server.url), [CALL] * 4, arrivals)
         assert server.most == 4
     assert [outcome.intended for outcome in load.outcomes] == arrivals

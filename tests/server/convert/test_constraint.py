@@ -208,7 +208,7 @@ async def test_who_waits_too_long_is_refused_and_the_thread_finishes(monkeypatch
         return enforce(*job)
 
     monkeypatch.setattr(constraint_module, "_enforced", held)
-    compiler = GrammarCompiler(threads=1, deadline=0.5)  # by then the thread has begun, also on a busy machine
+    compiler = GrammarCompiler(threads=1, deadline=2.0)  # by then the thread has begun, also on a busy machine
     slow, config = {"items": S}, {**AS_JSON, "responseJsonSchema": {"items": S}}
     with pytest.raises(InvalidArgument, match="takes more than"):
         await compiler.schema(slow, "f", openapi=False)

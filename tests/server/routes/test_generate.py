@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.fakes import INFO, Harness, Pause, RawCall, failing, saying, serving, tokenizer_folder
 from support.tiny import EOS_ID
+from support.waiting import PATIENCE
 
 from engine.types import EngineUnavailable, ErrorKind, FinishReason, Overloaded
 from server.spec import ModelSpec
@@ -257,7 +258,7 @@ async def test_another_model_in_the_body(tmp_path: Path) -> None:
 async def test_a_client_that_hangs_up_ends_the_work(harness: Harness, method: str) -> None:
     harness.engine.answers.append(lambda request: [Pause()])
     call = RawCall(harness.app, f"/v1/models/tiny:{method}", HI)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not harness.engine.requests:
             await asyncio.sleep(0.01)
     call.hang_up()
