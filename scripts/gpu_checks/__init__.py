@@ -1,1 +1,1 @@
-"""What ``scripts/gpu_check`` checks: the numbers first, then the speed."""
+"""What ``scripts/gpu_check`` checks on a GPU, a module of ``parts`` for each part; and ``scripts/gpu-wheels``."""
