@@ -1,24 +1,15 @@
-"""``scripts/gpu_check`` without a GPU: every line of it with tiny shapes, and what it says where it cannot run."""
+"""``scripts/gpu_check`` without a GPU: every part of it with tiny shapes, and what it says where it cannot run."""
 
 from __future__ import annotations
 
 import json
-import math
-import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support.paged import lively_model_folder, plain_model
-from support.paged import plain_logits as plain_logits_of_tests
-
-from engine.attention.reference import ReferenceAttention
-from engine.model import LoadedModel, load_model
-from engine.types import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 # What Castor needs and a plain image for CUDA lacks.
@@ -29,30 +20,136 @@ sys.modules.update(dict.fromkeys({ABSENT}))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# The parts and the watchdog are others: ``hang`` finds something, starts a child, and hangs until the watchdog bites.
+BEFORE = f"""
+import subprocess, sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "scripts")!r}]
+import gpu_checks.budget, gpu_checks.parts
+from gpu_checks.goals import COPY
+
+class Watchdog:
+    def __init__(self, seconds, last_words):
+        Watchdog.last_words = last_words
+
+    def stop(self):
+        pass
+
+RealWatchdog, gpu_checks.budget.Watchdog = gpu_checks.budget.Watchdog, Watchdog
+
+def hang(check):
+    check.report.share(COPY, 0.5)
+    check.children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+    print("child", check.children[0].pid, flush=True)
+    check.report.doing("kernels: what hangs")
+    RealWatchdog(0.2, Watchdog.last_words)
+    time.sleep(600)
+"""
+HANGING = f"{BEFORE}\ngpu_checks.parts.run_of = lambda name: hang\n{PROGRAM}"
 
 
-def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM, str(ROOT / "scripts" / "gpu_check"), *arguments]
+def gpu_check(*arguments: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, str(ROOT / "scripts" / "gpu_check"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=850, cwd="/")
 
 
+def found_in(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 @pytest.mark.timeout(900)
-def test_a_smoke_run_goes_through_everything(tmp_path: Path) -> None:
-    run = gpu_check("--cpu-smoke", "--minutes", "60", "--json", str(tmp_path / "made" / "out.json"))
+def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "out.json"
+    parts = "correctness,kernels,decode,core,peers,server"
+    run = gpu_check("--cpu-smoke", "--minutes", "60", "--only", parts, "--json", str(path))
     assert run.returncode == 0, run.stdout + run.stderr
-    found = json.loads((tmp_path / "made" / "out.json").read_text())
+    found = found_in(path)
     assert found["environment"]["device"] == "CPU, smoke run"
-    assert all(finding["holds"] for finding in found["correctness"])
-    (speed,) = found["speed"]
-    assert set(speed["throughput"]) == set(speed["decode"]) == {"1", "3"}
-    assert set(speed["decode_eager"]) == {"1"}
-    assert speed["skipped"] == []
-    assert speed["recorded"]
-    assert "of the copy bandwidth" in run.stdout
+    assert list(found["seconds"])[1:] == parts.split(",")
+    assert (found["doing"], found["end"]) == ("", "")
+    states = {(finding["part"], finding["state"]) for finding in found["findings"]}
+    assert not {state for _, state in states} & {"WRONG", "FAILED"}
+    assert {("correctness", "ok"), *((part, "measured") for part in ("kernels", "decode", "core", "peers"))} <= states
+    (server,) = [finding for finding in found["findings"] if finding["part"] == "server"]
+    assert server["note"].startswith("missing here: msgspec, pyzmq, llguidance, pydantic, ")
+    measured = {finding["name"] for finding in found["findings"] if finding["state"] == "measured"}
+    assert {
+        "decode attention, 64 sequences, 5 stages, 32 keys",
+        "prefill attention, 24 tokens, ours",
+        "1 sequences, sampled",
+        "Llama-3.1-8B, 2 clients, 5/2 tokens",
+        "Llama-3.1-8B, generate_batch, 2 × 5/2 tokens",
+    } <= measured
+    (profile,) = [finding for finding in found["findings"] if finding["name"].startswith("profile")]
+    assert {"name", "on", "count", "device_us", "host_us"} == set(profile["data"]["by host"][0])
+    assert "the cache holds" not in run.stdout
+    assert "comparisons: 5 right, 0 wrong" in run.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.timeout(300)
+def test_the_server_is_served_and_measured_over_http(tmp_path: Path) -> None:
+    pytest.importorskip("msgspec")
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "gpu_check"),
+        "--cpu-smoke",
+        "--minutes",
+        "60",
+        "--only",
+        "server",
+    ]
+    path = tmp_path / "out.json"
+    run = subprocess.run(
+        [*command, "--json", str(path)], capture_output=True, text=True, check=False, timeout=250, cwd="/"
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    findings = {finding["name"]: finding for finding in found_in(path)["findings"]}
+    assert list(findings) == ["start of the server until it is ready", "R2, 1 stream", "R2, 2 streams"]
+    assert all(finding["value"] > 0 for finding in findings.values())
+
+
+@pytest.mark.timeout(120)
+def test_what_hangs_is_ended_and_what_was_found_before_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    run = gpu_check("--cpu-smoke", "--minutes", "9", "--only", "kernels", "--json", str(path), program=HANGING)
+    assert run.returncode == 3, run.stdout + run.stderr
+    found = found_in(path)
+    assert [(finding["name"], finding["value"]) for finding in found["findings"]] == [
+        ("copy, of the datasheet's bandwidth", 0.5)
+    ]
+    assert found["end"] == "ended by the watchdog after 9 minutes while at: kernels: what hangs"
+    assert run.stdout.rstrip().endswith(found["end"])
+    child = next(line.split()[1] for line in run.stdout.splitlines() if line.startswith("child "))
+    deadline = time.monotonic() + 20
+    while is_running(child):
+        assert time.monotonic() < deadline, "a process outlives the check"
+        time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    """Neither gone nor waiting for whoever collects it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.timeout(120)
+def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    run = gpu_check("--cpu-smoke", "--minutes", "0.001", "--json", str(path), program=f"{BEFORE}\n{PROGRAM}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = found_in(path)
+    assert {finding["state"] for finding in found["findings"]} == {"skipped"}
+    assert {finding["part"] for finding in found["findings"]} == {"correctness", "kernels", "decode", "core", "peers"}
+    assert "skipped decode: Llama-3.1-8B  (out of time: 0 s left for this part)" in run.stdout
+
+
 def test_without_a_gpu_it_says_so_in_a_sentence() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     run = gpu_check()
     assert run.returncode == 2
     assert run.stderr == (
@@ -60,82 +157,9 @@ def test_without_a_gpu_it_says_so_in_a_sentence() -> None:
     )
 
 
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
-def machine() -> Any:
-    from gpu_checks.setup import Machine
-
-    return Machine(torch.device("cpu"), True, ReferenceAttention, None)
-
-
-@pytest.mark.usefixtures("scripts")
-def test_a_model_that_cannot_be_checked_is_a_finding() -> None:
-    from gpu_checks.correctness import _model
-
-    def fail() -> LoadedModel:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
-
-    (found,) = _model(machine(), "odd", fail, 1e-3)
-    assert not found.holds
-    assert found.note == "RuntimeError: CUDA error: an illegal memory access was encountered"
-
-
-@pytest.mark.usefixtures("scripts")
-def test_plain_logits_are_by_the_models_own_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpu_checks.setup import plain_logits
-    from transformers.models.llama import modeling_llama
-
-    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
-    model = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
-
-    def ours(*_: Any, **__: Any) -> Any:
-        pytest.fail("not transformers' own")
-
-    ours.castor_original = modeling_llama.apply_rotary_pos_emb  # type: ignore[attr-defined]
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", ours)
-    text = [5 + (i * i) % 200 for i in range(20)]
-    torch.testing.assert_close(plain_logits(model, text), plain_logits_of_tests(plain_model(folder), text))
-
-
-@pytest.mark.usefixtures("scripts")
-def test_what_was_found_before_a_crash_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpu_checks import correctness
-
-    def findings(_machine: object) -> Iterator[correctness.Finding]:
-        yield correctness.Finding("first", 0.0, 1.0)
-        yield correctness.Finding("second", math.inf, 1.0, "broken")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(correctness, "findings", findings)
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--json", str(tmp_path / "out.json")])
-    main = runpy.run_path(str(ROOT / "scripts" / "gpu_check"))["main"]
-    main.__globals__["find_machine"] = lambda smoke: machine()
-    with pytest.raises(KeyboardInterrupt):
-        main()
-    found = json.loads((tmp_path / "out.json").read_text())["correctness"]
-    assert [(finding["name"], finding["holds"]) for finding in found] == [("first", True), ("second", False)]
-
-
-@pytest.mark.parametrize(
-    ("name", "bandwidth"),
-    [
-        ("NVIDIA H100 80GB HBM3", 3350),
-        ("NVIDIA H100 PCIe", 2000),
-        ("NVIDIA H200", 4800),
-        ("NVIDIA A100-SXM4-80GB", 2039),
-        ("NVIDIA A100 80GB PCIe", 1935),
-        ("NVIDIA A100-SXM4-40GB", 1555),
-        ("NVIDIA GeForce RTX 4090", 1008),
-        ("NVIDIA L4", 300),
-        ("NVIDIA L40S", 864),
-        ("NVIDIA Unheard Of", None),
-    ],
-)
-@pytest.mark.usefixtures("scripts")
-def test_devices_are_known_by_their_names(name: str, bandwidth: float | None) -> None:
-    from gpu_checks.speed import datasheet
-
-    assert datasheet(name) == bandwidth
+def test_a_part_that_does_not_exist_is_refused_before_anything_is_imported() -> None:
+    run = gpu_check("--only", "kernels,speed")
+    assert run.returncode == 2
+    assert run.stderr == (
+        "gpu_check: there is no part 'speed'; there are correctness, kernels, decode, core, peers, server.\n"
+    )

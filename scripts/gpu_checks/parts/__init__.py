@@ -1,0 +1,18 @@
+"""The parts of a check, by name. Each runs alone, within its time, and reports what it finds as it finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from gpu_checks.check import Check
+
+# Minutes of each part. A first run takes the parts of FIRST, and the rest of its seven minutes for imports.
+MINUTES = {"correctness": 1.7, "kernels": 1.0, "decode": 1.6, "core": 1.3, "peers": 0.9, "server": 2.4}
+FIRST = ("correctness", "kernels", "decode", "core", "peers")
+
+
+def run_of(name: str) -> Callable[[Check], None]:
+    """The function of a part. Imported when its turn comes: one part's missing package is no matter of the others."""
+    run: Callable[[Check], None] = import_module(f"gpu_checks.parts.{name}").run
+    return run

@@ -1,0 +1,209 @@
+"""Is our attention the formula? One layer of each form, in every kind of step, on the device itself."""
+
+from __future__ import annotations
+
+import math
+import random
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.attention.base import AttentionOptions
+from engine.attention.reference import ReferenceAttention
+from engine.batch import Sequence, Work
+from engine.kv import KVCache, KVShape
+from engine.types import Request
+from gpu_checks.check import Check
+from gpu_checks.machine import Machine
+from gpu_checks.models import BLOCK_SIZE, GREEDY
+from gpu_checks.report import reason_of
+
+PART = "correctness"
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+class Form(NamedTuple):
+    """What a layer is: its query heads, its cache, and what changes the scores."""
+
+    heads: int
+    shape: KVShape
+    window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+
+
+FORMS = {
+    "llama": Form(32, KVShape(8, 128, 128)),
+    "one head each": Form(8, KVShape(8, 64, 64)),
+    "gemma2": Form(16, KVShape(8, 256, 256), 300, 50.0),
+    "gpt-oss": Form(64, KVShape(8, 64, 64), 128, None, True),
+    "head size 512": Form(8, KVShape(1, 512, 512)),
+    "no power of two": Form(6, KVShape(2, 80, 80), 33, None, True),
+    "keys unlike values": Form(16, KVShape(16, 192, 128)),
+}
+Step = tuple[tuple[int, int], ...]
+# Tokens before and tokens now.
+STEPS: dict[str, Step] = {
+    "decodes": ((0, 1), (15, 1), (16, 1), (700, 1), (3000, 1)),
+    "one long decode": ((5000, 1),),
+    "chunks": ((0, 100), (100, 65), (1000, 200)),
+    "mixed": ((0, 70), (400, 1), (2, 1), (130, 35), (0, 1)),
+    # So many that a device of 132 processors is busy with one program for each, also with one head of keys: no splits.
+    "many decodes": tuple((7 * i % 400, 1) for i in range(300)),
+    "a ragged batch": ((32_768, 1), *((200, 1),) * 63),
+}
+SMOKE_STEPS: dict[str, Step] = {"mixed": ((0, 7), (40, 1), (2, 1)), "a ragged batch": ((70, 1), (5, 1), (5, 1))}
+LONG_CHUNK = 16_384
+
+
+def compare_attention(check: Check) -> None:
+    """Report each form in each type: the worst of all steps, and of a long chunk."""
+    smoke = check.machine.smoke
+    for name in ["no power of two"] if smoke else FORMS:
+        for dtype in [torch.float32] if smoke else ALLOWED:
+            title = f"attention, {name}, {str(dtype).removeprefix('torch.')}"
+            if check.has_time(PART, title, 2.0):
+                _compare(check, title, FORMS[name], dtype)
+                check.machine.forget()
+
+
+def _compare(check: Check, title: str, form: Form, dtype: torch.dtype) -> None:
+    machine, worst, at = check.machine, 0.0, ""
+    sinks = torch.linspace(-1, 3, form.heads, device=machine.device, dtype=dtype) if form.has_sinks else None
+    options = AttentionOptions(form.shape.key_size**-0.5, form.window, form.softcap, sinks)
+    steps = SMOKE_STEPS if machine.smoke else STEPS
+    try:
+        for at in steps:
+            worst = max(worst, _step_difference(machine, form, options, dtype, steps[at]))
+        at = "a long chunk"
+        worst = max(worst, _chunk_difference(machine, form, options, dtype, 40 if machine.smoke else LONG_CHUNK))
+    except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+        check.report.compared(PART, title, math.inf, ALLOWED[dtype], f"{at}: {reason_of(error)}")
+        machine.wait()  # raises where the device is lost: then nothing that follows would be true
+        return
+    check.report.compared(PART, title, worst, ALLOWED[dtype])
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """torch's attention by the plain formula alone: its faster kernels may round float32 to less."""
+    cuda: Any = torch.backends.cuda
+    before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    _enable(False, False, False)
+    try:
+        yield
+    finally:
+        _enable(*before)
+
+
+def _enable(flash: bool, efficient: bool, cudnn: bool) -> None:
+    torch.backends.cuda.enable_flash_sdp(flash)
+    torch.backends.cuda.enable_mem_efficient_sdp(efficient)
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+class _Inputs(NamedTuple):
+    """One step of one layer in a type, with the cache that ours writes to."""
+
+    cache: KVCache
+    works: list[Work]
+    keys: torch.Tensor
+    values: torch.Tensor
+    query: torch.Tensor
+
+
+def _inputs(machine: Machine, form: Form, dtype: torch.dtype, step: Step) -> _Inputs:
+    torch.manual_seed(0)
+    shape, device = form.shape, machine.device
+    works = laid_out(step, BLOCK_SIZE)
+    num_blocks = 1 + sum(len(work.sequence.blocks) for work in works)
+    cache = KVCache([shape], num_blocks, BLOCK_SIZE, dtype=dtype, device=device)
+    for pages in (cache.keys[0], cache.values[0]):
+        pages.copy_(torch.randn(pages.shape, device=device))
+    tokens = sum(work.num_tokens for work in works)
+    keys = torch.randn(shape.heads, tokens, shape.key_size, device=device).to(dtype).transpose(0, 1)
+    values = torch.randn(tokens, shape.heads, shape.value_size, device=device).to(dtype)
+    keys[0, 0, 0], values[-1, -1, -1] = math.nan, -math.inf
+    query = torch.randn(form.heads, tokens, shape.key_size, device=device).to(dtype).transpose(0, 1)
+    return _Inputs(cache, works, keys, values, query)
+
+
+@torch.inference_mode()
+def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dtype: torch.dtype, step: Step) -> float:
+    """Against the reference backend in float32 on the same numbers."""
+    ours = _inputs(machine, form, dtype, step)
+    exact = KVCache([form.shape], ours.cache.num_blocks, BLOCK_SIZE, dtype=torch.float32, device=machine.device)
+    exact.keys[0].copy_(ours.cache.keys[0])
+    exact.values[0].copy_(ours.cache.values[0])
+    found = _attended(machine, ours, options)
+    reference = ReferenceAttention(exact, {options.sliding_window})
+    reference.prepare(ours.works)
+    reference.write_kv(0, ours.keys.float(), ours.values.float())
+    exact_sinks = None if options.sinks is None else options.sinks.float()
+    expected = reference.attend(0, ours.query.float(), options._replace(sinks=exact_sinks))
+    return max(
+        difference(found, expected),
+        difference(ours.cache.keys[0].float(), exact.keys[0]),
+        difference(ours.cache.values[0].float(), exact.values[0]),
+    )
+
+
+def _attended(machine: Machine, inputs: _Inputs, options: AttentionOptions) -> torch.Tensor:
+    backend = machine.attention(inputs.cache, {options.sliding_window})
+    backend.prepare(inputs.works)
+    backend.write_kv(0, inputs.keys, inputs.values)
+    return backend.attend(0, inputs.query, options).float()
+
+
+@torch.inference_mode()
+def _chunk_difference(
+    machine: Machine, form: Form, options: AttentionOptions, dtype: torch.dtype, tokens: int
+) -> float:
+    """A prompt in one chunk, against the formula for some of its rows: all rows would take the memory of the card."""
+    ours = _inputs(machine, form, dtype, ((0, tokens),))
+    found = _attended(machine, ours, options)
+    rows = torch.arange(tokens - 1, -1, -max(1, tokens // 64), device=machine.device)
+    expected = _formula(ours, options, rows)
+    return difference(found[rows], expected)
+
+
+def _formula(inputs: _Inputs, options: AttentionOptions, rows: torch.Tensor) -> torch.Tensor:
+    """softmax(q k) v in float32, [rows, heads, value size]."""
+    clean = [x.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (inputs.keys, inputs.values)]
+    group = inputs.query.shape[1] // clean[0].shape[1]
+    keys, values = (x.repeat_interleave(group, dim=1) for x in clean)
+    scores = torch.einsum("rhd,khd->hrk", inputs.query[rows].float(), keys) * options.scaling
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    asked = torch.arange(len(keys), device=rows.device)
+    seen = asked <= rows[:, None]
+    if options.sliding_window is not None:
+        seen &= asked > rows[:, None] - options.sliding_window
+    scores = scores.masked_fill(~seen, -math.inf)
+    if options.sinks is not None:
+        sinks = options.sinks.float()[:, None, None].expand(-1, len(rows), 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return torch.einsum("hrk,khd->rhd", weights, values)
+
+
+def laid_out(step: Step, block_size: int) -> list[Work]:
+    """Works whose blocks are scattered over a pool that is one block larger than they need."""
+    needed = [-(-(past + count) // block_size) for past, count in step]
+    free = random.Random(0).sample(range(sum(needed) + 1), sum(needed) + 1)
+    works = []
+    for (past, count), blocks in zip(step, needed, strict=True):
+        owned = array("i", [free.pop() for _ in range(blocks)])
+        works.append(Work(Sequence(Request("check", (1,), GREEDY), 0, [1] * (past + count), blocks=owned), past, count))
+    return works
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference over the largest number; infinite where a number is not one."""
+    if found.shape != expected.shape or not found.isfinite().all():
+        return math.inf
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))

@@ -1,0 +1,209 @@
+"""The engine's core in this process, with its scheduler, under load: many clients at once, and one long arrival."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from statistics import median, quantiles
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from engine.core import Core
+from engine.runner import ModelRunner
+from engine.sampling import BatchSampler
+from engine.types import EngineConfig, ErrorKind, Request, RequestEvents, SamplingParams
+from gpu_checks import goals
+from gpu_checks.check import Check
+from gpu_checks.machine import SPELLS
+from gpu_checks.models import Made, problem_of, random_tokens
+from gpu_checks.tokens import make_tokenizer
+
+PART = "core"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Clients with tokens of prompt and answer; then so many decodes, of such a prompt, and a long one that arrives."""
+
+    clients: int
+    prompt: int
+    answer: int
+    decodes: int
+    stream: int
+    arrival: int
+    steps_before: int
+
+
+REAL = Load(64, 1024, 128, 8, 64, 4000, 60)
+TINY = Load(2, 5, 2, 1, 3, 20, 2)
+# The model, and whether the goals are about it.
+MODELS = (("Llama-3.1-8B", True), ("Qwen3-0.6B", False))
+
+
+@dataclass
+class Clients:
+    """Submits to a core, steps it, and notes when tokens came."""
+
+    core: Core
+    times: dict[str, list[float]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.core.info.device != "cpu":  # as the engine's process does
+            self.core.tell_early(self._note)
+
+    def submit(self, name: str, prompt: list[int], answer: int) -> None:
+        """Ask for an answer of that many tokens, chosen greedily."""
+        self.times[name] = []
+        self.core.submit(Request(name, tuple(prompt), SamplingParams(max_tokens=answer, temperature=0.0)))
+
+    def step_while(self, wanted: Callable[[], bool]) -> None:
+        """Go on as long as there is work and it is wanted."""
+        while self.core.has_work and wanted():
+            self.steps += 1
+            self._note(self.core.step())
+
+    def end(self, names: Iterable[str]) -> None:
+        """Cancel what is left of these."""
+        for name in names:
+            self.core.cancel(name)
+        self.step_while(lambda: True)
+
+    def _note(self, events: list[RequestEvents]) -> None:
+        now = time.perf_counter()
+        for event in events:
+            for delta in event.deltas:
+                self.times[event.request_id] += [now] * len(delta.token_ids)
+            error = event.done.error if event.done is not None else None
+            if error is not None and error.kind is not ErrorKind.CANCELLED:
+                self.errors.append(error.message)
+
+
+def run(check: Check) -> None:
+    """Both loads on both models."""
+    load = TINY if check.machine.smoke else REAL
+    for name, has_goals in MODELS[:1] if check.machine.smoke else MODELS:  # in a smoke run both are the same
+        if not check.has_time(PART, name, 20.0):
+            return
+        made = check.models.get(name)
+        if problem := problem_of(check.machine, made.runner):
+            check.report.failed(PART, name, problem)
+            continue
+        start = partial(_start, made.runner, make_tokenizer(made.runner.info.vocab_size))
+        _many_clients(check, made, start, load)
+        _arrival(check, made, start, load, has_goals)
+
+
+def _start(runner: ModelRunner, tokenizer: Tokenizer) -> Clients:
+    config = EngineConfig(path="", max_running=runner.info.max_running)
+    return Clients(Core(runner, BatchSampler(), tokenizer, config))
+
+
+def _many_clients(check: Check, made: Made, start: Callable[[], Clients], load: Load) -> None:
+    """All at once: tokens a second, the wait for the first, the pauses between others."""
+    name = f"{made.name}, {load.clients} clients, {load.prompt}/{load.answer} tokens"
+    if not check.has_time(PART, name, 5.0):
+        return
+    # One core for all rounds, as in a server: its pacer knows after the first, of few, what steps cost.
+    clients, kept = start(), check.budget.left / 2
+    _round(clients, made, load, 0, max(1, load.clients // 8))
+    rounds: list[dict[str, float]] = []
+    while len(rounds) < SPELLS and (not rounds or check.budget.left - rounds[-1]["seconds"] > kept):
+        rounds.append(_round(clients, made, load, 1 + len(rounds), load.clients))
+    if clients.errors:
+        check.report.failed(PART, name, clients.errors[0])
+    else:
+        usual = sorted(rounds, key=lambda found: found["tok_s"])[len(rounds) // 2]
+        note = (
+            f"{usual['steps']:.0f} steps; first token after {usual['first_p50']:.2f} s, then every "
+            f"{usual['gap_p50'] * 1e3:.1f} ms, p99 {usual['gap_p99'] * 1e3:.1f}; median of {len(rounds)}"
+        )
+        check.report.number(PART, name, usual["tok_s"], "tok/s", note, rounds)
+
+
+def _round(clients: Clients, made: Made, load: Load, number: int, count: int) -> dict[str, float]:
+    vocab_size, before = made.runner.info.vocab_size, clients.steps
+    names = [f"{number}.{client}" for client in range(count)]
+    prompts = [random_tokens(number * 1000 + n, load.prompt, vocab_size) for n in range(count)]
+    began = time.perf_counter()
+    for name, prompt in zip(names, prompts, strict=True):
+        clients.submit(name, prompt, load.answer)
+    clients.step_while(lambda: True)
+    seconds = time.perf_counter() - began
+    times = [clients.times[name] for name in names]
+    gaps = [later - earlier for of_one in times for earlier, later in pairwise(of_one)]
+    return {
+        "seconds": seconds,
+        "tok_s": sum(map(len, times)) / seconds,
+        "steps": clients.steps - before,
+        "first_p50": median(of_one[0] - began for of_one in times if of_one) if any(times) else 0.0,
+        "gap_p50": median(gaps) if gaps else 0.0,
+        "gap_p99": quantiles(gaps, n=100)[-1] if len(gaps) > 1 else 0.0,
+    }
+
+
+def _arrival(check: Check, made: Made, start: Callable[[], Clients], load: Load, has_goals: bool) -> None:
+    """What running answers notice of a long prompt, and how long that one waits."""
+    name = f"{made.name}, {load.decodes} decodes and one prompt of {load.arrival:,} tokens"
+    if not check.has_time(PART, name, 3.0):
+        return
+    info, clients = made.runner.info, start()
+    streams = [f"stream {number}" for number in range(load.decodes)]
+    for number, stream in enumerate(streams):
+        prompt = random_tokens(9000 + number, load.stream, info.vocab_size)
+        clients.submit(stream, prompt, info.max_context - load.stream)
+    found = []
+    for number in range(SPELLS + 1):  # the pacer learns from the first
+        prompt = random_tokens(9100 + number, load.arrival, info.vocab_size)
+        if (arrival := _one_arrival(clients, streams, f"long {number}", prompt, load.steps_before)) is not None:
+            found.append(arrival)
+    clients.end(streams)
+    if clients.errors or len(found) <= SPELLS:
+        check.report.failed(PART, name, next(iter(clients.errors), "no first token came"))
+        return
+    usual = sorted(found[1:])[SPELLS // 2]
+    note = (
+        f"{usual.steps} steps; tokens of others every {usual.alone * 1e3:.1f} ms alone, {usual.beside * 1e3:.1f} ms "
+        f"beside it, at most {usual.worst * 1e3:.1f}"
+    )
+    check.report.number(PART, name, usual.waited, "s to its first token", note, [a._asdict() for a in found])
+    if has_goals:
+        check.report.share(goals.ARRIVAL, usual.beside / usual.alone)
+
+
+class _Arrival(NamedTuple):
+    """Seconds until the first token of a long prompt and steps until then; the others' pauses without it and beside."""
+
+    waited: float
+    steps: int
+    alone: float
+    beside: float
+    worst: float
+
+
+def _one_arrival(
+    clients: Clients, streams: list[str], name: str, prompt: list[int], steps_before: int
+) -> _Arrival | None:
+    clients.step_while(lambda: any(not clients.times[stream] for stream in streams))
+    quiet, steps = time.perf_counter(), clients.steps
+    clients.step_while(lambda: clients.steps < steps + steps_before)
+    arrived, steps = time.perf_counter(), clients.steps
+    clients.submit(name, prompt, 1)
+    clients.step_while(lambda: not clients.times[name])
+    if not clients.times[name]:
+        return None
+    before, beside = _pauses(clients, streams, quiet, arrived), _pauses(clients, streams, arrived, math.inf)
+    waited = clients.times[name][0] - arrived
+    return _Arrival(waited, clients.steps - steps, median(before), median(beside), max(beside))
+
+
+def _pauses(clients: Clients, streams: list[str], since: float, until: float) -> list[float]:
+    """The pauses of all streams that end within the interval."""
+    pairs = [pair for stream in streams for pair in pairwise(clients.times[stream])]
+    return [later - earlier for earlier, later in pairs if since < later <= until]

@@ -1,0 +1,220 @@
+"""How fast an 8B model decodes, greedy and sampled, and where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from engine.batch import Sequence, Work
+from engine.runner import ModelRunner
+from engine.sampling import BatchSampler
+from engine.types import Request, SamplingParams
+from gpu_checks import goals
+from gpu_checks.check import Check
+from gpu_checks.goals import Goal
+from gpu_checks.machine import SPELLS, Machine
+from gpu_checks.models import GREEDY, Made, Pages, problem_of, random_tokens
+
+PART = "decode"
+SAMPLED = SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95, seed=1)
+GOALS = {
+    1: (goals.DECODE_1, goals.SAMPLED_1),
+    64: (goals.DECODE_64, goals.SAMPLED_64),
+    256: (goals.DECODE_256, goals.SAMPLED_256),
+}
+# Operators and kernels in the table of the profiler.
+_ROWS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Sequences at once, tokens of prompt, prompts in a step of prefill, steps of a spell and of the profile."""
+
+    batches: tuple[int, ...]
+    prompt: int
+    together: int
+    steps: int
+    profiled: int
+
+    @property
+    def room(self) -> int:
+        """Tokens that a sequence may come to: the spells of both ways to choose, warm-ups and the profile."""
+        return self.prompt + len(self.batches) * (2 * (SPELLS + 1) * self.steps + self.profiled + 2)
+
+
+REAL = Load((256, 64, 1), 1024, 4, 12, 5)
+TINY = Load((2, 1), 5, 1, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Seconds of a step: all of it, and of that the device's for forward and for sampling; the host has the rest.
+
+    Device times begin with the first thing that the host sends, so what the device waits for in between counts there.
+    """
+
+    step: float
+    forward: float
+    sample: float
+
+    @property
+    def host(self) -> float:
+        return self.step - self.forward - self.sample
+
+
+def run(check: Check) -> None:
+    """Prompts once, then spells of decodes of fewer and fewer of them."""
+    load = TINY if check.machine.smoke else REAL
+    if not check.has_time(PART, "Llama-3.1-8B", 15.0):
+        return
+    ceilings = check.ceilings  # before a cache takes the memory that this needs
+    made = check.models.get("Llama-3.1-8B")
+    problem = problem_of(check.machine, made.runner)
+    check.report.checked(PART, "decode steps are recorded", made.runner.replays and not problem, problem)
+    pages = Pages(made.runner)
+    most = next((batch for batch in load.batches if pages.holds(batch, load.room)), None)
+    if most is None:
+        check.report.failed(PART, made.name, f"the cache holds {made.runner.info.num_blocks} blocks")
+        return
+    vocab_size = made.runner.info.vocab_size
+    sequences = [pages.sequence(random_tokens(n, load.prompt, vocab_size), load.room) for n in range(most)]
+    _prefill(check, made, sequences, load, ceilings.matmul)
+    for batch in load.batches:
+        if batch > most:
+            check.report.skipped(PART, f"{batch} sequences", "the cache is too small")
+        else:
+            _measure(check, made, sequences[:batch], load)
+    _profile(check, made.runner, sequences[: min(64, most)], load)
+
+
+def _prefill(check: Check, made: Made, sequences: list[Sequence], load: Load, matmul: float) -> None:
+    """Each step as large as the scheduler makes them, the first for warm-up."""
+    name, seconds, together = f"prefill of {load.together} × {load.prompt:,} tokens", [], load.together
+    for begin in range(0, len(sequences), together):
+        check.report.doing(f"{PART}: {name}, {begin} done")
+        chunk = sequences[begin : begin + together]
+        step = partial(_step, made.runner, chunk, BatchSampler(), len)
+        seconds.append(check.machine.seconds(step))
+    usual, tokens = median(seconds[1:] or seconds), together * load.prompt
+    check.report.number(PART, name, tokens / usual, "tok/s", f"{usual * 1e3:.1f} ms, median of {len(seconds) - 1}")
+    # The embedding is looked up, and the head is for the last token alone.
+    check.report.share(goals.PREFILL, 2 * made.layer_parameters * tokens / usual / matmul)
+
+
+def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) -> None:
+    """One size, greedy and sampled."""
+    batch, found = len(sequences), dict[str, Split]()
+    for way, sampling in {"greedy": GREEDY, "sampled": SAMPLED}.items():
+        name = f"{batch} sequences, {way}"
+        if not check.has_time(PART, name, 2.0):
+            return
+        for sequence in sequences:
+            sequence.request = Request("check", sequence.request.prompt, sampling)
+        split = found[way] = _spells(check.machine, made.runner, sequences, load.steps)
+        note = ", ".join(
+            f"{part} {seconds * 1e3:.2f}"
+            for part, seconds in (
+                ("step", split.step),
+                ("forward", split.forward),
+                ("sample", split.sample),
+                ("host", split.host),
+            )
+        )
+        check.report.number(PART, name, batch / split.step, "tok/s", f"ms: {note}")
+    if batch in GOALS:
+        _report_shares(check, made, sequences, found, *GOALS[batch])
+
+
+def _report_shares(
+    check: Check, made: Made, sequences: list[Sequence], found: dict[str, Split], read: Goal, sampled: Goal
+) -> None:
+    step, tokens = found["greedy"].step, sum(len(sequence.tokens) for sequence in sequences)
+    if read is goals.DECODE_1:
+        sheet = goals.datasheet(check.machine.name)
+        if sheet is not None:
+            check.report.share(read, made.weight_bytes / step / (sheet.gb_s * 1e9))
+    else:
+        check.report.share(read, (made.weight_bytes + tokens * made.kv_bytes) / step / check.ceilings.copy)
+    check.report.share(sampled, step / found["sampled"].step)
+
+
+def _spells(machine: Machine, runner: ModelRunner, sequences: list[Sequence], steps: int) -> Split:
+    """The median spell of three, after a warm-up; of its steps the median too."""
+    spells = sorted(
+        (_spell(machine, runner, sequences, steps) for _ in range(SPELLS + 1)), key=lambda split: split.step
+    )
+    return spells[len(spells) // 2]
+
+
+def _spell(machine: Machine, runner: ModelRunner, sequences: list[Sequence], steps: int) -> Split:
+    sampler, marks, walls = BatchSampler(), list[Any](), list[float]()
+    machine.wait()
+    for _ in range(steps):
+        started = time.perf_counter()
+        marks.append(_step(runner, sequences, sampler, lambda _: 1, machine.mark))
+        walls.append(time.perf_counter() - started)
+    machine.wait()
+    forward = median(machine.between(begin, middle) for begin, middle, _ in marks)
+    sample = median(machine.between(middle, end) for _, middle, end in marks)
+    return Split(median(walls), forward, sample)
+
+
+def _step(
+    runner: ModelRunner,
+    sequences: list[Sequence],
+    sampler: BatchSampler,
+    new: Callable[[list[int]], int],
+    mark: Callable[[], Any] = lambda: None,
+) -> tuple[Any, Any, Any]:
+    """One step of the engine without its scheduler: forward, sample, append. ``new`` tokens of each are computed."""
+    works = [Work(s, len(s.tokens) - new(s.tokens), new(s.tokens)) for s in sequences]
+    begin = mark()
+    logits = runner.forward(works)
+    middle = mark()
+    sampled = sampler.sample(logits, sequences, [None] * len(sequences))
+    end = mark()
+    for sequence, token in zip(sequences, sampled, strict=True):
+        sequence.tokens.append(token.token_id)
+    return begin, middle, end
+
+
+def _profile(check: Check, runner: ModelRunner, sequences: list[Sequence], load: Load) -> None:
+    """What the device did in some sampled steps, kernel by kernel."""
+    name = f"profile of {load.profiled} steps of {len(sequences)} sequences, sampled"
+    if not check.has_time(PART, name, 5.0):
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if not check.machine.smoke:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    sampler = BatchSampler()
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(load.profiled):
+                _step(runner, sequences, sampler, lambda _: 1)
+            check.machine.wait()
+        rows = [
+            {
+                "name": event.key[:120],
+                "on": str(event.device_type).rpartition(".")[2],
+                "count": event.count,
+                "device_us": round(float(event.self_device_time_total), 1),
+                "host_us": round(float(event.self_cpu_time_total), 1),
+            }
+            for event in profile.key_averages()
+        ]
+    except Exception as error:  # noqa: BLE001 - what a profiler lacks on some machines is not known beforehand
+        check.report.skipped(PART, name, str(error))
+        return
+    by_device = sorted(rows, key=lambda row: -row["device_us"])[:_ROWS]
+    by_host = sorted(rows, key=lambda row: -row["host_us"])[:_ROWS]
+    kernels = sum(row["device_us"] for row in rows if row["on"] == "CUDA")
+    data = {"by device": by_device, "by host": by_host}
+    check.report.number(PART, name, kernels / 1e3 / load.profiled, "ms of kernels a step", data=data)
+    for row in by_device[:8]:
+        check.report.say(f"          {row['device_us']:10.0f} µs {row['count']:6} × {row['name'][:80]}")

@@ -1,0 +1,248 @@
+"""A table of what a step is made of, each alone: products, decode attention, prefill attention, and others' of those.
+
+Each is recorded, so that launches are no part of its time, over inputs that together are larger than any cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from engine.attention.base import AttentionOptions
+from engine.kv import KVCache
+from gpu_checks import goals
+from gpu_checks.check import Check
+from gpu_checks.models import BLOCK_SIZE
+from gpu_checks.parts.attention import FORMS, Form, Step, laid_out
+from gpu_checks.report import reason_of
+
+PART = "kernels"
+# Of Llama-3.1-8B: rows of input and output of what is computed as one product.
+LINEARS = {"query, key, value": (4096, 6144), "out": (4096, 4096), "gate, up": (4096, 28672), "down": (14336, 4096)}
+ROWS = (1, 8, 64, 256)
+# Stages of the pipeline, and keys at once.
+TUNINGS = ((3, 64), (5, 64), (3, 32), (5, 32))
+CONTEXT = 4096
+DECODES: dict[str, Step] = {
+    "1": ((CONTEXT, 1),),
+    "8": ((CONTEXT, 1),) * 8,
+    "64": ((CONTEXT, 1),) * 64,
+    "256": ((CONTEXT, 1),) * 256,
+    "1 × 32,768 + 63 × 200": ((32_768, 1), *((200, 1),) * 63),
+}
+SMOKE_DECODES: dict[str, Step] = {"64": ((20, 1),) * 2}
+PREFILLS = (1024, 4096, 16_384)
+# Inputs take turns until all of them are so many times the device's cache.
+_CACHES = 4
+_MOST_TURNS = 64
+
+
+@torch.inference_mode()
+def run(check: Check) -> None:
+    """Everything, the most important first."""
+    if not check.has_time(PART, "everything"):
+        return
+    ceilings, report = check.ceilings, check.report
+    sheet = goals.datasheet(check.machine.name)
+    report.number(PART, "copy", ceilings.copy / 1e9, "GB/s", f"datasheet {sheet.gb_s:.0f}" if sheet else "")
+    known = f"datasheet {sheet.tflops:.0f}" if sheet and sheet.tflops else ""
+    report.number(PART, "product of 8,192 × 8,192", ceilings.matmul / 1e12, "TFLOP/s", known)
+    if sheet:
+        report.share(goals.COPY, ceilings.copy / (sheet.gb_s * 1e9))
+    for number, step in (SMOKE_DECODES if check.machine.smoke else DECODES).items():
+        _measure_decode(check, number, step)
+    for tokens in (24,) if check.machine.smoke else PREFILLS:
+        _measure_prefill(check, tokens)
+    for name, (inputs, outputs) in LINEARS.items():
+        _measure_linear(check, name, *((32, 48) if check.machine.smoke else (inputs, outputs)))
+    check.machine.forget()
+
+
+def _turns(check: Check, size: int) -> int:
+    """How many inputs of so many bytes take turns."""
+    return max(1, min(_MOST_TURNS, -(-_CACHES * check.machine.cache_bytes // size)))
+
+
+def _seconds(check: Check, works: list[Callable[[], object]]) -> float:
+    """Seconds of one of the works, in a recording of all."""
+
+    def compute() -> None:
+        for work in works:
+            work()
+
+    replay = check.machine.recorded(compute)
+    return check.machine.device_seconds(replay, 1 if check.machine.smoke else max(1, 32 // len(works))) / len(works)
+
+
+def _attempt(
+    check: Check, name: str, work: Callable[[], float], scale: float, unit: str, ours: bool = True
+) -> float | None:
+    """Measure one entry of the table; what cannot be computed is a line of it, and no failure where it is not ours."""
+    try:
+        seconds = work()
+    except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+        if ours:
+            check.report.failed(PART, name, error)
+        else:
+            check.report.skipped(PART, name, reason_of(error))
+        check.machine.wait()  # raises where the device is lost
+        return None
+    check.report.number(PART, name, scale / seconds, unit, f"{seconds * 1e6:.1f} µs")
+    return seconds
+
+
+def _measure_linear(check: Check, name: str, inputs: int, outputs: int) -> None:
+    machine = check.machine
+    size = inputs * outputs * machine.dtype.itemsize
+    title = f"linear {inputs} → {outputs} ({name})"
+    if not check.has_time(PART, title, 1.0):
+        return
+    weights = [machine.random(outputs, inputs) for _ in range(_turns(check, size))]
+    for rows in ROWS:
+        source = machine.random(rows, inputs)
+        works: list[Callable[[], object]] = [partial(functional.linear, source, weight) for weight in weights]
+        seconds = _attempt(check, f"{title}, {rows} rows", partial(_seconds, check, works), size / 1e9, "GB/s")
+        if seconds and rows == 1 and name == "gate, up":
+            check.report.share(goals.LINEAR, size / seconds / check.ceilings.copy)
+
+
+def _measure_decode(check: Check, number: str, step: Step) -> None:
+    form = FORMS["no power of two" if check.machine.smoke else "llama"]
+    best = 0.0
+    tunings = TUNINGS[-1:] if check.machine.smoke else TUNINGS
+    for stages, keys in (None, None), *tunings:
+        how = "as it is" if stages is None else f"{stages} stages, {keys} keys"
+        title = f"decode attention, {number} sequences, {how}"
+        if not check.has_time(PART, title, 1.0):
+            return
+        size = sum(past + now for past, now in step) * form.shape.heads * (form.shape.key_size + form.shape.value_size)
+        size *= check.machine.dtype.itemsize
+        measure = partial(_decode_seconds, check, form, step, stages, keys, _turns(check, size))
+        seconds = _attempt(check, title, measure, size / 1e9, "GB/s")
+        if seconds and stages is None:
+            best = size / seconds / check.ceilings.copy
+    if number == "64" and best:
+        check.report.share(goals.ATTEND_DECODE, best, "as it is")
+    check.machine.forget()
+
+
+def _decode_seconds(check: Check, form: Form, step: Step, stages: int | None, keys: int | None, layers: int) -> float:
+    machine, options = check.machine, AttentionOptions(form.shape.key_size**-0.5)
+    works = laid_out(step, BLOCK_SIZE)
+    blocks = 1 + sum(len(work.sequence.blocks) for work in works)
+    cache = KVCache([form.shape] * layers, blocks, BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
+    for pages in (*cache.keys, *cache.values):
+        pages.normal_()
+    backend = machine.attention(cache, {None})
+    backend.prepare(works)
+    query = machine.random(len(step), form.heads, form.shape.key_size)
+    with tuned(stages, keys):
+        return _seconds(check, [partial(backend.attend, layer, query, options) for layer in range(layers)])
+
+
+@contextmanager
+def tuned(stages: int | None, keys: int | None) -> Iterator[None]:
+    """Attention is launched with these for the block, instead of what it chooses itself."""
+    if stages is None or keys is None:
+        yield
+        return
+    from engine.attention import triton_paged
+
+    chosen = triton_paged.launch_options
+
+    def changed(*given: Any, **named: Any) -> dict[str, Any]:
+        return chosen(*given, **{**named, "keys": keys, "stages": stages})
+
+    triton_paged.launch_options = changed
+    try:
+        yield
+    finally:
+        triton_paged.launch_options = chosen
+
+
+class _Prompt(NamedTuple):
+    """One prompt in one layer: [tokens, heads, size], as many heads of keys and values as of queries."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def _measure_prefill(check: Check, tokens: int) -> None:
+    form, machine = FORMS["no power of two" if check.machine.smoke else "llama"], check.machine
+    operations = 4 * form.heads * form.shape.key_size * (tokens * (tokens + 1) // 2)
+    prompt = _Prompt(*(machine.random(tokens, form.heads, form.shape.key_size) for _ in range(3)))
+    ways: dict[str, Callable[[], float]] = {"ours": partial(_our_prefill_seconds, check, form, tokens)}
+    for name, backend in {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}.items():
+        ways[f"{name} SDPA"] = partial(_sdpa_seconds, check, prompt, backend)
+    ways["torch varlen"] = partial(_varlen_seconds, check, prompt)
+    ways["FlashInfer"] = partial(_flashinfer_seconds, check, prompt)
+    for way, measure in ways.items():
+        title = f"prefill attention, {tokens} tokens, {way}"
+        if not check.has_time(PART, title, 1.0):
+            return
+        if missing := _missing(check, way):
+            check.report.skipped(PART, title, missing)
+            continue
+        seconds = _attempt(check, title, measure, operations / 1e12, "TFLOP/s", ours=way == "ours")
+        if seconds and way == "ours" and tokens == 4096:
+            check.report.share(goals.ATTEND_PREFILL, operations / seconds / check.ceilings.matmul)
+
+
+def _missing(check: Check, way: str) -> str:
+    """Why another's attention is not to be had here, if it is not."""
+    module = {"torch varlen": "torch.nn.attention.varlen", "FlashInfer": "flashinfer"}.get(way)
+    if module is not None:
+        try:
+            __import__(module)
+        except ImportError as error:
+            return f"not installed: {error}"
+    if check.machine.smoke and way != "flash SDPA":
+        return "" if way == "ours" else "for GPUs only"
+    return ""
+
+
+def _our_prefill_seconds(check: Check, form: Form, tokens: int) -> float:
+    machine = check.machine
+    (work,) = laid_out(((0, tokens),), BLOCK_SIZE)
+    cache = KVCache([form.shape], 1 + len(work.sequence.blocks), BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
+    for pages in (*cache.keys, *cache.values):
+        pages.normal_()
+    backend = machine.attention(cache, {None})
+    backend.prepare([work])
+    query = machine.random(tokens, form.heads, form.shape.key_size)
+    attend = partial(backend.attend, 0, query, AttentionOptions(form.shape.key_size**-0.5))
+    attend()  # from its first step a backend learns how large tiles are
+    return _seconds(check, [attend])
+
+
+def _sdpa_seconds(check: Check, prompt: _Prompt, backend: SDPBackend) -> float:
+    query, keys, values = (x.transpose(0, 1)[None] for x in prompt)
+    with sdpa_kernel(backend):
+        attend = partial(functional.scaled_dot_product_attention, query, keys, values, is_causal=True)
+        return _seconds(check, [attend])
+
+
+def _varlen_seconds(check: Check, prompt: _Prompt) -> float:
+    from torch.nn.attention.varlen import varlen_attn
+
+    tokens = len(prompt.query)
+    ends = torch.tensor([0, tokens], dtype=torch.int32, device=check.machine.device)
+    # The name of causality differs between releases.
+    windows = "window_size" in inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if windows else {"is_causal": True}
+    return _seconds(check, [partial(varlen_attn, *prompt, ends, ends, tokens, tokens, **causal)])
+
+
+def _flashinfer_seconds(check: Check, prompt: _Prompt) -> float:
+    import flashinfer
+
+    attend = partial(flashinfer.single_prefill_with_kv_cache, *prompt, causal=True)
+    return check.machine.device_seconds(attend, 16)  # not recorded: it may do what no recording survives

@@ -1,0 +1,124 @@
+"""Our kernels compiled on all cores before anything waits for one of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from engine.attention.base import AttentionOptions
+from engine.kv import KVCache, KVShape
+from gpu_checks.machine import Machine
+from gpu_checks.models import BLOCK_SIZE, loaded, random_module, shape_of
+from gpu_checks.parts.attention import FORMS, Form, laid_out
+from gpu_checks.parts.kernels import TUNINGS, tuned
+
+Plan = Callable[[], object]
+
+
+def compile_ahead(plans: Iterable[Plan]) -> str:
+    """Compile every kernel that ``plans`` would launch, launching none; returns what was in the way, if anything.
+
+    A kernel that cannot be compiled is no matter here: it will fail where it is used, and be reported there.
+    """
+    failures = 0
+    with torch.inference_mode(), _only_compiling() as obstacle:
+        if not obstacle:
+            for plan in plans:
+                try:
+                    plan()
+                except Exception:  # noqa: BLE001 - compilers raise what they like, and see above
+                    failures += 1
+    return obstacle or (f"{failures} kernels could not be prepared" if failures else "")
+
+
+def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
+    """What the kernels of these parts are compiled for."""
+    parts = set(parts)
+    if "correctness" in parts:
+        for form in FORMS.values():
+            for dtype in (torch.float32, torch.bfloat16):
+                yield partial(_attention, machine, form, dtype)
+    names = ["Llama-3.1-8B"] if parts & {"kernels", "decode", "core"} else []
+    names += ["Qwen3-0.6B"] if parts & {"correctness", "core"} else []
+    for name in names:
+        yield partial(_model, machine, name)
+    if "kernels" in parts:
+        for stages, keys in TUNINGS:
+            yield partial(_tuned_attention, machine, stages, keys)
+
+
+@contextmanager
+def _only_compiling() -> Iterator[str]:
+    """Within the block launches of kernels launch nothing: they are compiled by threads, as many as there are cores.
+
+    Yields why not, where that cannot be.
+    """
+    try:
+        from triton import JITFunction
+        from triton.runtime._async_compile import AsyncCompileMode
+    except ImportError as error:
+        yield f"kernels are compiled one by one, when they are first used: {error}"
+        return
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        yield "interpreted kernels are not compiled"
+        return
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        del warmup
+        return run(self, *args, grid=grid, warmup=True, **options)
+
+    logging.disable(logging.WARNING)  # checks of the engine that compare what no kernel wrote
+    JITFunction.run = compile_only
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as threads, AsyncCompileMode(threads, ignore_errors=True):
+            yield ""
+    finally:
+        JITFunction.run = run
+        logging.disable(logging.NOTSET)
+
+
+def _attention(machine: Machine, form: Form, dtype: torch.dtype) -> None:
+    """Each kernel of a layer: a decode shared by several programs, one that is not, a chunk."""
+    sinks = torch.zeros(form.heads, device=machine.device, dtype=dtype) if form.has_sinks else None
+    options = AttentionOptions(form.shape.key_size**-0.5, form.window, form.softcap, sinks)
+    _launch(machine, form.heads, form.shape, options, dtype)
+
+
+def _tuned_attention(machine: Machine, stages: int, keys: int) -> None:
+    with tuned(stages, keys):
+        _attention(machine, FORMS["llama"], machine.dtype)
+
+
+def _model(machine: Machine, name: str) -> None:
+    """The kernels of a model's layers, by one layer of it."""
+    from engine.chains import shorten
+
+    family, config = shape_of(machine, name)
+    config = {**config, "vocab_size": 512, "num_hidden_layers": 1}
+    model = loaded(random_module(family, machine.dtype, machine.device, **config))
+    shorten(model.module, model.probe)
+    (layer,) = model.probe.layers
+    heads = model.module.config.num_attention_heads
+    _launch(machine, heads, layer.shape, AttentionOptions(layer.shape.key_size**-0.5), machine.dtype)
+
+
+def _launch(machine: Machine, heads: int, shape: KVShape, options: AttentionOptions, dtype: torch.dtype) -> None:
+    many = tuple((7, 1) for _ in range(600))
+    for step in (((20, 1), (3, 1)), many, ((0, 100),)):
+        works = laid_out(step, BLOCK_SIZE)
+        tokens, blocks = sum(work.num_tokens for work in works), 1 + sum(len(work.sequence.blocks) for work in works)
+        cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device)
+        backend = machine.attention(cache, {options.sliding_window})
+        backend.prepare(works)
+        sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)
+        keys, values, query = (torch.zeros(tokens, *size, dtype=dtype, device=machine.device) for size in sizes)
+        backend.write_kv(0, keys, values)
+        backend.attend(0, query, options)

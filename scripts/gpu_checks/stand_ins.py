@@ -1,0 +1,49 @@
+"""What a smoke run on a CPU has in place of a GPU: Triton's interpreter, and computing for replaying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.attention.reference import ReferenceAttention
+from engine.trial import Attention
+
+
+def record(compute: Callable[[], None]) -> Callable[[], None]:
+    """Stands in for a recording."""
+    compute()
+    return compute
+
+
+def attention() -> Attention:
+    """Our kernels, interpreted; the reference where Triton is missing."""
+    try:
+        from engine.attention.triton_paged import TritonAttention
+    except ImportError:
+        return ReferenceAttention
+    mend_interpreter()
+    return TritonAttention
+
+
+def mend_interpreter() -> None:
+    """Have Triton's interpreter count its loops with numpy 2.4 and later.
+
+    The interpreter keeps scalars as arrays of one element, and up to Triton 3.6 makes a loop's bounds of them by
+    ``int(array)``, which numpy 2.4 refuses: "only 0-dimensional arrays can be converted to Python scalars".
+    """
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        original(tensor, *scope)
+
+        def index(scalar: Any) -> int:
+            return int(scalar.handle.data.item())
+
+        if scope:
+            scope[0].set_attr(tensor, "__index__", index)
+        else:
+            tensor.__index__ = index
+
+    interpreter._patch_lang_tensor = patched
