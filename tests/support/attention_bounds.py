@@ -66,10 +66,8 @@ def attended(
 def assert_within(found: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> None:
     """Whether each number is as near to the exact one as its arithmetic has to bring it."""
     error = (found.double() - exact).abs()
-    wrong = ~(error <= bound)
-    assert not wrong.any(), (
-        f"{wrong.sum()} of {wrong.numel()} numbers, one of them by {(error / bound).max():.3g} bounds"
-    )
+    shares = (error / bound)[~(error <= bound)].tolist()
+    assert not shares, f"{len(shares)} of {error.numel()} numbers are wrong, by up to {max(shares):.3g} bounds"
 
 
 def _roundoff(dtype: torch.dtype) -> float:
