@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # other profile, which pytest loads after this one.
 register_profiles()
 settings.load_profile("castor")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """What a test draws without a seed of its own does not depend on the tests before it."""
+    random.seed(0)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

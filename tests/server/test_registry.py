@@ -25,7 +25,7 @@ from server.settings import ConfigError
 from server.spec import parse_specs
 from server.words import watch_loading
 
-SECONDS = 10.0
+SECONDS = 60.0
 ENDLESS = 1e9
 
 
