@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -230,7 +230,7 @@ def _tail(log: Path) -> str:
 
 
 def _free_port() -> int:
-    while not _is_free(port := random.choice(PORTS)):
+    while not _is_free(port := secrets.choice(PORTS)):  # whatever seed a program beside this one has too
         pass
     return port
 

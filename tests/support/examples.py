@@ -22,7 +22,8 @@ def register_profiles() -> None:
     HypothesisProvider._local_constants = Constants()
     always = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
     settings.register_profile("castor", always, derandomize=True, max_examples=NORMAL)
-    settings.register_profile("explore", always, max_examples=EXPLORING)
+    # Said here because Hypothesis is derandomised by default where CI is set.
+    settings.register_profile("explore", always, derandomize=False, max_examples=EXPLORING)
 
 
 def examples(number: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -191,7 +191,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _free_port() -> int:
     """Below those that a system gives to clients, so that nobody gets it between our look and the server's."""
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = secrets.choice(range(10_000, 32_000))
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
