@@ -26,19 +26,19 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem.removeprefix("test_"))
 def test_interpreted(path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
-        [*command, "-o", "timeout=800", str(path)],
+        [*command, "-o", "timeout=1700", str(path)],
         env={**environment, "TRITON_INTERPRET": "1"},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=850,
+        timeout=1750,
     )
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -63,7 +63,7 @@ def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
 def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     per_block = 2 * 2 * 2 * 16 * 16 * 4
-    config = config_of(folder, kv_memory=float(4 * per_block), max_context=512)
+    config = config_of(folder, kv_memory=float(4 * per_block))
     runner = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
     assert runner.info.num_blocks == 3
     assert runner.info.max_context == 48
@@ -113,8 +113,8 @@ def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tup
 
 
 def test_a_core_says_the_same_with_it(tmp_path: Path) -> None:
-    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
-    config = config_of(folder, max_context=80, max_running=3)
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
+    config = config_of(folder, max_running=3)
     ours = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
     plain = gpu_runner(
         load_model(config, silent), replace(config, cuda_graphs=False), (), silent, attention=ReferenceAttention
