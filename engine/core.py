@@ -75,7 +75,7 @@ class Core:
         capacity = runner.info.num_blocks * runner.info.block_size
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
         self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
-        self._pacer = StepPacer(config.step_target_ms)
+        self._pacer = StepPacer(config.step_target_ms, alike=runner.info.device == "cpu")
         self._scheduler = Scheduler(self._pool, self._pacer, runner.info.max_running)
         self._live: dict[str, _Live] = {}
         self._tell_early: Callable[[list[RequestEvents]], None] | None = None

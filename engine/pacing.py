@@ -30,6 +30,8 @@ PAUSE = 1.25
 # second size the fixed cost could not be told from the price.
 FADING = 0.98
 FADED = 0.02
+# The most of a step that counts as a fixed cost that is known from decodes.
+MAX_FIXED = 0.75
 _TICK = 1e-9
 
 
@@ -39,10 +41,14 @@ class StepPacer:
     Beside decodes a step may take ``STRETCH`` times a step that only decodes; where more sequences wait than decode,
     longer, up to ``target_ms`` milliseconds. Alone it may take ``ALONE_FACTOR`` times ``target_ms``. Whatever that
     allows, no chunk is so small that the fixed cost of its step is more than a share of it.
+
+    ``alike`` says that steps with prefill are launched as those without are, as on a CPU: then the fixed cost is what
+    decodes take. Fitted there it would be wrong, because the price of a token doubles along a long prompt.
     """
 
-    def __init__(self, target_ms: float) -> None:
+    def __init__(self, target_ms: float, *, alike: bool = False) -> None:
         self._target = target_ms / 1000
+        self._alike = alike
         self._decode_seconds = 0.0
         self._cost = PrefillCost()
 
@@ -53,7 +59,7 @@ class StepPacer:
         """
         if self._cost.num_sizes < len(FIRST_CHUNKS):
             return FIRST_CHUNKS[self._cost.num_sizes]
-        fixed, price = self._cost.line
+        fixed, price = self._cost.beyond(self._decode_seconds) if self._alike else self._cost.line
         share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
         worthwhile = fixed * (1 / share - 1)
         seconds = max(self._allowed(num_decodes, num_waiting) - fixed, worthwhile)
@@ -64,7 +70,7 @@ class StepPacer:
         """Learn from a finished step."""
         if num_prefill_tokens:
             self._cost.add(num_prefill_tokens, seconds)
-            if num_decodes and self._cost.num_sizes > 1:
+            if num_decodes and self._cost.num_sizes > 1 and not self._alike:
                 # A step with prefill does all that one without it does. While prompts come without a pause, nothing
                 # else tells that decodes have become cheaper.
                 self._decode_seconds = min(self._decode_seconds, self._cost.line[0])
@@ -103,6 +109,7 @@ class PrefillCost:
         self.largest = 0
         self.line = (0.0, 0.0)
         self._means: dict[int, _Mean] = {}
+        self._tokens = self._seconds = self._steps = 0.0
 
     @property
     def num_sizes(self) -> int:
@@ -113,6 +120,9 @@ class PrefillCost:
         """Take a measured step with ``tokens`` of prefill into account."""
         self.largest = max(self.largest, tokens)
         seconds = max(seconds, _TICK)
+        self._tokens = self._tokens * MEMORY + tokens
+        self._seconds = self._seconds * MEMORY + seconds
+        self._steps = self._steps * MEMORY + 1
         for mean in self._means.values():
             mean.weight = max(mean.weight * FADING, FADED)
         mean = self._means.setdefault(tokens.bit_length(), _Mean(tokens, seconds))
@@ -120,6 +130,12 @@ class PrefillCost:
         mean.seconds = mean.seconds * MEMORY + min(seconds, PAUSE * mean.seconds) * (1 - MEMORY)
         mean.weight = 1.0
         self.line = self._fitted()
+
+    def beyond(self, fixed: float) -> tuple[float, float]:
+        """A known fixed cost, and the price of a token by the last steps of any size."""
+        # Never all of the steps: one that is outdated would make prefill look free.
+        fixed = min(fixed, MAX_FIXED * self._seconds / self._steps)
+        return fixed, (self._seconds - fixed * self._steps) / self._tokens
 
     def _fitted(self) -> tuple[float, float]:
         """Minimises the sum of weight x (1 - (fixed + price x tokens) / seconds)² with neither below 0."""

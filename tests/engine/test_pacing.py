@@ -211,6 +211,20 @@ def test_one_pause_of_the_machine_hardly_changes_a_chunk() -> None:
     assert pacer.prefill_budget(4) == pytest.approx(chunk, rel=0.5)
 
 
+def test_where_steps_are_alike_a_price_that_rises_is_followed() -> None:
+    """On a CPU a token of a long prompt costs more, the further it is from the beginning."""
+    pacer, done, longest = StepPacer(150, alike=True), 0, 0.0
+    for _ in range(10):
+        pacer.record(8, 0, 0.02)
+    while done < 4000:
+        chunk = pacer.prefill_budget(8)
+        seconds = 0.02 + chunk * (0.0005 + done * 2.5e-7)
+        pacer.record(8, chunk, seconds)
+        longest = max(longest, seconds) if done > 200 else 0.0
+        done += chunk
+    assert 0.8 * STRETCH < longest / 0.02 < 1.1 * STRETCH
+
+
 def test_the_fixed_cost_is_told_from_the_price() -> None:
     cost = PrefillCost()
     for tokens in (32, 500, 64, 2000, 128):
