@@ -20,7 +20,7 @@ from engine.batch import Sampled, Sequence, Work
 from engine.blocks import BlockPool
 from engine.core import Core
 from engine.masks import Mask
-from engine.pacing import StepPacer
+from engine.pacing import FittedCost, StepPacer
 from engine.scheduler import Scheduler
 from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
 
@@ -89,7 +89,7 @@ def make_requests(info: ModelInfo, number: int) -> list[Request]:
 
 def scheduler_seconds(info: ModelInfo, number: int, steps: int) -> list[float]:
     """Seconds of scheduling and committing each step, without the model, the sampler and the text."""
-    pacer = StepPacer(1e9)
+    pacer = StepPacer(1e9, FittedCost())
     pacer.record(0, PROMPT, 1e-6)  # prefill is cheap, so that soon everybody decodes
     scheduler = Scheduler(BlockPool(info.num_blocks, info.block_size), pacer, number)
     sequences = [Sequence(request, 0, list(request.prompt)) for request in make_requests(info, number)]

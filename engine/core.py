@@ -15,7 +15,7 @@ from engine.blocks import BlockPool
 from engine.candidate import Candidate
 from engine.limits import refusal
 from engine.masks import Mask
-from engine.pacing import StepPacer
+from engine.pacing import CostOverDecodes, FittedCost, StepPacer
 from engine.scheduler import Scheduler
 from engine.text.detokenizer import Detokenizer, hidden_ids
 from engine.text.stops import StopMatcher
@@ -75,7 +75,8 @@ class Core:
         capacity = runner.info.num_blocks * runner.info.block_size
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
         self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
-        self._pacer = StepPacer(config.step_target_ms, alike=runner.info.device == "cpu")
+        cost = CostOverDecodes() if runner.info.device == "cpu" else FittedCost()
+        self._pacer = StepPacer(config.step_target_ms, cost)
         self._scheduler = Scheduler(self._pool, self._pacer, runner.info.max_running)
         self._live: dict[str, _Live] = {}
         self._tell_early: Callable[[list[RequestEvents]], None] | None = None

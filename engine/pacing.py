@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 # What the first steps may carry, of two sizes so that the fixed cost can be told from the price: harmless on a laptop,
@@ -41,25 +42,20 @@ class StepPacer:
     Beside decodes a step may take ``STRETCH`` times a step that only decodes; where more sequences wait than decode,
     longer, up to ``target_ms`` milliseconds. Alone it may take ``ALONE_FACTOR`` times ``target_ms``. Whatever that
     allows, no chunk is so small that the fixed cost of its step is more than a share of it.
-
-    ``alike`` says that steps with prefill are launched as those without are, as on a CPU: then the fixed cost is what
-    decodes take. Fitted there it would be wrong, because the price of a token doubles along a long prompt.
     """
 
-    def __init__(self, target_ms: float, *, alike: bool = False) -> None:
+    def __init__(self, target_ms: float, cost: StepCost) -> None:
         self._target = target_ms / 1000
-        self._alike = alike
-        self._decode_seconds = 0.0
-        self._cost = PrefillCost()
+        self._cost = cost
 
     def prefill_budget(self, num_decodes: int, num_waiting: int = 1) -> int:
         """Prefill tokens for a step that also carries ``num_decodes`` decodes; at least ``MIN_CHUNK``.
 
         ``num_waiting`` sequences still have to compute their prompts.
         """
-        if self._cost.num_sizes < len(FIRST_CHUNKS):
-            return FIRST_CHUNKS[self._cost.num_sizes]
-        fixed, price = self._cost.beyond(self._decode_seconds) if self._alike else self._cost.line
+        if self._cost.first_chunk:
+            return self._cost.first_chunk
+        fixed, price = self._cost.line
         share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
         worthwhile = fixed * (1 / share - 1)
         seconds = max(self._allowed(num_decodes, num_waiting) - fixed, worthwhile)
@@ -68,22 +64,73 @@ class StepPacer:
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
-        if num_prefill_tokens:
-            self._cost.add(num_prefill_tokens, seconds)
-            if num_decodes and self._cost.num_sizes > 1 and not self._alike:
-                # A step with prefill does all that one without it does. While prompts come without a pause, nothing
-                # else tells that decodes have become cheaper.
-                self._decode_seconds = min(self._decode_seconds, self._cost.line[0])
-        elif num_decodes:
-            past = self._decode_seconds or seconds
-            self._decode_seconds = past * MEMORY + seconds * (1 - MEMORY)
+        self._cost.add(num_decodes, num_prefill_tokens, max(seconds, _TICK))
 
     def _allowed(self, num_decodes: int, num_waiting: int) -> float:
         """How many seconds the step may take."""
         if not num_decodes:
             return self._target * ALONE_FACTOR
-        beside = self._decode_seconds * STRETCH
+        beside = self._cost.decodes * STRETCH
         return max(beside, min(self._target, beside * num_waiting / num_decodes))
+
+
+class StepCost(ABC):
+    """Seconds of a step as ``fixed + price x tokens`` of prefill, from measured steps.
+
+    A step has a cost that no chunk avoids: weights are read, kernels launched. ``decodes`` is the mean of the last
+    steps that only decode, ``largest`` the largest chunk measured.
+    """
+
+    def __init__(self) -> None:
+        self.decodes = 0.0
+        self.largest = 0
+
+    @property
+    @abstractmethod
+    def first_chunk(self) -> int | None:
+        """The chunk to measure next, while too little is known for a ``line``."""
+
+    @property
+    @abstractmethod
+    def line(self) -> tuple[float, float]:
+        """The fixed seconds, and the seconds a token."""
+
+    def add(self, num_decodes: int, tokens: int, seconds: float) -> None:
+        """Learn from a step with ``num_decodes`` decodes and ``tokens`` of prefill; ``seconds`` is above 0."""
+        if tokens:
+            self.largest = max(self.largest, tokens)
+        elif num_decodes:
+            past = self.decodes or seconds
+            self.decodes = past * MEMORY + seconds * (1 - MEMORY)
+
+
+class CostOverDecodes(StepCost):
+    """For devices that launch steps with prefill as those without, as a CPU does: decodes tell the fixed cost.
+
+    Fitted there it would be wrong, because the price of a token doubles along a long prompt; the last steps of any size
+    tell the price.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens = self._seconds = self._steps = 0.0
+
+    @property
+    def first_chunk(self) -> int | None:
+        return None if self._steps else FIRST_CHUNKS[0]
+
+    @property
+    def line(self) -> tuple[float, float]:
+        # Never all of the steps: decodes that are outdated would make prefill look free.
+        fixed = min(self.decodes, MAX_FIXED * self._seconds / self._steps)
+        return fixed, (self._seconds - fixed * self._steps) / self._tokens
+
+    def add(self, num_decodes: int, tokens: int, seconds: float) -> None:
+        super().add(num_decodes, tokens, seconds)
+        if tokens:
+            self._tokens = self._tokens * MEMORY + tokens
+            self._seconds = self._seconds * MEMORY + seconds
+            self._steps = self._steps * MEMORY + 1
 
 
 @dataclass(slots=True)
@@ -95,47 +142,43 @@ class _Mean:
     weight: float = 1.0
 
 
-class PrefillCost:
-    """Seconds of a step as ``fixed + price x tokens``, fitted to measured steps.
+class FittedCost(StepCost):
+    """For devices that launch steps with prefill in another way, as a GPU does: their fixed cost is fitted.
 
-    A step has a cost that no chunk avoids: weights are read, kernels launched. Sizes are kept apart by powers of two,
-    with a moving mean each, so that a thousand steps of one size do not make the others forgotten, and a line through
-    the means is found by least squares of relative errors: a step that was slow for another reason counts for little.
-
-    ``largest`` is the largest chunk measured, ``line`` the fixed seconds and the seconds a token; it takes two sizes.
+    Sizes are kept apart by powers of two, with a moving mean each, so that a thousand steps of one size do not make the
+    others forgotten, and a line through the means is found by least squares of relative errors: a step that was slow
+    for another reason counts for little.
     """
 
     def __init__(self) -> None:
-        self.largest = 0
-        self.line = (0.0, 0.0)
+        super().__init__()
+        self._line = (0.0, 0.0)
         self._means: dict[int, _Mean] = {}
-        self._tokens = self._seconds = self._steps = 0.0
 
     @property
-    def num_sizes(self) -> int:
-        """How many sizes, by powers of two, were measured."""
-        return len(self._means)
+    def first_chunk(self) -> int | None:
+        num_sizes = len(self._means)
+        return FIRST_CHUNKS[num_sizes] if num_sizes < len(FIRST_CHUNKS) else None
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """Take a measured step with ``tokens`` of prefill into account."""
-        self.largest = max(self.largest, tokens)
-        seconds = max(seconds, _TICK)
-        self._tokens = self._tokens * MEMORY + tokens
-        self._seconds = self._seconds * MEMORY + seconds
-        self._steps = self._steps * MEMORY + 1
+    @property
+    def line(self) -> tuple[float, float]:
+        return self._line
+
+    def add(self, num_decodes: int, tokens: int, seconds: float) -> None:
+        super().add(num_decodes, tokens, seconds)
+        if not tokens:
+            return
         for mean in self._means.values():
             mean.weight = max(mean.weight * FADING, FADED)
         mean = self._means.setdefault(tokens.bit_length(), _Mean(tokens, seconds))
         mean.tokens = mean.tokens * MEMORY + tokens * (1 - MEMORY)
         mean.seconds = mean.seconds * MEMORY + min(seconds, PAUSE * mean.seconds) * (1 - MEMORY)
         mean.weight = 1.0
-        self.line = self._fitted()
-
-    def beyond(self, fixed: float) -> tuple[float, float]:
-        """A known fixed cost, and the price of a token by the last steps of any size."""
-        # Never all of the steps: one that is outdated would make prefill look free.
-        fixed = min(fixed, MAX_FIXED * self._seconds / self._steps)
-        return fixed, (self._seconds - fixed * self._steps) / self._tokens
+        self._line = self._fitted()
+        if num_decodes and not self.first_chunk:
+            # A step with prefill does all that one without it does. While prompts come without a pause, nothing else
+            # tells that decodes have become cheaper.
+            self.decodes = min(self.decodes, self._line[0])
 
     def _fitted(self) -> tuple[float, float]:
         """Minimises the sum of weight x (1 - (fixed + price x tokens) / seconds)² with neither below 0."""

@@ -18,7 +18,9 @@ from engine.pacing import (
     MAX_CHUNK,
     MIN_CHUNK,
     STRETCH,
-    PrefillCost,
+    CostOverDecodes,
+    FittedCost,
+    StepCost,
     StepPacer,
 )
 from engine.scheduler import Scheduler
@@ -43,24 +45,27 @@ class Machine:
         return max(self.floor, self.fixed + self.token * tokens)
 
 
-def settled(machine: Machine, num_decodes: int, target_ms: float = 150, steps: int = 60) -> tuple[StepPacer, int]:
+def settled(machine: Machine, num_decodes: int, cost: type[StepCost] = FittedCost) -> tuple[StepPacer, int]:
     """A pacer after some steps of that machine, and the last chunk that it chose."""
-    pacer, rnd, chunk = StepPacer(target_ms), random.Random(0), 0
+    pacer, rnd, chunk = StepPacer(150, cost()), random.Random(0), 0
 
     def varied(seconds: float) -> float:
         return seconds * (1 + machine.noise * rnd.uniform(-1, 1))
 
     for _ in range(10):
         pacer.record(num_decodes, 0, varied(machine.decode))
-    for _ in range(steps):
+    for _ in range(60):
         chunk = pacer.prefill_budget(num_decodes)
         pacer.record(num_decodes, chunk, varied(machine.prefill(chunk)))
     return pacer, chunk
 
 
+both = pytest.mark.parametrize("cost", [FittedCost, CostOverDecodes])
+
+
 @pytest.mark.parametrize("num_decodes", [0, 8])
 def test_the_first_chunks_are_small_and_of_two_sizes(num_decodes: int) -> None:
-    pacer = StepPacer(150)
+    pacer = StepPacer(150, FittedCost())
     pacer.record(num_decodes, 0, 0.01)
     for expected in FIRST_CHUNKS:
         assert pacer.prefill_budget(num_decodes) == expected
@@ -76,11 +81,12 @@ CPUS = {
 }
 
 
+@both
 @pytest.mark.parametrize("noise", [0.0, 0.15])
 @pytest.mark.parametrize("name", CPUS)
-def test_a_step_beside_decodes_takes_as_long_as_it_may(name: str, noise: float) -> None:
+def test_a_step_beside_decodes_takes_as_long_as_it_may(name: str, noise: float, cost: type[StepCost]) -> None:
     machine = CPUS[name]
-    _, chunk = settled(Machine(machine.decode, machine.fixed, machine.token, noise=noise), 4)
+    _, chunk = settled(Machine(machine.decode, machine.fixed, machine.token, noise=noise), 4, cost)
     assert machine.prefill(chunk) == pytest.approx(STRETCH * machine.decode, rel=0.05 + noise)
 
 
@@ -114,7 +120,7 @@ def test_chunks_are_worth_a_step_that_costs_much_whatever_it_carries(name: str, 
 def test_many_short_prompts_do_not_pay_for_a_step_each() -> None:
     """64 clients, 128 tokens in and out, on a 0.6B: 19,800 tok/s if their prompts are computed at once."""
     machine = GPUS["0.6B on an H100"]
-    pool, pacer = BlockPool(64 * 17 + 1, 16), StepPacer(150)
+    pool, pacer = BlockPool(64 * 17 + 1, 16), StepPacer(150, FittedCost())
     scheduler, seconds, answered = Scheduler(pool, pacer, 256), 0.0, 0
 
     def arrive(number: int) -> None:
@@ -150,8 +156,9 @@ def test_steps_take_longer_where_more_wait_than_decode() -> None:
     assert budgets[0] == budgets[1] < budgets[2] < budgets[3] < budgets[4] == pytest.approx(1400, rel=0.1)
 
 
-def test_steps_without_decodes_may_take_longer() -> None:
-    _, chunk = settled(Machine(decode=0.0, fixed=0.01, token=0.003), 0)
+@both
+def test_steps_without_decodes_may_take_longer(cost: type[StepCost]) -> None:
+    _, chunk = settled(Machine(decode=0.0, fixed=0.01, token=0.003), 0, cost)
     assert 0.01 + chunk * 0.003 == pytest.approx(0.15 * ALONE_FACTOR, rel=0.05)
 
 
@@ -161,21 +168,25 @@ def test_alone_the_fixed_cost_is_at_most_a_fifth() -> None:
     assert machine.fixed / machine.prefill(chunk) == pytest.approx(FIXED_SHARE_ALONE, rel=0.05)
 
 
+@both
 @pytest.mark.parametrize("token", [0.5, 5.0])
-def test_a_chunk_is_never_tiny(token: float) -> None:
-    assert settled(Machine(decode=0.02, fixed=0.02, token=token), 64)[1] == MIN_CHUNK
+def test_a_chunk_is_never_tiny(token: float, cost: type[StepCost]) -> None:
+    assert settled(Machine(decode=0.02, fixed=0.02, token=token), 64, cost)[1] == MIN_CHUNK
 
 
-def test_a_fast_machine_is_bounded() -> None:
-    assert settled(Machine(decode=0.0, fixed=0.0, token=1e-9), 0)[1] == MAX_CHUNK
+@both
+def test_a_fast_machine_is_bounded(cost: type[StepCost]) -> None:
+    assert settled(Machine(decode=0.0, fixed=0.0, token=1e-9), 0, cost)[1] == MAX_CHUNK
 
 
-def test_a_clock_that_stands_still_is_survived() -> None:
-    assert settled(Machine(decode=0.0, fixed=0.0, token=0.0), 0)[1] == MAX_CHUNK
+@both
+def test_a_clock_that_stands_still_is_survived(cost: type[StepCost]) -> None:
+    assert settled(Machine(decode=0.0, fixed=0.0, token=0.0), 0, cost)[1] == MAX_CHUNK
 
 
-def test_a_chunk_is_never_much_larger_than_any_before_it() -> None:
-    pacer, largest = StepPacer(150), 0
+@both
+def test_a_chunk_is_never_much_larger_than_any_before_it(cost: type[StepCost]) -> None:
+    pacer, largest = StepPacer(150, cost()), 0
     for _ in range(20):
         chunk = pacer.prefill_budget(0)
         assert chunk <= max(FIRST_CHUNKS[-1], GROWTH * largest)
@@ -184,17 +195,18 @@ def test_a_chunk_is_never_much_larger_than_any_before_it() -> None:
     assert largest == MAX_CHUNK
 
 
-def test_a_slow_first_step_is_forgotten() -> None:
-    pacer = StepPacer(150)
+@both
+def test_a_slow_first_step_is_forgotten(cost: type[StepCost]) -> None:
+    pacer = StepPacer(150, cost())
     pacer.record(0, FIRST_CHUNKS[0], 5.0)
-    for _ in range(10):
+    for _ in range(30):
         chunk = pacer.prefill_budget(0)
         pacer.record(0, chunk, 0.001 * chunk)
     assert chunk == pytest.approx(600, rel=0.1)
 
 
 def test_outdated_decode_times_do_not_make_prefill_look_free() -> None:
-    pacer = StepPacer(150)
+    pacer = StepPacer(150, FittedCost())
     for _ in range(10):
         pacer.record(64, 0, 0.14)
     for _ in range(40):
@@ -213,7 +225,7 @@ def test_one_pause_of_the_machine_hardly_changes_a_chunk() -> None:
 
 def test_where_steps_are_alike_a_price_that_rises_is_followed() -> None:
     """On a CPU a token of a long prompt costs more, the further it is from the beginning."""
-    pacer, done, longest = StepPacer(150, alike=True), 0, 0.0
+    pacer, done, longest = StepPacer(150, CostOverDecodes()), 0, 0.0
     for _ in range(10):
         pacer.record(8, 0, 0.02)
     while done < 4000:
@@ -226,19 +238,19 @@ def test_where_steps_are_alike_a_price_that_rises_is_followed() -> None:
 
 
 def test_the_fixed_cost_is_told_from_the_price() -> None:
-    cost = PrefillCost()
+    cost = FittedCost()
     for tokens in (32, 500, 64, 2000, 128):
-        cost.add(tokens, 0.01 + 0.0001 * tokens)
+        cost.add(0, tokens, 0.01 + 0.0001 * tokens)
     assert cost.line == pytest.approx((0.01, 0.0001))
     for _ in range(5000):  # one size alone, for long
-        cost.add(2000, 0.21)
+        cost.add(0, 2000, 0.21)
     assert cost.line == pytest.approx((0.01, 0.0001), rel=0.01)
 
 
 @pytest.mark.parametrize("seconds", [(0.2, 0.1), (0.1, 0.9)])
 def test_neither_part_is_ever_negative(seconds: tuple[float, float]) -> None:
-    cost = PrefillCost()
-    cost.add(100, seconds[0])
-    cost.add(400, seconds[1])
+    cost = FittedCost()
+    cost.add(0, 100, seconds[0])
+    cost.add(0, 400, seconds[1])
     assert min(cost.line) == 0
     assert max(cost.line) > 0

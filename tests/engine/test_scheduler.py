@@ -9,7 +9,7 @@ from support.examples import examples
 
 from engine.batch import Sequence, Work
 from engine.blocks import BlockPool
-from engine.pacing import FIRST_CHUNKS, StepPacer
+from engine.pacing import FIRST_CHUNKS, FittedCost, StepPacer
 from engine.scheduler import Scheduler
 from engine.types import Request, SamplingParams
 
@@ -18,7 +18,7 @@ FIRST_CHUNK = FIRST_CHUNKS[0]
 
 def make_scheduler(num_blocks: int = 100, block_size: int = 4, max_running: int = 8) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(num_blocks, block_size)
-    return Scheduler(pool, StepPacer(150), max_running), pool
+    return Scheduler(pool, StepPacer(150, FittedCost()), max_running), pool
 
 
 def make_sequences(name: str, prompt: list[int], candidates: int = 1) -> list[Sequence]:
