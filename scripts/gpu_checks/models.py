@@ -30,7 +30,7 @@ BLOCK_SIZE = 16
 _SURE = 8.0
 # What the runner of the speed parts is made for.
 _REAL: dict[str, Any] = {"max_context": 8192, "max_running": 256}
-_TINY: dict[str, Any] = {"max_context": 40, "max_running": 2, "kv_memory": 1e6}
+_TINY: dict[str, Any] = {"max_context": 64, "max_running": 2, "kv_memory": 1e6}
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

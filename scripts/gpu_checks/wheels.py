@@ -19,14 +19,14 @@ MOST_BYTES = 64 << 20
 # What is fetched. The rest of what the server needs, an image with torch, transformers and their own needs has.
 CARRIED = (
     "annotated-types", "gguf", "httptools", "llguidance", "msgspec", "pydantic", "pydantic-core", "pypdfium2",
-    "python-multipart", "pyzmq", "starlette", "structlog", "transformers", "uvicorn",
+    "python-multipart", "pyzmq", "starlette", "structlog", "transformers", "typing-inspection", "uvicorn",
 )  # fmt: skip
 # What such an image has, and in which version where one was looked at (2026-11).
 IMAGE = {
     "accelerate": "1.15.0", "annotated-doc": "", "anyio": "", "click": "", "h11": "", "huggingface-hub": "1.33.0",
     "idna": "", "jinja2": "", "numpy": "2.5.2", "packaging": "", "prometheus-client": "", "pyyaml": "", "regex": "",
     "requests": "", "rich": "", "safetensors": "0.8.0", "shellingham": "", "tokenizers": "0.23.2", "torch": "2.11.0",
-    "tqdm": "", "triton": "3.6.0", "typer": "", "typing-extensions": "", "typing-inspection": "",
+    "tqdm": "", "triton": "3.6.0", "typer": "", "typing-extensions": "",
 }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
         "Llama-3.1-8B, 2 clients, 5/2 tokens",
         "Llama-3.1-8B, generate_batch, 2 × 5/2 tokens",
     } <= measured
-    (profile,) = [finding for finding in found["findings"] if finding["name"].startswith("profile")]
+    profile, _ = [finding for finding in found["findings"] if finding["name"].startswith("profile")]
     assert {"name", "on", "count", "device_us", "host_us"} == set(profile["data"]["by host"][0])
     assert "the cache holds" not in run.stdout
     assert "comparisons: 5 right, 0 wrong" in run.stdout

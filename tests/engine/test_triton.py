@@ -95,17 +95,6 @@ def test_compiles_for_other_types(dtype: torch.dtype) -> None:
         assert compiled(triton_kernels.attend_kernel, constants, pointer, 80).metadata.shared <= SHARED_MEMORY
 
 
-def test_two_tiles_of_keys_are_on_their_way_in_a_decode() -> None:
-    heads, shape, options = LAYERS["llama-3.1-8b"]
-    rows, prefill_rows = tile_rows(heads, shape.heads, shape.key_size, torch.bfloat16)
-    constants = launch_options(shape, heads, torch.bfloat16, 16, options, rows, split=True)
-    two_tiles = 2 * constants["KEYS"] * (shape.key_size + shape.value_size) * 2
-    assert compiled(triton_kernels.attend_kernel, constants, "*bf16", 90, split=True).metadata.shared >= two_tiles
-    one_tile = launch_options(shape, heads, torch.bfloat16, 16, options, rows, split=True, stages=3)
-    assert compiled(triton_kernels.attend_kernel, one_tile, "*bf16", 90, split=True).metadata.shared < two_tiles
-    assert launch_options(shape, heads, torch.bfloat16, 16, options, prefill_rows, split=False)["num_stages"] == 3
-
-
 WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "write": (
         triton_kernels.write_kernel,

@@ -172,19 +172,24 @@ def _arrival(check: Check, made: Made, start: Callable[[], Clients], load: Load,
         f"{usual.steps} steps; tokens of others every {usual.alone * 1e3:.1f} ms alone, {usual.beside * 1e3:.1f} ms "
         f"beside it, at most {usual.worst * 1e3:.1f}"
     )
-    check.report.number(PART, name, usual.waited, "s to its first token", note, [a._asdict() for a in found])
+    data = [{**arrival._asdict(), "beside": arrival.beside} for arrival in found]
+    check.report.number(PART, name, usual.waited, "s to its first token", note, data)
     if has_goals:
         check.report.share(goals.ARRIVAL, usual.beside / usual.alone)
 
 
 class _Arrival(NamedTuple):
-    """Seconds until the first token of a long prompt and steps until then; the others' pauses without it and beside."""
+    """Seconds until the first token of a long prompt and steps until then; the others' usual pause, and the worst."""
 
     waited: float
     steps: int
     alone: float
-    beside: float
     worst: float
+
+    @property
+    def beside(self) -> float:
+        """Seconds between the others' tokens meanwhile: each step brings them one."""
+        return self.waited / self.steps
 
 
 def _one_arrival(
@@ -198,9 +203,11 @@ def _one_arrival(
     clients.step_while(lambda: not clients.times[name])
     if not clients.times[name]:
         return None
+    waited, steps_until = clients.times[name][0] - arrived, clients.steps - steps
+    # What the last of these steps has for the others may be told within the next one.
+    clients.step_while(lambda: clients.steps < steps + steps_until + 2)
     before, beside = _pauses(clients, streams, quiet, arrived), _pauses(clients, streams, arrived, math.inf)
-    waited = clients.times[name][0] - arrived
-    return _Arrival(waited, clients.steps - steps, median(before), median(beside), max(beside))
+    return _Arrival(waited, steps_until, median(before), max(beside))
 
 
 def _pauses(clients: Clients, streams: list[str], since: float, until: float) -> list[float]:

@@ -44,8 +44,8 @@ class Load:
 
     @property
     def room(self) -> int:
-        """Tokens that a sequence may come to: the spells of both ways to choose, warm-ups and the profile."""
-        return self.prompt + len(self.batches) * (2 * (SPELLS + 1) * self.steps + self.profiled + 2)
+        """Tokens that a sequence may come to: the spells of both ways to choose, warm-ups and the profiles."""
+        return self.prompt + (1 + len(self.batches)) * (2 * (SPELLS + 1) * self.steps + self.profiled + 2)
 
 
 REAL = Load((256, 64, 1), 1024, 4, 12, 5)
@@ -90,7 +90,10 @@ def run(check: Check) -> None:
             check.report.skipped(PART, f"{batch} sequences", "the cache is too small")
         else:
             _measure(check, made, sequences[:batch], load)
-    _profile(check, made.runner, sequences[: min(64, most)], load)
+    together = sequences[: min(64, most)]
+    decode = partial(_step, made.runner, together, BatchSampler(), lambda _: 1)
+    _profile(check, f"{len(together)} sequences, sampled", decode, load)
+    _mixed(check, made.runner, sequences[: min(8, most - 1)], pages, load)
 
 
 def _prefill(check: Check, made: Made, sequences: list[Sequence], load: Load, matmul: float) -> None:
@@ -184,19 +187,36 @@ def _step(
     return begin, middle, end
 
 
-def _profile(check: Check, runner: ModelRunner, sequences: list[Sequence], load: Load) -> None:
-    """What the device did in some sampled steps, kernel by kernel."""
-    name = f"profile of {load.profiled} steps of {len(sequences)} sequences, sampled"
+def _mixed(check: Check, runner: ModelRunner, sequences: list[Sequence], pages: Pages, load: Load) -> None:
+    """What a step costs that carries some of a prompt: such steps are launched kernel by kernel."""
+    chunk = load.prompt // 2
+    name = f"a step of {len(sequences)} decodes and {chunk} tokens of a prompt"
+    room = chunk + 1
+    if not check.has_time(PART, name, 5.0) or not pages.holds(1, room):
+        return
+    prompt = pages.sequence(random_tokens(len(sequences) + 1000, chunk, runner.info.vocab_size), room)
+
+    def step() -> None:
+        _step(runner, [*sequences, prompt], BatchSampler(), lambda tokens: 1 if len(tokens) > load.prompt else chunk)
+        prompt.tokens.pop()
+
+    usual = median([check.machine.seconds(step) for _ in range(SPELLS + 1)][1:])
+    check.report.number(PART, name, usual * 1e3, "ms")
+    _profile(check, f"{len(sequences)} decodes and {chunk} tokens of a prompt", step, load)
+
+
+def _profile(check: Check, of: str, step: Callable[[], object], load: Load) -> None:
+    """What the device and the host did in some steps, kernel by kernel."""
+    name = f"profile of {load.profiled} steps of {of}"
     if not check.has_time(PART, name, 5.0):
         return
     activities = [torch.profiler.ProfilerActivity.CPU]
     if not check.machine.smoke:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    sampler = BatchSampler()
     try:
         with torch.profiler.profile(activities=activities) as profile:
             for _ in range(load.profiled):
-                _step(runner, sequences, sampler, lambda _: 1)
+                step()
             check.machine.wait()
         rows = [
             {
@@ -216,5 +236,6 @@ def _profile(check: Check, runner: ModelRunner, sequences: list[Sequence], load:
     kernels = sum(row["device_us"] for row in rows if row["on"] == "CUDA")
     data = {"by device": by_device, "by host": by_host}
     check.report.number(PART, name, kernels / 1e3 / load.profiled, "ms of kernels a step", data=data)
-    for row in by_device[:8]:
-        check.report.say(f"          {row['device_us']:10.0f} µs {row['count']:6} × {row['name'][:80]}")
+    for title, rows in (("device_us", by_device), ("host_us", by_host)):
+        for row in rows[:8]:
+            check.report.say(f"          {row[title]:10.0f} {title} {row['count']:6} × {row['name'][:80]}")

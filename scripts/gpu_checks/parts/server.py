@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[3]
 # What the server imports beyond what the engine's core does, and in which package it comes.
 NEEDED = {
     "msgspec": "msgspec", "zmq": "pyzmq", "llguidance": "llguidance", "pydantic": "pydantic",
-    "pydantic_core": "pydantic-core", "annotated_types": "annotated-types", "starlette": "starlette",
-    "uvicorn": "uvicorn", "httptools": "httptools", "python_multipart": "python-multipart",
+    "pydantic_core": "pydantic-core", "annotated_types": "annotated-types", "typing_inspection": "typing-inspection",
+    "starlette": "starlette", "uvicorn": "uvicorn", "httptools": "httptools", "python_multipart": "python-multipart",
     "pypdfium2": "pypdfium2", "structlog": "structlog", "gguf": "gguf", "typer": "typer", "rich": "rich",
     "prometheus_client": "prometheus-client", "yaml": "pyyaml", "jinja2": "jinja2", "safetensors": "safetensors",
 }  # fmt: skip
