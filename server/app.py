@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 
 from engine.types import EngineError
+from server.convert.constraint import GrammarCompiler
 from server.convert.documents import DocumentReader
 from server.errors import ApiError, api_error_response
 from server.files.store import FileLimits, FileStore
@@ -43,7 +44,7 @@ log = structlog.stdlib.get_logger("castor")
 def create_app(settings: Settings, registry: Registry) -> Starlette:
     """The ASGI application; its lifespan loads the registry's models and unloads them.
 
-    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``documents``,
+    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``documents``, ``grammars``,
     ``signature_key`` and ``draining``, which the server sets when it ends. Raises ``ConfigError`` where the folder of
     data cannot be used.
     """
@@ -63,6 +64,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     app.state.files = _open_files(settings)
     app.state.uploads = Uploads(app.state.files)
     app.state.documents = DocumentReader(app.state.files)
+    app.state.grammars = GrammarCompiler()
     app.state.draining = False
     return app
 
@@ -96,6 +98,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     finally:
         sweeping.cancel()
         await app.state.registry.close()
+        await app.state.grammars.close()
         app.state.files.close()
 
 

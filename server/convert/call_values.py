@@ -28,7 +28,7 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 class ValueRules:
     """Collects rules in Lark; ``quote`` is the quote as a term of a rule, ``prefix`` keeps names of rules apart.
 
-    Schemas are those of `GrammarCompiler.relaxed`: they compile, and refer to nothing but their own ``$defs``.
+    Schemas are those of `grammars.repaired`: they compile, and refer to nothing but their own ``$defs``.
     """
 
     def __init__(self, quote: str, prefix: str) -> None:

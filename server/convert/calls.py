@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from server.convert.call_values import ValueRules, any_value_rules
-from server.convert.constraint import GrammarCompiler
-from server.convert.grammars import JSON_STYLE
+from server.convert.grammars import JSON_STYLE, accepted, repaired
 from server.convert.tools import Function, Tools
 from server.errors import InvalidArgument
 from server.families import CallSyntax, Family
@@ -25,6 +26,8 @@ MAX_CALLS = 8
 """In one answer: a model that repeats itself must come to an end."""
 MAX_UNLEARNED_CALLS = 4
 """In one answer of a model that never learned to call, and that repeats itself often."""
+REPAIR_SECONDS = 1.0
+"""For the schemas of all functions together; those whose turn does not come leave their arguments free."""
 
 Schema = Mapping[str, Any]
 
@@ -33,16 +36,23 @@ _TEXT = r"/(.|\n)*/"
 _PARAMETER_END = "\n</parameter>\n"
 
 
-async def call_grammar(tools: Tools, family: Family, atom_ids: Mapping[str, int], compiler: GrammarCompiler) -> str:
+def tool_grammar(tools: Tools, family: Family, atom_ids: Mapping[str, int]) -> str:
     """The grammar for ``SamplingParams.grammar``. Schemas of arguments constrain as far as they can; those that cannot
-    be compiled together leave the arguments free. Raises ``ResourceExhausted`` while too many grammars are compiled.
+    be compiled together leave the arguments free. Takes as long as `grammars.py` says.
     """
-    schemas = [await _schema(function, compiler) for function in tools.allowed]
+    until = time.monotonic() + REPAIR_SECONDS
     try:
-        return await compiler.compile(written(tools, schemas, family, atom_ids), "tools")
+        schemas = [_schema(function, until) for function in tools.allowed]
+        return accepted(written(tools, schemas, family, atom_ids), "tools")
     except InvalidArgument:
-        free = [_ANY_OBJECT] * len(schemas)
-        return await compiler.compile(written(tools, free, family, atom_ids), "tools")
+        free = [_ANY_OBJECT] * len(tools.allowed)
+        return accepted(written(tools, free, family, atom_ids), "tools")
+
+
+def free_arguments(tools: Tools) -> Tools:
+    """The same functions with any object as the arguments of each."""
+    allowed = tuple(replace(function, parameters=_ANY_OBJECT) for function in tools.allowed)
+    return replace(tools, allowed=allowed)
 
 
 def written(tools: Tools, schemas: Sequence[Schema | None], family: Family, atom_ids: Mapping[str, int]) -> str:
@@ -60,11 +70,11 @@ def led(grammar: str, family: Family, atom_ids: Mapping[str, int]) -> str:
     return json.dumps({"grammars": [{"lark_grammar": start}, {"name": "answer", **answer}]}, ensure_ascii=False)
 
 
-async def _schema(function: Function, compiler: GrammarCompiler) -> Schema | None:
+def _schema(function: Function, until: float) -> Schema | None:
     parameters = function.parameters
     if not parameters or (parameters.get("properties") == {} and not parameters.get("additionalProperties")):
         return None
-    return await compiler.relaxed(parameters)
+    return repaired(parameters, until)
 
 
 class _Grammar:

@@ -1,196 +1,136 @@
-"""The grammar that an answer must follow: checked off the event loop, within a deadline, and remembered.
+"""The grammar that an answer must follow: made and checked by child processes, within limits, and remembered.
 
-llguidance compiles most schemas in milliseconds, but a compilation cannot be interrupted: sizes are capped first, a few
-threads do the work, and who waits too long is refused while the thread finishes.
+llguidance compiles most schemas in milliseconds, but nobody can tell beforehand which take minutes and gigabytes, and a
+compilation cannot be interrupted. So a child does it that may be killed (`server/children.py`). What runs there is
+`enforced`, `chosen` and `tool_grammar`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import pickle
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping
 from hashlib import sha256
-from threading import Lock
 from typing import Any
 
+from server.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
+from server.convert.calls import free_arguments, tool_grammar
 from server.convert.form import ENUM, answer_form
-from server.convert.grammars import choice_grammar, culprit, grammar_problem, json_grammar, schema_problem
-from server.convert.schema import Schema, json_schema, openapi_schema, relaxed_schema
+from server.convert.grammars import chosen, enforced, load
 from server.convert.shape import check_size
+from server.convert.tools import Tools
 from server.errors import InvalidArgument, ResourceExhausted
+from server.families import Family
+from server.observe import log
 from server.wire.generation import GenerationConfig
 
-DEADLINE_SECONDS = 5.0
-MAX_WAITING = 64
-REMEMBERED = 256
-MAX_GRAMMAR_CHARACTERS = 1_000_000
-MAX_REPAIRS = 50
+COMPILE_SECONDS = 2.0
+WAIT_SECONDS = 3.5
+"""For a free child. Whoever waits comes after one job of each other caller, so this is longer than a job."""
+CHILDREN = 2
+MEMORY_BYTES = 256 * 1024**2
+TOOLS_TIMES = 10
+"""How much larger than one schema those of all functions together may be."""
+REMEMBERED_CHARACTERS = 20_000_000
 
 _BUSY = "Too many schemas are being compiled. Please try again later."
-
-Job = Callable[[], Any]
-Conversion = Callable[[Any, str], Schema]
+_DIED = "The schema could not be compiled now. Please try again later."
 
 
 class GrammarCompiler:
-    """Converts schemas and checks grammars.
+    """Turns schemas and functions into grammars. ``owner`` is who asks: callers take turns.
 
-    At most ``threads`` grammars compile at a time and ``MAX_WAITING`` wait; who has waited ``deadline`` seconds for a
-    grammar is refused. Results are remembered, refusals too.
+    A grammar that takes more than ``seconds`` to compile, or more than ``MEMORY_BYTES``, is refused, and so is who
+    waits more than ``patience`` seconds for one of the ``number`` children. Results are remembered, and so are refusals
+    that the next attempt would not change.
     """
 
-    def __init__(self, *, threads: int = 2, deadline: float = DEADLINE_SECONDS) -> None:
-        self._deadline = deadline
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
-        self._known: OrderedDict[bytes, Future[Any]] = OrderedDict()
-        self._pending = 0
-        self._lock = Lock()
+    def __init__(
+        self, *, seconds: float = COMPILE_SECONDS, patience: float = WAIT_SECONDS, number: int = CHILDREN
+    ) -> None:
+        self._seconds = seconds
+        self._patience = patience
+        self._children = ChildProcesses(number, MEMORY_BYTES, _BUSY, load)
+        self._known: OrderedDict[bytes, str | InvalidArgument] = OrderedDict()
+        self._making: dict[tuple[str, bytes], asyncio.Task[Any]] = {}
 
-    async def compile(self, grammar: str, field: str) -> str:
-        """``grammar`` (Lark, or llguidance's JSON) itself, once llguidance has accepted it.
+    async def answer(self, config: GenerationConfig, owner: str = "") -> str | None:
+        """The grammar that the answer's text must follow, None where it is free.
 
-        Raises ``InvalidArgument`` naming ``field``, or ``ResourceExhausted`` while all threads are taken.
+        Raises ``InvalidArgument`` naming the field, and ``ResourceExhausted`` while too many are compiled.
         """
-        if len(grammar) > MAX_GRAMMAR_CHARACTERS:
-            raise InvalidArgument.at(
-                field, f"{field}: the grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} are read"
-            )
-        checked: str = await self._once(("grammar", field, grammar), field, partial(_accepted, grammar, field))
-        return checked
+        form = answer_form(config)
+        if form is None:
+            return None
+        check_size(form.schema, form.field)
+        work = chosen if form.mime_type == ENUM else enforced
+        return await self._once(owner, form.field, work, form.schema, form.field, form.openapi)
 
-    async def schema(self, schema: Any, field: str, *, openapi: bool) -> str:
-        """The grammar of the JSON values that match a caller's schema. Raises as `compile` does."""
-        check_size(schema, field)
-        convert = openapi_schema if openapi else json_schema
-        key = (convert.__name__, field, json.dumps(schema))
-        grammar: str = await self._once(key, field, partial(_enforced, convert, schema, field))
-        return grammar
+    async def calls(self, tools: Tools, family: Family, atom_ids: Mapping[str, int], owner: str = "") -> str:
+        """The grammar of an answer that may call functions. Schemas of arguments constrain as far as they can.
 
-    async def choice(self, schema: Any, field: str, *, openapi: bool) -> str:
-        """The grammar of the bare texts that a caller's schema lists in its ``enum``. Raises as `compile` does."""
-        check_size(schema, field)
-        convert = openapi_schema if openapi else json_schema
-        key = ("choice", convert.__name__, field, json.dumps(schema))
-        grammar: str = await self._once(key, field, partial(_chosen, convert, schema, field))
-        return grammar
-
-    async def relaxed(self, schema: Any) -> Schema:
-        """A function's parameters as a schema that compiles, as close to the caller's as can be; never refuses."""
-        field = "parameters"
+        Raises ``ResourceExhausted``.
+        """
+        check_size([function.parameters for function in tools.allowed], "tools", times=TOOLS_TIMES)
         try:
-            check_size(schema, field)
-            key = ("relaxed", field, json.dumps(schema))
-            found: Schema = await self._once(key, field, partial(_repaired, schema))
-        except (InvalidArgument, ResourceExhausted):
-            return {"type": "object"}
-        return found
+            return await self._once(owner, "tools", tool_grammar, tools, family, dict(atom_ids))
+        except InvalidArgument:
+            return await self._once(owner, "tools", tool_grammar, free_arguments(tools), family, dict(atom_ids))
 
-    def close(self) -> None:
-        """Let the threads end; what waits is dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    async def close(self) -> None:
+        """End the children."""
+        await self._children.close()
 
-    async def _once(self, key: tuple[str, ...], field: str, job: Job) -> Any:
-        """The job's result: remembered, shared with whoever waits for it already, or made now."""
-        future = self._future(sha256(json.dumps(key).encode()).digest(), job)
-        await asyncio.wait([asyncio.wrap_future(future)], timeout=self._deadline)
-        if future.cancel() or future.cancelled():
-            raise ResourceExhausted(_BUSY)
-        if not future.done():
-            raise InvalidArgument.at(
-                field, f"{field}: compiling it takes more than {self._deadline:g} seconds; send a simpler one"
-            )
-        outcome = future.result()
+    async def _once(self, owner: str, field: str, work: Callable[..., Any], *arguments: Any) -> str:
+        """What the work results in: remembered, shared with those of this owner who wait for it, or made now."""
+        key = sha256(pickle.dumps((work, arguments))).digest()
+        outcome: Any = self._known.get(key)
+        if outcome is None:
+            making = self._making.get((owner, key))
+            if making is None:
+                making = asyncio.create_task(self._made(owner, field, key, work, *arguments))
+                self._making[owner, key] = making
+                making.add_done_callback(lambda _: self._making.pop((owner, key)))
+            await asyncio.wait([making])  # who leaves takes nothing from the others
+            outcome = making.result()
+        else:
+            self._known.move_to_end(key)
         if isinstance(outcome, InvalidArgument):
             raise InvalidArgument(outcome.message, outcome.violations)
+        if isinstance(outcome, ResourceExhausted):
+            raise ResourceExhausted(outcome.message)
+        return str(outcome)
+
+    async def _made(self, owner: str, field: str, key: bytes, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The grammar, or why there is none. Of refusals only those are remembered that the next attempt would get."""
+        try:
+            outcome: Any = await self._children.run(
+                work, *arguments, owner=owner, seconds=self._seconds, patience=self._patience
+            )
+        except InvalidArgument as refusal:
+            outcome = refusal
+        except TookTooMuch:
+            outcome = _too_costly(field, f"{MEMORY_BYTES >> 20} MiB of memory")
+        except JobFailed as failure:
+            log.error("a schema could not be compiled", field=field, reason=str(failure))
+            outcome = InvalidArgument.at(field, f"{field}: this cannot be enforced; the server's log has the reason")
+        except TookTooLong:
+            return _too_costly(field, f"{self._seconds:g} seconds")
+        except ResourceExhausted as busy:
+            return busy
+        except ChildDied as death:
+            log.error("a schema could not be compiled", reason=str(death))
+            return ResourceExhausted(_DIED)
+        self._known[key] = outcome
+        while len(self._known) > 1 and sum(map(_size, self._known.values())) > REMEMBERED_CHARACTERS:
+            self._known.popitem(last=False)
         return outcome
 
-    def _future(self, key: bytes, job: Job) -> Future[Any]:
-        known = self._known.get(key)
-        if known is not None and not known.cancelled():
-            self._known.move_to_end(key)
-            return known
-        if self._pending >= MAX_WAITING:
-            raise ResourceExhausted(_BUSY)
-        self._count(1)
-        future = self._known[key] = self._pool.submit(_outcome, job)
-        future.add_done_callback(lambda _: self._count(-1))
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return future
 
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._pending += change
+def _too_costly(field: str, limit: str) -> InvalidArgument:
+    return InvalidArgument.at(field, f"{field}: compiling it takes more than {limit}; send a simpler one")
 
 
-async def answer_grammar(config: GenerationConfig, compiler: GrammarCompiler) -> str | None:
-    """The grammar that the answer's text must follow, None where it is free. Raises as `GrammarCompiler.compile`."""
-    form = answer_form(config)
-    if form is None:
-        return None
-    if form.mime_type == ENUM:
-        return await compiler.choice(form.schema, form.field, openapi=form.openapi)
-    return await compiler.schema(form.schema, form.field, openapi=form.openapi)
-
-
-# What follows runs in the pool.
-
-
-def _outcome(job: Job) -> Any:
-    """A refusal is a result too, and remembered like one."""
-    try:
-        return job()
-    except InvalidArgument as refusal:
-        return refusal
-
-
-def _enforced(convert: Conversion, schema: Any, field: str) -> str:
-    document = convert(schema, field)
-    problem = schema_problem(document)
-    if problem:
-        raise _unenforceable(field + culprit(document)[0], problem)
-    return json_grammar(document)
-
-
-def _chosen(convert: Conversion, schema: Any, field: str) -> str:
-    texts = convert(schema, field).get("enum", [])
-    if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise InvalidArgument.at(
-            field, f"{field}: {ENUM} needs a schema of type STRING with an enum of texts that are not empty"
-        )
-    return _accepted(choice_grammar(texts), field)
-
-
-def _accepted(grammar: str, field: str) -> str:
-    problem = grammar_problem(grammar)
-    if problem:
-        raise _unenforceable(field, problem)
-    return grammar
-
-
-def _repaired(schema: Any) -> Schema:
-    """Weaken what llguidance cannot take, one place after the other."""
-    document = relaxed_schema(schema)
-    for _ in range(MAX_REPAIRS):
-        if not schema_problem(document):
-            return document
-        _, wrong = culprit(document)
-        if wrong is document:
-            break
-        _weaken(wrong)
-    return {"type": "object"}
-
-
-def _weaken(schema: Schema) -> None:
-    """Keep the type alone, then nothing."""
-    kind = schema.get("type")
-    keep = {"type": kind} if kind is not None and len(schema) > 1 else {}
-    schema.clear()
-    schema.update(keep)
-
-
-def _unenforceable(field: str, problem: str) -> InvalidArgument:
-    return InvalidArgument.at(field, f"{field}: this cannot be enforced: {problem}")
+def _size(outcome: str | InvalidArgument) -> int:
+    return 1000 + len(str(outcome))

@@ -1,4 +1,7 @@
-"""Grammars in llguidance's words, what it has against one, and where in a schema the reason is."""
+"""Grammars in llguidance's words, what it has against one, and where in a schema the reason is.
+
+Whatever compiles here may take minutes and gigabytes: the server calls it in children only (`constraint.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from server.convert.form import ENUM
+from server.convert.schema import json_schema, openapi_schema, relaxed_schema
 from server.convert.shape import Schema, children
+from server.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
 
 SEARCH_SECONDS = 1.0
+MAX_GRAMMAR_CHARACTERS = 1_000_000
 
 JSON_STYLE = {
     "whitespace_flexible": False,
@@ -23,6 +30,54 @@ JSON_STYLE = {
     "json_allowed_escapes": 'nrtbf\\"',
 }
 """JSON on one line, spaced as people write it: a model that may choose its white space may choose it for ever."""
+
+
+def enforced(schema: Any, field: str, openapi: bool) -> str:
+    """The grammar of the JSON values that match a caller's schema. Raises ``InvalidArgument`` naming the place."""
+    document = (openapi_schema if openapi else json_schema)(schema, field)
+    problem = schema_problem(document)
+    if problem:
+        raise _unenforceable(field + culprit(document)[0], problem)
+    return json_grammar(document)
+
+
+def chosen(schema: Any, field: str, openapi: bool) -> str:
+    """The grammar of the bare texts that a caller's schema lists in its ``enum``. Raises as `enforced` does."""
+    texts = (openapi_schema if openapi else json_schema)(schema, field).get("enum", [])
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise InvalidArgument.at(
+            field, f"{field}: {ENUM} needs a schema of type STRING with an enum of texts that are not empty"
+        )
+    return accepted(choice_grammar(texts), field)
+
+
+def accepted(grammar: str, field: str) -> str:
+    """A grammar of ours itself, if it compiles. Raises as `enforced` does."""
+    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+        raise InvalidArgument.at(
+            field, f"{field}: the grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} are read"
+        )
+    problem = grammar_problem(grammar)
+    if problem:
+        raise _unenforceable(field, problem)
+    return grammar
+
+
+def repaired(schema: Any, until: float) -> Schema:
+    """A function's parameters as a schema that compiles, as close to the caller's as can be; never refuses.
+
+    What llguidance cannot take is weakened, one place after the other, as long as the monotonic clock is before
+    ``until``.
+    """
+    document = relaxed_schema(schema)
+    while time.monotonic() < until:
+        if not schema_problem(document):
+            return document
+        _, wrong = culprit(document)
+        if wrong is document:
+            break
+        _weaken(wrong)
+    return {"type": "object"}
 
 
 def json_grammar(document: Schema) -> str:
@@ -90,6 +145,11 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(verbose_errors=False)  # the messages must not repeat a whole grammar
 
 
+def load() -> None:
+    """Import what compiling needs."""
+    byte_tokenizer()
+
+
 @lru_cache(maxsize=1)
 def byte_tokenizer() -> LLTokenizer:
     """Of a tokenizer whose tokens are the bytes, and one for the end."""
@@ -120,3 +180,15 @@ def _sentence(error: str) -> str:
         return "no text can match"
     reason = next((line for line in lines if line.startswith("error: ")), lines[0])
     return reason.removeprefix("error: ")[:300]
+
+
+def _weaken(schema: Schema) -> None:
+    """Keep the type alone, then nothing."""
+    kind = schema.get("type")
+    keep = {"type": kind} if kind is not None and len(schema) > 1 else {}
+    schema.clear()
+    schema.update(keep)
+
+
+def _unenforceable(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument.at(field, f"{field}: this cannot be enforced: {problem}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from server.wire.fields import shown
@@ -42,6 +42,13 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
 """Keywords that constrain and cannot be enforced, each with the values under which it constrains nothing."""
 
 
+LARGEST = 2**63 - 1
+OUTERMOST = 2**63 - 1024
+"""The largest number below that a double holds too."""
+MAX_DIGITS = 64
+"""Of a number in a string."""
+
+
 class BadValue(ValueError):
     """The value of a keyword is not what the keyword takes; the text completes the sentence "it ..."."""
 
@@ -76,11 +83,11 @@ def count(value: Any) -> int:
 
 
 def number(value: Any) -> int | float:
-    """A finite number, also in a string."""
+    """A number of at most 64 bits, also in a string: llguidance reads no larger ones."""
     if isinstance(value, str):
         value = _from_text(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadValue(f"is {shown(value)}, but must be a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST <= value <= LARGEST:
+        raise BadValue(f"is {shown(value)}, but must be a number from -2^63 + 1 to 2^63 - 1")
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
@@ -92,9 +99,16 @@ def divisor(value: Any) -> int | float:
     return found
 
 
-def exclusive(value: Any) -> int | float | bool:
+def limit(value: Any, sign: int) -> int | float:
+    """A lower (``sign`` -1) or upper (1) limit. One that lets all numbers pass that are read is the outermost."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value * sign > LARGEST:
+        return sign * OUTERMOST
+    return number(value)
+
+
+def exclusive(value: Any, sign: int) -> int | float | bool:
     """A limit, or (before 2019) whether the limit beside it is exclusive."""
-    return value if isinstance(value, bool) else number(value)
+    return value if isinstance(value, bool) else limit(value, sign)
 
 
 def flag(value: Any) -> bool:
@@ -131,7 +145,7 @@ def anything(value: Any) -> Any:
 
 
 def _from_text(value: str) -> int | float | str:
-    for kind in (int, float):
+    for kind in (int, float) if len(value) <= MAX_DIGITS else ():
         try:
             return kind(value)
         except ValueError:
@@ -148,10 +162,10 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {
     "required": texts,
     "propertyOrdering": texts,
     "nullable": flag,
-    "minimum": number,
-    "maximum": number,
-    "exclusiveMinimum": exclusive,
-    "exclusiveMaximum": exclusive,
+    "minimum": partial(limit, sign=-1),
+    "maximum": partial(limit, sign=1),
+    "exclusiveMinimum": partial(exclusive, sign=-1),
+    "exclusiveMaximum": partial(exclusive, sign=1),
     "multipleOf": divisor,
     "minLength": count,
     "maxLength": count,

@@ -24,8 +24,8 @@ from server.convert.keywords import (
     Dialect,
     number,
 )
-from server.convert.patterns import MAX_EXPANSION, expansion, pattern_problem
-from server.convert.shape import check_depth, check_size, closed, endless, placed
+from server.convert.patterns import costly, forget_costly
+from server.convert.shape import check_depth, check_size, closed, endless
 from server.errors import FieldViolation, InvalidArgument
 from server.wire.fields import shown
 from server.wire.support import joined
@@ -49,7 +49,7 @@ def openapi_schema(schema: Any, field: str) -> Schema:
 def relaxed_schema(schema: Any) -> Schema:
     """The parameters of a function, as a schema of either kind, as far as they can be enforced; never refuses.
 
-    The result is always an object's schema. It is not compiled here: `GrammarCompiler.relaxed` does that too.
+    The result is always an object's schema. It is not compiled here: `grammars.repaired` does that too.
     """
     try:
         check_size(schema, "parameters")
@@ -58,8 +58,8 @@ def relaxed_schema(schema: Any) -> Schema:
         check_depth(document, "parameters")
     except InvalidArgument:
         return {"type": "object"}
-    _forget_costly_patterns(document)
-    sound = not endless(document) and pattern_problem(document) is None
+    forget_costly(document)
+    sound = not endless(document) and costly(document) is None
     usable = sound and document.get("type", "object") == "object"
     return {"type": "object", **document} if usable else {"type": "object"}
 
@@ -71,7 +71,7 @@ def _strict(schema: Any, field: str, dialect: Dialect) -> Schema:
     if reader.problems:
         raise joined(reader.problems)
     check_depth(document, field)
-    problem = pattern_problem(document)
+    problem = costly(document)
     if problem is not None:
         place = field + problem[0]
         raise InvalidArgument.at(place, f"{place}: {problem[1]}")
@@ -247,12 +247,6 @@ def _pointed(root: Any, pointer: str) -> Any:
         if place is BadValue:
             raise BadValue(f'is "#{pointer}", which is not in the schema')
     return place
-
-
-def _forget_costly_patterns(document: Schema) -> None:
-    for _, schema in placed(document):
-        if expansion(schema.get("pattern", "")) > MAX_EXPANSION:
-            del schema["pattern"]
 
 
 def _infer_type(found: Schema) -> None:

@@ -19,26 +19,30 @@ thread, which ends the process."""
 Schema = dict[str, Any]
 
 
-def check_size(schema: Any, field: str) -> None:
-    """Raises ``InvalidArgument`` for a schema with more values, characters or levels than are read."""
+def check_size(schema: Any, field: str, times: int = 1) -> None:
+    """Raises ``InvalidArgument`` for a schema with more values, characters (those of numbers included) or levels than
+    are read. Several schemas in a list may be ``times`` as large."""
     values = characters = 0
+    most_values, most_characters = MAX_VALUES * times, MAX_CHARACTERS * times
     left: list[tuple[Any, int]] = [(schema, 1)]
     while left:
         value, level = left.pop()
         values += 1
         if isinstance(value, dict):
             characters += sum(map(len, value))
-            left += [(item, level + 1) for item in value.values()]
-        elif isinstance(value, list):
-            left += [(item, level + 1) for item in value]
         elif isinstance(value, str):
             characters += len(value)
-        if level > MAX_NESTING or values > MAX_VALUES or characters > MAX_CHARACTERS:
+        elif isinstance(value, int):
+            characters += value.bit_length() // 3
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        too_many = values + len(left) + len(inner) > most_values
+        if level > MAX_NESTING or too_many or characters > most_characters:
             raise InvalidArgument.at(
                 field,
-                f"{field}: the schema is too large: at most {MAX_VALUES} values, {MAX_CHARACTERS} characters "
+                f"{field}: the schema is too large: at most {most_values} values, {most_characters} characters "
                 f"and {MAX_NESTING} levels are read. Send a smaller schema.",
             )
+        left += [(item, level + 1) for item in inner]
 
 
 def children(schema: Schema) -> Iterator[tuple[str, Any]]:

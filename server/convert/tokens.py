@@ -21,7 +21,6 @@ from typing import Any, NotRequired, TypedDict
 
 from jinja2 import TemplateError
 
-from server.convert.constraint import GrammarCompiler
 from server.errors import InvalidArgument
 from server.families import Family, family_of
 from server.transformers_import import library
@@ -58,7 +57,6 @@ class ChatTokenizer:
     and calls are written, ``thought_ids`` are the tokens of the markers around thoughts, if the model thinks, and
     ``marker_ids`` the special tokens that parsers of answers must see. ``special_ids`` are all special tokens by text,
     ``atom_ids`` those that grammars name by number; ``control_texts`` are the texts that names must not contain.
-    ``grammars`` checks what answers must follow.
     """
 
     def __init__(self, folder: Path, threads: int = 2) -> None:
@@ -83,7 +81,6 @@ class ChatTokenizer:
         self.marker_ids = tuple(self.special_ids[text] for text in self.family.markers if text in self.special_ids)
         self.thought_ids = _thought_ids(first, self.family)
         self.end_ids = tuple(sorted(set(_end_ids(folder, first, self.family))))
-        self.grammars = GrammarCompiler()
         self.longest_token = max(MIN_CHARACTERS_PER_TOKEN, *map(len, self._pieces.values()))
 
     async def render(
@@ -111,7 +108,6 @@ class ChatTokenizer:
         """Let the threads end; renderings that wait are dropped."""
         self._normal.shutdown(wait=False, cancel_futures=True)
         self._bulky.shutdown(wait=False, cancel_futures=True)
-        self.grammars.close()
 
     def _render(self, messages: list[Message], tools: list[Mapping[str, Any]], options: Mapping[str, Any]) -> list[int]:
         with self._borrowed() as tokenizer:

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from engine.types import Engine, Event, RequestFinished, Thinking
 from engine.types import Request as EngineRequest
 from server.body import to_json
-from server.convert.calls import call_grammar, led
-from server.convert.constraint import answer_grammar
+from server.convert.calls import led
+from server.convert.constraint import GrammarCompiler
 from server.convert.form import answer_form
 from server.convert.prompt import Conversation, conversation, document_tokens, prompt_within
 from server.convert.sampling import answer_syntax, capped, sampling_params
@@ -87,7 +87,7 @@ async def read_call(request: Request, entry: Entry) -> Call:
         async with asyncio.timeout(deadline - time.monotonic()):
             documents = await until_hangup(request.receive, read_documents(request, wire))
             chat = conversation(wire, entry.spec, tokenizer, signer.open_signature, documents)
-            grammar = await until_hangup(request.receive, _grammar(config, chat, tokenizer))
+            grammar = await until_hangup(request.receive, _grammar(request, config, chat, tokenizer))
             prompt = await until_hangup(request.receive, prompt_within(info.max_context, chat, tokenizer))
             from_documents = await until_hangup(request.receive, document_tokens(prompt, chat, tokenizer))
     except TimeoutError:
@@ -111,10 +111,14 @@ async def read_call(request: Request, entry: Entry) -> Call:
     return Call(entry.engine, engine_request, answer, record)
 
 
-async def _grammar(config: GenerationConfig, chat: Conversation, tokenizer: ChatTokenizer) -> str | None:
+async def _grammar(
+    request: Request, config: GenerationConfig, chat: Conversation, tokenizer: ChatTokenizer
+) -> str | None:
     """What the answer must follow: the caller's schema, or the syntax of calls. Raises ``ApiError``."""
+    compiler: GrammarCompiler = request.app.state.grammars
+    owner = request.state.identity
     if chat.tools is None:
-        grammar = await answer_grammar(config, tokenizer.grammars)
+        grammar = await compiler.answer(config, owner)
         return grammar and led(grammar, tokenizer.family, tokenizer.atom_ids)
     form = answer_form(config)
     if form is not None:
@@ -122,7 +126,7 @@ async def _grammar(config: GenerationConfig, chat: Conversation, tokenizer: Chat
         raise InvalidArgument.at(
             field, f"Function calling with a response mime type: '{form.mime_type}' is unsupported"
         )
-    return await call_grammar(chat.tools, tokenizer.family, tokenizer.atom_ids, tokenizer.grammars)
+    return await compiler.calls(chat.tools, tokenizer.family, tokenizer.atom_ids, owner)
 
 
 def _parser(

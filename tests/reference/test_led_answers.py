@@ -16,7 +16,7 @@ from engine.build import build_core
 from engine.core import Core
 from engine.types import EngineConfig, FinishReason, Request, SamplingParams, Thinking
 from server.convert.calls import led
-from server.convert.constraint import answer_grammar
+from server.convert.constraint import GrammarCompiler
 from server.convert.sampling import answer_syntax
 from server.convert.tokens import ChatTokenizer
 from server.mapper.parts import Text, Thought, answer_parser
@@ -56,7 +56,9 @@ async def answered(
     """The text of one answer, its parts, and why it ended."""
     family = tokenizer.family
     assert (family.name, tokenizer.thought_ids is not None) == ("gpt-oss", True)
-    grammar = await answer_grammar(parse(GenerationConfig, config), tokenizer.grammars)
+    compiler = GrammarCompiler(seconds=60.0)
+    grammar = await compiler.answer(parse(GenerationConfig, config))
+    await compiler.close()
     assert grammar is not None
     start, end = tokenizer.thought_ids
     sampling = SamplingParams(300, seed=seed, stop_ids=(EOS_ID,), stop=tuple(config.get("stopSequences", ())))

@@ -15,7 +15,7 @@ from support.tiny import EOS_ID, tiny_model_folder
 from engine.build import build_core
 from engine.core import Core
 from engine.types import EngineConfig, FinishReason, Request, SamplingParams
-from server.convert.constraint import GrammarCompiler, answer_grammar
+from server.convert.constraint import GrammarCompiler
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 
@@ -31,21 +31,14 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
     built.check()
 
 
-@pytest.fixture(scope="module")
-def compiler() -> Iterator[GrammarCompiler]:
-    made = GrammarCompiler(deadline=60.0)
-    yield made
-    made.close()
-
-
 @settings(
     max_examples=examples(200 // BATCH),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 @given(drawn=samples(BATCH))
-def test_every_answer_matches_its_schema(core: Core, compiler: GrammarCompiler, drawn: list[Sample]) -> None:
-    grammars = asyncio.run(compiled(compiler, drawn))
+def test_every_answer_matches_its_schema(core: Core, drawn: list[Sample]) -> None:
+    grammars = asyncio.run(compiled(drawn))
     for index, grammar in enumerate(grammars):
         params = SamplingParams(MAX_TOKENS, seed=index, stop_ids=(EOS_ID,), grammar=grammar)
         core.submit(Request(str(index), prompt=(10, 11, 12), sampling=params))
@@ -55,15 +48,16 @@ def test_every_answer_matches_its_schema(core: Core, compiler: GrammarCompiler, 
         assert sample.problem(json.loads(texts[str(index)])) == "", texts[str(index)]
 
 
-async def compiled(compiler: GrammarCompiler, drawn: Sequence[Sample]) -> list[str]:
+async def compiled(drawn: Sequence[Sample]) -> list[str]:
     """The grammar of each sample, by the way of a request's fields."""
-    grammars = []
+    compiler, grammars = GrammarCompiler(seconds=60.0), []
     for sample in drawn:
         field = "responseSchema" if sample.openapi else "responseJsonSchema"
         config = parse(GenerationConfig, {"responseMimeType": "application/json", field: sample.sent})
-        grammar = await answer_grammar(config, compiler)
+        grammar = await compiler.answer(config)
         assert grammar is not None
         grammars.append(grammar)
+    await compiler.close()
     return grammars
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokenizers import AddedToken
 
 from engine.types import FinishReason
 from server.convert.calls import written
-from server.convert.constraint import _repaired
+from server.convert.grammars import repaired
 from server.convert.tools import Function, Tools
 from server.families import FAMILIES
 from server.mapper.parts import AnswerSyntax, Call
@@ -35,7 +36,9 @@ MODEL = LLTokenizer(TOKENIZER.to_str(), n_vocab=TOKENIZER.get_vocab_size(), eos_
 
 def grammar(parameters: Any) -> str:
     function = Function("f", "", parameters)
-    return written(Tools((function,), (function,), must_call=True), [_repaired(parameters)], GEMMA, ATOMS)
+    return written(
+        Tools((function,), (function,), must_call=True), [repaired(parameters, time.monotonic() + 60)], GEMMA, ATOMS
+    )
 
 
 def object_of(inner: Any, **more: Any) -> dict[str, Any]:

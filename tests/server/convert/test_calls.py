@@ -11,8 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from support.tiny import EOS_ID, tiny_tokenizer
 from tokenizers import AddedToken
 
-from server.convert.calls import MAX_CALLS, MAX_UNLEARNED_CALLS, call_grammar
-from server.convert.constraint import GrammarCompiler
+from server.convert.calls import MAX_CALLS, MAX_UNLEARNED_CALLS, tool_grammar
 from server.convert.tokens import is_atom
 from server.convert.tools import Function, Tools
 from server.families import CASTOR, FAMILIES, CallSyntax, Family
@@ -63,9 +62,7 @@ async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools
     tokenizer.add_special_tokens(tokens) if special else tokenizer.add_tokens(tokens)
     added = tokenizer.get_added_tokens_decoder()
     atom_ids = {token.content: index for index, token in added.items() if is_atom(token)}
-    compiler = GrammarCompiler()
-    grammar = await call_grammar(tools, family, atom_ids, compiler)
-    compiler.close()
+    grammar = tool_grammar(tools, family, atom_ids)
     model = LLTokenizer(tokenizer.to_str(), n_vocab=tokenizer.get_vocab_size(), eos_token=[EOS_ID])
 
     def accepts(text: str) -> str:

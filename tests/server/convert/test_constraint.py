@@ -6,16 +6,20 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from support.child_jobs import hoarding, is_running, process, sleeping
 from support.grammars import accepts
 
 from server.convert import constraint as constraint_module
-from server.convert.constraint import GrammarCompiler, answer_grammar
+from server.convert.constraint import GrammarCompiler
+from server.convert.grammars import accepted, repaired
+from server.convert.tools import Function, Tools
 from server.errors import ApiError, InvalidArgument, ResourceExhausted
+from server.families import CASTOR
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 
@@ -28,15 +32,15 @@ SECONDS = 30.0
 
 
 @pytest.fixture
-def compiler() -> Iterator[GrammarCompiler]:
-    made = GrammarCompiler()
+async def compiler() -> AsyncIterator[GrammarCompiler]:
+    made = GrammarCompiler(seconds=SECONDS, patience=SECONDS)
     yield made
-    made.close()
+    await made.close()
 
 
 async def grammar_of(compiler: GrammarCompiler, **config: Any) -> str:
     async with asyncio.timeout(SECONDS):
-        grammar = await answer_grammar(parse(GenerationConfig, config), compiler)
+        grammar = await compiler.answer(parse(GenerationConfig, config))
     assert grammar is not None
     return grammar
 
@@ -52,7 +56,7 @@ FREE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("config", FREE)
 async def test_free_text(compiler: GrammarCompiler, config: dict[str, Any]) -> None:
-    assert await answer_grammar(parse(GenerationConfig, config), compiler) is None
+    assert await compiler.answer(parse(GenerationConfig, config)) is None
 
 
 async def test_json_without_a_schema_is_any_json(compiler: GrammarCompiler) -> None:
@@ -162,6 +166,14 @@ def exploding(parts: int) -> Any:
     return {"allOf": [{"anyOf": choice} for choice in pair]}
 
 
+def laid_over(levels: int) -> Any:
+    """A text that has to match as many patterns as there are levels."""
+    schema: Any = S
+    for level in range(levels):
+        schema = {"pattern": f"a{level}", "anyOf": [schema]}
+    return schema
+
+
 BOMBS = {
     "deep": nested(90_000),
     "chained": chain(3000),
@@ -184,7 +196,7 @@ async def test_schemas_that_hurt_are_refused_and_never_hang(compiler: GrammarCom
 
 
 HARMLESS = {
-    "alternatives": pattern("|".join(f"a{i}" for i in range(3000))),
+    "alternatives": pattern("|".join(f"a{i}" for i in range(800))),
     "backtracking": pattern("^(a+)+$"),
     "long": {"type": "string", "minLength": 10**6, "maxLength": 10**9},
     "many items": {"type": "array", "items": S, "minItems": 10**6},
@@ -199,46 +211,100 @@ async def test_schemas_that_look_as_if_they_hurt_compile(compiler: GrammarCompil
     assert await grammar_of(compiler, **AS_JSON, responseJsonSchema=HARMLESS[name])
 
 
-async def test_who_waits_too_long_is_refused_and_the_thread_finishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    released = threading.Event()
-    enforce = constraint_module._enforced
-
-    def held(*job: Any) -> str:
-        assert released.wait(SECONDS)
-        return enforce(*job)
-
-    monkeypatch.setattr(constraint_module, "_enforced", held)
-    compiler = GrammarCompiler(threads=1, deadline=2.0)  # by then the thread has begun, also on a busy machine
-    slow, config = {"items": S}, {**AS_JSON, "responseJsonSchema": {"items": S}}
-    with pytest.raises(InvalidArgument, match="takes more than"):
-        await compiler.schema(slow, "f", openapi=False)
-    with pytest.raises(ResourceExhausted):  # it never began: that is not the schema's fault
-        await answer_grammar(parse(GenerationConfig, config), compiler)
-    assert await compiler.relaxed(slow) == {"type": "object"}
-    released.set()
-    async with asyncio.timeout(SECONDS):
-        while not await finished(compiler, slow):
-            await asyncio.sleep(0.02)
-    compiler.close()
+NUMBERS: dict[str, tuple[Any, str]] = {
+    "large": ({"multipleOf": 2147483647}, ".multipleOf"),
+    "prime": ({"type": "integer", "multipleOf": 1000003}, ".multipleOf"),
+    "decimals": ({"properties": {"a": {"type": "number", "multipleOf": 0.1234567}}}, ".properties.a.multipleOf"),
+    "laid over": ({"allOf": [{"multipleOf": divisor} for divisor in (101, 103, 107)]}, ""),
+    "by reference": ({"$defs": {"A": {"multipleOf": 9973}}, "$ref": "#/$defs/A", "multipleOf": 101}, ""),
+    "by choice": ({"multipleOf": 9973, "anyOf": [{"multipleOf": 101}, {"multipleOf": 103}]}, ""),
+    "digits": ({"type": "integer", "minimum": 10**3999}, ".minimum"),
+    "digits as text": ({"type": "integer", "maximum": "-" + "9" * 3999}, ".maximum"),
+    "brackets": (pattern("[" * 190_000), ".pattern"),
+    "groups": (pattern("(?‹" * 60_000), ".pattern"),
+    "4 kB and one": (pattern("a" * 4097), ".pattern"),
+    "property": ({"type": "object", "patternProperties": {"[" * 5000: S}}, ".patternProperties"),
+    "chained choices": (laid_over(12), ""),
+}
 
 
-async def finished(compiler: GrammarCompiler, schema: Any) -> bool:
-    """Whether the result is there at once."""
-    try:
-        return bool(await compiler.schema(schema, "f", openapi=False))
-    except InvalidArgument:
-        return False
+@pytest.mark.parametrize("name", NUMBERS)
+async def test_what_is_known_to_cost_too_much_is_refused_by_number(
+    compiler: GrammarCompiler, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema, path = NUMBERS[name]
+    assert await refused(compiler, {**AS_JSON, "responseJsonSchema": schema}) == (
+        f"generation_config.response_json_schema{path}"
+    )
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *({"type": "integer", "multipleOf": divisor} for divisor in (5, 100, 3600, 86_400, 10**6, 65_536)),
+        *({"type": "number", "multipleOf": divisor} for divisor in (0.01, 0.5, 1e-6, 2.5)),
+        {"allOf": [{"multipleOf": 4}, {"multipleOf": 6}, {"multipleOf": 100}]},
+        {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+        {"type": "integer", "exclusiveMinimum": -(10**30)},
+        pattern("[" + "a" * 4000 + "]"),
+    ],
+    ids=str,
+)
+async def test_usual_numbers_compile(compiler: GrammarCompiler, schema: Any) -> None:
+    assert await grammar_of(compiler, **AS_JSON, responseJsonSchema=schema)
+
+
+async def test_what_takes_too_long_is_killed_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = GrammarCompiler(seconds=1.0, number=1)
+    pid = await compiler._children.run(process, owner="", seconds=SECONDS, patience=SECONDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(constraint_module, "enforced", sleeping)
+        with pytest.raises(InvalidArgument, match=r"response_json_schema: compiling it takes more than 1 seconds"):
+            await schema_of(compiler, POINT)
+    assert not is_running(pid)
+    compiler._seconds = SECONDS
+    assert await schema_of(compiler, POINT)
+    await compiler.close()
+
+
+async def test_what_takes_too_much_memory_is_refused(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(constraint_module, "enforced", hoarding)
+        with pytest.raises(InvalidArgument, match="compiling it takes more than 256 MiB of memory"):
+            await schema_of(compiler, POINT)
+    assert await schema_of(compiler, POINT)
+
+
+async def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with many slow schemas keeps another waiting for one of them, not for all."""
+    compiler = GrammarCompiler(seconds=2.0, patience=SECONDS, number=1)
+    monkeypatch.setattr(constraint_module, "enforced", sleeping)
+    many = [asyncio.create_task(schema_of(compiler, {"const": i}, "busy")) for i in range(6)]
+    await asyncio.sleep(0.1)
+    monkeypatch.undo()
+    assert await schema_of(compiler, POINT, "other")
+    ended = [task for task in many if task.done()]
+    assert len(ended) <= 2
+    for task in many:
+        task.cancel()
+    outcomes = await asyncio.gather(*many, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {InvalidArgument, ResourceExhausted, asyncio.CancelledError}
+    await compiler.close()
 
 
 async def test_refusals_are_remembered_for_each_field(compiler: GrammarCompiler) -> None:
-    for field in ("one", "two", "one"):
-        with pytest.raises(InvalidArgument) as caught:
-            await compiler.schema({"not": S}, field, openapi=False)
-        assert caught.value.violations[0].field == f"{field}.not"
+    for field in ("responseJsonSchema", "responseFormat", "responseJsonSchema"):
+        given = {"not": S} if field == "responseJsonSchema" else {"text": {"schema": {"not": S}}}
+        config = AS_JSON if field == "responseJsonSchema" else {"responseMimeType": "application/json"}
+        path = await refused(compiler, {**config, field: given})
+        assert path.endswith("schema.not")
+        assert path.startswith("generation_config.response_" + field.removeprefix("response").lower()[:4])
 
 
 async def test_a_caller_who_leaves_takes_nothing_from_the_others(compiler: GrammarCompiler) -> None:
-    calls = [asyncio.create_task(compiler.schema(exploding(8), "f", openapi=False)) for _ in range(3)]
+    calls = [asyncio.create_task(schema_of(compiler, exploding(8))) for _ in range(3)]
     await asyncio.sleep(0)
     calls[0].cancel()
     async with asyncio.timeout(SECONDS):
@@ -248,45 +314,50 @@ async def test_a_caller_who_leaves_takes_nothing_from_the_others(compiler: Gramm
     assert isinstance(stayed[0], str)
 
 
-async def test_grammars_of_others_are_checked(compiler: GrammarCompiler) -> None:
+def test_grammars_of_ours_are_checked() -> None:
     lark = json.dumps({"grammars": [{"lark_grammar": 'start: "a" <[7]>'}]})
-    assert await compiler.compile(lark, "f") == lark
+    assert accepted(lark, "f") == lark
     for wrong in ("start: nothing", "{}", "x" * 2_000_000):
         with pytest.raises(InvalidArgument) as caught:
-            await compiler.compile(wrong, "tools")
+            accepted(wrong, "tools")
         assert caught.value.violations[0].field == "tools"
 
 
-async def test_relaxed_schemas_compile(compiler: GrammarCompiler) -> None:
+def test_repaired_schemas_compile() -> None:
     parameters = {
         "type": "OBJECT",
         "properties": {
             "a": {"type": "STRING", "pattern": "(?=x)y", "description": "d"},
             "b": {"type": "ARRAY", "items": {"type": "INTEGER", "minimum": 5, "maximum": 1}},
             "c": {"type": "INTEGER", "maximum": 3},
+            "d": {"type": "INTEGER", "multipleOf": 2147483647},
         },
         "required": ["a"],
     }
-    properties = (await compiler.relaxed(parameters))["properties"]
-    assert properties == {
+    assert repaired(parameters, time.monotonic() + SECONDS)["properties"] == {
         "a": S,
         "b": {"type": "array", "items": {"type": "integer", "minimum": 5, "maximum": 1}},
         "c": {"type": "integer", "maximum": 3},
+        "d": {"type": "integer"},
     }
 
 
-async def test_bombs_in_parameters_relax(compiler: GrammarCompiler) -> None:
+TOO_LARGE = ("deep", "huge enum", "huge pattern", "megabyte")
+
+
+@pytest.mark.parametrize("name", BOMBS.keys() - TOO_LARGE)
+async def test_bombs_in_parameters_relax(compiler: GrammarCompiler, name: str) -> None:
+    tools = Tools((), (Function("f", parameters=BOMBS[name]), Function("g", parameters=POINT)), must_call=True)
     async with asyncio.timeout(SECONDS):
-        for bomb in BOMBS.values():
-            assert (await compiler.relaxed(bomb))["type"] == "object"
+        assert "call_1" in await compiler.calls(tools, CASTOR, {})
 
 
 def test_the_server_needs_no_torch_for_grammars() -> None:
     code = (
-        "import asyncio, sys\n"
-        "from server.convert.constraint import GrammarCompiler\n"
-        "compiler = GrammarCompiler()\n"
-        "assert asyncio.run(compiler.schema({'type': 'string'}, 'f', openapi=False))\n"
+        "import sys\n"
+        "from server.convert.grammars import enforced\n"
+        "import server.app, server.child\n"
+        "assert enforced({'type': 'string'}, 'f', False)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -298,3 +369,7 @@ async def refused(compiler: GrammarCompiler, config: dict[str, Any]) -> str:
         await grammar_of(compiler, **config)
     assert isinstance(caught.value, InvalidArgument)
     return caught.value.violations[0].field
+
+
+async def schema_of(compiler: GrammarCompiler, schema: Any, owner: str = "") -> str | None:
+    return await compiler.answer(parse(GenerationConfig, {**AS_JSON, "responseJsonSchema": schema}), owner)

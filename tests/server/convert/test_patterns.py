@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.convert.patterns import MAX_PATTERNS_AT_ONCE, expansion, pattern_problem
+from server.convert.patterns import MAX_DIVISOR, MAX_PATTERNS_AT_ONCE, costly, expansion, forget_costly
 
 SIZES = [
     ("", 0),
@@ -26,6 +26,16 @@ SIZES = [
 ]
 
 
+ENDLESS = ["[", "[^", "[]", "(?‹", "(?<a", "(?P<", "(?i", "\\p{", "\\", "{1", "{1,", "((", "(]", "[\\]"]
+
+
+@pytest.mark.parametrize("piece", ENDLESS)
+def test_whatever_has_no_end_is_read_once(piece: str) -> None:
+    """Each look for an end that is not there reads on to the end: a scanner that looks again reads a megabyte for
+    hours."""
+    assert expansion(piece * (1_000_000 // len(piece))) == 0
+
+
 @pytest.mark.parametrize(("pattern", "size"), SIZES)
 def test_repetitions_written_out(pattern: str, size: int) -> None:
     assert expansion(pattern) == max(0, size)
@@ -40,7 +50,7 @@ def test_repetitions_written_out(pattern: str, size: int) -> None:
     ],
 )
 def test_the_place_of_a_costly_pattern(document: dict[str, Any], place: str) -> None:
-    problem = pattern_problem(document)
+    problem = costly(document)
     assert problem is not None
     assert problem[0] == place
 
@@ -50,16 +60,32 @@ def met(count: int) -> dict[str, Any]:
 
 
 def test_patterns_that_meet() -> None:
-    assert pattern_problem(met(MAX_PATTERNS_AT_ONCE)) is None
-    assert pattern_problem(met(MAX_PATTERNS_AT_ONCE + 1)) is not None
-    assert pattern_problem({"anyOf": [met(1) for _ in range(50)]}) is None
+    assert costly(met(MAX_PATTERNS_AT_ONCE)) is None
+    assert costly(met(MAX_PATTERNS_AT_ONCE + 1)) is not None
+    assert costly({"anyOf": [met(1) for _ in range(50)]}) is None
 
 
 def test_patterns_that_meet_behind_references() -> None:
     pairs = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}, {"pattern": f"a{i}"}]} for i in range(9)}
     deep = {"$defs": {**pairs, "d9": {"pattern": "x"}}, "$ref": "#/$defs/d0"}
-    assert pattern_problem(deep) is not None
+    assert costly(deep) is not None
     growing = {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"pattern": "x"}]}}, "$ref": "#/$defs/a"}
-    assert pattern_problem(growing) is not None
+    assert costly(growing) is not None
     harmless = {"$defs": {"a": {"allOf": [{"items": {"$ref": "#/$defs/a"}}, {"pattern": "x"}]}}, "$ref": "#/$defs/a"}
-    assert pattern_problem(harmless) is not None  # seen as the one above: it is rare, and refusing it harms nobody
+    assert costly(harmless) is not None  # seen as the one above: it is rare, and refusing it harms nobody
+
+
+DIVISORS = [(MAX_DIVISOR, 36, True), (MAX_DIVISOR, 0.01, True), (99_991, 2, False), (MAX_DIVISOR + 1, 1, False)]
+
+
+@pytest.mark.parametrize(("one", "other", "fits"), DIVISORS)
+def test_divisors_that_meet(one: float, other: float, fits: bool) -> None:
+    assert (costly({"allOf": [{"multipleOf": one}, {"multipleOf": other}]}) is None) is fits
+    assert (costly({"multipleOf": one, "anyOf": [{"multipleOf": other}, {}]}) is None) is fits
+    assert costly({"anyOf": [{"multipleOf": 99_991}, {"multipleOf": 2}]}) is None
+
+
+def test_only_what_is_costly_is_forgotten() -> None:
+    schema = {"properties": {"a": {"pattern": "a{9999}", "maxLength": 3}, "b": {"multipleOf": 10_000_019}}}
+    forget_costly(schema)
+    assert schema == {"properties": {"a": {"maxLength": 3}, "b": {}}}
