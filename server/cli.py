@@ -81,7 +81,7 @@ def serve(
     )
     from server.commands.serve import serve as run
 
-    raise typer.Exit(run(settings, path))
+    run(settings, path)
 
 
 @app.command()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import faulthandler
+import logging
 import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,6 +24,8 @@ from server.settings import ConfigError, Settings
 KEEP_ALIVE_SECONDS = 30
 CLOSING_SECONDS = 20
 """What the engines get for ending, after the drain; then tasks that are left are cancelled."""
+LAST_SECONDS = 15
+"""What is left after that gets; then the process ends, whatever it is at."""
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -71,6 +77,24 @@ class CastorServer(uvicorn.Server):
         self._drain_seconds = settings.drain_seconds
         self._announce = announce
         self._announcing: asyncio.Future[None] | None = None
+        self._is_process = False
+
+    def run(self, sockets: list[socket.socket] | None = None) -> NoReturn:
+        """Serve, as all that this process is for: it ends with that, and waits for no thread that still computes."""
+        self._is_process = True
+        asyncio.run(self._live(sockets))
+        raise AssertionError("the process has ended")
+
+    async def _live(self, sockets: list[socket.socket] | None) -> NoReturn:
+        try:
+            await self.serve(sockets)
+        except BaseException as error:
+            logging.getLogger("castor").error("the server failed", exc_info=error)
+            self.exit_code = self.exit_code or 1
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.exit_code)
 
     def end(self, exit_code: int) -> None:
         """Begin to end, as a signal would."""
@@ -81,6 +105,9 @@ class CastorServer(uvicorn.Server):
         """The first signal begins the drain; a Ctrl-C after it ends at once (engines end with their parent)."""
         if self.should_exit and sig == signal.SIGINT:
             os._exit(130)
+        if self._is_process and not self.should_exit:
+            # A thread of the C library: it also ends a process in which nothing of Python runs any more.
+            faulthandler.dump_traceback_later(self._drain_seconds + CLOSING_SECONDS + LAST_SECONDS, exit=True)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

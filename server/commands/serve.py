@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 from engine.sources import prepare
 from server.app import create_app
@@ -16,8 +17,8 @@ from server.transformers_import import require_library
 from server.words import bars, console, reporter, say_ready, watch_loading
 
 
-def serve(settings: Settings, path: Path | None) -> int:
-    """Serve the models of models.yaml, or the one model at ``path``, until a signal; the exit code."""
+def serve(settings: Settings, path: Path | None) -> NoReturn:
+    """Serve the models of models.yaml, or the one model at ``path``, until a signal, which ends the process."""
     terminal = console()
     configure_logging(settings.log_level)
     require_library()
@@ -38,6 +39,4 @@ def serve(settings: Settings, path: Path | None) -> int:
         else:
             server.end(exit_code=1)
 
-    server = CastorServer(create_app(settings, registry), settings, announce)
-    server.run(sockets=[listener])
-    return server.exit_code
+    CastorServer(create_app(settings, registry), settings, announce).run(sockets=[listener])

@@ -7,8 +7,14 @@ from functools import partialmethod
 from support.scripted_worker import COMMAND
 
 from engine.client import ProcessEngine
-from server.cli import main
+from server import cli
+
+
+def main() -> None:
+    """The command."""
+    ProcessEngine.__init__ = partialmethod(ProcessEngine.__init__, command=COMMAND)  # type: ignore[method-assign, assignment]
+    cli.main()
+
 
 if __name__ == "__main__":
-    ProcessEngine.__init__ = partialmethod(ProcessEngine.__init__, command=COMMAND)  # type: ignore[method-assign, assignment]
     main()
