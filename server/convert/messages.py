@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from server.convert.tokens import Message
-from server.convert.turns import Reopen, Turn, problem, turns_of
+from server.convert.turns import Reopen, Turn, check_counts, problem, turns_of
 from server.families import CASTOR, Family
 from server.wire.content import Content, FunctionCall
 from server.wire.requests import GenerateContentRequest
@@ -29,6 +29,7 @@ def chat_messages(
     """The conversation of ``request``; the system instruction, followed by ``preamble``, is folded into the first user
     turn where the template has no system role. Raises ``InvalidArgument`` naming every content that cannot be a turn.
     """
+    check_counts(request)
     turns = turns_of(request.contents, control_texts, reopen)
     system = "\n\n".join(filter(None, (_system_text(request.system_instruction), preamble)))
     if system and not has_system_role:

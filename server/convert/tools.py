@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from server.convert.keywords import TYPES
 from server.convert.shape import MAX_NESTING
@@ -25,6 +27,8 @@ BAD_NAME = (
 _DATA = frozenset(("default", "example", "examples", "enum", "const"))
 _NAMED = frozenset(("properties", "patternProperties", "$defs", "defs", "definitions"))
 _CHOOSING = ("ANY", "VALIDATED")
+_NAMED_KEYS = 8
+_WORD = re.compile(r"\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +77,84 @@ def read_tools(request: GenerateContentRequest, control_texts: Sequence[str] = (
     if not declared or config.mode == "NONE":
         return None
     functions = tuple(_function(declaration) for _, declaration in declared)
-    names = config.allowed_function_names
+    names = frozenset(config.allowed_function_names)
     allowed = tuple(function for function in functions if not names or function.name in names)
     return Tools(functions, allowed, must_call=config.mode == "ANY")
 
 
 def data_problems(value: Any, control_texts: Sequence[str]) -> Iterator[str]:
-    """Why data of the caller (a schema, arguments) cannot be shown to the model, a sentence per problem."""
+    """Why data of the caller (a schema, arguments) cannot be shown to the model, a sentence per kind of problem."""
     left = [(value, 0)]
+    found, named = 0, list[str]()
     while left:
         place, level = left.pop()
         if level > MAX_NESTING:
             yield f"it is nested deeper than {MAX_NESTING} levels."
-            return
+            break
         if isinstance(place, dict):
-            names = [key for key in place if any(text in key for text in control_texts)]
-            yield from (f"the name {shown(name)} contains a control token of the model; rename it." for name in names)
+            unsafe = [name for name in place if may_become_control(name, control_texts)]
+            found += len(unsafe)
+            named += unsafe[: _NAMED_KEYS - len(named)]
         if isinstance(place, dict | list):
             left += [(item, level + 1) for item in (place.values() if isinstance(place, dict) else place)]
+    if found:
+        names = ", ".join(map(shown, named)) + (f" and {found - len(named)} more" if found > len(named) else "")
+        yield f"rename what contains a control token of the model, or could become one in its prompt: {names}."
+
+
+def may_become_control(name: str, control_texts: Sequence[str]) -> bool:
+    """Whether a name, as a template may write it, could be read as a control token.
+
+    The rendering keeps whole control tokens in texts from being read so, but not in names, and not what a name and the
+    template's own words make together: ``<|im_end|`` in ``<parameter=NAME>``.
+    """
+    if not control_texts:
+        return False
+    controls = _controls(tuple(control_texts))
+    if not controls.marks.search(name):
+        return controls.whole.search(name) is not None
+    # Templates write keys of schemas between angle brackets too.
+    if controls.whole.search(f"<{name}>"):
+        return True
+    lengths = range(2, min(len(name), controls.longest) + 1)
+    return any(name[-length:] in controls.heads or name[:length] in controls.tails for length in lengths)
+
+
+class _Controls(NamedTuple):
+    """Control tokens, the signs in them, and what they begin and end with: pieces of at least 2 characters, a sign
+    among them."""
+
+    whole: re.Pattern[str]
+    marks: re.Pattern[str]
+    heads: frozenset[str]
+    tails: frozenset[str]
+    longest: int
+
+
+@lru_cache(maxsize=64)
+def _controls(control_texts: tuple[str, ...]) -> _Controls:
+    heads = {text[:end] for text in control_texts for end in range(2, len(text))}
+    tails = {text[start:] for text in control_texts for start in range(1, len(text) - 1)}
+    return _Controls(
+        re.compile(_any_of(sorted({*control_texts}))),
+        re.compile("|".join(map(re.escape, {*re.findall(r"\W", "".join(control_texts))})) or "(?!)"),
+        frozenset(head for head in heads if not _WORD.fullmatch(head)),
+        frozenset(tail for tail in tails if not _WORD.fullmatch(tail)),
+        max(map(len, control_texts)),
+    )
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """A pattern of sorted texts that tries what they have in common once: some models have thousands."""
+    if "" in texts:
+        return ""
+    if len(texts) == 1:
+        return re.escape(texts[0])
+    pairs = enumerate(zip(texts[0], texts[-1], strict=False))
+    same = next((at for at, (first, last) in pairs if first != last), len(texts[0]))
+    start, rest = texts[0][:same], [text[same:] for text in texts]
+    groups = [list(group) for _, group in groupby(rest, key=lambda text: text[:1])]
+    return re.escape(start) + "(?:" + "|".join(map(_any_of, groups)) + ")"
 
 
 def castor_prompt(tools: Tools) -> str:
@@ -148,7 +212,7 @@ def _schema_problems(
     for name in ("parameters", "parameters_json_schema", "response", "response_json_schema"):
         for problem in data_problems(getattr(declaration, name), control_texts):
             yield _problem(f"{path}.{name}", problem)
-    if any(text in declaration.name for text in control_texts):
+    if may_become_control(declaration.name, control_texts):
         yield _problem(f"{path}.name", f"{shown(declaration.name)} contains a control token of the model; rename it.")
 
 
@@ -164,6 +228,13 @@ def _mode_problems(
         yield _problem(
             f"{path}.allowed_function_names", f"can only be set with mode ANY or VALIDATED, but the mode is {mode}."
         )
+    if len(config.allowed_function_names) > MAX_FUNCTIONS:
+        named = len(config.allowed_function_names)
+        yield _problem(
+            f"{path}.allowed_function_names",
+            f"{named} names are given, but at most {MAX_FUNCTIONS} can be; send each once.",
+        )
+        return
     names = {declaration.name for _, declaration in declared}
     for index, name in enumerate(config.allowed_function_names):
         if name not in names:

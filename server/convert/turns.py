@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from itertools import chain, groupby, islice
+from typing import NamedTuple
 
-from server.convert.tools import data_problems
+from server.convert.tools import BAD_NAME, NAME, data_problems, may_become_control
 from server.errors import FieldViolation
 from server.wire.content import Content, FunctionCall, FunctionResponse, Part
-from server.wire.support import joined
+from server.wire.fields import shown
+from server.wire.requests import GenerateContentRequest
+from server.wire.support import MAX_NAMED, joined
+
+MAX_CONTENTS = 32_768
+MAX_PARTS = 65_536
+"""Generous: chats of SDKs keep every chunk of a streamed answer as a content."""
+MAX_THOUGHT_CHARACTERS = 20 * 1024**2
+"""A signature is short and what it brings back may be long."""
 
 Reopen = Callable[[bytes], str | None]
 """The thoughts in a signature that this server made, None for any other bytes."""
@@ -19,6 +30,7 @@ _ROLES = {"": "user", "user": "user", "function": "user", "model": "assistant"}
 _BETWEEN_TURNS = {"user": "\n", "assistant": ""}
 """What joins neighbours of one role: streamed chats send the model's answer in pieces, one content per chunk."""
 
+_NO_ROLE = "Please use a valid role: user, model."
 _NO_DATA = "required oneof field 'data' must have one initialized field"
 _NO_CALL = (
     "Please ensure that function response turn comes immediately after a function call turn. And the number of "
@@ -49,12 +61,24 @@ class Turn:
     shown: bool = True
 
 
+def check_counts(request: GenerateContentRequest) -> None:
+    """Raises ``InvalidArgument`` for a conversation of more pieces than are read."""
+    parts = sum(len(content.parts) for content in request.contents)
+    if request.system_instruction is not None:
+        parts += len(request.system_instruction.parts)
+    for found, what, most in ((len(request.contents), "contents", MAX_CONTENTS), (parts, "parts", MAX_PARTS)):
+        if found > most:
+            told = f"there are {found} {what}, but at most {most} are read; join those of one role, or send fewer."
+            raise joined([problem("contents", told)])
+
+
 def turns_of(contents: Sequence[Content], control_texts: Sequence[str], reopen: Reopen) -> list[Turn]:
     """The conversation, roles alternating. Raises ``InvalidArgument`` naming every content that cannot be a turn."""
-    problems = list(_problems(contents, control_texts))
-    if problems:
-        raise joined(problems)
-    turns = [_turn(content, f"contents[{index}]", reopen) for index, content in enumerate(contents)]
+    if not contents:
+        raise joined([problem("contents", "contents is not specified")])
+    _refuse(_problems(contents, control_texts))
+    thoughts = _Thoughts(reopen)
+    turns = [_turn(content, f"contents[{index}]", thoughts) for index, content in enumerate(contents)]
     return _settled(_merged([turn for turn in _merged(turns) if turn.shown]))
 
 
@@ -63,56 +87,94 @@ def problem(field: str, text: str) -> FieldViolation:
     return FieldViolation(field, f"* GenerateContentRequest.{field}: {text}")
 
 
-def _problems(contents: Sequence[Content], control_texts: Sequence[str]) -> Iterator[FieldViolation]:
-    if not contents:
-        yield problem("contents", "contents is not specified")
+class _Problem(NamedTuple):
+    """What is wrong with a content, or with a part of it; written out only for the few that are told."""
+
+    text: str
+    field: str
+    content: int
+    part: int = -1
+
+    def violation(self) -> FieldViolation:
+        part = "" if self.part < 0 else f".parts[{self.part}]"
+        field = f"contents[{self.content}]{part}.{self.field}"
+        return FieldViolation(field, self.text) if self.text == _NO_ROLE else problem(field, self.text)
+
+
+def _refuse(problems: Iterator[_Problem]) -> None:
+    """Raises ``InvalidArgument`` where there is a problem: the first ones named, the rest counted."""
+    named = [found.violation() for found in islice(problems, MAX_NAMED)]
+    if named:
+        raise joined(named, more=sum(1 for _ in problems))
+
+
+def _problems(contents: Sequence[Content], control_texts: Sequence[str]) -> Iterator[_Problem]:
     for index, content in enumerate(contents):
-        path = f"contents[{index}]"
         if content.role not in _ROLES:
-            yield FieldViolation(f"{path}.role", "Please use a valid role: user, model.")
+            yield _Problem(_NO_ROLE, "role", index)
         if not content.parts:
-            yield problem(f"{path}.parts", "contents.parts must not be empty.")
+            yield _Problem("contents.parts must not be empty.", "parts", index)
         for place, part in enumerate(content.parts):
-            yield from _part_problems(f"{path}.parts[{place}]", part, content.role, control_texts)
+            for field, text in _part_problems(part, content.role, control_texts):
+                yield _Problem(text, field, index, place)
 
 
-def _part_problems(path: str, part: Part, role: str, control_texts: Sequence[str]) -> Iterator[FieldViolation]:
+def _part_problems(part: Part, role: str, control_texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The field within the part, and a sentence."""
     if not part.has_data:
-        yield problem(f"{path}.data", _NO_DATA)
-    spoken: list[tuple[str, FunctionCall | FunctionResponse | None, Any, bool]] = [
-        ("function_call", part.function_call, part.function_call and part.function_call.args, role == "model"),
-        (
-            "function_response",
-            part.function_response,
-            part.function_response and part.function_response.response,
-            role != "model",
-        ),
-    ]
-    for kind, function, data, fits in spoken:
-        if function is None:
-            continue
-        if not function.name:
-            yield problem(f"{path}.{kind}.name", "Name cannot be empty.")
-        if not fits:
-            yield problem(
-                f"{path}.{kind}", f"is not what the role {role or 'user'} can say: models call, users respond."
-            )
-        for text in data_problems(data, control_texts if kind == "function_call" else ()):
-            yield problem(f"{path}.{kind}", text)
+        yield "data", _NO_DATA
+    call, response = part.function_call, part.function_response
+    if call is not None:
+        yield from _function_problems("function_call", call.name, role == "model", role, control_texts)
+        yield from (("function_call", text) for text in data_problems(call.args, control_texts))
+    if response is not None:
+        yield from _function_problems("function_response", response.name, role != "model", role, control_texts)
+        # Results are shown as text, in which nothing becomes a control token.
+        yield from (("function_response", text) for text in data_problems(response.response, ()))
 
 
-def _turn(content: Content, path: str, reopen: Reopen) -> Turn:
-    shown = [(place, part) for place, part in enumerate(content.parts) if not part.thought]
-    thoughts = [reopen(part.thought_signature) for part in content.parts if part.thought_signature]
+def _function_problems(
+    kind: str, name: str, fits: bool, role: str, control_texts: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    if not name:
+        yield f"{kind}.name", "Name cannot be empty."
+    elif not NAME.fullmatch(name):
+        yield f"{kind}.name", f"{shown(name)}: {BAD_NAME}"
+    elif may_become_control(name, control_texts):
+        yield f"{kind}.name", f"{shown(name)} contains a control token of the model; rename it."
+    if not fits:
+        yield kind, f"is not what the role {role or 'user'} can say: models call, users respond."
+
+
+class _Thoughts:
+    """The thoughts in the signatures of one conversation. Clients repeat signatures: each is opened once."""
+
+    def __init__(self, reopen: Reopen) -> None:
+        self._reopen = lru_cache(maxsize=None)(reopen)
+        self._left = MAX_THOUGHT_CHARACTERS
+
+    def of(self, content: Content) -> str:
+        """Those of one content. Raises ``InvalidArgument`` where all of the conversation are too long together."""
+        signatures = dict.fromkeys(part.thought_signature for part in content.parts if part.thought_signature)
+        thoughts = dict.fromkeys(text for text in map(self._reopen, signatures) if text)
+        self._left -= sum(map(len, thoughts))
+        if self._left < 0:
+            told = f"its signatures bring back more than {MAX_THOUGHT_CHARACTERS} characters of thoughts; send fewer."
+            raise joined([problem("contents", told)])
+        return "\n".join(thoughts)
+
+
+def _turn(content: Content, path: str, thoughts: _Thoughts) -> Turn:
+    said = [(place, part) for place, part in enumerate(content.parts) if not part.thought]
     return Turn(
         _ROLES[content.role],
-        "".join(part.text or "" for _, part in shown),
-        tuple(part.function_call for _, part in shown if part.function_call),
+        "".join(part.text or "" for _, part in said),
+        tuple(part.function_call for _, part in said if part.function_call),
         tuple(
-            _result(f"{path}.parts[{place}]", part.function_response) for place, part in shown if part.function_response
+            _result(f"{path}.parts[{place}]", part.function_response) for place, part in said if part.function_response
         ),
-        "\n".join(dict.fromkeys(text for text in thoughts if text)),
-        bool(shown),
+        thoughts.of(content),
+        bool(said),
     )
 
 
@@ -123,67 +185,61 @@ def _result(path: str, response: FunctionResponse) -> Result:
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
     """Templates want roles to alternate."""
-    found: list[Turn] = []
-    for turn in turns:
-        if found and found[-1].role == turn.role:
-            found[-1] = _both(found[-1], turn)
-        else:
-            found.append(turn)
-    return found
+    return [_joined(role, list(run)) for role, run in groupby(turns, key=lambda turn: turn.role)]
 
 
-def _both(first: Turn, second: Turn) -> Turn:
-    between = _BETWEEN_TURNS[first.role] if first.text and second.text else ""
+def _joined(role: str, turns: Sequence[Turn]) -> Turn:
+    """Turns of one role as one. A chat may hold thousands, so that nothing here is joined one by one."""
     return Turn(
-        first.role,
-        first.text + between + second.text,
-        first.calls + second.calls,
-        first.results + second.results,
-        "\n".join(dict.fromkeys(text for text in (first.thoughts, second.thoughts) if text)),
-        first.shown or second.shown,
+        role,
+        _BETWEEN_TURNS[role].join(turn.text for turn in turns if turn.text),
+        tuple(chain.from_iterable(turn.calls for turn in turns)),
+        tuple(chain.from_iterable(turn.results for turn in turns)),
+        "\n".join(dict.fromkeys(turn.thoughts for turn in turns if turn.thoughts)),
+        any(turn.shown for turn in turns),
     )
 
 
 def _settled(turns: Sequence[Turn]) -> list[Turn]:
     """Results in the order of their calls: by id, else by name and order. Raises ``InvalidArgument``."""
-    problems: list[FieldViolation] = []
+    unmatched: list[tuple[Result, Sequence[FunctionCall]]] = []
     settled: list[Turn] = []
     for turn in turns:
         calls = settled[-1].calls if settled else ()
-        settled.append(replace(turn, results=_matched(turn.results, calls, problems)) if turn.results else turn)
-    if problems:
-        raise joined(problems)
+        places = _places(turn.results, calls)
+        unmatched += ((result, calls) for index, result in enumerate(turn.results) if index not in places)
+        results = [replace(turn.results[index], call=place) for index, place in places.items()]
+        settled.append(replace(turn, results=tuple(sorted(results, key=lambda result: result.call))))
+    if unmatched:
+        raise joined([_unmatched(*pair) for pair in unmatched[:MAX_NAMED]], more=len(unmatched[MAX_NAMED:]))
     return settled
 
 
-def _matched(
-    results: Sequence[Result], calls: Sequence[FunctionCall], problems: list[FieldViolation]
-) -> tuple[Result, ...]:
-    open_calls = dict(enumerate(calls))
-    found: list[Result] = []
-    for by_id in (True, False):
-        for result in results:
-            if any(other.path == result.path for other in found):
-                continue
-            place = next((at for at, call in open_calls.items() if _answers(result, call, by_id)), None)
-            if place is not None:
-                del open_calls[place]
-                found.append(replace(result, call=place))
-            elif not by_id:
-                problems.append(_unmatched(result, calls))
-    return tuple(sorted(found, key=lambda result: result.call))
-
-
-def _answers(result: Result, call: FunctionCall, by_id: bool) -> bool:
-    if by_id:
-        return bool(result.id) and result.id == call.id
-    return result.name == call.name and not (result.id and call.id)
+def _places(results: Sequence[Result], calls: Sequence[FunctionCall]) -> dict[int, int]:
+    """By the number of a result, the place of the call that it answers, for those that answer one."""
+    by_id: dict[str, deque[int]] = defaultdict(deque)
+    for place, call in enumerate(calls):
+        by_id[call.id].append(place)
+    found = {
+        index: by_id[result.id].popleft() for index, result in enumerate(results) if result.id and by_id.get(result.id)
+    }
+    by_name: dict[tuple[str, bool], deque[int]] = defaultdict(deque)
+    taken = set(found.values())
+    for place, call in enumerate(calls):
+        if place not in taken:
+            by_name[call.name, bool(call.id)].append(place)
+    for index, result in enumerate(results):
+        if index not in found:
+            # Where both have ids, these differ.
+            kinds = (False,) if result.id else (False, True)
+            waiting = [places for kind in kinds if (places := by_name.get((result.name, kind)))]
+            if waiting:
+                found[index] = min(waiting, key=lambda places: places[0]).popleft()
+    return found
 
 
 def _unmatched(result: Result, calls: Sequence[FunctionCall]) -> FieldViolation:
     if not calls:
         return FieldViolation(result.path, _NO_CALL)
     names = ", ".join(repr(call.name) for call in calls[:8])
-    return problem(
-        result.path, f"{result.name[:128]!r} answers none of the calls of the turn before: {names}. {_NO_CALL}"
-    )
+    return problem(result.path, f"{result.name!r} answers none of the calls of the turn before: {names}. {_NO_CALL}")

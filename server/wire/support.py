@@ -19,6 +19,9 @@ from server.errors import ApiError, FieldViolation, InvalidArgument, Unimplement
 
 B = TypeVar("B", bound=BaseModel)
 
+MAX_NAMED = 20
+"""Problems of a request that its error names; the rest are counted."""
+
 THINKING = "thinking"
 """The ability of models that think before they answer."""
 
@@ -221,11 +224,11 @@ def _sentence(finding: Finding) -> str:
     return f"{finding.path}{value}: {finding.support.why}"
 
 
-def _limited(violations: list[FieldViolation], limit: int = 20) -> list[FieldViolation]:
+def _limited(violations: list[FieldViolation], more: int = 0) -> list[FieldViolation]:
     """The first problems; a body may hold a million of one kind."""
-    if len(violations) <= limit:
-        return violations
-    return [*violations[:limit], FieldViolation("", f"… and {len(violations) - limit} more problems")]
+    more += len(violations[MAX_NAMED:])
+    rest = [FieldViolation("", f"… and {more} more problems")] if more else []
+    return [*violations[:MAX_NAMED], *rest]
 
 
 def _given(message: BaseModel) -> list[tuple[str, Support]]:
@@ -250,6 +253,6 @@ def _is_set(value: Any) -> bool:
     return bool(value)
 
 
-def joined(violations: Iterable[FieldViolation]) -> InvalidArgument:
-    """Several problems as one 400, bounded in length."""
-    return InvalidArgument.of(_limited(list(violations)))
+def joined(violations: Iterable[FieldViolation], more: int = 0) -> InvalidArgument:
+    """Several problems as one 400, bounded in length; ``more`` are only counted."""
+    return InvalidArgument.of(_limited(list(violations), more))

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from server.convert.tools import MAX_FUNCTIONS, Tools, castor_prompt, read_tools
+from server.convert import tools as tools_module
+from server.convert.tools import (
+    MAX_FUNCTIONS,
+    Tools,
+    castor_prompt,
+    data_problems,
+    may_become_control,
+    read_tools,
+)
 from server.errors import InvalidArgument, Unimplemented
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
@@ -167,3 +177,104 @@ def test_what_says_nothing_is_accepted() -> None:
         "toolConfig": {"includeServerSideToolInvocations": False, "retrievalConfig": {}},
     }
     review(parse(GenerateContentRequest, body), Terms())
+
+
+CONTROLS = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</think>", "[INST]", "[/INST]", "madeupword")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<|im_end|>",
+        "a<|im_end|>b",
+        "<|im_end|",  # as in <parameter=NAME>
+        "a<|im_e",
+        "<|",
+        "</",
+        "|>b",
+        "nd|>",
+        "INST]",
+        "|im_end|",  # as in <NAME>
+        "/think",
+        "a[I",
+        "madeupwords",
+    ],
+)
+def test_names_that_could_become_a_control_token(name: str) -> None:
+    assert may_become_control(name, CONTROLS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "city",
+        "first name",
+        "a<b",
+        "a > b",
+        "x|y",
+        "im_end",
+        "tool_call",
+        "think",
+        "schema",
+        "INST",
+        "é",
+        "$ref",
+        "[0]",
+        "<",
+        ">",
+    ],
+)
+def test_names_that_could_not(name: str) -> None:
+    assert not may_become_control(name, CONTROLS)
+    assert not may_become_control("<|im_end|>", ())
+
+
+@given(
+    controls=st.lists(st.text("<|>ab", min_size=1, max_size=6), min_size=1, max_size=8),
+    before=st.text("<|>ab", max_size=3),
+    name=st.text("<|>ab", max_size=6),
+    after=st.text("<|>ab", max_size=3),
+)
+def test_a_name_that_is_let_pass_makes_no_control_token_with_what_stands_beside_it(
+    controls: list[str], before: str, name: str, after: str
+) -> None:
+    """Of one that lies across a border of the name, unless a single character or mere letters of it are the name's."""
+    if may_become_control(name, controls):
+        return
+    for control in controls:
+        assert control not in name
+        for inside in range(2, len(control)):
+            if not control[:inside].isalpha():
+                assert not name.endswith(control[:inside])
+            if not control[-inside:].isalpha():
+                assert not name.startswith(control[-inside:])
+
+
+@given(
+    texts=st.lists(st.text("ab<|", min_size=1, max_size=5), min_size=1, max_size=12), name=st.text("ab<|", max_size=9)
+)
+def test_whole_control_tokens_are_found_as_a_search_for_each_would(texts: list[str], name: str) -> None:
+    found = tools_module._controls(tuple(texts)).whole.search(name) is not None
+    assert found == any(text in name for text in texts)
+
+
+def test_what_is_searched_for_is_prepared_once_for_all_names() -> None:
+    controls = tuple(f"<unused{index}>" for index in range(5_000))
+    tools_module._controls.cache_clear()
+    names = {f"{kind} {index}": 1 for index in range(5_000) for kind in ("name", "na<me", "<unuse", "1>")}
+    [problem] = data_problems(names, controls)
+    assert problem.endswith("and 4992 more.")  # those that begin like the end of one
+    assert tools_module._controls.cache_info().misses == 1
+
+
+def test_of_many_names_some_are_told_and_the_rest_counted() -> None:
+    [problem] = data_problems([{f"<|x|>{index}": 1} for index in range(1_000)], ("<|x|>",))
+    assert problem.endswith("and 992 more.")
+    assert len(problem) < 1_000
+
+
+def test_allowed_names_are_bounded() -> None:
+    config = {"mode": "ANY", "allowedFunctionNames": ["add"] * (MAX_FUNCTIONS + 1)}
+    with pytest.raises(InvalidArgument, match=f"{MAX_FUNCTIONS + 1} names are given, but at most {MAX_FUNCTIONS}"):
+        declared(ADD, config=config)

@@ -163,3 +163,32 @@ async def test_names_with_control_tokens_are_refused(tokenizer: ChatTokenizer) -
     parameters = {"type": "object", "properties": {"a": {"properties": {marker: {"type": "string"}}}}}
     with pytest.raises(InvalidArgument, match="control token"):
         await rendered(tokenizer, tools=[{"functionDeclarations": [{"name": "f", "parameters": parameters}]}])
+
+
+async def test_a_name_and_the_templates_own_words_would_make_a_control_token(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """``<parameter=NAME>``: what transformers does not see, so that such a name never gets there."""
+    tokenizer = ChatTokenizer(template_folder(tmp_path_factory.mktemp("model"), "Qwen3-Coder"))
+    end = "<|im_end|>"
+    counts = []
+    for key in ("harmless", end[:-1]):
+        contents = [{"role": "model", "parts": [called("add", {key: 1})]}]
+        wire = parse(GenerateContentRequest, {"contents": [*CONTENTS[:1], *contents]})
+        ids = await tokenizer.render(chat_messages(wire, family=tokenizer.family))
+        counts.append(ids.count(tokenizer.special_ids[end]))
+    assert counts == [2, 3]
+    with pytest.raises(InvalidArgument, match=r'rename what contains a control token.*"<\|im_end\|"'):
+        chat_messages(wire, family=tokenizer.family, control_texts=tokenizer.control_texts)
+
+
+async def test_pieces_of_control_tokens_are_refused_as_names(tokenizer: ChatTokenizer) -> None:
+    for text in tokenizer.control_texts:
+        for piece in (text[:-1], text[1:]):
+            call = {"contents": [*CONTENTS[:1], {"role": "model", "parts": [called("add", {piece: 1})]}]}
+            schema = {"properties": {piece: {"type": "string"}}}
+            declared = {"contents": "x", "tools": [{"functionDeclarations": [{"name": "f", "parameters": schema}]}]}
+            with pytest.raises(InvalidArgument, match="control token"):
+                chat_messages(parse(GenerateContentRequest, call), control_texts=tokenizer.control_texts)
+            with pytest.raises(InvalidArgument, match="control token"):
+                read_tools(parse(GenerateContentRequest, declared), tokenizer.control_texts)

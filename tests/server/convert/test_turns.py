@@ -7,13 +7,18 @@ import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from server.convert import turns as turns_module
 from server.convert.messages import chat_messages
 from server.convert.tokens import Message
 from server.errors import InvalidArgument
 from server.families import CASTOR, FAMILIES, Family
+from server.wire.content import Content, FunctionCall, FunctionResponse, Part
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
+from server.wire.support import MAX_NAMED
 
 FAMILY = {family.name: family for family in FAMILIES}
 HERMES = FAMILY["hermes"]
@@ -173,6 +178,10 @@ def test_foreign_signatures_say_nothing() -> None:
         ([GO, model(call("f")), user(result(""))], "contents[2].parts[0].function_response.name", "cannot be empty"),
         ([user(call("f"))], "contents[0].parts[0].function_call", "models call"),
         ([GO, model(result("f"))], "contents[1].parts[0].function_response", "users respond"),
+        ([GO, model(call("a b"))], "contents[1].parts[0].function_call.name", '"a b": Invalid function name.'),
+        ([GO, model(call("<|x|"))], "contents[1].parts[0].function_call.name", "Invalid function name."),
+        ([GO, model(call("f")), user(result("é"))], "contents[2].parts[0].function_response.name", "Invalid function"),
+        ([GO, model(call("f", None, **{"<|x|": 1}))], "contents[1].parts[0].function_call", '"<|x|"'),
         ([GO, model(call("f", None, **{"a<|x|>": 1}))], "contents[1].parts[0].function_call", "control token"),
         ([GO, model(call("f", None, a=[{"<|x|>": 1}]))], "contents[1].parts[0].function_call", "control token"),
     ],
@@ -188,3 +197,160 @@ def test_a_system_instruction_is_text() -> None:
     wire = parse(GenerateContentRequest, {"contents": "x", "systemInstruction": {"parts": [call("f")]}})
     with pytest.raises(InvalidArgument, match="system_instruction"):
         chat_messages(wire)
+
+
+class Noting(turns_module.Turn):
+    """Counts the characters, calls and results of every turn that is made: what is copied to make them."""
+
+    copied = 0
+
+    def __init__(self, role: str, text: str = "", calls: Any = (), results: Any = (), *rest: Any, **more: Any) -> None:
+        super().__init__(role, text, calls, results, *rest, **more)
+        Noting.copied += len(text) + len(calls) + len(results)
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (user({"text": "x" * 500}), 500),
+        (model({"text": "x" * 500}), 500),
+        (model(call("f"), call("f")), 2),
+    ],
+)
+def test_contents_of_one_role_are_copied_a_few_times_and_not_once_for_each(
+    content: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "Turn", Noting)
+    Noting.copied = 0
+    wire = parse(GenerateContentRequest, {"contents": [content]})
+    number = 4_000
+    [turn] = turns_module.turns_of(wire.contents * number, (), opened)
+    assert len(turn.text) + len(turn.calls) >= number * size
+    assert Noting.copied <= 5 * number * (size + 1)
+
+
+class Counted(str):
+    """An id or a name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_each_result_finds_its_call_without_a_search(with_ids: bool) -> None:
+    number = 2_000
+    names = [f"f{index}" for index in range(number)]
+
+    def part(kind: type[FunctionCall | FunctionResponse], name: str) -> Any:
+        return kind.model_construct(name=Counted(name), id=Counted(name if with_ids else ""))
+
+    calls = [Part.model_construct(function_call=part(FunctionCall, name)) for name in names]
+    answers = [Part.model_construct(function_response=part(FunctionResponse, name)) for name in reversed(names)]
+    contents = [
+        Content.model_construct(role=role, parts=parts) for role, parts in (("model", calls), ("user", answers))
+    ]
+    Counted.compared = 0
+    _, turn = turns_module.turns_of(contents, (), opened)
+    assert [found.call for found in turn.results] == list(range(number))
+    assert Counted.compared <= 20 * number
+
+
+@given(
+    calls=st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from(["", "1", "2", "3"])), max_size=6),
+    answers=st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from(["", "1", "2", "3"])), max_size=6),
+)
+def test_results_find_the_calls_that_a_search_would_find(calls: list[tuple[str, str]], answers: Any) -> None:
+    """The rule as it reads: first by id, then the first call of that name where not both have ids."""
+    left = dict(enumerate(calls))
+    expected = {}
+    for by_id in (True, False):
+        for index, (name, identity) in enumerate(answers):
+            if index in expected:
+                continue
+            for place, (called, its) in left.items():
+                if identity and identity == its if by_id else name == called and not (identity and its):
+                    expected[index] = place
+                    del left[place]
+                    break
+    found = turns_module._places(
+        [turns_module.Result("", identity, name, "") for name, identity in answers],
+        [FunctionCall(name=name, id=identity) for name, identity in calls],
+    )
+    assert found == expected
+
+
+def test_of_many_unmatched_results_some_are_named_and_the_rest_counted() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        messages(GO, model(*[call("f" * 128)] * 50), user(*[result("g" * 128)] * 5_000))
+    assert len(caught.value.violations) == MAX_NAMED + 1
+    assert caught.value.message.endswith("… and 4980 more problems")
+    assert len(caught.value.message) < 50_000
+
+
+class Silent(str):
+    """A sentence that is never put into another."""
+
+    def __format__(self, spec: str) -> str:
+        Silent.written += 1
+        return super().__format__(spec)
+
+    written = 0
+
+
+def test_of_many_problems_few_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "_NO_DATA", Silent("nothing"))
+    with pytest.raises(InvalidArgument) as caught:
+        messages(user(*[{}] * 5_000))
+    assert caught.value.message.endswith("… and 4980 more problems")
+    assert 0 < Silent.written <= MAX_NAMED
+
+
+@pytest.mark.parametrize(
+    ("contents", "system", "told"),
+    [
+        ([GO] * 3, [], None),
+        ([GO] * 4, [], "there are 4 contents, but at most 3 are read"),
+        ([user(*[{"text": "x"}] * 5)], [], None),
+        ([user(*[{"text": "x"}] * 6)], [], "there are 6 parts, but at most 5 are read"),
+        ([GO], [{"text": "x"}] * 5, "there are 6 parts, but at most 5 are read"),
+    ],
+)
+def test_more_pieces_than_are_read(
+    contents: list[Any], system: list[Any], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "MAX_CONTENTS", 3)
+    monkeypatch.setattr(turns_module, "MAX_PARTS", 5)
+    wire = parse(GenerateContentRequest, {"contents": contents, "systemInstruction": {"parts": system}})
+    if told is None:
+        assert chat_messages(wire)
+        return
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        chat_messages(wire)
+    assert caught.value.violations[0].field == "contents"
+    assert "join those of one role, or send fewer" in caught.value.message
+
+
+def test_a_signature_is_opened_once_however_often_it_comes() -> None:
+    openings = []
+
+    def reopen(signature: bytes) -> str:
+        openings.append(signature)
+        return "so"
+
+    loop = [model(signed(call("f"), "ours:so")), user(result("f"))]
+    wire = parse(GenerateContentRequest, {"contents": [GO, *loop * 100]})
+    found = chat_messages(wire, family=HERMES, reopen=reopen)
+    assert sum("reasoning_content" in message for message in found) == 100
+    assert len(openings) == 1
+
+
+def test_the_thoughts_of_a_conversation_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "MAX_THOUGHT_CHARACTERS", 10)
+    loop = [model(signed(call("f"), "ours:12345")), user(result("f"))]
+    assert messages(GO, *loop, *loop)
+    with pytest.raises(InvalidArgument, match="more than 10 characters of thoughts; send fewer"):
+        messages(GO, *loop, *loop, *loop)
