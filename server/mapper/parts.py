@@ -291,8 +291,11 @@ class _Trim:
             text = text.lstrip()
             self._fresh = not text
         kept = text.rstrip()
-        shown = "".join([*self._space, kept]) if kept else ""
-        self._space = [text[len(kept) :]] if kept else [*self._space, text]
+        if not kept:
+            self._space.append(text)
+            return ""
+        shown = "".join([*self._space, kept])
+        self._space = [text[len(kept) :]]
         return shown
 
     def flush(self) -> str:

@@ -16,7 +16,7 @@ from support.examples import examples
 
 from engine.types import FinishReason
 from server.families import CASTOR, FAMILIES, Family
-from server.mapper.parts import AnswerSyntax, Call, Piece, Text, Thought, answer_parser
+from server.mapper.parts import AnswerSyntax, Call, Piece, Text, Thought, _Trim, answer_parser
 
 FOLDER = Path(__file__).parents[2] / "data" / "transcripts"
 FAMILY = {family.name: family for family in FAMILIES} | {"castor": replace(CASTOR, thought=None)}
@@ -126,3 +126,13 @@ def test_arguments_that_nobody_could_read_back_are_refused() -> None:
         text = f'<tool_call>{{"name": "get_time", "arguments": {nested}}}</tool_call>'
         parts, problem = read(AnswerSyntax(FAMILY["hermes"], TOOLS), [text], FinishReason.STOP)
         assert bool(parts) == good == (not problem)
+
+
+def test_white_space_that_is_held_back_is_not_copied_for_each_piece() -> None:
+    trim = _Trim(begun=False)
+    assert trim.feed("a") == "a"
+    held = trim._space
+    for _ in range(1000):
+        assert trim.feed("\n") == ""
+    assert trim._space is held
+    assert trim.feed("b") == "\n" * 1000 + "b"
