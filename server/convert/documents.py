@@ -27,7 +27,8 @@ from server.convert.media import (
     refused,
 )
 from server.convert.pdf import MAX_BYTES as MAX_PDF_BYTES
-from server.convert.pdf import PdfReader
+from server.convert.pdf import Clock, PdfReader
+from server.convert.turns import check_counts
 from server.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from server.files.store import FileStore
 from server.wire.content import Blob, Content, FileData, Part
@@ -37,7 +38,7 @@ from server.wire.support import joined
 
 MAX_DOCUMENTS = 100
 READ_SECONDS = 60.0
-"""For all documents of a request: few PDFs are read at a time, and nobody may hold that for long."""
+"""For all documents of a request, waiting for a free reader not counted: nobody may hold one for long."""
 MAX_TEXT_BYTES = 20 * 1024**2
 """Of all texts of a request together, as much as a request without files may hold."""
 
@@ -79,28 +80,30 @@ class DocumentReader:
         self._pdf = PdfReader()
 
     async def read(self, request: GenerateContentRequest, owner: str) -> Documents:
-        """Every document of a request. Raises ``InvalidArgument`` naming each that cannot be read, and ``NotFound`` or
-        ``PermissionDenied`` for a file that is not there or not the caller's."""
+        """Every document of a request. Raises ``InvalidArgument`` naming each that cannot be read, ``NotFound`` or
+        ``PermissionDenied`` for a file that is not there or not the caller's, and ``ResourceExhausted`` while too many
+        of others are being read."""
+        check_counts(request)
         found = list(_parts_with_documents(request))
         if len(found) > MAX_DOCUMENTS:
             raise InvalidArgument.at(
                 "contents", f"contents hold {len(found)} documents, but at most {MAX_DOCUMENTS} are read"
             )
         try:
-            async with asyncio.timeout(READ_SECONDS):
-                return await self._read_all(found, owner)
+            async with asyncio.timeout(READ_SECONDS) as reading:
+                return await self._read_all(found, owner, Clock(reading))
         except TimeoutError:
             raise InvalidArgument.at(
                 "contents", f"contents: reading the documents takes more than {READ_SECONDS:g} seconds; send fewer"
             ) from None
 
-    async def _read_all(self, found: Sequence[tuple[Place, str, Part]], owner: str) -> Documents:
+    async def _read_all(self, found: Sequence[tuple[Place, str, Part]], owner: str, clock: Clock) -> Documents:
         texts: dict[Place, str] = {}
         problems: list[FieldViolation] = []
         left = MAX_TEXT_BYTES
         for place, path, part in found:
             try:
-                name, text = await self._read(part, path, owner, left)
+                name, text = await self._read(part, path, owner, left, clock)
             except Unreadable as problem:
                 problems.append(FieldViolation(path, f"{path}: {problem}"))
                 continue
@@ -110,18 +113,18 @@ class DocumentReader:
             raise joined(problems)
         return Documents(texts)
 
-    async def _read(self, part: Part, path: str, owner: str, most: int) -> tuple[str, str]:
+    async def _read(self, part: Part, path: str, owner: str, most: int, clock: Clock) -> tuple[str, str]:
         """The name of a document and its text."""
         if part.file_data is not None:
-            return await self._read_stored(part.file_data, path, owner, most)
+            return await self._read_stored(part.file_data, path, owner, most, clock)
         assert part.inline_data is not None
         blob = part.inline_data
         if not blob.data and not blob.mime_type:
             raise Unreadable("it holds nothing; send mimeType and data")
         digest = await asyncio.to_thread(lambda: hashlib.sha256(blob.data).digest())
-        return blob.display_name, await self._text(_InlineSource(blob), digest, most)
+        return blob.display_name, await self._text(_InlineSource(blob), digest, owner, most, clock)
 
-    async def _read_stored(self, data: FileData, path: str, owner: str, most: int) -> tuple[str, str]:
+    async def _read_stored(self, data: FileData, path: str, owner: str, most: int, clock: Clock) -> tuple[str, str]:
         uri = _URI.fullmatch(data.file_uri)
         if uri is None or (":/" in data.file_uri and not data.file_uri.startswith(("http://", "https://"))):
             raise Unreadable(
@@ -135,9 +138,9 @@ class DocumentReader:
             raise type(refusal)(f"{path}: {refusal.message}") from None
         with blob:
             source = _StoredSource(data.mime_type or file.mime_type, file.size, blob)
-            return file.display_name or data.display_name, await self._text(source, file.sha256, most)
+            return file.display_name or data.display_name, await self._text(source, file.sha256, owner, most, clock)
 
-    async def _text(self, source: _Source, digest: bytes, most: int) -> str:
+    async def _text(self, source: _Source, digest: bytes, owner: str, most: int, clock: Clock) -> str:
         kind, charset = declared_type(source.mime_type)
         head = await asyncio.to_thread(source.head)
         if kind in ("", UNKNOWN):
@@ -145,7 +148,7 @@ class DocumentReader:
         if kind == PDF:
             check_pdf(head)
             _check_size(source.size, MAX_PDF_BYTES)
-            text = await self._pdf.text(source.whole, digest)
+            text = await self._pdf.text(source.whole, digest, owner, clock)
             _check_size(await asyncio.to_thread(_size_of, text), most)
             return text
         if not is_text(kind):

@@ -6,6 +6,7 @@ memory, and where a crash is an exit status. It imports nothing of this project.
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from contextlib import suppress
@@ -17,9 +18,11 @@ UNREADABLE = 3
 
 
 def main() -> int:
-    """Arguments: how many bytes, pages and characters at most. Returns the exit status."""
-    most_bytes, most_pages, most_characters = map(int, sys.argv[1:])
+    """Arguments: how many bytes, pages and characters at most, and the folders of libraries as JSON. Returns the exit
+    status."""
+    most_bytes, most_pages, most_characters = map(int, sys.argv[1:4])
     _limit()
+    sys.path[:] = json.loads(sys.argv[4])
     import pypdfium2
 
     data = sys.stdin.buffer.read(most_bytes + 1)
@@ -34,7 +37,10 @@ def main() -> int:
         return _refuse(f"it has {len(document)} pages, but at most {most_pages} are read; send a part of it")
     written, blank = 0, True
     for number in range(len(document)):
-        text = _page_text(document, number)
+        try:
+            text = _page_text(document, number)
+        except pypdfium2.PdfiumError:
+            return _refuse(f"it is damaged: page {number + 1} cannot be read")
         written += len(text)
         blank = blank and not text.strip()
         if written > most_characters:

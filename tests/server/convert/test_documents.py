@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fakes import Harness, serving, tokenizer_folder
-from support.pdfs import pdf
+from support.fakes import Harness, RawCall, serving, tokenizer_folder
+from support.pdfs import pdf, slow
+from support.processes import until
 
 from server.convert import documents as documents_module
+from server.convert import pdf as pdf_module
+from server.convert import turns as turns_module
 
 
 @pytest.fixture
@@ -189,6 +194,40 @@ async def test_documents_may_not_take_for_ever(harness: Harness, monkeypatch: py
     monkeypatch.setattr(documents_module, "READ_SECONDS", 0.01)
     text = await refusal(harness, ask(inline(pdf("slow"), "application/pdf")))
     assert text == "contents: reading the documents takes more than 0.01 seconds; send fewer"
+
+
+@pytest.mark.parametrize("path", ["generateContent", "streamGenerateContent?alt=sse"])
+async def test_who_waits_for_documents_of_others_is_told_so_and_a_hang_up_frees_their_reader(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(pdf_module, "PATIENCE_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(documents_module, "READ_SECONDS", 600.0)
+    monkeypatch.setattr(pdf_module, "DEADLINE_SECONDS", 600.0)
+    children, start = [], asyncio.create_subprocess_exec
+
+    async def noting(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        children.append(await start(*command, **options))
+        return children[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noting)
+    bodies = [ask(inline(slow() + bytes([index]), "application/pdf")) for index in range(pdf_module.AT_ONCE)]
+    others = [RawCall(harness.app, f"/v1beta/models/tiny:{path}", body) for body in bodies]
+    await until(lambda: len(children) == pdf_module.AT_ONCE)
+    text = await refusal(harness, ask(inline(pdf("mine"), "application/pdf")), 429)
+    assert text == "Documents of other requests are being read. Please try again later."
+    for other in others:
+        other.hang_up()
+        await other.ended()
+    assert {child.returncode for child in children} == {-signal.SIGKILL}
+    assert "mine" in await prompt(harness, ask(inline(pdf("mine"), "application/pdf")))
+
+
+async def test_too_many_contents_are_refused_before_a_document_is_read(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "MAX_CONTENTS", 2, raising=False)
+    body = {"contents": [{"parts": [inline(b"no document", "application/pdf")]}] * 3}
+    assert "there are 3 contents, but at most 2 are read" in await refusal(harness, body)
 
 
 async def test_media_of_functions_are_refused_by_name(harness: Harness) -> None:
