@@ -20,6 +20,7 @@ from engine.types import EngineError
 from server.convert.constraint import GrammarCompiler
 from server.convert.documents import DocumentReader
 from server.errors import ApiError, api_error_response
+from server.fair import FairSlots
 from server.files.store import FileLimits, FileStore
 from server.files.upload import Uploads
 from server.mapper.signature import signature_key
@@ -45,8 +46,8 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     """The ASGI application; its lifespan loads the registry's models and unloads them.
 
     ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``documents``, ``grammars``,
-    ``signature_key`` and ``draining``, which the server sets when it ends. Raises ``ConfigError`` where the folder of
-    data cannot be used.
+    ``large_requests``, ``signature_key`` and ``draining``, which the server sets when it ends. Raises ``ConfigError``
+    where the folder of data cannot be used.
     """
     metrics = Metrics(registry.entries, castor_version())
     app = Starlette(
@@ -65,6 +66,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
     app.state.uploads = Uploads(app.state.files)
     app.state.documents = DocumentReader(app.state.files)
     app.state.grammars = GrammarCompiler()
+    app.state.large_requests = FairSlots(1, "Too many long requests are being read. Please try again later.")
     app.state.draining = False
     return app
 

@@ -61,7 +61,9 @@ class ChildProcesses:
         self._idle: list[_Child] = []
         self._closed = False
 
-    async def run(self, work: Callable[..., Any], *arguments: Any, owner: str, seconds: float, patience: float) -> Any:
+    async def run(
+        self, work: Callable[..., Any], *arguments: Any, owner: str, seconds: float, patience: float | None
+    ) -> Any:
         """What ``work`` returns, for which it may take ``seconds``; for a free child it waits at most ``patience``.
 
         Raises ``ResourceExhausted``, the job's own ``InvalidArgument``, ``TookTooLong``, ``TookTooMuch``, ``JobFailed``

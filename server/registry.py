@@ -140,7 +140,7 @@ class Entry:
             self._loading.cancel()
         await self.engine.close()
         if self._tokenizer is not None:
-            self._tokenizer.close()
+            await self._tokenizer.close()
 
     async def _load(self, folder: Path) -> None:
         """One attempt. Engine and tokenizer are read from the same files, so both are used or neither is."""

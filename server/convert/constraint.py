@@ -30,8 +30,6 @@ WAIT_SECONDS = 3.5
 """For a free child. Whoever waits comes after one job of each other caller, so this is longer than a job."""
 CHILDREN = 2
 MEMORY_BYTES = 256 * 1024**2
-TOOLS_TIMES = 10
-"""How much larger than one schema those of all functions together may be."""
 REMEMBERED_CHARACTERS = 20_000_000
 
 _BUSY = "Too many schemas are being compiled. Please try again later."
@@ -72,7 +70,6 @@ class GrammarCompiler:
 
         Raises ``ResourceExhausted``.
         """
-        check_size([function.parameters for function in tools.allowed], "tools", times=TOOLS_TIMES)
         try:
             return await self._once(owner, "tools", tool_grammar, tools, family, dict(atom_ids))
         except InvalidArgument:

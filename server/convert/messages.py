@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from server.convert.tokens import Message
+from server.convert.rendering import Message
 from server.convert.turns import Reopen, Turn, check_counts, problem, turns_of
 from server.families import CASTOR, Family
 from server.wire.content import Content, FunctionCall

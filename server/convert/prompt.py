@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from engine.types import Thinking
 from server.convert.documents import NO_DOCUMENTS, Documents
 from server.convert.messages import chat_messages, no_thoughts
+from server.convert.rendering import Message
+from server.convert.shape import check_size
 from server.convert.thinking import thinking_for
-from server.convert.tokens import ChatTokenizer, Message
+from server.convert.tokens import ChatTokenizer, TooManyTokens, size_of
 from server.convert.tools import Tools, castor_prompt, read_tools
 from server.convert.turns import Reopen
 from server.errors import InvalidArgument
 from server.spec import ModelSpec
 from server.wire.requests import GenerateContentRequest
 
+COUNTED_CHARACTERS = 2_000_000
+"""As many are counted for any model; for those of a long context, as many as might fit it."""
+TOOLS_TIMES = 5
+"""How much larger than one schema those of all functions together may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What is shown to the model: ``messages``, the functions of ``tools`` as ``declared`` for its template, and the
     template's ``options``. ``thinking`` is where its thoughts will stand. ``bare`` are the messages without the texts
-    of documents, None where there are no documents."""
+    of documents, None where there are no documents. ``characters`` counts its texts, ``size`` is what it costs to
+    render, and ``owner`` is who sent it."""
 
     messages: list[Message]
     bare: list[Message] | None = None
@@ -31,6 +39,9 @@ class Conversation:
     declared: list[dict[str, Any]] = field(default_factory=list)
     options: Mapping[str, Any] = field(default_factory=dict)
     thinking: Thinking | None = None
+    characters: int = 0
+    size: int = 0
+    owner: str = ""
 
 
 def conversation(
@@ -39,10 +50,13 @@ def conversation(
     tokenizer: ChatTokenizer,
     reopen: Reopen = no_thoughts,
     documents: Documents = NO_DOCUMENTS,
+    owner: str = "",
 ) -> Conversation:
-    """A request as the model will see it. Raises ``InvalidArgument``."""
+    """A request as the model will see it. Takes seconds for the longest. Raises ``InvalidArgument``."""
     family = tokenizer.family
     tools = read_tools(request, tokenizer.control_texts)
+    if tools:
+        check_size([function.parameters for function in tools.functions], "tools", times=TOOLS_TIMES)
     options, thinking = thinking_for(request.generation_config, family, spec, tokenizer)
     written = partial(
         chat_messages,
@@ -55,39 +69,50 @@ def conversation(
     messages = written(documents.within(request))
     bare = written(documents.within(request, emptied=True)) if documents else None
     declared = tools.for_template() if tools and family.renders_tools else []
-    return Conversation(messages, bare, tools, declared, options, thinking)
+    # Templates strip white space at the ends.
+    characters = sum(len(message["content"].strip()) for message in messages)
+    size = size_of(messages, declared)
+    return Conversation(messages, bare, tools, declared, options, thinking, characters, size, owner)
 
 
-async def document_tokens(prompt: Sequence[int], chat: Conversation, tokenizer: ChatTokenizer) -> int:
+async def prompt_tokens(context: int, chat: Conversation, tokenizer: ChatTokenizer) -> int:
+    """How many tokens the prompt has, also beyond a context of ``context`` tokens. Raises ``InvalidArgument``."""
+    most = max(COUNTED_CHARACTERS, context * tokenizer.longest_token)
+    if chat.characters > most:
+        raise InvalidArgument(
+            f"The input has {chat.characters} characters; at most {most} are counted at once. Count it in parts."
+        )
+    return await tokenizer.count(chat.messages, chat.declared, chat.options, size=chat.size, owner=chat.owner)
+
+
+async def document_tokens(prompt_tokens: int, chat: Conversation, tokenizer: ChatTokenizer) -> int:
     """How many tokens of a prompt its documents brought: those that are not there when they are empty."""
     if chat.bare is None:
         return 0
-    bare = replace(chat, messages=chat.bare)
     try:
-        return len(prompt) - len(await prompt_ids(bare, tokenizer))
+        return prompt_tokens - await tokenizer.count(
+            chat.bare, chat.declared, chat.options, size=chat.size, owner=chat.owner
+        )
     except InvalidArgument:  # nothing else is said
-        return len(prompt)
-
-
-async def prompt_ids(chat: Conversation, tokenizer: ChatTokenizer) -> list[int]:
-    """The whole prompt, however long. Raises ``InvalidArgument``."""
-    return await tokenizer.render(chat.messages, chat.declared, chat.options)
+        return prompt_tokens
 
 
 async def prompt_within(context: int, chat: Conversation, tokenizer: ChatTokenizer) -> list[int]:
     """The prompt, if it leaves room for an answer in a context of ``context`` tokens. Raises ``InvalidArgument``.
 
-    Texts that cannot fit are refused before they are tokenized, which would take seconds for the longest bodies.
+    Texts that cannot fit are refused before they are encoded, which takes seconds and gigabytes for the longest.
     """
-    if not tokenizer.fits(chat.messages, context):
-        characters = sum(len(message["content"]) for message in chat.messages)
+    most = context - 1
+    if not tokenizer.fits(chat.characters, context):
         raise InvalidArgument(
-            f"The input of {characters} characters exceeds the maximum number of tokens allowed ({context})."
+            f"The input of {chat.characters} characters exceeds the maximum number of tokens allowed ({most})."
         )
-    ids = await prompt_ids(chat, tokenizer)
-    if len(ids) >= context:
+    try:
+        return await tokenizer.render(
+            chat.messages, chat.declared, chat.options, size=chat.size, owner=chat.owner, most=most
+        )
+    except TooManyTokens as prompt:
         raise InvalidArgument(
-            f"The input token count ({len(ids)}) exceeds the maximum number of tokens allowed ({context - 1}): "
+            f"The input token count ({prompt.count}) exceeds the maximum number of tokens allowed ({most}): "
             f"the model's context of {context} tokens holds the input and at least one token of the answer."
-        )
-    return ids
+        ) from None

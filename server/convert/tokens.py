@@ -1,7 +1,8 @@
 """The model's own tokenizer and chat template: messages in, token ids out, off the event loop and without torch.
 
 Text of users never becomes a control token. transformers sanitises by toggling state of the tokenizer, which gives
-wrong encodings under threads, so a tokenizer is used by one thread at a time.
+wrong encodings under threads, so a tokenizer is used by one thread at a time. Bulky conversations take seconds and some
+150 bytes a character, so a child process with limits encodes them (`server/children.py`).
 """
 
 from __future__ import annotations
@@ -9,48 +10,45 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache, partial
-from inspect import signature
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from jinja2 import TemplateError
 
-from server.errors import InvalidArgument
+from server.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
+from server.convert.rendering import Declared, Messages, Options, Renderer
+from server.errors import Internal, InvalidArgument, ResourceExhausted
 from server.families import Family, family_of
-from server.transformers_import import library
+from server.observe import log
 
 BULKY_CHARACTERS = 100_000
+CHARACTERS_PER_MESSAGE = 20
+"""What a message costs beside its text: templates are programs."""
+ENCODE_SECONDS = 60.0
+ENCODE_BYTES = 4 * 1024**3
 MIN_CHARACTERS_PER_TOKEN = 64
+_BUSY = "Too many long inputs are being encoded. Please try again later."
 _MARK = "castorprobe"
 
 
-class Message(TypedDict):
-    """One turn as chat templates know it; ``role`` is system, user, assistant or tool.
+class TooManyTokens(Exception):
+    """A prompt is longer than is wanted; ``count`` says how long."""
 
-    An assistant may have ``tool_calls`` and the thoughts that stood before them, a tool names the call it answers.
-    """
-
-    role: str
-    content: str
-    tool_calls: NotRequired[list[dict[str, Any]]]
-    reasoning_content: NotRequired[str]
-    thinking: NotRequired[str]
-    name: NotRequired[str]
-    tool_call_id: NotRequired[str]
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
 
 
 class ChatTokenizer:
     """Renders chats of one model and knows its tokens. The constructor reads files for seconds: call it in a thread.
 
-    ``folder`` holds tokenizer.json and, for chat models, a template. ``threads`` (at least 2) run the rendering: one
-    of them takes the bulky texts alone, so that these delay nobody else and their memory (some 150 bytes a character)
-    is needed once.
+    ``folder`` holds tokenizer.json and, for chat models, a template. A thread renders conversations, a child process
+    the bulky ones, one at a time, so that these delay nobody else.
 
     ``end_ids`` are the tokens that end an answer, ``has_system_role`` tells whether the template renders system
     messages, ``longest_token`` is the most characters that one token is taken to cover. ``family`` says how thoughts
@@ -59,14 +57,12 @@ class ChatTokenizer:
     ``atom_ids`` those that grammars name by number; ``control_texts`` are the texts that names must not contain.
     """
 
-    def __init__(self, folder: Path, threads: int = 2) -> None:
-        first = _load(folder)
-        _require_sanitising(first)
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._free: SimpleQueue[Any] = SimpleQueue()
-        self._free.put(first)
-        self._normal = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="render")
-        self._bulky = ThreadPoolExecutor(1, thread_name_prefix="render-bulky")
+        self._renderer = Renderer(folder)
+        first = self._renderer.tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self._child = ChildProcesses(1, ENCODE_BYTES, _BUSY, partial(_load_in_child, str(folder)))
         self._decoder = first.backend_tokenizer.decoder
         self._pieces: dict[int, str] = {index: piece for piece, index in first.get_vocab().items()}
         self.token_text = lru_cache(maxsize=65_536)(self._token_text)
@@ -77,7 +73,7 @@ class ChatTokenizer:
             token.content: index for index, token in first.added_tokens_decoder.items() if token.special
         }
         self.atom_ids = {token.content: index for index, token in first.added_tokens_decoder.items() if is_atom(token)}
-        self.control_texts = tuple(_control_texts(first))
+        self.control_texts = self._renderer.control_texts
         self.marker_ids = tuple(self.special_ids[text] for text in self.family.markers if text in self.special_ids)
         self.thought_ids = _thought_ids(first, self.family)
         self.end_ids = tuple(sorted(set(_end_ids(folder, first, self.family))))
@@ -85,56 +81,79 @@ class ChatTokenizer:
 
     async def render(
         self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
-        options: Mapping[str, Any] = MappingProxyType({}),
+        messages: Messages,
+        tools: Declared = (),
+        options: Options = MappingProxyType({}),
+        *,
+        size: int | None = None,
+        owner: str = "",
+        most: int | None = None,
     ) -> list[int]:
         """The prompt's token ids, with exactly one BOS where the model has one, up to where the answer begins.
 
         ``tools`` and ``options`` (variables of the template) are for chat templates. Without a template (base models)
-        the prompt is the texts, joined by a newline.
-        Raises ``InvalidArgument`` if the template refuses the conversation or nothing is left to answer.
+        the prompt is the texts, joined by a newline. ``size`` is `size_of` the conversation, and ``owner`` who asks:
+        callers with bulky conversations take turns.
+        Raises ``TooManyTokens`` for more than ``most``; ``InvalidArgument`` if the template refuses the conversation,
+        if nothing is left to answer, or if it takes too much to encode; ``ResourceExhausted`` while too many are
+        encoded.
         """
-        lane = self._normal if _characters([messages, tools]) < BULKY_CHARACTERS else self._bulky
-        job = partial(self._render, list(messages), list(tools), options)
-        return await asyncio.get_running_loop().run_in_executor(lane, job)
-
-    def fits(self, messages: Sequence[Message], context: int) -> bool:
-        """False if the texts certainly do not fit into ``context`` tokens: no token covers more than ``longest_token``
-        characters (white space at the ends, which templates strip, not counted)."""
-        return sum(len(message["content"].strip()) for message in messages) < context * self.longest_token
-
-    def close(self) -> None:
-        """Let the threads end; renderings that wait are dropped."""
-        self._normal.shutdown(wait=False, cancel_futures=True)
-        self._bulky.shutdown(wait=False, cancel_futures=True)
-
-    def _render(self, messages: list[Message], tools: list[Mapping[str, Any]], options: Mapping[str, Any]) -> list[int]:
-        with self._borrowed() as tokenizer:
-            try:
-                if self.has_template:
-                    ids = _chat_ids(tokenizer, messages, tools, options)
-                else:
-                    ids = _plain_ids(tokenizer, messages)
-            except (TemplateError, TypeError, LookupError, AttributeError) as error:
-                raise InvalidArgument(f"The model's chat template refuses this conversation: {error}") from error
-            except ValueError as error:
-                raise InvalidArgument(f"The conversation cannot be encoded: {error}") from error
-        if not ids:
-            raise InvalidArgument("* GenerateContentRequest.contents: contents have no text to answer")
+        if (size_of(messages, tools) if size is None else size) < BULKY_CHARACTERS:
+            work = partial(self._renderer.ids, messages, tools, options)
+            ids = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            count = len(ids)
+        else:
+            count, data = await self._encoded_in_child((list(messages), list(tools), dict(options), most), owner)
+            ids = array("I", data).tolist()
+        if most is not None and count > most:
+            raise TooManyTokens(count)
         return ids
 
-    @contextmanager
-    def _borrowed(self) -> Iterator[Any]:
-        """A tokenizer for this thread alone; there are never more than threads, and most are made when first needed."""
+    async def count(
+        self,
+        messages: Messages,
+        tools: Declared = (),
+        options: Options = MappingProxyType({}),
+        *,
+        size: int | None = None,
+        owner: str = "",
+    ) -> int:
+        """How many tokens `render` would give. Raises as that does."""
         try:
-            tokenizer = self._free.get_nowait()
-        except Empty:
-            tokenizer = _load(self._folder)
+            return len(await self.render(messages, tools, options, size=size, owner=owner, most=0))
+        except TooManyTokens as prompt:
+            return prompt.count
+
+    def fits(self, characters: int, context: int) -> bool:
+        """False if texts of so many characters certainly do not fit into ``context`` tokens: no token covers more than
+        ``longest_token``."""
+        return characters < context * self.longest_token
+
+    async def close(self) -> None:
+        """End the thread and the child; renderings that wait are dropped."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        await self._child.close()
+
+    async def _encoded_in_child(self, job: tuple[Any, ...], owner: str) -> tuple[int, bytes]:
         try:
-            yield tokenizer
-        finally:
-            self._free.put(tokenizer)
+            count, data = await self._child.run(
+                encoded, str(self._folder), *job, owner=owner, seconds=ENCODE_SECONDS, patience=None
+            )
+        except TookTooLong:
+            raise InvalidArgument(
+                f"Encoding the input takes more than {ENCODE_SECONDS:g} seconds; send a shorter one."
+            ) from None
+        except TookTooMuch:
+            raise InvalidArgument(
+                f"Encoding the input takes more than {ENCODE_BYTES >> 30} GiB of memory; send a shorter one."
+            ) from None
+        except ChildDied as death:
+            log.error("a conversation could not be encoded", reason=str(death))
+            raise ResourceExhausted("The input could not be encoded now. Please try again later.") from None
+        except JobFailed as failure:
+            log.error("a conversation could not be encoded", reason=str(failure))
+            raise Internal("The input could not be encoded; the server's log has the reason.") from None
+        return count, data
 
     def _token_text(self, token_id: int) -> str:
         """The text that a token adds in the middle of an answer; bytes of an incomplete character are U+FFFD."""
@@ -144,49 +163,28 @@ class ChatTokenizer:
         return text[1:]
 
 
-def _load(folder: Path) -> Any:
-    """A tokenizer made from tokenizer.json as it is, the same file that the engine decodes with."""
-    if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
-    return library().tokenizers.from_pretrained(str(folder), local_files_only=True)
+def size_of(messages: Messages, tools: Declared = ()) -> int:
+    """What a conversation costs to render, in characters."""
+    return _characters([messages, tools]) + CHARACTERS_PER_MESSAGE * len(messages)
 
 
-def _require_sanitising(tokenizer: Any) -> None:
-    """An older transformers would take the wish for a variable of the template, and say nothing."""
-    if "sanitize_control_tokens" not in signature(tokenizer.apply_chat_template).parameters:
-        raise ImportError("the installed transformers cannot keep control tokens out of the text of users: update it")
+def encoded(folder: str, messages: Messages, tools: Declared, options: Options, most: int | None) -> tuple[int, bytes]:
+    """What a child does for `ChatTokenizer.render`."""
+    return _packed(_renderer(folder).ids(messages, tools, options), most)
 
 
-def _chat_ids(
-    tokenizer: Any, messages: list[Message], tools: list[Mapping[str, Any]], options: Mapping[str, Any]
-) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages,
-        tools=tools or None,
-        tokenize=True,
-        return_dict=False,
-        sanitize_control_tokens=True,
-        add_generation_prompt=True,
-        **options,
-    )
-    return _with_one_bos(tokenizer, ids)
+def _load_in_child(folder: str) -> None:
+    _renderer(folder)
 
 
-def _plain_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
-    text = "\n".join(message["content"] for message in messages)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
-    return _with_one_bos(tokenizer, ids)
+@lru_cache(maxsize=1)
+def _renderer(folder: str) -> Renderer:
+    return Renderer(Path(folder))
 
 
-def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Templates write the BOS or leave it to the tokenizer, and some do both."""
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return ids
-    while ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    added: list[int] = tokenizer.encode("", add_special_tokens=True)
-    return [bos, *ids] if added[:1] == [bos] and ids[:1] != [bos] else ids
+def _packed(ids: list[int], most: int | None) -> tuple[int, bytes]:
+    """How many tokens, and if that is no more than ``most`` these, four bytes each."""
+    return len(ids), array("I", ids if most is None or len(ids) <= most else ()).tobytes()
 
 
 def _renders_system(tokenizer: Any) -> bool:
@@ -224,13 +222,6 @@ def _renders_tools(tokenizer: Any) -> bool:
 def is_atom(token: Any) -> bool:
     """Whether llguidance takes an added token for a special one, as it does with those in angle brackets."""
     return bool(token.special or re.fullmatch(r"<.*>", token.content, re.DOTALL))
-
-
-def _control_texts(tokenizer: Any) -> Iterator[str]:
-    """Special tokens, and others that the template writes: texts that mean something to the model."""
-    for token in tokenizer.added_tokens_decoder.values():
-        if (token.special or token.content in (tokenizer.chat_template or "")) and not token.content.isspace():
-            yield token.content
 
 
 def _thought_ids(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

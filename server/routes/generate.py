@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +29,15 @@ from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
 from server.observe import RequestRecord
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of, timeout_of
+from server.routes.reading import (
+    check_same_model,
+    ignored_header,
+    off_loop,
+    read_documents,
+    read_message,
+    signer_of,
+    timeout_of,
+)
 from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest
@@ -82,14 +91,15 @@ async def read_call(request: Request, entry: Entry) -> Call:
     tokenizer, info = entry.tokenizer, entry.engine.describe()
     config = wire.generation_config
     record.ignored += capped(config, entry.spec, info)
-    signer = signer_of(request)
+    signer, owner = signer_of(request), request.state.identity
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
             documents = await until_hangup(request.receive, read_documents(request, wire))
-            chat = conversation(wire, entry.spec, tokenizer, signer.open_signature, documents)
+            converted = partial(conversation, wire, entry.spec, tokenizer, signer.open_signature, documents, owner)
+            chat = await until_hangup(request.receive, off_loop(request, converted))
             grammar = await until_hangup(request.receive, _grammar(request, config, chat, tokenizer))
             prompt = await until_hangup(request.receive, prompt_within(info.max_context, chat, tokenizer))
-            from_documents = await until_hangup(request.receive, document_tokens(prompt, chat, tokenizer))
+            from_documents = await until_hangup(request.receive, document_tokens(len(prompt), chat, tokenizer))
     except TimeoutError:
         raise DeadlineExceeded("The deadline passed while the input was read.") from None
     thinking = begun(chat.thinking, prompt, tokenizer)
@@ -99,7 +109,7 @@ async def read_call(request: Request, entry: Entry) -> Call:
         prompt=tuple(prompt),
         sampling=answer_syntax(sampling, tokenizer, chat.tools is not None, thinking, grammar),
         candidates=config.candidate_count or 1,
-        salt=request.state.identity,
+        salt=owner,
         deadline=deadline,
     )
     candidates = engine_request.candidates

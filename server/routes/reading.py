@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from starlette.requests import Request
 
 from server.body import parse_json, read_body
 from server.convert.documents import DocumentReader, Documents
 from server.errors import InvalidArgument
+from server.fair import FairSlots
 from server.mapper.signature import Signer
 from server.observe import RequestRecord
 from server.registry import Entry, Registry
@@ -18,7 +22,8 @@ from server.wire.requests import GenerateContentRequest
 from server.wire.support import THINKING, Terms, review
 
 LARGE_BYTES = 65_536
-"""Bodies from here on are checked in a thread: the largest would hold up everybody else for seconds."""
+"""Bodies from here on are read in a thread: the largest would hold up everybody else for seconds."""
+T = TypeVar("T")
 
 IGNORED_HEADER = "x-castor-ignored"
 MAX_IGNORED_CHARACTERS = 2000
@@ -46,19 +51,34 @@ async def read_message(request: Request, kind: type[M], entry: Entry) -> M:
     """
     settings = request.app.state.settings
     raw = await read_body(request, settings.max_body_bytes, settings.body_stall_seconds)
-    large = len(raw) >= LARGE_BYTES
-    message = await asyncio.to_thread(_parsed, kind, raw) if large else _parsed(kind, raw)
-    terms = terms_of(entry)
-    message, ignored = await asyncio.to_thread(review, message, terms) if large else review(message, terms)
+    request.state.is_large = len(raw) >= LARGE_BYTES
+    message, ignored = await off_loop(request, partial(_reviewed, kind, raw, terms_of(entry)))
     record: RequestRecord = request.state.record
     record.ignored += ignored
     return message
 
 
+async def off_loop(request: Request, work: Callable[[], T]) -> T:
+    """What ``work`` returns. For a large request it runs in a thread, and one request at a time does: several threads
+    would keep the event loop waiting for the interpreter's lock. Callers take turns. Raises ``ResourceExhausted``.
+    """
+    if not request.state.is_large:
+        return work()
+    slots: FairSlots = request.app.state.large_requests
+    async with slots.of(request.state.identity):
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(working)
+        finally:
+            await asyncio.wait([working])  # a thread cannot be cancelled, so its place is not free before
+
+
 async def read_documents(request: Request, message: GenerateContentRequest) -> Documents:
     """The documents that a message names or holds, as texts. Raises ``ApiError`` for one that cannot be read."""
     reader: DocumentReader = request.app.state.documents
-    return await reader.read(message, request.state.identity)
+    documents = await reader.read(message, request.state.identity)
+    request.state.is_large = request.state.is_large or bool(documents)
+    return documents
 
 
 def terms_of(entry: Entry) -> Terms:
@@ -77,8 +97,8 @@ def ignored_header(record: RequestRecord) -> dict[str, str]:
     return {IGNORED_HEADER: ", ".join(record.ignored)[:MAX_IGNORED_CHARACTERS]} if record.ignored else {}
 
 
-def _parsed(kind: type[M], raw: bytes) -> M:
-    return parse(kind, parse_json(raw))
+def _reviewed(kind: type[M], raw: bytes, terms: Terms) -> tuple[M, list[str]]:
+    return review(parse(kind, parse_json(raw)), terms)
 
 
 def timeout_of(request: Request, entry: Entry) -> float:

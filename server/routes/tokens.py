@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.body import to_json
-from server.convert.prompt import conversation, document_tokens, prompt_ids
+from server.convert.prompt import conversation, document_tokens, prompt_tokens
 from server.errors import DeadlineExceeded
 from server.mapper.usage import prompt_details
 from server.registry import Entry
-from server.routes.reading import check_same_model, ignored_header, read_documents, read_message, signer_of, timeout_of
+from server.routes.reading import (
+    check_same_model,
+    ignored_header,
+    off_loop,
+    read_documents,
+    read_message,
+    signer_of,
+    timeout_of,
+)
 from server.streaming import until_hangup
 from server.wire.requests import CountTokensRequest, GenerateContentRequest
 
@@ -35,6 +44,8 @@ async def count_tokens(request: Request, entry: Entry) -> Response:
 async def _count(request: Request, generation: GenerateContentRequest, entry: Entry) -> tuple[int, int]:
     """The tokens of the prompt, and how many of them are documents'."""
     documents = await read_documents(request, generation)
-    chat = conversation(generation, entry.spec, entry.tokenizer, signer_of(request).open_signature, documents)
-    ids = await prompt_ids(chat, entry.tokenizer)
-    return len(ids), await document_tokens(ids, chat, entry.tokenizer)
+    tokenizer, reopen, owner = entry.tokenizer, signer_of(request).open_signature, request.state.identity
+    converted = partial(conversation, generation, entry.spec, tokenizer, reopen, documents, owner)
+    chat = await off_loop(request, converted)
+    total = await prompt_tokens(entry.engine.describe().max_context, chat, tokenizer)
+    return total, await document_tokens(total, chat, tokenizer)

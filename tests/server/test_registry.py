@@ -67,7 +67,7 @@ class ToldTokenizer:
         self.folder = folder
         self.closed = False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
 

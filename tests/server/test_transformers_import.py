@@ -68,7 +68,7 @@ async def render():
     tokenizer = ChatTokenizer(Path({str(tokenizer_folder(tmp_path))!r}))
     for text in ("hi <|im_end|>", "bulky " * 20_000):
         await tokenizer.render([{{"role": "user", "content": text}}])
-    tokenizer.close()
+    await tokenizer.close()
 asyncio.run(render())
 tool = {{"type": "function", "function": {{"name": "f", "parameters": {{"type": "object", "properties": {{}}}}}}}}
 hermes = next(family for family in FAMILIES if family.name == "hermes")

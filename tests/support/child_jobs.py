@@ -24,8 +24,8 @@ def greedy(size: int) -> int:
 
 
 def hoarding(*_: Any) -> int:
-    """Takes a gigabyte."""
-    return greedy(1024**3)
+    """Takes more than any child has."""
+    return greedy(64 * 1024**3)
 
 
 def dying(number: int) -> None:

@@ -6,16 +6,19 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.child_jobs import hoarding, sleeping
 from support.fakes import tokenizer_folder
 from support.tiny import tiny_tokenizer
 from tokenizers import processors
 
-from server.convert.tokens import ChatTokenizer, Message
+from server.convert import tokens as tokens_module
+from server.convert.rendering import Message
+from server.convert.tokens import BULKY_CHARACTERS, ChatTokenizer, TooManyTokens
 from server.errors import InvalidArgument
 from server.transformers_import import library
 
@@ -30,10 +33,10 @@ Opening = Callable[..., ChatTokenizer]
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Opening]:
+async def opened(tmp_path: Path) -> AsyncIterator[Opening]:
     made: list[ChatTokenizer] = []
 
-    def open_(template: str | None = "", bos: bool = False, threads: int = 2, **config: Any) -> ChatTokenizer:
+    def open_(template: str | None = "", bos: bool = False, **config: Any) -> ChatTokenizer:
         folder = tokenizer_folder(tmp_path / f"model{len(made)}")
         if template is None:
             (folder / "chat_template.jinja").unlink()
@@ -46,12 +49,12 @@ def opened(tmp_path: Path) -> Iterator[Opening]:
             tokenizer.save(str(folder / "tokenizer.json"))
         for name, content in config.items():
             (folder / f"{name}.json").write_text(json.dumps(content))
-        made.append(ChatTokenizer(folder, threads))
+        made.append(ChatTokenizer(folder))
         return made[-1]
 
     yield open_
     for tokenizer in made:
-        tokenizer.close()
+        await tokenizer.close()
 
 
 def user(text: str) -> list[Message]:
@@ -80,8 +83,8 @@ async def test_text_of_users_never_becomes_a_control_token(opened: Opening, text
         assert [ids.count(token) for token in (0, START, END)] == [plain.count(token) for token in (0, START, END)]
 
 
-async def test_many_threads_and_texts_do_not_mix(opened: Opening) -> None:
-    tokenizer = opened(threads=4)
+async def test_many_texts_do_not_mix(opened: Opening) -> None:
+    tokenizer = opened()
     texts = [f"{index} <|im_end|> " * (index % 5 + 1) for index in range(100)]
     alone = [await tokenizer.render(user(text)) for text in texts]
     assert list(await asyncio.gather(*(tokenizer.render(user(text)) for text in texts))) == alone
@@ -134,9 +137,8 @@ def test_the_text_of_a_token(opened: Opening) -> None:
 
 def test_what_cannot_fit_is_known_without_tokens(opened: Opening) -> None:
     tokenizer = opened()
-    assert tokenizer.fits(user("x" * 639), 10)
-    assert not tokenizer.fits(user("x" * 640), 10)
-    assert tokenizer.fits(user(" " * 10_000 + "x"), 10)
+    assert tokenizer.fits(639, 10)
+    assert not tokenizer.fits(640, 10)
 
 
 async def test_a_bulky_text_does_not_delay_the_others(opened: Opening) -> None:
@@ -146,6 +148,31 @@ async def test_a_bulky_text_does_not_delay_the_others(opened: Opening) -> None:
     await tokenizer.render(user("hi"))
     assert not bulky.done()
     assert len(await bulky) > 300_000
+
+
+async def test_a_child_gives_what_the_thread_gives(opened: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = opened()
+    messages = [*user("a <|im_end|> é"), Message(role="assistant", content="b"), *user("c")]
+    for size in (0, BULKY_CHARACTERS):
+        assert await tokenizer.render(messages, size=size) == await tokenizer.render(messages)
+        assert await tokenizer.count(messages, size=size) == len(await tokenizer.render(messages))
+        with pytest.raises(TooManyTokens):
+            await tokenizer.render(messages, size=size, most=3)
+        with pytest.raises(InvalidArgument, match="empty conversation"):
+            await tokenizer.render([], size=size)
+
+
+async def test_what_takes_too_much_to_encode_is_refused_and_the_next_is_not(
+    opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = opened()
+    for work, reason in ((sleeping, "more than 0.5 seconds"), (hoarding, "GiB of memory")):
+        with monkeypatch.context() as patch:
+            patch.setattr(tokens_module, "encoded", work)
+            patch.setattr(tokens_module, "ENCODE_SECONDS", 0.5 if work is sleeping else 60.0)
+            with pytest.raises(InvalidArgument, match=reason):
+                await tokenizer.render(user("x"), size=BULKY_CHARACTERS)
+    assert await tokenizer.render(user("x"), size=BULKY_CHARACTERS)
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
@@ -173,7 +200,6 @@ import server.app
 from server.convert.tokens import ChatTokenizer
 tokenizer = ChatTokenizer(Path({str(folder)!r}))
 print(asyncio.run(tokenizer.render([{{"role": "user", "content": "hi"}}])))
-tokenizer.close()
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -186,7 +212,7 @@ assert "torch" not in sys.modules
 async def builtin(builtin_model: Path) -> AsyncIterator[ChatTokenizer]:
     tokenizer = await asyncio.to_thread(ChatTokenizer, builtin_model)
     yield tokenizer
-    tokenizer.close()
+    await tokenizer.close()
 
 
 async def test_the_builtin_model(builtin: ChatTokenizer) -> None:
@@ -206,4 +232,4 @@ async def test_a_real_base_model(gemma_model: Path) -> None:
     assert tokenizer.token_text(bos) == "<bos>"
     assert [tokenizer.token_text(token) for token in ids[1:]] == ["Hello", " there"]
     assert (await tokenizer.render(user("<bos>"))).count(bos) == 1
-    tokenizer.close()
+    await tokenizer.close()

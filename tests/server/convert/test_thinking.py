@@ -12,8 +12,9 @@ import pytest
 from support.templates import template_folder
 
 from engine.types import Thinking
+from server.convert.rendering import Message
 from server.convert.thinking import begun, thinking_for
-from server.convert.tokens import ChatTokenizer, Message
+from server.convert.tokens import ChatTokenizer
 from server.errors import InvalidArgument
 from server.spec import ModelSpec, ThinkingLevels
 from server.wire.generation import GenerationConfig

@@ -12,9 +12,11 @@ from support.templates import template_folder
 from tokenizers import Tokenizer
 
 from engine.types import FinishReason
+from server.convert import rendering
 from server.convert.messages import chat_messages
+from server.convert.rendering import Message
 from server.convert.tokens import ChatTokenizer
-from server.convert.tools import castor_prompt, read_tools
+from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
 from server.mapper.parts import Call, answer_parser
 from server.wire.message import parse
@@ -171,15 +173,62 @@ async def test_a_name_and_the_templates_own_words_would_make_a_control_token(
     """``<parameter=NAME>``: what transformers does not see, so that such a name never gets there."""
     tokenizer = ChatTokenizer(template_folder(tmp_path_factory.mktemp("model"), "Qwen3-Coder"))
     end = "<|im_end|>"
-    counts = []
-    for key in ("harmless", end[:-1]):
+    for key, joins in (("harmless", False), (end[:-1], True)):
         contents = [{"role": "model", "parts": [called("add", {key: 1})]}]
         wire = parse(GenerateContentRequest, {"contents": [*CONTENTS[:1], *contents]})
-        ids = await tokenizer.render(chat_messages(wire, family=tokenizer.family))
-        counts.append(ids.count(tokenizer.special_ids[end]))
-    assert counts == [2, 3]
+        messages = chat_messages(wire, family=tokenizer.family)
+        ids = rendering._chat_ids(tokenizer._renderer.tokenizer, messages, (), {})
+        assert ids.count(tokenizer.special_ids[end]) == 2 + joins
+        if joins:
+            with pytest.raises(InvalidArgument, match="together would make a control token"):
+                await tokenizer.render(messages)
+        else:
+            assert await tokenizer.render(messages) == ids
     with pytest.raises(InvalidArgument, match=r'rename what contains a control token.*"<\|im_end\|"'):
         chat_messages(wire, family=tokenizer.family, control_texts=tokenizer.control_texts)
+
+
+async def test_the_finished_prompt_has_the_control_tokens_of_the_template(tokenizer: ChatTokenizer) -> None:
+    """Whatever words, keys and values stand in a conversation: as many as with harmless ones, or a refusal."""
+    controls = {tokenizer._renderer.tokenizer.convert_tokens_to_ids(text) for text in tokenizer.control_texts}
+    tools = [Function("f", "d", {"type": "object", "properties": {"a": {"type": "string"}}}).for_template()]
+
+    async def control_ids(name: str, text: str) -> list[int]:
+        call = {
+            "id": "call00000",
+            "type": "function",
+            "function": {"name": "f", "arguments": {name: text, "b": [text]}},
+        }
+        messages = [
+            Message(role="user", content=f"{text} hi"),
+            Message(role="assistant", content=f"so {text}", tool_calls=[call]),
+            Message(role="tool", content=text, name="f", tool_call_id="call00000"),
+            Message(role="assistant", content=f"{text}."),
+            Message(role="user", content=f"x {text}"),
+        ]
+        declared = tools if tokenizer.family.renders_tools else []
+        return [token for token in await tokenizer.render(messages, declared) if token in controls]
+
+    harmless = await control_ids("a", "x")
+    refused = 0
+    for control in sorted(tokenizer.control_texts, key=len)[-12:]:
+        for text in (control, control[:-1], control[1:], control[: len(control) // 2], f"a < {control} > [b] {{c}}"):
+            assert await control_ids("a", text) == harmless
+            try:
+                assert await control_ids(text, "x") == harmless
+            except InvalidArgument:
+                refused += 1
+    assert refused < 60, "not each key is one that a template makes a control token of"
+
+
+async def test_what_a_template_makes_of_a_text_is_checked_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SmolLM3 takes the switch of thinking out of the system message, after it was looked through."""
+    tokenizer = ChatTokenizer(template_folder(tmp_path_factory.mktemp("model"), "SmolLM3"))
+    user = Message(role="user", content="a < b > c [d]")
+    for text in ("Be brief. /no_think", "Be <brief>. /no_think", "<|im_end|> /no_think"):
+        assert await tokenizer.render([Message(role="system", content=text), user])
+    with pytest.raises(InvalidArgument, match="together would make a control token"):
+        await tokenizer.render([Message(role="system", content="<|im_/no_thinkend|>"), user])
 
 
 async def test_pieces_of_control_tokens_are_refused_as_names(tokenizer: ChatTokenizer) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.convert import turns as turns_module
 from server.convert.messages import chat_messages
-from server.convert.tokens import Message
+from server.convert.rendering import Message
 from server.errors import InvalidArgument
 from server.families import CASTOR, FAMILIES, Family
 from server.wire.content import Content, FunctionCall, FunctionResponse, Part

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.fakes import INFO, Harness
 
+from server.convert.prompt import COUNTED_CHARACTERS
+
 HI: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
 SYSTEM = {"systemInstruction": {"parts": [{"text": "be brief"}]}}
 CHAT = {
@@ -41,6 +43,14 @@ async def test_contents_beside_a_wrapped_request_do_not_count(harness: Harness) 
 async def test_what_is_over_the_context_is_counted(harness: Harness) -> None:
     response = await harness.count({"contents": "x" * 200_000})
     assert response.json()["totalTokens"] > 200_000 > INFO.max_context
+
+
+async def test_what_would_take_gigabytes_is_not_counted(harness: Harness) -> None:
+    response = await harness.count({"contents": "x" * (COUNTED_CHARACTERS + 1)})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == (
+        "The input has 2000001 characters; at most 2000000 are counted at once. Count it in parts."
+    )
 
 
 @pytest.mark.parametrize(
