@@ -1,7 +1,7 @@
 """One HTTP connection that cannot be held for ever: bounded heads, and a clock on reading and on writing.
 
-uvicorn bounds neither the size of a request's head nor the time a client takes to send it or to read the answer. The
-body is bounded where it is read.
+uvicorn bounds neither the size of a request's head, of chunk extensions and of trailers, nor the time a client takes to
+send a head or to read the answer. The body is bounded where it is read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
+FED_BYTES = 16 * 1024
+"""What the parser gets at once of a read: so much may stand behind the last byte of a body before it counts."""
 HEAD_SECONDS = 30.0
 """How long a head may take, from its first byte (or from the connection) to the empty line; and how long the rest of a
 body may take that nobody reads any more, because the request is already answered."""
@@ -19,8 +21,8 @@ STALL_SECONDS = 60.0
 """How long a client may leave a full buffer unread before its connection is cut."""
 
 _TOO_LARGE = (
-    b'{"error":{"code":431,"message":"The head of the request is over %d bytes.","status":"INVALID_ARGUMENT"}}'
-    % MAX_HEAD_BYTES
+    b'{"error":{"code":431,"message":"The headers of the request, or the trailers and chunk extensions of its body, '
+    b'are over %d bytes: send fewer or shorter ones.","status":"INVALID_ARGUMENT"}}' % MAX_HEAD_BYTES
 )
 
 
@@ -29,7 +31,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head_bytes = 0
+        # Since the head began, or since the last byte of the body: the parser keeps a line until it is complete.
+        self._bytes_beside_body = 0
         self._in_body = False
         self._read_clock: asyncio.TimerHandle | None = None
         self._write_clock: asyncio.TimerHandle | None = None
@@ -44,13 +47,19 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._read_clock is None and not self._in_body:
-            self._expect_head()
-        self._head_bytes += len(data)
-        super().data_received(data)
-        in_head = self._read_clock is not None and not self._in_body
-        if in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse_head()
+        for start in range(0, len(data), FED_BYTES):
+            self._feed(data[start : start + FED_BYTES])
+            if self.transport.is_closing():
+                return
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are dropped: nobody reads them, and a header that comes after the body was never checked."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_beside_body = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._stop_read_clock()
@@ -77,8 +86,21 @@ class BoundedHttp(HttpToolsProtocol):
             self._write_clock = None
         super().resume_writing()
 
+    def _feed(self, data: bytes) -> None:
+        if self._read_clock is None and not self._in_body:
+            self._expect_head()
+        self._bytes_beside_body += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        in_head = self._read_clock is not None and not self._in_body
+        if (in_head or self._in_body) and self._bytes_beside_body > MAX_HEAD_BYTES:
+            self._refuse()
+        elif self._read_clock is None and not self._in_body and self.cycle.response_complete:
+            self._expect_head()  # a body that nobody waited for has ended; no other clock is left
+
     def _expect_head(self) -> None:
-        self._head_bytes = 0
+        self._bytes_beside_body = 0
         self._start_read_clock()
 
     def _start_read_clock(self) -> None:
@@ -90,7 +112,16 @@ class BoundedHttp(HttpToolsProtocol):
             self._read_clock.cancel()
             self._read_clock = None
 
-    def _refuse_head(self) -> None:
+    def _refuse(self) -> None:
+        """Say why and close, or just cut the connection where another answer has begun or comes first."""
+        if self._in_body:
+            answering = self.cycle.response_started or bool(self.pipeline)
+            self.cycle.disconnected = True
+        else:
+            answering = self.cycle is not None and not self.cycle.response_complete
+        if answering:
+            self.transport.abort()
+            return
         head = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
         self.transport.write(head + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(_TOO_LARGE) + _TOO_LARGE)
         self.transport.close()
