@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import math
 import re
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -14,64 +16,80 @@ from starlette.requests import Request
 
 from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
 
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_CONTAINERS = 100_000
+MAX_VALUES = 500_000
+"""Reading this many numbers takes some 50 ms, in which no other request of the process goes on."""
 STALL_SECONDS = 60.0
+TOTAL_SECONDS = 300.0
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'",[{'))
 _MALFORMED = "Invalid JSON payload received. "
 
 
-async def received(request: Request, stall_seconds: float = STALL_SECONDS) -> AsyncGenerator[bytes, None]:
+async def received(
+    request: Request,
+    stall_seconds: float = STALL_SECONDS,
+    total_seconds: float = TOTAL_SECONDS,
+    least_rate: float = math.inf,
+) -> AsyncGenerator[bytes, None]:
     """The body in the pieces in which it comes, none of them empty.
 
-    Raises ``RequestTimeout`` when nothing comes for ``stall_seconds``, and ``InvalidArgument`` for a body that is
-    encoded.
+    Raises ``RequestTimeout`` when nothing comes for ``stall_seconds``, and where the body is not there after
+    ``total_seconds`` and the time that its bytes so far need at ``least_rate``, in bytes a second; ``InvalidArgument``
+    for a body that is encoded.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise InvalidArgument(f"Content-Encoding {encoding!r} is not accepted; send the body as it is")
+    began, size = time.monotonic(), 0
     async with aclosing(request.stream()) as pieces:
         while True:
+            left = began + total_seconds + size / least_rate - time.monotonic()
             try:
-                async with asyncio.timeout(stall_seconds):
+                async with asyncio.timeout(min(stall_seconds, left)):
                     piece = await anext(pieces, None)
             except TimeoutError:
-                raise RequestTimeout(
-                    f"Nothing of the body came for {stall_seconds:g} seconds; send it without pauses."
-                ) from None
+                raise _too_slow(stall_seconds, total_seconds, least_rate, stalled=stall_seconds < left) from None
             if piece is None:
                 return
+            if left < 0:
+                raise _too_slow(stall_seconds, total_seconds, least_rate, stalled=False)
             if piece:
+                size += len(piece)
                 yield piece
 
 
 async def read_body(request: Request, limit: int, stall_seconds: float = STALL_SECONDS) -> bytes:
-    """The body, of at most ``limit`` bytes. Raises ``PayloadTooLarge`` as soon as it is known to be longer, and what
-    `received` raises."""
+    """The body, of at most ``limit`` bytes, within the ``body_seconds`` of the app's settings.
+
+    Raises ``PayloadTooLarge`` as soon as it is known to be longer, and what `received` raises.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
-    chunks = bytearray()
-    async with aclosing(received(request, stall_seconds)) as pieces:
+    body = io.BytesIO()  # it gives its bytes away without a copy
+    async with aclosing(received(request, stall_seconds, request.app.state.settings.body_seconds)) as pieces:
         async for piece in pieces:
-            chunks += piece
-            if len(chunks) > limit:
+            if body.tell() + len(piece) > limit:
                 raise _too_large(limit)
-    return bytes(chunks)
+            body.write(piece)
+    return body.getvalue()
 
 
 def parse_json(raw: bytes) -> Any:
     """A body as JSON; an empty one counts as ``{}``.
 
     Raises ``InvalidArgument`` for what is not JSON: also NaN, numbers out of range, lone surrogates, nesting that no
-    parser should follow, and so many objects that checking them would take gigabytes.
+    parser should follow, and so many values that reading them would hold up everybody, or so many objects that checking
+    them would take gigabytes.
     """
-    if not raw.strip():
+    if not raw or raw.isspace():
         return {}
     try:
+        _check_size(raw)
         value = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
         if _SURROGATE_ESCAPE.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
-        _check_containers(raw, value)
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"{_MALFORMED}{error}") from None
     except UnicodeError:
@@ -88,18 +106,32 @@ def to_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _check_containers(raw: bytes, value: Any) -> None:
-    """Brackets in texts are counted only where the bytes alone do not settle it."""
-    if raw.count(b"{") + raw.count(b"[") <= MAX_CONTAINERS:
+def _check_size(raw: bytes) -> None:
+    """Commas and brackets in texts are told from others only where the bytes alone do not settle it."""
+    if raw.count(b",") < MAX_VALUES and raw.count(b"{") + raw.count(b"[") <= MAX_CONTAINERS:
         return
-    count, left = 0, [value]
-    while left:
-        found = left.pop()
-        if isinstance(found, (dict, list)):
-            count += 1
-            left += found.values() if isinstance(found, dict) else found
-    if count > MAX_CONTAINERS:
-        raise ValueError(f"It holds {count} objects and lists; at most {MAX_CONTAINERS} are read.")
+    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_STRUCTURE)
+    # Each value and each key has two quotes at most. More than that is not even taken apart.
+    too_many_texts = bare.count(b'"') > 4 * (MAX_VALUES + MAX_CONTAINERS)
+    structure = b"" if too_many_texts else b"".join(bare.split(b'"')[::2])
+    containers = structure.count(b"{") + structure.count(b"[")
+    if containers > MAX_CONTAINERS:
+        raise ValueError(f"It holds {containers} objects and lists; at most {MAX_CONTAINERS} are read.")
+    if too_many_texts or structure.count(b",") >= MAX_VALUES:
+        raise ValueError(
+            f"It holds more than {MAX_VALUES} values; send large data as one text, or upload it as a file."
+        )
+
+
+def _too_slow(stall_seconds: float, total_seconds: float, least_rate: float, *, stalled: bool) -> RequestTimeout:
+    if stalled:
+        return RequestTimeout(f"Nothing of the body came for {stall_seconds:g} seconds; send it without pauses.")
+    if math.isinf(least_rate):
+        return RequestTimeout(f"The body was not complete after {total_seconds:g} seconds; send it faster.")
+    return RequestTimeout(
+        f"The body came too slowly: after {total_seconds:g} seconds at least {least_rate:g} bytes a second are "
+        "expected. What came of a resumable upload is kept: query its offset and go on from there."
+    )
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -9,7 +9,7 @@
     ├── NotFound              404 NOT_FOUND           no such path
     │   └── ModelNotFound     404                     no such model
     ├── MethodNotAllowed      405 UNIMPLEMENTED       a known path with another HTTP method
-    ├── RequestTimeout        408 DEADLINE_EXCEEDED   the body stalled
+    ├── RequestTimeout        408 DEADLINE_EXCEEDED   the body stalled or took too long
     ├── AlreadyExists         409 ALREADY_EXISTS      the name is taken
     ├── Aborted               409 ABORTED             another request is at it
     ├── PayloadTooLarge       413 INVALID_ARGUMENT    the body is over the limit
@@ -135,7 +135,7 @@ class MethodNotAllowed(ApiError):
 
 
 class RequestTimeout(ApiError):
-    """The client stopped sending in the middle of its body; its connection is closed."""
+    """The client stopped sending in the middle of its body, or sent it too slowly; its connection is closed."""
 
     code = 408
     status = "DEADLINE_EXCEEDED"

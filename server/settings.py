@@ -26,9 +26,11 @@ class Settings:
     """The settings of one server; durations in seconds, sizes in bytes.
 
     ``trusted_proxies`` are addresses or networks whose ``X-Forwarded-*`` headers count. ``allowed_hosts`` are names,
-    beside those of the loopback, that a ``Host`` or ``Origin`` header may carry on a server without keys.
-    ``body_stall_seconds`` is how long a body may pause. Uploaded files are kept for ``file_hours``, each of at most
-    ``max_file_bytes``; all files of one key and all files of all keys have limits too.
+    beside those of the loopback, that a ``Host`` header may carry on a server without keys. ``cors_origins`` are the
+    origins of web pages, beside the server's own, that may use it. ``body_stall_seconds`` is how long a body may pause,
+    ``body_seconds`` how long it may take in all; one that brings a file may take longer while it comes steadily.
+    Uploaded files are kept for ``file_hours``, each of at most ``max_file_bytes``; all files of one key and all files
+    of all keys have limits too.
     """
 
     data_dir: Path
@@ -41,6 +43,7 @@ class Settings:
     allow_no_keys: bool = False
     max_body_bytes: int = 20 * 1024 * 1024
     body_stall_seconds: float = 60.0
+    body_seconds: float = 300.0
     max_file_bytes: int = 2 * 1024**3
     max_key_file_bytes: int = 20 * 1024**3
     max_total_file_bytes: int = 100 * 1024**3
@@ -143,6 +146,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "allow_no_keys": (_flag, "1 or 0"),
     "max_body_bytes": (int, "a whole number of bytes"),
     "body_stall_seconds": (float, "a number of seconds"),
+    "body_seconds": (float, "a number of seconds"),
     "max_file_bytes": (int, "a whole number of bytes"),
     "max_key_file_bytes": (int, "a whole number of bytes"),
     "max_total_file_bytes": (int, "a whole number of bytes"),
@@ -183,6 +187,7 @@ def _check(settings: Settings) -> None:
         ("log_level", settings.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}"),
         ("max_body_bytes", settings.max_body_bytes >= 1024, "at least 1024"),
         ("body_stall_seconds", 0 < settings.body_stall_seconds <= 3600, "above 0 and at most 3600"),
+        ("body_seconds", 0 < settings.body_seconds <= 24 * 3600, "above 0 and at most 86400"),
         ("max_file_bytes", settings.max_file_bytes >= 0, "0 or more"),
         ("max_key_file_bytes", settings.max_key_file_bytes >= 0, "0 or more"),
         ("max_total_file_bytes", settings.max_total_file_bytes >= 0, "0 or more"),

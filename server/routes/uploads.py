@@ -32,6 +32,8 @@ from server.wire.support import review
 MAX_METADATA_BYTES = 64 * 1024
 GRANULARITY = 256 * 1024
 """What chunks should be multiples of; any other size is taken too."""
+LEAST_RATE = 16 * 1024
+"""Bytes a second that a file must come with on average, once it takes longer than other bodies may."""
 FORM_OVERHEAD = 1024 * 1024
 """Bytes that a multipart body may have beside its file's."""
 
@@ -260,7 +262,8 @@ def _read_metadata(request: Request, raw: bytes) -> File:
 
 
 def _body(request: Request) -> AsyncGenerator[bytes, None]:
-    return received(request, request.app.state.settings.body_stall_seconds)
+    settings = request.app.state.settings
+    return received(request, settings.body_stall_seconds, settings.body_seconds, LEAST_RATE)
 
 
 def _standing(request: Request, version: str, status: UploadStatus) -> Response:

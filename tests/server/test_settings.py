@@ -50,6 +50,7 @@ def test_unknown_variable_is_refused_with_the_known_ones() -> None:
         ("CASTOR_DRAIN_SECONDS", "nan", "from 0 to 3600"),
         ("CASTOR_KEEPALIVE_SECONDS", "0", "above 0"),
         ("CASTOR_MAX_BODY_BYTES", "5", "at least 1024"),
+        ("CASTOR_BODY_SECONDS", "inf", "body_seconds is inf, but must be above 0 and at most 86400"),
         ("CASTOR_ALLOW_NO_KEYS", "perhaps", "1 or 0"),
         ("CASTOR_TRUSTED_PROXIES", "10.0.0.0/8, gateway", "'gateway'"),
     ],

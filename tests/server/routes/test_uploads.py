@@ -222,6 +222,36 @@ async def test_a_body_that_stalls_is_a_408_and_what_came_is_kept(tmp_path: Path)
         assert asked.headers[RECEIVED] == "3"
 
 
+async def test_a_file_that_drips_is_a_408_and_what_came_is_kept(tmp_path: Path) -> None:
+    async with serving(tokenizer_folder(tmp_path / "t"), body_seconds=0.3) as harness:
+        url = await start(harness.client, {})
+
+        async def dripping() -> AsyncIterator[bytes]:
+            while True:
+                yield b"a"
+                await asyncio.sleep(0.01)
+
+        answer = await harness.client.post(url, content=dripping(), headers={COMMAND: "upload", OFFSET: "0"})
+        assert answer.status_code == 408
+        assert "at least 16384 bytes a second" in message(answer)
+        asked = await harness.client.post(url, headers={COMMAND: "query"})
+        assert int(asked.headers[RECEIVED]) > 0
+
+
+async def test_other_bodies_have_no_more_time_than_the_setting_says(tmp_path: Path) -> None:
+    async with serving(tokenizer_folder(tmp_path / "t"), body_seconds=0.3) as harness:
+
+        async def dripping() -> AsyncIterator[bytes]:
+            while True:
+                yield b" "
+                await asyncio.sleep(0.01)
+
+        for path in (URL, "/v1beta/models/tiny:generateContent"):
+            answer = await harness.client.post(path, content=dripping(), headers={COMMAND: "start"})
+            assert (answer.status_code, answer.headers["connection"]) == (408, "close")
+            assert "not complete after 0.3 seconds" in message(answer)
+
+
 def form(*parts: bytes, end: bytes = b"--x--\r\n") -> bytes:
     return b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + end
 
