@@ -53,11 +53,14 @@ class _Exchange:
     async def run(self, scope: Scope) -> None:
         try:
             await self._app(scope, self._receive, self.send)
-        except (ClientDisconnect, asyncio.CancelledError) as gone:
+        except ClientDisconnect:
             self._abandoned()
-            if isinstance(gone, asyncio.CancelledError):
-                raise
-        except Exception as error:  # noqa: BLE001 - the last border before the server library
+        except asyncio.CancelledError:
+            self._abandoned()
+            raise
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the last border before the server library; Rust panics are none
             await self._unexpected(scope, error)
         else:
             if not self._complete:
@@ -77,7 +80,7 @@ class _Exchange:
         if not self._record.error:
             self._record.failed(Cancelled("The client closed the connection."))
 
-    async def _unexpected(self, scope: Scope, error: Exception) -> None:
+    async def _unexpected(self, scope: Scope, error: BaseException) -> None:
         """Once the answer has begun it can only be cut off, which the server library does when nothing more comes."""
         log.error("unexpected exception", request=self._record.id, path=self._record.path, exc_info=error)
         failure = as_api_error(error)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from server.middleware.record import RecordMiddleware
 from server.observe import Metrics
@@ -32,6 +38,25 @@ async def explode(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def hang_up(scope: Scope, receive: Receive, send: Send) -> None:
     raise ClientDisconnect
+
+
+def panic() -> None:
+    """A real panic of Rust code, which is no ``Exception``."""
+    words = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?")).encode(["a", "a"], is_pretokenized=True)
+    words.truncate(1, stride=1)
+
+
+async def panic_here(scope: Scope, receive: Receive, send: Send) -> None:
+    panic()
+
+
+async def panic_in_a_thread(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.to_thread(panic)
+
+
+async def panic_in_a_group(scope: Scope, receive: Receive, send: Send) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(panic))
 
 
 async def stop_in_the_middle(scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +107,36 @@ async def test_the_unexpected_is_an_envelope_outside_and_a_trace_inside() -> Non
     assert trace["request"] == line["request"] == answer.headers["x-request-id"]
     assert isinstance(trace["exc_info"], LookupError)
     assert (line["status"], line["error"]) == (500, "INTERNAL")
+
+
+@pytest.mark.parametrize("app", [panic_here, panic_in_a_thread, panic_in_a_group])
+async def test_a_panic_of_a_library_is_the_unexpected_too(app: ASGIApp) -> None:
+    sent, (trace, line) = await call(app)
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"])["error"]["status"] == "INTERNAL"
+    assert not isinstance(trace["exc_info"], Exception)
+    assert (line["status"], line["error"]) == (500, "INTERNAL")
+
+
+async def test_a_panic_under_a_real_server_is_our_500() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(recorded(panic_in_a_thread), lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+        answers = [await client.get("/x") for _ in range(2)]
+    server.should_exit = True
+    await serving
+    assert [answer.json()["error"]["status"] for answer in answers] == ["INTERNAL", "INTERNAL"]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+async def test_what_ends_the_process_or_the_task_is_no_failure_of_a_request(end: type[BaseException]) -> None:
+    async def ended(scope: Scope, receive: Receive, send: Send) -> None:
+        raise end
+
+    with pytest.raises(end):
+        await call(ended)
 
 
 @pytest.mark.parametrize("app", [hang_up, stop_in_the_middle])
