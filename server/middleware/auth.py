@@ -14,7 +14,8 @@ from server.errors import ApiError, ApiKeyInvalid, PermissionDenied
 from server.middleware import refuse
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Probes have no key. ``/metrics`` is not among them: Prometheus can send ``Authorization: Bearer``."""
+"""Probes need no key; one that they send all the same identifies them. ``/metrics`` is not among them: Prometheus can
+send ``Authorization: Bearer``."""
 
 UPLOAD_ID = "upload_id"
 _UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?", re.ASCII)
@@ -28,15 +29,16 @@ class AuthMiddleware:
         self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS or upload_id_of(scope):
+        if scope["type"] != "http" or not self._digests or upload_id_of(scope):
             await self._app(scope, receive, send)
             return
         request = Request(scope)
         try:
             scope["state"]["identity"] = request.state.record.identity = self._identify(request)
         except ApiError as refusal:
-            await refuse(request, refusal, "api_key", receive, send)
-            return
+            if scope["path"] not in OPEN_PATHS:
+                await refuse(request, refusal, "api_key", receive, send)
+                return
         await self._app(scope, receive, send)
 
     def _identify(self, request: Request) -> str:

@@ -26,7 +26,8 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 once every model marked ``load: start`` can answer; until then, and while draining, 503 with the reasons.
 
-    Asking here has what failed tried again too: a load balancer sends no requests before the answer is 200.
+    Where there are API keys, only callers with one are told of models. Asking here has what failed tried again too: a
+    load balancer sends no requests before the answer is 200.
     """
     state = request.app.state
     if not state.draining:
@@ -34,7 +35,9 @@ async def readyz(request: Request) -> Response:
     required = state.registry.required()
     ready = all(entry.health().state is EngineState.READY for entry in required)
     status = "draining" if state.draining else "ready" if ready else "loading"
-    body = {"status": status, "models": {entry.name: _model_state(entry) for entry in state.registry.entries()}}
+    body: dict[str, Any] = {"status": status}
+    if request.state.identity or not state.settings.api_keys:
+        body["models"] = {entry.name: _model_state(entry) for entry in state.registry.entries()}
     return JSONResponse(body, 200 if status == "ready" else 503)
 
 

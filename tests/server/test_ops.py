@@ -74,6 +74,24 @@ async def test_readyz_has_what_failed_tried_again(folder: Path) -> None:
     assert "the tokenizer of tiny cannot be loaded" in failed.json()["models"]["tiny"]["detail"]
 
 
+async def test_readyz_tells_strangers_nothing_but_the_status(folder: Path) -> None:
+    async with serving(folder, api_keys=("sesame",)) as server:
+        for headers in ({}, {"x-goog-api-key": "wrong"}):
+            ready = await server.client.get("/readyz", headers=headers)
+            assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+        server.engine.info = None
+        loading = await server.client.get("/readyz")
+        known = [
+            await server.client.get("/readyz", headers={"x-goog-api-key": "sesame"}),
+            await server.client.get("/readyz", headers={"authorization": "Bearer sesame"}),
+            await server.client.get("/readyz?key=sesame"),
+        ]
+    assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+    for answer in known:
+        assert (answer.status_code, answer.json()["status"]) == (503, "loading")
+        assert answer.json()["models"]["tiny"]["state"] == "loading"
+
+
 async def test_metrics_are_in_prometheus_text_format(folder: Path) -> None:
     async with serving(folder) as server:
         await server.generate({"contents": [{"parts": [{"text": "hi"}]}]})
