@@ -9,16 +9,61 @@ import base64
 import binascii
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticOmit
+
+from server.wire.support import MAX_NAMED
 
 SHOWN_CHARACTERS = 64
 
 
+class Tally:
+    """How many problems of a request were found so far."""
+
+    found = 0
+
+
+_TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+
+@contextmanager
+def tallied() -> Iterator[Tally]:
+    """Within the block ``MAX_NAMED`` problems become errors of pydantic, which costs a kilobyte for each; the others
+    are counted and left out of what is checked."""
+    tally = Tally()
+    token = _TALLY.set(tally)
+    try:
+        yield tally
+    finally:
+        _TALLY.reset(token)
+
+
+def is_named() -> bool:
+    """Count one problem; whether it is among those that are named."""
+    tally = _TALLY.get()
+    if tally is None:
+        return True
+    tally.found += 1
+    return tally.found <= MAX_NAMED
+
+
+def must_be_named() -> None:
+    """Count one problem. Raises ``PydanticOmit`` where enough are named."""
+    if not is_named():
+        raise PydanticOmit
+
+
 def invalid(label: str, value: Any) -> PydanticCustomError:
-    """The error of a value that is not of the type; ``label`` is the type's name on the wire."""
+    """The error of a value that is not of the type; ``label`` is the type's name on the wire.
+
+    Raises ``PydanticOmit`` instead where enough problems are named.
+    """
+    must_be_named()
     return PydanticCustomError("invalid_value", "{label}, {shown}", {"label": f"({label})", "shown": shown(value)})
 
 
@@ -26,7 +71,7 @@ def shown(value: Any) -> str:
     """A value as short ASCII JSON."""
     if isinstance(value, (dict, list)):
         return "{…}" if isinstance(value, dict) else "[…]"
-    text = json.dumps(value)
+    text = json.dumps(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
 
@@ -89,6 +134,7 @@ def _bytes(value: Any) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
+        must_be_named()
         raise PydanticCustomError(
             "invalid_value", "{label}, {shown}", {"label": "(TYPE_BYTES)", "shown": "Base64 decoding failed"}
         ) from None

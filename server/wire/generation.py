@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticKnownError
 
 from server.wire.content import NO_MEDIA, MediaLevel
 from server.wire.fields import Bool, Float, Int32, Names, Object, Repeated, String
@@ -32,6 +33,16 @@ _Level = Annotated[
 _FormatType = Annotated[
     str | None, BeforeValidator(Names("TextResponseFormat.MimeType", "MIME_TYPE_UNSPECIFIED", *FORMAT_TYPES))
 ]
+
+
+def _few(value: Any) -> Any:
+    """Counted before each is looked at: what is wrong with half a million of them is half a million errors."""
+    if isinstance(value, list) and len(value) > MAX_STOP_SEQUENCES:
+        context = {"field_type": "List", "max_length": MAX_STOP_SEQUENCES, "actual_length": len(value)}
+        raise PydanticKnownError("too_long", context)
+    return value
+
+
 _Stop = Annotated[String, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _Penalty = Annotated[Float, Field(ge=-2, le=2)]
 
@@ -87,7 +98,7 @@ class GenerationConfig(Message):
     ] = None
     max_output_tokens: Annotated[Annotated[Int32, Field(ge=1)] | None, Honoured("capped at outputTokenLimit")] = None
     stop_sequences: Annotated[
-        Annotated[Repeated[_Stop], Field(max_length=MAX_STOP_SEQUENCES)],
+        Annotated[Repeated[_Stop], BeforeValidator(_few)],
         Honoured("up to 5; the first that comes up ends the answer and is not part of it"),
     ] = ()
     presence_penalty: Annotated[_Penalty | None, Honoured("-2 to 2, once for each token that was said")] = None

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from server.errors import FieldViolation
-from server.wire.fields import invalid, shown
-from server.wire.support import camel, joined
+from server.wire.fields import invalid, is_named, must_be_named, shown, tallied
+from server.wire.support import MAX_NAMED, camel, joined
 
 M = TypeVar("M", bound="Message")
 
@@ -31,7 +31,8 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_our_names(cls, value: Any) -> Any:
-        """Rename camelCase fields and drop nulls. User data below is left as it is."""
+        """Rename camelCase fields and drop nulls, and unknown names that are only counted. User data below is left as
+        it is."""
         if isinstance(value, str) and cls.text_field:
             value = {cls.text_field: value}
         if not isinstance(value, dict):
@@ -39,16 +40,20 @@ class Message(BaseModel):
         names = cls._names()
         renamed: dict[str, Any] = {}
         given: dict[str, Any] = value
+        unknown: list[str] = []
         for key, content in given.items():
-            name = names.get(key, key)
+            name = names.get(key)
             if name in renamed:
                 raise _already_set(f"_{name}", key)
-            if content is not None:
+            if content is not None and name is not None:
                 renamed[name] = content
+            elif content is not None:
+                unknown.append(key)
         kinds = [name for name in cls.oneof if name in renamed]
         if len(kinds) > 1:
             raise _already_set("data", camel(kinds[1]))
-        return renamed
+        # Counted last: a message that is left out must not take problems with it that were to be named.
+        return renamed | {key: given[key] for key in unknown if is_named()}
 
     @classmethod
     def _names(cls) -> dict[str, str]:
@@ -62,25 +67,28 @@ class Message(BaseModel):
 
 
 def parse(kind: type[M], payload: Any) -> M:
-    """``payload`` as a message. Raises ``InvalidArgument`` with one violation per problem."""
-    try:
-        return kind.model_validate(payload)
-    except ValidationError as failure:
-        problems = failure.errors(include_url=False, include_context=True)
-        raise joined(_violation(kind, problem) for problem in problems) from None
+    """``payload`` as a message. Raises ``InvalidArgument`` with one violation per problem, at most ``MAX_NAMED``."""
+    with tallied() as tally:
+        try:
+            return kind.model_validate(payload)
+        except ValidationError as failure:
+            problems = failure.errors(include_url=False, include_context=True)
+    more = max(tally.found - MAX_NAMED, 0)
+    raise joined([_violation(kind, found) for found in problems], more)
 
 
 def _already_set(field: str, key: str) -> PydanticCustomError:
+    must_be_named()
     return PydanticCustomError(
         "already_set", "oneof field '{field}' is already set. Cannot set '{key}'", {"field": field, "key": key}
     )
 
 
-def _violation(kind: type[Message], problem: ErrorDetails) -> FieldViolation:
+def _violation(kind: type[Message], found: ErrorDetails) -> FieldViolation:
     """One of pydantic's errors as the real service says it."""
-    loc = problem["loc"]
+    loc = found["loc"]
     path = _path(loc)
-    match problem["type"]:
+    match found["type"]:
         case "extra_forbidden":
             where = _path(loc[:-1])
             at = f" at '{where}'" if where else ""
@@ -88,18 +96,18 @@ def _violation(kind: type[Message], problem: ErrorDetails) -> FieldViolation:
             text = f"Invalid JSON payload received. Unknown name {name}{at}: Cannot find field."
             return FieldViolation(where, text)
         case "already_set":
-            return FieldViolation(path, f"Invalid value at '{path or 'request'}' (oneof), {problem['msg']}")
+            return FieldViolation(path, f"Invalid value at '{path or 'request'}' (oneof), {found['msg']}")
         case "invalid_value":
-            return FieldViolation(path, f"Invalid value at '{path or 'request'}' {problem['msg']}")
+            return FieldViolation(path, f"Invalid value at '{path or 'request'}' {found['msg']}")
         case _:
             field = f"{kind.__name__}.{path}" if path else kind.__name__
-            return FieldViolation(path, f"* {field}: {shown(problem['input'])} {_limit(problem)}")
+            return FieldViolation(path, f"* {field}: {shown(found['input'])} {_limit(found)}")
 
 
-def _limit(problem: ErrorDetails) -> str:
+def _limit(found: ErrorDetails) -> str:
     """What a value that is out of range must be instead."""
-    limits = problem.get("ctx", {})
-    match problem["type"]:
+    limits = found.get("ctx", {})
+    match found["type"]:
         case "greater_than_equal":
             return f"must be at least {limits['ge']}"
         case "less_than_equal":
@@ -109,7 +117,7 @@ def _limit(problem: ErrorDetails) -> str:
         case "too_long":
             return f"must have a length of at most {limits['max_length']}, not {limits['actual_length']}"
         case _:
-            return problem["msg"]
+            return found["msg"]
 
 
 def _path(loc: Sequence[str | int]) -> str:

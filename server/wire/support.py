@@ -8,19 +8,21 @@ An operator may list fields that a model accepts without effect although they wo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from server.errors import ApiError, FieldViolation, InvalidArgument, Unimplemented
+from server.errors import FieldViolation, InvalidArgument, Unimplemented
 
 B = TypeVar("B", bound=BaseModel)
 
 MAX_NAMED = 20
-"""Problems of a request that its error names; the rest are counted."""
+"""Problems of one request that its answer names; a body may hold a million of one kind."""
+MAX_IGNORED = 100
+"""Places of one request without effect that are named in its answer and in the log."""
 
 THINKING = "thinking"
 """The ability of models that think before they answer."""
@@ -100,6 +102,7 @@ class Path(NamedTuple):
 ROOT = Path()
 
 
+@lru_cache(maxsize=1024)
 def camel(name: str) -> str:
     """proto3's JSON name of a field."""
     head, *rest = name.split("_")
@@ -168,17 +171,32 @@ def findings(message: BaseModel, terms: Terms = STRICT, path: Path = ROOT) -> It
 
 
 def review(message: B, terms: Terms = STRICT) -> tuple[B, list[str]]:
-    """The message as far as it has an effect, and the JSON paths of what is accepted without one.
+    """The message as far as it has an effect, and the first JSON paths of what is accepted without one.
 
     Raises ``InvalidArgument`` or ``Unimplemented`` naming every field that is not served; a 400 wins, because repeating
     such a request is no use anywhere.
     """
-    found = list(findings(message, terms))
-    refused = [finding for finding in found if not isinstance(finding.support, Ignored)]
-    if refused:
-        raise _refusal(refused)
-    let_pass = frozenset(finding.path for finding in found if finding.support is _LET_PASS)
-    return _without(message, let_pass) if let_pass else message, list(dict.fromkeys(f.path for f in found))
+    ignored: dict[str, None] = {}
+    let_pass: set[str] = set()
+    named: dict[int, list[FieldViolation]] = {400: [], 501: []}
+    counts = {400: 0, 501: 0}
+    for found in findings(message, terms):
+        if isinstance(found.support, (Honoured, Refused)):
+            code = found.support.code
+            counts[code] += 1
+            if counts[code] <= MAX_NAMED:
+                named[code].append(FieldViolation(found.field, _sentence(found)))
+            continue
+        if found.support is _LET_PASS:
+            let_pass.add(found.path)
+        if len(ignored) < MAX_IGNORED:
+            ignored[found.path] = None
+    if counts[400]:
+        raise joined(named[400], counts[400] - len(named[400]))
+    if counts[501]:
+        violations = _limited(named[501], counts[501] - len(named[501]))
+        raise Unimplemented("\n".join(violation.description for violation in violations), violations)
+    return _without(message, frozenset(let_pass)) if let_pass else message, list(ignored)
 
 
 _LET_PASS = Ignored("the operator lets it pass")
@@ -211,24 +229,15 @@ def _pruned(value: Any, dropped: frozenset[str], path: Path) -> Any:
     return value
 
 
-def _refusal(refused: list[Finding]) -> ApiError:
-    wrong = [finding for finding in refused if getattr(finding.support, "code", 501) == 400]
-    violations = _limited([FieldViolation(f.field, _sentence(f)) for f in (wrong or refused)])
-    if wrong:
-        return InvalidArgument.of(violations)
-    return Unimplemented("\n".join(violation.description for violation in violations), violations)
-
-
 def _sentence(finding: Finding) -> str:
     value = f" {finding.value}" if isinstance(finding.value, (int, float)) else ""
     return f"{finding.path}{value}: {finding.support.why}"
 
 
-def _limited(violations: list[FieldViolation], more: int = 0) -> list[FieldViolation]:
-    """The first problems; a body may hold a million of one kind."""
-    more += len(violations[MAX_NAMED:])
-    rest = [FieldViolation("", f"… and {more} more problems")] if more else []
-    return [*violations[:MAX_NAMED], *rest]
+def _limited(violations: list[FieldViolation], more: int) -> list[FieldViolation]:
+    """The first problems, and how many there are beside them and the ``more`` that were only counted."""
+    left = len(violations[MAX_NAMED:]) + more
+    return [*violations[:MAX_NAMED], *([FieldViolation("", f"… and {left} more problems")] if left else [])]
 
 
 def _given(message: BaseModel) -> list[tuple[str, Support]]:
@@ -253,6 +262,6 @@ def _is_set(value: Any) -> bool:
     return bool(value)
 
 
-def joined(violations: Iterable[FieldViolation], more: int = 0) -> InvalidArgument:
-    """Several problems as one 400, bounded in length; ``more`` are only counted."""
-    return InvalidArgument.of(_limited(list(violations), more))
+def joined(violations: list[FieldViolation], more: int = 0) -> InvalidArgument:
+    """Several problems as one 400, bounded in length; ``more`` is how many others were only counted."""
+    return InvalidArgument.of(_limited(violations, more))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from server.errors import InvalidArgument
+from server.wire.fields import tallied
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
+from server.wire.support import MAX_NAMED
 
 TYPES = "type.googleapis.com/google.ai.generativelanguage.v1beta"
 
@@ -82,6 +85,62 @@ def test_many_problems_are_told_in_part() -> None:
     found = problems({f"x{index}": 1 for index in range(100)})
     assert len(found) == 21
     assert "80 more" in found[-1][1]
+
+
+MANY = 30_000
+WRONG_PARTS = {
+    "unknown": {"x": 1},
+    "type": {"text": 1},
+    "base64": {"thoughtSignature": "a b"},
+    "enum": {"mediaProcessing": "X"},
+    "both spellings": {"inlineData": {}, "inline_data": {}},
+    "two kinds": {"text": "a", "fileData": {}},
+    "no message": 1,
+}
+
+
+def errors_of(payload: Any) -> tuple[int, int]:
+    """How many errors pydantic made of a message, and how many problems were found."""
+    with tallied() as tally, pytest.raises(ValidationError) as caught:
+        GenerateContentRequest.model_validate(payload)
+    return caught.value.error_count(), tally.found
+
+
+@pytest.mark.parametrize("part", WRONG_PARTS.values(), ids=WRONG_PARTS)
+def test_a_problem_of_each_part_costs_no_error_for_each(part: Any) -> None:
+    payload = {"contents": [{"parts": [{"text": "a"}, *[part] * MANY]}]}
+    assert errors_of(payload) == (MAX_NAMED, MANY)
+    found = problems(payload)
+    assert [field.split("]")[1] for field, _ in found[:-1]] == [f".parts[{index + 1}" for index in range(MAX_NAMED)]
+    assert found[-1] == ("", f"… and {MANY - MAX_NAMED} more problems")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {f"k{index}": 1 for index in range(MANY)},
+        {"contents": [{f"k{index}": 1 for index in range(MANY)}]},
+        {"contents": [{"x": 1}] * MANY},
+        {"contents": [1] * MANY},
+        {"labels": {f"k{index}": 1 for index in range(MANY)}},
+        {"generationConfig": {"responseModalities": ["X"] * MANY}},
+        {"tools": [{"functionDeclarations": [1] * MANY}]},
+    ],
+)
+def test_nor_does_any_other_problem_that_can_be_repeated(payload: Any) -> None:
+    assert errors_of(payload) == (MAX_NAMED, MANY)
+    assert len(problems(payload)) == MAX_NAMED + 1
+
+
+@pytest.mark.parametrize("stop", ["", 1, "x" * 300])
+def test_too_many_stop_sequences_are_one_problem_whatever_is_in_them(stop: Any) -> None:
+    [(_, text)] = problems({"generationConfig": {"stopSequences": [stop] * MANY}})
+    assert text.endswith(f"must have a length of at most 5, not {MANY}")
+
+
+def test_problems_of_one_request_do_not_count_in_the_next() -> None:
+    for _ in range(2):
+        assert len(problems({"contents": [{"x": 1}] * (MAX_NAMED - 1)})) == MAX_NAMED - 1
 
 
 def test_both_spellings_at_every_level() -> None:

@@ -11,7 +11,7 @@ from server.errors import InvalidArgument, Unimplemented
 from server.wire import content, generation, requests, tools
 from server.wire.message import Message, parse
 from server.wire.requests import CountTokensRequest, GenerateContentRequest, lenient_paths
-from server.wire.support import THINKING, Terms, review, supports
+from server.wire.support import MAX_IGNORED, MAX_NAMED, THINKING, Terms, review, supports
 
 SERVER_TOOLS = (
     *("googleSearch", "googleSearchRetrieval", "codeExecution", "urlContext", "fileSearch", "googleMaps"),
@@ -152,3 +152,33 @@ def test_all_that_is_refused_is_named_at_once() -> None:
         review(parse(GenerateContentRequest, payload))
     fields = [violation["field"] for violation in caught.value.details[0]["fieldViolations"]]
     assert fields == ["generation_config.speech_config", "generation_config.image_config", "cached_content"]
+
+
+@pytest.mark.parametrize(
+    ("part", "failure"),
+    [({"executableCode": {}, "mediaProcessing": 1}, Unimplemented), ({"thought": True, "toolCall": {}}, Unimplemented)],
+)
+def test_what_is_refused_many_times_is_counted(part: dict[str, Any], failure: type[Exception]) -> None:
+    message = parse(GenerateContentRequest, {"contents": [{"parts": [part] * 1000}]})
+    refused = 1000 * (len(part) - ("thought" in part))
+    with pytest.raises(failure, match=rf"… and {refused - MAX_NAMED} more problems$") as caught:
+        review(message)
+    assert len(caught.value.args[0].splitlines()) == MAX_NAMED + 1
+
+
+def test_a_400_wins_however_late_it_comes() -> None:
+    parts = [{"executableCode": {}}] * 1000
+    config = {"thinkingConfig": {"thinkingBudget": 9}}
+    with pytest.raises(InvalidArgument) as caught:
+        review(parse(GenerateContentRequest, {"contents": [{"parts": parts}], "generationConfig": config}))
+    assert [violation.field for violation in caught.value.violations] == [
+        "generation_config.thinking_config.thinking_budget"
+    ]
+
+
+def test_places_without_effect_are_named_up_to_a_number() -> None:
+    parts = [{"text": "a", "partMetadata": {"a": 1}}] * 1000
+    _, ignored = review(parse(GenerateContentRequest, {"contents": [{"parts": parts}]}))
+    assert ignored == [f"contents[0].parts[{index}].partMetadata" for index in range(MAX_IGNORED)]
+    message, _ = leniently({"tools": [{"googleSearch": {}}] * 1000}, "tools.googleSearch")
+    assert review(message) == (message, []), "all of them are taken out"
