@@ -79,6 +79,9 @@ def serve(
         allowed_hosts=_tuple(allowed_hosts),
         cors_origins=_tuple(cors_origins),
     )
+    # What the server writes is for its user alone, and no process that it starts needs the keys.
+    os.umask(0o077)
+    os.environ.pop("CASTOR_API_KEYS", None)
     from server.commands.serve import serve as run
 
     run(settings, path)

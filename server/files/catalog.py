@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from threading import Lock
@@ -73,11 +74,19 @@ CREATE INDEX IF NOT EXISTS files_expiring ON files (expires);
 class Catalog:
     """The table of files. Every method is one transaction; changes are on disk when it returns. Thread-safe.
 
-    ``now`` in a query hides what has expired by then. Raises ``sqlite3.Error`` where the database cannot be used.
+    ``now`` in a query hides what has expired by then. Raises ``sqlite3.Error`` where the database cannot be used, and
+    ``OSError`` where its files cannot be made their owner's alone.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock = Lock()
+        # SQLite makes its other files with the mode of the database. None of them is opened here: closing one would
+        # give up the locks that this process holds on it.
+        for name in (path, path.with_suffix(".lock")):
+            with suppress(FileExistsError):
+                name.touch(0o600, exist_ok=False)
+        for name in path.parent.glob(f"{path.stem}.*"):
+            keep_private(name)
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         with path.with_suffix(".lock").open("w") as alone:
             # The change to WAL does not wait for others: of servers that start together, one would fail.
@@ -172,6 +181,14 @@ class Catalog:
         with self._lock:
             found = self._db.execute(query.replace("*", _COLUMNS, 1), values).fetchone()
         return Row(*found) if found else None
+
+
+def keep_private(path: Path) -> None:
+    """Take the rights of others from a file or folder of ours, if it is there. Raises ``OSError``."""
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if mode & 0o077:
+            path.chmod(stat.S_IMODE(mode) & 0o700)
 
 
 def usage(db: sqlite3.Connection, owner: str, now: float) -> Usage:

@@ -1,7 +1,8 @@
 """The store of files: metadata in a catalog, bytes in blobs, limits on both.
 
 Layout of the folder: ``files.db`` and ``blobs/``, one file for each upload under a name of its own that is never used
-again. An upload becomes a file by one transaction of the catalog; nothing is renamed or copied.
+again. An upload becomes a file by one transaction of the catalog; nothing is renamed or copied. All of it is readable
+for the owner alone, whatever the umask.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from server.errors import InvalidArgument, NotFound, PermissionDenied
-from server.files.catalog import Catalog, Row
+from server.files.catalog import Catalog, Row, keep_private
 
 GIB = 1024**3
 FINISHED_SECONDS = 600.0
@@ -69,8 +70,11 @@ class FileStore:
         self.limits = limits or FileLimits()
         self.clock = clock
         self.blobs = folder / "blobs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.blobs.mkdir(exist_ok=True, mode=0o700)
+        for made in (folder, self.blobs):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+            keep_private(made)
+        for blob in self.blobs.iterdir():
+            keep_private(blob)
         self.catalog = Catalog(folder / "files.db")
 
     def get(self, file_id: str, owner: str) -> StoredFile:

@@ -54,12 +54,15 @@ class Signer:
 
 
 def signature_key(data_dir: Path) -> bytes:
-    """The server's key, made when there is none; servers that share the folder share the key.
+    """The server's key, made when there is none; servers that share the folder share the key. Its file is for the owner
+    alone.
 
-    Raises ``ConfigError`` where the key can be neither read nor made.
+    Raises ``ConfigError`` where the key can be neither read nor made, nor kept from others.
     """
     path = data_dir / KEY_FILE
     try:
+        if path.exists() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
         key = path.read_bytes() if path.exists() else _new_key(path)
     except OSError as error:
         raise ConfigError(f"the key of thought signatures at {path} is out of reach: {error.strerror}") from None
@@ -70,7 +73,7 @@ def signature_key(data_dir: Path) -> bytes:
 
 def _new_key(path: Path) -> bytes:
     """Written beside its place and linked there whole; of several processes the first one wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -16,13 +16,20 @@ SECONDS = 120
 ROOT = Path(__file__).parents[2]
 
 
-def castor(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def castor(*args: str, umask: int = -1, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end with nothing of Castor's in the environment but ``environ``."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CASTOR_")}
     command = [sys.executable, "-m", "server.cli", *args]
     environment = clean | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environ
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment, stdin=subprocess.DEVNULL
+        command,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        umask=umask,
     )
 
 
@@ -167,6 +174,35 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_1(model: Path) -> No
     assert done.returncode == 1
     assert "Traceback" not in done.stdout
     assert "weights cannot be served" in done.stderr
+
+
+TELL_KEYS = """
+import os
+from pathlib import Path
+Path(os.environ["SEEN"], str(os.getpid())).write_text(os.environ.get("CASTOR_API_KEYS", ""))
+"""
+
+
+def test_no_process_that_the_server_starts_inherits_the_keys(tmp_path: Path, model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(TELL_KEYS)  # every Python that starts says what it was given
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    data = ["--data-dir", str(tmp_path / "data"), "--cache-dir", str(tmp_path / "cache")]
+    castor("serve", str(model), "--port", "0", *data, PYTHONPATH=path, SEEN=str(seen), CASTOR_API_KEYS="sesame")
+    given = sorted(file.read_text() for file in seen.iterdir())
+    assert len(given) > 1, "an engine process was started"
+    assert given == [""] * (len(given) - 1) + ["sesame"], "only the server itself"
+
+
+def test_what_the_server_writes_is_for_its_user_alone(tmp_path: Path, model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    data = ["--data-dir", str(tmp_path / "data"), "--cache-dir", str(tmp_path / "cache")]
+    castor("serve", str(model), "--port", "0", *data, umask=0)
+    written = [*(tmp_path / "data").rglob("*"), *(tmp_path / "cache").rglob("*"), tmp_path / "data"]
+    assert {"signature.key", "files.db", "files.lock", "blobs"} <= {path.name for path in written}
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
 
 
 def test_ctrl_c_while_loading_is_an_orderly_end(model: Path) -> None:

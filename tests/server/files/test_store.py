@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -184,11 +185,40 @@ def test_processes_may_start_together_on_a_new_folder(tmp_path: Path) -> None:
         assert [(process.wait(60), process.stderr.read()) for process in started] == [(0, b"")] * 5
 
 
-def test_nobody_else_on_the_machine_reads_the_files(store: FileStore) -> None:
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """New files are for everybody unless their maker says otherwise."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def open_to_others(folder: Path) -> list[str]:
+    """What in a folder, itself included, is more than its owner's."""
+    return [path.name for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_nobody_else_on_the_machine_reads_the_files(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    store = FileStore(folder)
     add(store)
-    folder = store.blobs.parent
-    assert folder.stat().st_mode & 0o077 == 0
-    assert all(path.stat().st_mode & 0o077 == 0 for path in store.blobs.iterdir())
+    assert {path.name for path in folder.iterdir()} == {
+        "blobs",
+        "files.db",
+        "files.db-shm",
+        "files.db-wal",
+        "files.lock",
+    }
+    assert open_to_others(folder) == []
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    # It is not closed: as after a crash, the log of the database is there.
+    second = FileStore(folder)
+    add(second)
+    assert open_to_others(folder) == []
+    second.close()
+    store.close()
 
 
 def test_a_folder_that_cannot_be_used_is_an_error_at_once(tmp_path: Path) -> None:

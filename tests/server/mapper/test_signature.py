@@ -74,6 +74,13 @@ def test_the_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert signature_key(tmp_path / "other") != key
 
 
+def test_a_key_that_others_could_read_is_kept_from_them(tmp_path: Path) -> None:
+    key = signature_key(tmp_path)
+    (tmp_path / KEY_FILE).chmod(0o644)
+    assert signature_key(tmp_path) == key
+    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+
+
 def test_processes_that_start_together_share_one_key(tmp_path: Path) -> None:
     context = get_context("spawn")  # a fork of this process could copy a lock that another of its threads holds
     together = context.Barrier(4)
