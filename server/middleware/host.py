@@ -1,4 +1,4 @@
-"""Keeps requests without exactly one ``Host`` away from every server, and web pages from a server without keys.
+"""Keeps requests without exactly one Host away from every server, and web pages from a server without keys.
 
 A page in the user's browser can reach a port of this machine or of its network, directly (then its ``Origin`` is
 foreign) or by letting its own name resolve to 127.0.0.1 (DNS rebinding; then the ``Host`` is foreign). Programs send no
