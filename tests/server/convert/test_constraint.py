@@ -345,7 +345,7 @@ def test_repaired_schemas_compile() -> None:
 TOO_LARGE = ("deep", "huge enum", "huge pattern", "megabyte")
 
 
-@pytest.mark.parametrize("name", BOMBS.keys() - TOO_LARGE)
+@pytest.mark.parametrize("name", [name for name in BOMBS if name not in TOO_LARGE])
 async def test_bombs_in_parameters_relax(compiler: GrammarCompiler, name: str) -> None:
     tools = Tools((), (Function("f", parameters=BOMBS[name]), Function("g", parameters=POINT)), must_call=True)
     async with asyncio.timeout(SECONDS):
