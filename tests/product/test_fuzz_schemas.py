@@ -1,0 +1,23 @@
+"""A thousand random and hostile schemas, patterns and functions: none stops the real server, whatever it asks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.product
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_schemas"
+SECONDS = 60
+"""For one input: far more than it takes, because other tests run beside this one. The script's own limit is 6."""
+
+
+@pytest.mark.timeout(900)
+def test_a_thousand_inputs(builtin_model: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--count", "1000", "--seed", "10", "--seconds", str(SECONDS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=840, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1000 of 1000 inputs" in done.stdout
