@@ -1,0 +1,182 @@
+"""What requests do to everybody else, measured: to text streams, /healthz, memory and the end of a real server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from support.server import RunningServer
+from support.waiting import wait_until
+
+MODEL = "smollm2-135m-instruct"
+STREAMS, AT_ONCE = 4, 8
+POLL_SECONDS = 0.05
+DRAIN_SECONDS = 5
+END_SECONDS = 60.0
+"""From SIGTERM to the end of the process: far more than the drain and the closing of the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent: the path of a method or of a file, and a body."""
+
+    path: str
+    content: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What was seen meanwhile: times in seconds, memory in bytes.
+
+    ``gap`` is the longest time between two tokens of a stream, ``streamed`` counts the tokens. ``health`` are the times
+    that /healthz took, asked again ``POLL_SECONDS`` after each answer. ``before`` and ``peak`` are the resident memory
+    of the front end. ``statuses`` are those of the requests, 0 where the connection broke; ``ended`` is the exit status
+    after SIGTERM, sent while requests were under way, None where the server had to be killed.
+    """
+
+    gap: float
+    streamed: int
+    health: list[float]
+    before: int
+    peak: int
+    statuses: list[int]
+    ended: int | None
+
+    @property
+    def median_health(self) -> float:
+        return statistics.median(self.health)
+
+    def __str__(self) -> str:
+        return (
+            f"gap {self.gap * 1000:.0f} ms over {self.streamed} tokens; /healthz {self.median_health * 1000:.1f} ms at "
+            f"the median and {max(self.health) * 1000:.0f} ms at most of {len(self.health)}; the front end had "
+            f"{self.before >> 20} MiB and then {self.peak >> 20} MiB; answered {self.statuses}; ended with {self.ended}"
+        )
+
+
+def beside_streams(folder: Path, requests: list[Request]) -> Beside:
+    """Send ``requests``, ``AT_ONCE`` at a time, beside ``STREAMS`` streams of a server of its own; then once more, and
+    SIGTERM in the middle."""
+    server = RunningServer(folder, "--drain-seconds", str(DRAIN_SECONDS))
+    try:
+        server.wait_until_ready()
+        with _watched(server) as watch, ThreadPoolExecutor(AT_ONCE) as senders:
+            statuses = list(senders.map(lambda request: _sent(server, request), requests))
+        ended = _ended(server, requests)
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.stop()
+    gaps = [gap for stream in watch.streams for gap in stream.gaps]
+    return Beside(max(gaps), len(gaps), watch.health, watch.memory[0], max(watch.memory), statuses, ended)
+
+
+class _Stream:
+    """A stream of text, and the next one when it has ended, until ``over``; the seconds between its tokens."""
+
+    def __init__(self, server: RunningServer, number: int) -> None:
+        self.gaps: list[float] = []
+        self.over = threading.Event()
+        self._url = f"{server.url}/v1beta/models/{MODEL}:streamGenerateContent?alt=sse"
+        config = {"maxOutputTokens": 1000, "temperature": 0.9, "seed": number}
+        self._body = {"contents": [{"parts": [{"text": "Tell me a long story."}]}], "generationConfig": config}
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            with httpx.stream("POST", self._url, json=self._body, timeout=END_SECONDS) as answer:
+                assert answer.status_code == 200, answer.read()
+                last = 0.0
+                for line in filter(None, answer.iter_lines()):
+                    now = time.monotonic()
+                    assert "error" not in json.loads(line.removeprefix("data: ")), line
+                    if last:
+                        self.gaps.append(now - last)
+                    last = now
+                    if self.over.is_set():
+                        return
+
+
+class _Watch:
+    """Everything that is measured beside the requests, each in a thread of its own."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.streams = [_Stream(server, number) for number in range(STREAMS)]
+        self.health: list[float] = []
+        self.memory = [server.resident_bytes()]
+        self.over = threading.Event()
+        self._server = server
+
+    def poll_health(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=END_SECONDS)
+        while not self.over.wait(POLL_SECONDS):
+            began = time.monotonic()
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            answer.read()
+            self.health.append(time.monotonic() - began)
+            assert answer.status == 200
+        connection.close()
+
+    def sample_memory(self) -> None:
+        while not self.over.wait(POLL_SECONDS):
+            self.memory.append(self._server.resident_bytes())
+
+
+@contextmanager
+def _watched(server: RunningServer) -> Iterator[_Watch]:
+    """From the moment when every stream has some tokens to the end of the block. Raises what a watcher has raised."""
+    watch = _Watch(server)
+    jobs: list[Callable[[], None]] = [stream.run for stream in watch.streams]
+    with ThreadPoolExecutor(STREAMS + 2) as pool:
+        running: list[Future[None]] = [pool.submit(job) for job in jobs]
+        try:
+            wait_until(lambda: all(len(one.gaps) > 5 for one in watch.streams) or any(job.done() for job in running))
+            for stream in watch.streams:
+                stream.gaps.clear()
+            watch.memory = [server.resident_bytes()]
+            running += [pool.submit(watch.poll_health), pool.submit(watch.sample_memory)]
+            yield watch
+        finally:
+            for over in (watch.over, *(stream.over for stream in watch.streams)):
+                over.set()
+        for job in running:
+            job.result()
+
+
+def _sent(server: RunningServer, request: Request) -> int:
+    try:
+        url = server.url + request.path
+        return httpx.post(url, content=request.content, headers=request.headers, timeout=END_SECONDS).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def _ended(server: RunningServer, requests: list[Request]) -> int | None:
+    """The exit status of a server that is asked to end while a stream and all these requests are under way."""
+    stream = _Stream(server, 0)
+    with ThreadPoolExecutor(AT_ONCE + 1) as pool:
+        streaming = pool.submit(stream.run)
+        wait_until(lambda: stream.gaps or streaming.done())
+        for request in requests:
+            pool.submit(_sent, server, request)
+        time.sleep(0.5)  # whether the requests are read by then changes what is measured, not how it should end
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            return server.process.wait(timeout=END_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            return None
+        finally:
+            stream.over.set()
