@@ -30,8 +30,8 @@ def ordinary(number: int) -> Request:
 
 def a_thousand_contents(number: int) -> Request:
     """Eight megabytes in a thousand turns."""
-    text = f"{number} and so on " * 600
-    return asking({"contents": [{"role": "user", "parts": [{"text": text[:8000]}]} for _ in range(1000)]})
+    parts = [{"text": (f"{number} and so on " * 600)[:8000]}]
+    return asking({"contents": [{"role": ("user", "model")[turn % 2], "parts": parts} for turn in range(1000)]})
 
 
 KINDS: dict[str, tuple[Callable[[int], Request], set[int]]] = {
