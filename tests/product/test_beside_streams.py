@@ -14,8 +14,9 @@ pytestmark = [pytest.mark.product, pytest.mark.timeout(600)]
 
 REQUESTS = 24
 MAX_GAP_SECONDS = 1.0
-MAX_MEDIAN_HEALTH_SECONDS = 0.1
-MAX_HEALTH_SECONDS = 2.0
+"""Beyond the gaps of streams that are alone."""
+MAX_MEDIAN_HEALTH_SECONDS = 0.25
+MAX_HEALTH_SECONDS = 5.0
 MAX_GROWTH_BYTES = 300 * 2**20
 
 
@@ -47,7 +48,7 @@ def test_streams_beside(kind: str, builtin_model: Path, tmp_path: Path) -> None:
     found = beside_streams(tmp_path, [make(number) for number in range(REQUESTS)])
     print(f"{kind}: {found}")
     assert set(found.statuses) <= expected, found
-    assert found.gap < MAX_GAP_SECONDS, found
+    assert found.gap < found.alone + MAX_GAP_SECONDS, found
     assert found.median_health < MAX_MEDIAN_HEALTH_SECONDS, found
     assert max(found.health) < MAX_HEALTH_SECONDS, found
     assert found.peak - found.before < MAX_GROWTH_BYTES, found

@@ -40,13 +40,15 @@ class Request:
 class Beside:
     """What was seen meanwhile: times in seconds, memory in bytes.
 
-    ``gap`` is the longest time between two tokens of a stream, ``streamed`` counts the tokens. ``health`` are the times
-    that /healthz took, asked again ``POLL_SECONDS`` after each answer. ``before`` and ``peak`` are the resident memory
-    of the front end. ``statuses`` are those of the requests, 0 where the connection broke; ``ended`` is the exit status
-    after SIGTERM, sent while requests were under way, None where the server had to be killed.
+    ``gap`` is the longest time between two tokens of a stream, ``alone`` the longest before the first request: what the
+    machine itself makes of it. ``streamed`` counts the tokens. ``health`` are the times that /healthz took, asked again
+    ``POLL_SECONDS`` after each answer. ``before`` and ``peak`` are the resident memory of the front end. ``statuses``
+    are those of the requests, 0 where the connection broke; ``ended`` is the exit status after SIGTERM, sent while
+    requests were under way, None where the server had to be killed.
     """
 
     gap: float
+    alone: float
     streamed: int
     health: list[float]
     before: int
@@ -60,9 +62,10 @@ class Beside:
 
     def __str__(self) -> str:
         return (
-            f"gap {self.gap * 1000:.0f} ms over {self.streamed} tokens; /healthz {self.median_health * 1000:.1f} ms at "
-            f"the median and {max(self.health) * 1000:.0f} ms at most of {len(self.health)}; the front end had "
-            f"{self.before >> 20} MiB and then {self.peak >> 20} MiB; answered {self.statuses}; ended with {self.ended}"
+            f"gap {self.gap * 1000:.0f} ms ({self.alone * 1000:.0f} alone) over {self.streamed} tokens; /healthz "
+            f"{self.median_health * 1000:.1f} ms at the median and {max(self.health) * 1000:.0f} ms at most of "
+            f"{len(self.health)}; the front end had {self.before >> 20} MiB and then {self.peak >> 20} MiB; answered "
+            f"{self.statuses}; ended with {self.ended}"
         )
 
 
@@ -80,7 +83,7 @@ def beside_streams(folder: Path, requests: list[Request]) -> Beside:
             server.process.kill()
         server.stop()
     gaps = [gap for stream in watch.streams for gap in stream.gaps]
-    return Beside(max(gaps), len(gaps), watch.health, watch.memory[0], max(watch.memory), statuses, ended)
+    return Beside(max(gaps), watch.alone, len(gaps), watch.health, watch.memory[0], max(watch.memory), statuses, ended)
 
 
 class _Stream:
@@ -113,6 +116,7 @@ class _Watch:
 
     def __init__(self, server: RunningServer) -> None:
         self.streams = [_Stream(server, number) for number in range(STREAMS)]
+        self.alone = 0.0
         self.health: list[float] = []
         self.memory = [server.resident_bytes()]
         self.over = threading.Event()
@@ -142,8 +146,9 @@ def _watched(server: RunningServer) -> Iterator[_Watch]:
     with ThreadPoolExecutor(STREAMS + 2) as pool:
         running: list[Future[None]] = [pool.submit(job) for job in jobs]
         try:
-            wait_until(lambda: all(len(one.gaps) > 5 for one in watch.streams) or any(job.done() for job in running))
+            wait_until(lambda: all(len(one.gaps) > 20 for one in watch.streams) or any(job.done() for job in running))
             for stream in watch.streams:
+                watch.alone = max(watch.alone, *stream.gaps[5:])
                 stream.gaps.clear()
             watch.memory = [server.resident_bytes()]
             running += [pool.submit(watch.poll_health), pool.submit(watch.sample_memory)]
