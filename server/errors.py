@@ -120,7 +120,7 @@ class ModelNotFound(NotFound):
     """No model has this name, alias or pattern. ``name`` is the name without ``models/``."""
 
     def __init__(self, name: str, version: str = "v1beta", method: str = "generateContent") -> None:
-        full = name if "/" in name else f"models/{name}"
+        full = (name if "/" in name else f"models/{name}")[:200]
         super().__init__(
             f"{full} is not found for API version {version}, or is not supported for {method}. "
             "Call ListModels to see the list of available models and their supported methods."

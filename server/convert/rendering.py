@@ -73,7 +73,7 @@ class Renderer:
             else:
                 ids = _chat_ids(self.tokenizer, messages, tools, options)
                 self._check_control_tokens(ids, messages, tools, options)
-        except (TemplateError, TypeError, LookupError, AttributeError) as error:
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise InvalidArgument(f"The model's chat template refuses this conversation: {error}") from error
         except ValueError as error:
             raise InvalidArgument(f"The conversation cannot be encoded: {error}") from error
