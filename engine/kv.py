@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from engine.machine_memory import available_bytes
 from engine.types import ModelRefused
 
 GPU_SHARE = 0.92
@@ -72,7 +71,9 @@ def memory_budget(kv_memory: float | None, device: torch.device, reserved: int =
     """Bytes for the cache: ``kv_memory`` itself where it exceeds 1, else that share of what is free and not reserved.
 
     Default: 0.92 of the free GPU memory, which the largest steps have left; on a CPU a quarter of the free memory and
-    2 GiB at most. Raises ``ModelRefused`` for more bytes than a GPU has left; a CPU takes only what is written.
+    2 GiB at most. The other three quarters are for packing the weights, which are loaded by then, for steps, for what
+    the allocator holds back, and for the front end and further models under the same limit. Raises ``ModelRefused`` for
+    more bytes than a GPU has left; a CPU takes only what is written.
     """
     if kv_memory is not None and kv_memory <= 0:
         raise ModelRefused(f"kv_memory is {kv_memory}; give a share above 0 and up to 1, or bytes")
@@ -112,12 +113,7 @@ def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What the device, or for a CPU the system, would still give away."""
+    """What the device, or for a CPU the system and the limits of this process, would still give away."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    # sysconf's free pages leave out what the page cache would give back, which is most of a machine that read weights.
-    kilobytes = dict(line.split(":") for line in meminfo.read_text().splitlines())["MemAvailable"]
-    return int(kilobytes.split()[0]) * 1024
+    return available_bytes()

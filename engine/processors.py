@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine import control_groups
+
 
 def cores(root: Path = Path("/")) -> int:
     """The cores that this process may use, those of its quota rounded up. ``root`` is where /proc and /sys are.
@@ -19,24 +21,8 @@ def cores(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The quotas of this process's control group and of those above it, in cores; version 2 of the interface and 1."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            mount, files = root / "sys/fs/cgroup", ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            mount, files = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
-            continue
-        # In a container the name may be that of the host, where only the root of the mount is the container's own.
-        group = mount / name.lstrip("/")
-        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(mount))):
-            numbers = " ".join(_text(folder / file) for file in files).split()
+    for folder in control_groups.folders("cpu", root):
+        for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            numbers = " ".join(control_groups.read(folder / file) for file in files).split()
             if len(numbers) == 2 and numbers[0].isdigit() and numbers[1].isdigit():  # neither "max" nor -1
                 yield int(numbers[0]) / int(numbers[1])
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

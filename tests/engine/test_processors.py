@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.machines import machine
 
 from engine.processors import cores
 
@@ -13,15 +14,6 @@ from engine.processors import cores
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-
-
-def machine(root: Path, groups: str, **files: str) -> Path:
-    """``files`` by their path below /sys/fs/cgroup, with ``__`` for a slash."""
-    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{k}": v for k, v in files.items()}}.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def test_a_machine_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +42,9 @@ def test_the_first_version_of_control_groups(quota: str, expected: int, tmp_path
     files = {"cpu__cpu.cfs_quota_us": quota + "\n", "cpu__cpu.cfs_period_us": "100000\n"}
     groups = "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/docker/abc\n"
     assert cores(machine(tmp_path, groups, **files)) == expected
+
+
+def test_a_mount_that_shows_a_group_of_the_host(tmp_path: Path) -> None:
+    mount = "33 31 0:30 /docker/abc /sys/fs/cgroup/cpus rw - cgroup cgroup rw,cpu,cpuacct\n"
+    files = {"cpus__inner__cpu.cfs_quota_us": "200000\n", "cpus__inner__cpu.cfs_period_us": "100000\n"}
+    assert cores(machine(tmp_path, "4:cpu,cpuacct:/docker/abc/inner\n", mount, **files)) == 2
