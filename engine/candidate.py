@@ -32,6 +32,7 @@ class Candidate:
         self._held: list[Sampled] = []
         self._matcher: Matcher | None = None
         self._astray = False
+        self._stuck = False
 
     @property
     def num_thoughts(self) -> int:
@@ -53,6 +54,8 @@ class Candidate:
         """Why the candidate cannot go on, if so."""
         if self._streamer.stopped:
             return FinishReason.STOP
+        if self._stuck:
+            return FinishReason.MALFORMED
         if self._matcher is None or self._thoughts.inside or not self._matcher.stopped:
             return None
         return FinishReason.STOP if self._matcher.accepting else FinishReason.MALFORMED
@@ -69,20 +72,9 @@ class Candidate:
 
     def mask(self) -> Mask | None:
         """Which tokens may come next, None for all; or None where the candidate turns out to have a reason to end."""
-        thoughts, matcher = self._thoughts, self._matcher
-        if thoughts.forced is not None:
-            return masks.only([thoughts.forced], self._vocab_size)
-        if matcher is None:
-            return None
-        if thoughts.inside:
-            return masks.all_but(self._stop_ids, self._vocab_size)  # an answer has to follow
-        opening = [] if thoughts.opening is None else [thoughts.opening]
-        if self._astray:
-            return masks.only(opening, self._vocab_size)
-        mask = matcher.mask()
-        if matcher.stopped:
-            return None
-        return masks.also(mask, [*opening, *self._stop_ids] if matcher.accepting else opening)
+        mask = self._allowed()
+        self._stuck = mask is not None and masks.is_empty(mask)
+        return None if self._stuck else mask
 
     def feed(self, sampled: Sampled) -> list[Delta]:
         """Take the next token, which is none of the stop ids; returns what can be told now."""
@@ -101,6 +93,22 @@ class Candidate:
     def flush(self) -> list[Delta]:
         """What was held back, at the candidate's end."""
         return [*self._release(len(self._held), thought=False), *self._flush_text()]
+
+    def _allowed(self) -> Mask | None:
+        thoughts, matcher = self._thoughts, self._matcher
+        if thoughts.forced is not None:
+            return masks.only([thoughts.forced], self._vocab_size)
+        if matcher is None:
+            return None
+        if thoughts.inside:
+            return masks.all_but(self._stop_ids, self._vocab_size)  # an answer has to follow
+        opening = [] if thoughts.opening is None else [thoughts.opening]
+        if self._astray:
+            return masks.only(opening, self._vocab_size)
+        mask = matcher.mask()
+        if matcher.stopped:
+            return None
+        return masks.also(mask, [*opening, *self._stop_ids] if matcher.accepting else opening)
 
     def _match(self, matcher: Matcher, token_id: int) -> None:
         if self._thoughts.held and (self._astray or not matcher.allows(token_id)):

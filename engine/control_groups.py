@@ -1,4 +1,4 @@
-"""The control groups that bound this process, as folders: its own and all above it, versions 1 and 2 of the interface."""
+"""The control groups that bound this process, as folders: its own and all above it, in versions 1 and 2."""
 
 from __future__ import annotations
 

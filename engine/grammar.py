@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from secrets import token_hex
+from typing import Any
+
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from tokenizers import Tokenizer
 
@@ -12,6 +17,7 @@ from engine.types import RequestRefused
 # What a single mask may cost stays at llguidance's defaults, a few milliseconds; its messages must not repeat a
 # grammar or an answer.
 _LIMITS = LLParserLimits(verbose_errors=False)
+_NO_TOKEN = "NoExtensionBias"  # how llguidance says that no token continues a text, which is no limit
 
 
 class GrammarMatcher:
@@ -36,7 +42,8 @@ class GrammarMatcher:
 
     @property
     def error(self) -> str:
-        return self._matcher.get_error().removesuffix("<non-verbose/>").strip()
+        error = self._matcher.get_error().removesuffix("<non-verbose/>").strip()
+        return "" if error == _NO_TOKEN else error
 
     def mask(self) -> Mask:
         return masks.without(self._matcher.compute_bitmask()[: (self._vocab_size + 7) // 8], self._eos_ids)
@@ -65,11 +72,46 @@ class GrammarBuilder:
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         rows = max(vocab_size, tokenizer.get_vocab_size())
-        self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=rows, eos_token=list(eos_ids))
+        described = json.loads(tokenizer.to_str())
+        controls = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        _take_out_of_text(described, {token: tokenizer.id_to_token(token) for token in controls.union(eos_ids)})
+        self._tokenizer = LLTokenizer(json.dumps(described), n_vocab=rows, eos_token=list(eos_ids))
 
     def build(self, grammar: str) -> GrammarMatcher:
         """A matcher at the grammar's beginning. Raises ``RequestRefused``; cannot be interrupted."""
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            raise RequestRefused(f"grammar cannot be compiled: {matcher.get_error().strip()}")
-        return GrammarMatcher(matcher, self._vocab_size, self._eos_ids)
+        compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+        if compiled.is_error():
+            raise RequestRefused(f"grammar cannot be compiled: {compiled.get_error().strip()}")
+        matcher = GrammarMatcher(compiled, self._vocab_size, self._eos_ids)
+        if not matcher.accepting and (masks.is_empty(matcher.mask()) or matcher.stopped):
+            problem = matcher.error or "no token of this model begins such a text"
+            raise RequestRefused(f"grammar cannot be followed: {problem}; change it.")
+        return matcher
+
+
+def _take_out_of_text(described: dict[str, Any], controls: dict[int, str | None]) -> None:
+    """Give control tokens names that nobody can write, in the content of a ``tokenizer.json``.
+
+    Where only one text can follow, llguidance has it cut into tokens, and would find a control token wherever the text
+    is its name. Named so, the tokens keep their ids, by which a grammar may still ask for them.
+    """
+    known = {name: token_id for token_id, name in controls.items() if name is not None}
+    secret = token_hex(16)
+    names = {name: f"control_{secret}_{token_id}" for name, token_id in known.items()}
+    model = described["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(token, token): token_id for token, token_id in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if names.keys().isdisjoint([*pair, "".join(pair)])]
+    others = [token for token in described["added_tokens"] if token["content"] not in names]
+    described["added_tokens"] = sorted([*others, *_added(names, known)], key=lambda token: int(token["id"]))
+
+
+def _added(names: dict[str, str], known: dict[str, int]) -> Iterable[dict[str, Any]]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return ({"id": known[name], "content": names[name], **flags, "special": True} for name in names)

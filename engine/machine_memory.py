@@ -24,7 +24,7 @@ class _Bound(NamedTuple):
 
 
 def total_bytes(root: Path = Path("/")) -> int:
-    """The machine's memory, or the least limit of this process's control groups. ``root`` is where /proc and /sys are."""
+    """The machine's memory, or the least limit of its control groups. ``root`` is where /proc and /sys are."""
     return min([_of_the_machine("MemTotal", root), *(bound.limit for bound in _bounds(root))])
 
 

@@ -40,5 +40,10 @@ def allows(mask: Mask, token_id: int) -> bool:
     return bool(mask[token_id // 8] >> token_id % 8 & 1)
 
 
+def is_empty(mask: Mask) -> bool:
+    """Whether no token may come next."""
+    return not mask.strip(b"\0")
+
+
 def _num_bytes(vocab_size: int) -> int:
     return (vocab_size + 7) // 8

@@ -22,7 +22,7 @@ CLOSED = Thinking(START, END)
 
 @dataclass
 class Literal:
-    """A grammar of one text; at a "!" it meets a limit."""
+    """A grammar of one text; at a "!" it meets a limit, and no token of the model is a "?"."""
 
     tokens: tuple[int, ...]
     place: int = 0
@@ -39,7 +39,7 @@ class Literal:
     def mask(self) -> Mask:
         if self.tokens[self.place : self.place + 1] == ids("!"):
             self.error = "limit 7"
-        return masks.only(self.tokens[self.place : self.place + 1], VOCAB_SIZE)
+        return masks.only(set(self.tokens[self.place : self.place + 1]).difference(ids("?")), VOCAB_SIZE)
 
     def allows(self, token_id: int) -> bool:
         return self.tokens[self.place : self.place + 1] == (token_id,)
@@ -195,6 +195,14 @@ def test_a_limit_ends_its_candidate_alone() -> None:
     assert result["r"].done is not None
     assert result["r"].done.error is None
     assert told(result["other"]) == ("", "free", FinishReason.STOP)
+
+
+def test_what_no_token_continues_ends_its_candidate_alone() -> None:
+    core, _ = make_core(ScriptedSampler(ids("abc")), grammars=Literals())
+    result = run_to_end(core, make_request(grammar="ab?c"), make_request("other"))
+    assert told(result["r"]) == ("", "ab", FinishReason.MALFORMED)
+    assert result["r"].messages[0].endswith("no token continues it.")
+    assert told(result["other"]) == ("", "abc", FinishReason.STOP)
 
 
 @pytest.mark.parametrize("grammar", ["bad", "broken"])

@@ -14,14 +14,19 @@ from hypothesis import strategies as st
 from support.digests import TOKENIZER, Told, ids, make_request, run_to_end
 from support.examples import examples
 from support.schemas import Schema, schemas
-from support.tiny import EOS_ID, VOCAB_SIZE, tiny_model_folder
+from support.tiny import EOS_ID, SPECIAL_TOKENS, VOCAB_SIZE, tiny_model_folder, tiny_tokenizer
+from tokenizers import Tokenizer
 
+from engine import masks
 from engine.build import build_core
 from engine.core import Core
 from engine.grammar import GrammarBuilder
 from engine.types import EngineConfig, ErrorKind, FinishReason, Request, RequestRefused, Thinking
 
 MAX_TOKENS = 300
+PLAIN = tiny_tokenizer()
+PLAIN.encode_special_tokens = True
+"""Reads no control tokens in a text."""
 LIMIT_GRAMMAR = """start: item+
 item: a | b | c | d
 a: "x" | "x" a
@@ -123,6 +128,49 @@ def test_patterns_and_enums(core: Core, grammar: str, pattern: str, temperature:
             assert re.fullmatch(pattern, text)
         else:
             assert "+" in pattern
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+@pytest.mark.parametrize("keyword", ["const", "enum", "pattern"])
+def test_the_name_of_a_control_token_is_written_as_plain_text(core: Core, keyword: str, name: str) -> None:
+    values = {"const": name, "enum": [f"a{name}", f"b{name}"], "pattern": f"^c{re.escape(name)}$"}
+    result = run_to_end(core, constrained("r", of_schema({"type": "string", keyword: values[keyword]})))["r"]
+    assert result.done is not None
+    assert result.done.error is None
+    assert result.reasons == {0: FinishReason.STOP}
+    assert json.loads(result.text[0]) in {name, f"a{name}", f"b{name}", f"c{name}"}
+    assert min(result.tokens[0]) >= len(SPECIAL_TOKENS)
+
+
+def test_a_control_token_that_the_grammar_asks_for_is_one_token(core: Core) -> None:
+    result = run_to_end(core, constrained("r", 'start: "a" <[1]> "<|im_start|>"'))["r"]
+    assert result.tokens[0] == [*ids("a"), 1, *PLAIN.encode("<|im_start|>").ids]
+
+
+def test_a_vocabulary_whose_merges_build_a_control_token(tmp_path: Path) -> None:
+    """The end token is no added token here: it is a piece of text like any other, and made of two."""
+    pair, twice = 259, 260
+    described = json.loads(TOKENIZER.to_str())
+    described["added_tokens"] = []
+    described["model"]["vocab"] |= {"ab": pair, "abab": twice}
+    described["model"]["merges"] = [["a", "b"], ["ab", "ab"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("abab").ids == [twice]
+    matcher = GrammarBuilder(tokenizer, VOCAB_SIZE, (twice,)).build('start: "abab"')
+    for _ in range(2):
+        assert matcher.mask() == masks.only([pair], VOCAB_SIZE)
+        matcher.consume(pair)
+    assert matcher.accepting
+
+
+def test_a_text_that_no_token_begins_is_refused() -> None:
+    described = json.loads(TOKENIZER.to_str())
+    del described["model"]["vocab"]["x"]
+    builder = GrammarBuilder(Tokenizer.from_str(json.dumps(described)), VOCAB_SIZE, (EOS_ID,))
+    assert builder.build('start: "a"').mask()
+    with pytest.raises(RequestRefused, match="no token of this model begins such a text"):
+        builder.build('start: "x"')
 
 
 def test_every_stop_id_ends_where_the_grammar_may_end(core: Core) -> None:

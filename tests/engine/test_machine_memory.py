@@ -55,9 +55,7 @@ def test_what_slows_a_group_down_is_a_limit_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("outer", "inner", "expected"), [(3, "max\n", (3, 1)), (8, gib(2), (2, 1.5))])
-def test_the_least_of_all_groups_above(
-    outer: float, inner: str, expected: tuple[float, float], tmp_path: Path
-) -> None:
+def test_the_least_of_all_groups_above(outer: float, inner: str, expected: tuple[float, float], tmp_path: Path) -> None:
     files = {
         "system.slice__memory.max": gib(outer),
         "system.slice__memory.current": gib(2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,11 @@ def test_logprobs_equal_a_plain_forward(core: Core, plain: Any, prompts: list[li
         for row, token, report in zip(raw, tokens, reports, strict=False):
             assert report.chosen == pytest.approx(row[token].item(), abs=1e-3)
             assert [top.logprob for top in report.top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_start|>b", "x <|im_end|>"])
+def test_a_schema_can_ask_for_the_names_of_control_tokens(core: Core, prompts: list[list[int]], text: str) -> None:
+    grammar = json.dumps({"grammars": [{"json_schema": {"const": text}}]})
+    params = SamplingParams(60, temperature=0.0, stop_ids=(END,), grammar=grammar)
+    events = _serve(core, [Request("r", tuple(prompts[0]), params)])["r"]
+    assert json.loads("".join(event.text for event in events if isinstance(event, Delta))) == text
