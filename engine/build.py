@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from engine.attention.reference import ReferenceAttention
 from engine.batch import Runner
 from engine.core import Core
+from engine.failures import NOT_FAILURES, sentence
 from engine.gpu import gpu_runner
 from engine.grammar import GrammarBuilder
 from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks, running_limit
@@ -48,8 +49,10 @@ def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> GrammarBuilder | No
     """None, with a warning, for a tokenizer that llguidance cannot work with."""
     try:
         return GrammarBuilder(tokenizer, info.vocab_size, info.eos_ids)
-    except ValueError as error:
-        _log.warning("Answers cannot follow a grammar with this model's tokenizer: %s", error)
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the model is served without grammars
+        _log.warning("Answers cannot follow a grammar with this model's tokenizer: %s", sentence(error))
         return None
 
 
@@ -90,14 +93,16 @@ def _torch_runner(model: LoadedModel, cache: KVCache, info: ModelInfo) -> ModelR
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The folder's tokenizer.json, or what transformers makes of its other tokenizer files."""
     path = folder / "tokenizer.json"
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    from transformers import AutoTokenizer
-
     try:
+        if path.is_file():
+            return Tokenizer.from_file(str(path))
+        from transformers import AutoTokenizer
+
         wrapper = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelRefused(f"{folder} holds no tokenizer that can be read: {error}") from error
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:
+        raise ModelRefused(f"{folder} holds no tokenizer that can be read: {sentence(error)}") from error
     backend = getattr(wrapper, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ModelRefused(f"{folder} holds no tokenizer.json, and {type(wrapper).__name__} cannot be converted to one")

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from engine.batch import Grammars, Matcher, Runner, Sampled, Sampler, Sequence, Work
 from engine.blocks import BlockPool
 from engine.candidate import Candidate
+from engine.failures import NOT_FAILURES
 from engine.limits import refusal
 from engine.masks import Mask
 from engine.pacing import CostOverDecodes, FittedCost, StepPacer
@@ -189,24 +190,27 @@ class Core:
 
     def _queue_with(self, live: _Live, grammar: Future[Matcher]) -> None:
         live.grammar = None
-        if (error := grammar.exception()) is not None:
+        try:
+            matcher = grammar.result()
+            for candidate in live.open.values():
+                candidate.constrain(matcher.copy())
+        except NOT_FAILURES:
+            raise
+        except BaseException as error:
             log.warning("request %s has a grammar that cannot be built", live.request.id, exc_info=error)
             known = isinstance(error, RequestRefused)
             del self._live[live.request.id]
             self._refused.append(_refused(live.request, str(error) if known else "grammar cannot be compiled."))
-            return
-        matcher = grammar.result()
-        for candidate in live.open.values():
-            candidate.constrain(matcher.copy())
-        self._scheduler.add(list(live.open))
+        else:
+            self._scheduler.add(list(live.open))
 
     def _compute(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
         """Run a batch; if it fails, each work alone, so that only the request that cannot be computed ends."""
         try:
             return self._run(batch)
-        except EngineUnavailable:
+        except (EngineUnavailable, *NOT_FAILURES):
             raise  # the device is lost: no retry can help, and whoever drives the core must start anew
-        except Exception as error:
+        except BaseException as error:
             self._runner.check()  # a lost device fails with any error, and then with every work that is tried alone
             if len(batch) == 1:
                 self._fail(batch[0].sequence, error)
@@ -249,7 +253,9 @@ class Core:
         for place, (sequence, sampled) in enumerate(put_off):
             try:
                 live.deltas += live.open[sequence].feed(sampled)
-            except Exception as error:  # noqa: BLE001 - the log has the trace
+            except NOT_FAILURES:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the log has the trace
                 for untold, _ in put_off[place:]:
                     untold.tokens.pop()  # only what was told counts
                 self._fail(sequence, error)
@@ -269,7 +275,9 @@ class Core:
         """Whatever a candidate's text or grammar does, the others of the step have their tokens."""
         try:
             self._advance(work, sampled)
-        except Exception as error:  # noqa: BLE001 - the request ends, and the log has the trace
+        except NOT_FAILURES:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the request ends, and the log has the trace
             self._fail(work.sequence, error)
 
     def _advance(self, work: Work, sampled: Sampled | None) -> None:
@@ -303,7 +311,9 @@ class Core:
                 return  # its text could not be made
             live.deltas += candidate.flush()
             # The rest of the text may have completed a stop string.
-            self._finish(live, sequence, candidate.reason or reason)
+            self._close(live, sequence, candidate.reason or reason)
+            if not live.open:
+                self._end(live)
 
     def _limit_of(self, sequence: Sequence) -> FinishReason | None:
         most = sequence.request.sampling.max_tokens
@@ -311,12 +321,7 @@ class Core:
             return FinishReason.MAX_TOKENS
         return None
 
-    def _finish(self, live: _Live, sequence: Sequence, reason: FinishReason) -> None:
-        self._close(live, sequence, reason)
-        if not live.open:
-            self._end(live)
-
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
         live = self._live[sequence.request.id]
         log.error("request %s failed in a step", live.request.id, exc_info=error)
         self._end_early(live, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")

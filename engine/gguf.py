@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, Tokenizer
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from engine.failures import NOT_FAILURES
 from engine.gguf_blocks import write_blocks
 
 Metadata = dict[str, Any]
@@ -176,7 +177,9 @@ def main() -> int:
     share_readers()
     try:
         convert(source, target)
-    except Exception as error:  # noqa: BLE001 - the border of this process: whatever a broken file raises is one sentence
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the border of this process: whatever a broken file raises is one sentence
         print(f"error {' '.join(str(error).split()) or type(error).__name__}", flush=True)
         return 1
     return 0

@@ -42,7 +42,7 @@ class GrammarMatcher:
 
     @property
     def error(self) -> str:
-        error = self._matcher.get_error().removesuffix("<non-verbose/>").strip()
+        error = _error(self._matcher)
         return "" if error == _NO_TOKEN else error
 
     def mask(self) -> Mask:
@@ -81,12 +81,17 @@ class GrammarBuilder:
         """A matcher at the grammar's beginning. Raises ``RequestRefused``; cannot be interrupted."""
         compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
         if compiled.is_error():
-            raise RequestRefused(f"grammar cannot be compiled: {compiled.get_error().strip()}")
+            raise RequestRefused(f"grammar cannot be compiled: {_error(compiled)}")
         matcher = GrammarMatcher(compiled, self._vocab_size, self._eos_ids)
         if not matcher.accepting and (masks.is_empty(matcher.mask()) or matcher.stopped):
-            problem = matcher.error or "no token of this model begins such a text"
-            raise RequestRefused(f"grammar cannot be followed: {problem}; change it.")
+            problem = matcher.error or "no token of this model begins such a text; ask for another one"
+            raise RequestRefused(f"grammar cannot be followed: {problem}.")
         return matcher
+
+
+def _error(matcher: LLMatcher) -> str:
+    """What llguidance says, without the trace that follows where its own code failed."""
+    return matcher.get_error().partition("<backtrace>")[0].removesuffix("<non-verbose/>").strip()
 
 
 def _take_out_of_text(described: dict[str, Any], controls: dict[int, str | None]) -> None:

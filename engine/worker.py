@@ -20,6 +20,7 @@ import msgspec
 import zmq
 
 from engine.allocator import take_memory_in_parts
+from engine.failures import NOT_FAILURES, sentence
 from engine.messages import (
     EXIT_FAILED,
     EXIT_REFUSED,
@@ -167,23 +168,30 @@ def run(address: str, config: EngineConfig, build: CoreFactory) -> int:
     with Border(address) as border:
         border.loading("starting", 0.0)
         try:
-            core = build(config, border.loading)
+            core = _loaded(build, config, border.loading)
             border.send(Ready(core.info))
             serve(core, border)
         except ModelRefused as refusal:
             border.send(Refused(str(refusal)))
             return EXIT_REFUSED
-        except Exception as error:  # noqa: BLE001 - the process main: whatever ends it, the parent hears why
+        except NOT_FAILURES:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the process main: whatever ends it, the parent hears why
             _log.exception("The engine process ends")
-            border.send(Failed(_sentence(error)))
+            border.send(Failed(sentence(error)))
             return EXIT_FAILED
     return 0
 
 
-def _sentence(error: Exception) -> str:
-    """One line for people; the trace goes to the log."""
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+def _loaded(build: CoreFactory, config: EngineConfig, progress: Progress) -> WorkerCore:
+    """The core. Raises ``ModelRefused`` also where Rust code panics, which it would do at each further start."""
+    try:
+        return build(config, progress)
+    except (Exception, *NOT_FAILURES):
+        raise
+    except BaseException as panic:
+        _log.exception("The model cannot be loaded")
+        raise ModelRefused(f"a library cannot read its files ({sentence(panic)})") from panic
 
 
 def _end_with_parent() -> None:

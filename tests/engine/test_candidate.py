@@ -205,6 +205,61 @@ def test_what_no_token_continues_ends_its_candidate_alone() -> None:
     assert told(result["other"]) == ("", "abc", FinishReason.STOP)
 
 
+class Panic(BaseException):
+    """As Rust code panics: no ``Exception``."""
+
+
+@dataclass
+class Panicking(Literal):
+    """Panics where it is asked to do what ``at`` says."""
+
+    at: str = ""
+
+    def mask(self) -> Mask:
+        self._panic("mask")
+        return super().mask()
+
+    def consume(self, token_id: int) -> None:
+        self._panic("consume")
+        super().consume(token_id)
+
+    def copy(self) -> Panicking:
+        self._panic("copy")
+        return Panicking(self.tokens, at=self.at)
+
+    def _panic(self, place: str) -> None:
+        if place == self.at:
+            raise Panic("index out of bounds")
+
+
+class PanickingGrammars:
+    """Builds what panics where the grammar says, and panics itself for "build"."""
+
+    def build(self, grammar: str) -> Matcher:
+        matcher = Panicking(ids("abc"), at=grammar)
+        matcher._panic("build")
+        return matcher
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("build", ErrorKind.REFUSED),
+        ("copy", ErrorKind.REFUSED),
+        ("mask", ErrorKind.INTERNAL),
+        ("consume", ErrorKind.INTERNAL),
+    ],
+)
+def test_a_grammar_that_panics_ends_its_request_alone(place: str, kind: ErrorKind) -> None:
+    core, _ = make_core(ScriptedSampler(ids("free")), grammars=PanickingGrammars())
+    result = run_to_end(core, make_request(grammar=place, candidates=2), make_request("other"))
+    assert result["r"].done is not None
+    assert result["r"].done.error is not None
+    assert result["r"].done.error.kind is kind
+    assert "bounds" not in result["r"].done.error.message
+    assert told(result["other"]) == ("", "free", FinishReason.STOP)
+
+
 @pytest.mark.parametrize("grammar", ["bad", "broken"])
 def test_a_grammar_that_cannot_be_built_is_refused(grammar: str) -> None:
     core, _ = make_core(ScriptedSampler(ids("free")), grammars=Literals())

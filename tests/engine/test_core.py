@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from dataclasses import replace
 
 import pytest
+from support import digests
 from support.digests import (
     FIRST_BYTE,
     ScriptedSampler,
@@ -18,6 +21,7 @@ from support.digests import (
     tell,
 )
 from support.tiny import EOS_ID, VOCAB_SIZE
+from tokenizers import Tokenizer
 
 from engine.batch import Sampled, Sequence, Work
 from engine.candidate import Candidate
@@ -317,6 +321,54 @@ def test_a_failing_candidate_ends_its_request_and_no_other_work_of_it_is_done() 
     assert error_of(told["bad"]).kind is ErrorKind.INTERNAL
     assert told["good"].text == {0: "abcdefgh"}
     assert all(work.sequence.candidate != 2 for batch in runner.batches if len(batch) == 1 for work in batch)
+
+
+class Panic(BaseException):
+    """As Rust code panics: no ``Exception``."""
+
+
+def test_a_panic_in_a_step_ends_its_request_alone() -> None:
+    core, runner = make_core()
+
+    def panic(batch: list[Work]) -> None:
+        if any(work.sequence.request.id == "bad" for work in batch):
+            raise Panic("index out of bounds")
+
+    runner.refuse = panic
+    told = run_to_end(core, make_request("good"), make_request("bad", candidates=2), make_request("fine"))
+    assert error_of(told["bad"]).kind is ErrorKind.INTERNAL
+    assert succeeded(told["good"])
+    assert succeeded(told["fine"])
+
+
+def test_a_tokenizer_that_panics_on_a_text_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking one "a" off both ends of "a" is too much for tokenizers."""
+    described = json.loads(digests.TOKENIZER.to_str())
+    strip = {"type": "Strip", "content": "a", "start": 1, "stop": 1}
+    described["decoder"] = {"type": "Sequence", "decoders": [described["decoder"], strip]}
+    monkeypatch.setattr(digests, "TOKENIZER", Tokenizer.from_str(json.dumps(described)))
+    core, _ = make_core(ScriptedSampler(ids("bcd"), ids("abc")))
+    told = run_to_end(core, make_request("bad", candidates=2), make_request("good"))
+    error = error_of(told["bad"])
+    assert error.kind is ErrorKind.INTERNAL
+    assert "slice" not in error.message
+    assert succeeded(told["good"])
+    assert told["good"].text == {0: "bcd"}
+    core.check()
+
+
+@pytest.mark.parametrize("own", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_what_ends_the_interpreter_is_no_failed_request(own: type[BaseException]) -> None:
+    core, runner = make_core()
+
+    def end(batch: list[Work]) -> None:
+        raise own
+
+    runner.refuse = end
+    core.submit(make_request())
+    with pytest.raises(own):
+        core.step()
+    assert len(runner.batches) == 1
 
 
 def test_a_failing_sampler_fails_alone_too() -> None:

@@ -105,6 +105,22 @@ def test_a_failure_is_one_line(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("error tokenizer.ggml.pre is 'from-the-future'")
 
 
+def test_a_panic_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from engine import gguf as converter
+
+    class Panic(BaseException):
+        """As Rust code panics: no ``Exception``."""
+
+    def panic(*_: Path) -> None:
+        raise Panic("index out\nof bounds")
+
+    monkeypatch.setattr(converter, "convert", panic)
+    monkeypatch.setattr(converter, "share_readers", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["engine.gguf", "in.gguf", str(tmp_path)])
+    assert converter.main() == 1
+    assert capsys.readouterr().out == "error index out of bounds\n"
+
+
 def test_the_prefix_space_follows_the_file() -> None:
     from engine.gguf import repair_tokenizer
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.digests import make_request, run_to_end
 from support.paged import make_sequence
 from support.tiny import EOS_ID, save_tiny_tokenizer, tiny_model_folder
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -16,7 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoMo
 from engine.batch import Work
 from engine.build import build_core, build_runner, load_tokenizer
 from engine.model import load_model
-from engine.types import EngineConfig, ModelRefused
+from engine.types import EngineConfig, ErrorKind, ModelRefused
 
 
 def _silent(stage: str, done: float) -> None:
@@ -219,6 +220,39 @@ def test_a_folder_without_any_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     save_tiny_tokenizer(tmp_path)
     assert load_tokenizer(tmp_path).get_vocab_size() == 259
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"},  # Rust code panics
+        {"type": "Unheard of"},
+        [[]] * 10**5,
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_refused_in_one_line(normalizer: Any, tmp_path: Path) -> None:
+    save_tiny_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": normalizer}))
+    with pytest.raises(ModelRefused, match=r"^.* holds no tokenizer that can be read: .*$") as refusal:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_that_panics_where_grammars_are_prepared_costs_the_grammars(tmp_path: Path) -> None:
+    """Pieces of no length panic wherever a text is read; the tokens of prompts come from elsewhere."""
+    folder = tiny_model_folder(tmp_path)
+    path = folder / "tokenizer.json"
+    broken = {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
+    core = build_core(EngineConfig(path=str(folder), device="cpu", kv_memory=1e6, threads=1), _silent)
+    told = run_to_end(core, make_request("r", grammar='start: "abc"'), make_request("free"))
+    assert told["r"].done is not None
+    assert told["r"].done.error is not None
+    assert told["r"].done.error.kind is ErrorKind.REFUSED
+    assert "backtrace" not in told["r"].done.error.message
+    assert told["free"].done is not None
+    assert told["free"].done.error is None
 
 
 def _edit_config(folder: Path, **changes: Any) -> None:

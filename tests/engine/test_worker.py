@@ -167,6 +167,21 @@ def test_a_refused_model_is_told_with_its_exit_code(folder: Path) -> None:
         assert parent.process.wait(PATIENCE) == EXIT_REFUSED
 
 
+def test_a_panic_while_loading_refuses_the_model(folder: Path) -> None:
+    with Parent(folder, "panic") as parent:
+        messages = [parent.receive() for _ in range(3)]
+        assert messages[-1] == Refused("a library cannot read its files (Panic: index out of bounds)")
+        assert parent.process.wait(PATIENCE) == EXIT_REFUSED
+
+
+def test_last_words_when_a_step_panics(folder: Path) -> None:
+    with Parent(folder, "") as parent:
+        parent.load()
+        parent.send(submit(request("a", Kind.PANICS)))
+        assert parent.receive() == Failed("Panic: device fault")
+        assert parent.process.wait(PATIENCE) == EXIT_FAILED
+
+
 def test_last_words_when_loading_fails(folder: Path) -> None:
     with Parent(folder, "crash") as parent:
         messages = [parent.receive() for _ in range(3)]

@@ -34,8 +34,8 @@ def ids(text: str) -> tuple[int, ...]:
     return tuple(TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
-class WrongPage(BaseException):
-    """A page does not hold what it should; no ``Exception``, so that the core cannot take it for a failed request."""
+class WrongPage(SystemExit):
+    """A page does not hold what it should; no failure of a request, so that the core cannot take it for one."""
 
 
 def expect(condition: bool, problem: str) -> None:

@@ -41,6 +41,11 @@ class Kind(IntEnum):
     PRINTS = 4
     SLOW = 5
     UNEVEN = 6  # candidate 0 ends after its first token
+    PANICS = 7
+
+
+class Panic(BaseException):
+    """As Rust code panics: no ``Exception``."""
 
 
 class ScriptedCore:
@@ -81,6 +86,8 @@ class ScriptedCore:
                 print("a library prints")
             case Kind.SLOW:
                 time.sleep(0.25)
+            case Kind.PANICS:
+                raise Panic("device fault")
         self._live[request.id] = (request, step + 1)
         uneven = request.prompt[0] == Kind.UNEVEN
         everyone = range(1 if uneven and step else 0, request.candidates)
@@ -111,6 +118,8 @@ def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
     match config.path.partition(":"):
         case ("refuse", _, _):
             raise ModelRefused(REFUSAL)
+        case ("panic", _, _):
+            raise Panic("index out of bounds\nand a second line")
         case ("crash", _, _):
             raise OSError("no space left on device\nand a second line")
         case ("slow", _, _):
