@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from engine.allocator import take_first_memory
 from engine.attention import seam
 from engine.attention.probe import Probe, probe
+from engine.config_file import read_config
+from engine.failures import NOT_FAILURES, sentence
 from engine.types import EngineConfig, ModelRefused
 
 Progress = Callable[[str, float], None]
@@ -52,8 +53,9 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     _silence_transformers()
     seam.register()
     folder = Path(config.path)
-    model_config = _read_config(folder)
+    model_config = _config_of(folder)
     _require_eligible(model_config)
+    _require_weights(folder, model_config)
     max_context, limit = _max_context(config, model_config)
     device = resolve_device(config.device)
     take_first_memory(device)
@@ -83,15 +85,12 @@ def _silence_transformers() -> None:
     warnings.filterwarnings("ignore", module="transformers")
 
 
-def _read_config(folder: Path) -> Any:
+def _config_of(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"{folder} holds no config.json; it is not a prepared model folder")
     if not any(folder.glob("*.safetensors")):
         raise ModelRefused(f"{folder} holds no *.safetensors file; no other format of weights is loaded")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelRefused(f"the config.json in {folder} is not understood: {error}") from error
+    return read_config(folder)
 
 
 # --- Eligibility by configuration ----------------------------------------------------------------
@@ -125,14 +124,39 @@ def _model_class(config: Any) -> Any:
 
 
 def _first_layer(model_class: Any, config: Any) -> str:
-    """The class of the first decoder layer and of its parts; the model is built without memory for its weights."""
-    with torch.device("meta"):
-        model = model_class(config)
+    """The class of the first decoder layer and of its parts."""
+    model = _without_memory(model_class, config)
     layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)), None)
     if layers is None:
         return type(model).__name__
     parts = {type(part).__name__ for part in layers[0].children()}
     return f"{type(layers[0]).__name__}: {', '.join(sorted(parts))}"
+
+
+def _without_memory(model_class: Any, config: Any) -> nn.Module:
+    """The model that a configuration describes, with weights that have shapes and no values."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = model_class(config)
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:
+        raise ModelRefused(f"{config.model_type} cannot be built as its config.json says: {sentence(error)}") from error
+    return model
+
+
+def _require_weights(folder: Path, config: Any) -> None:
+    """Refuse a configuration beyond the weights that are there: transformers would make up what is missing, in memory.
+
+    No weight takes less than a byte, since quantised ones are refused.
+    """
+    described = sum(weight.numel() for weight in _without_memory(_model_class(config), config).parameters())
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if described > held:
+        raise ModelRefused(
+            f"the config.json in {folder} describes {described} weights, but its *.safetensors have {held} bytes; "
+            "they are not of one model"
+        )
 
 
 def _max_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:
@@ -183,13 +207,16 @@ def _load_weights(
                 config=config,
                 dtype=dtype,
                 device_map={"": device},
+                attn_implementation="eager",
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelRefused(f"the weights in {folder} cannot be loaded: {error}") from error
+        except NOT_FAILURES:
+            raise
+        except BaseException as error:
+            raise ModelRefused(f"the weights in {folder} cannot be loaded: {sentence(error)}") from error
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")

@@ -84,7 +84,7 @@ def test_missing_weights_are_refused_and_not_made_up(tmp_path: Path) -> None:
 
 def test_broken_weights_are_refused(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
-    (folder / "model.safetensors").write_bytes(b"no tensors")
+    (folder / "model.safetensors").write_bytes(b"no tensors" * 10**5)
     with pytest.raises(ModelRefused, match="cannot be loaded"):
         _load(folder)
 
