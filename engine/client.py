@@ -99,7 +99,9 @@ class ProcessEngine:
     """One model in its own process, started again when it dies. Implements ``engine.types.Engine``.
 
     Belongs to one event loop and never blocks it. ``name`` is for messages. A process that has requests and says
-    nothing for ``stall_seconds`` is killed; ``stop_seconds`` bounds each stage of an orderly end.
+    nothing for ``stall_seconds`` is killed; so is one that loads and tells no progress for ``load_stall_seconds``, and
+    that is not started again, because it would read the same files. ``stop_seconds`` bounds each stage of an orderly
+    end.
     """
 
     def __init__(
@@ -108,12 +110,14 @@ class ProcessEngine:
         *,
         name: str = "model",
         stall_seconds: float = 120.0,
+        load_stall_seconds: float = 900.0,
         stop_seconds: float = 5.0,
         command: tuple[str, ...] = COMMAND,
     ) -> None:
         self.name = name
         self._config = config
         self._stall_seconds = stall_seconds
+        self._load_stall_seconds = load_stall_seconds
         self._stop_seconds = stop_seconds
         self._command = command
         self._health = Health(EngineState.STOPPED, "not started")
@@ -260,9 +264,10 @@ class ProcessEngine:
         try:
             if self._closing.is_set():
                 return
+            self._watch()
             async for message in worker.messages():
                 self._receive(worker, message)
-            if worker.exit_code == EXIT_REFUSED:
+            if worker.exit_code == EXIT_REFUSED or worker.hopeless:
                 self._set_health(state=EngineState.FAILED, detail=worker.death())
         finally:
             self._worker = None
@@ -278,10 +283,12 @@ class ProcessEngine:
                 self._deliver(events, stats)
             case Loading(stage, fraction):
                 self._set_health(state=EngineState.LOADING, detail=stage, progress=fraction)
+                self._watch()
             case Ready(info):
                 self._info = info
                 self._ready_since = time.monotonic()
                 self._set_health(state=EngineState.READY, progress=1.0)
+                self._watch()
             case Refused(reason):
                 worker.ended_because = reason
             case Failed(last_words):
@@ -307,12 +314,24 @@ class ProcessEngine:
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm = None
+        loop = asyncio.get_running_loop()
         if self._flights:
-            self._alarm = asyncio.get_running_loop().call_later(self._stall_seconds, self._stalled)
+            self._alarm = loop.call_later(self._stall_seconds, self._stalled)
+        elif self._worker is not None and self._health.state is EngineState.LOADING:
+            self._alarm = loop.call_later(self._load_stall_seconds, self._load_stalled)
 
     def _stalled(self) -> None:
         if self._worker is not None:
             self._worker.kill(f"made no progress for {self._stall_seconds:g} s")
+
+    def _load_stalled(self) -> None:
+        if self._worker is not None:
+            health = self._health
+            self._worker.hopeless = True
+            self._worker.kill(
+                f"its loading ({health.detail}, {health.progress:.0%}) made no progress for "
+                f"{self._load_stall_seconds:g} s and was ended"
+            )
 
     async def _end_worker(self) -> None:
         worker = self._worker

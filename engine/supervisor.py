@@ -39,6 +39,7 @@ class WorkerProcess:
 
     def __init__(self, process: Process, socket: zmq.asyncio.Socket, folder: str) -> None:
         self.ended_because = ""
+        self.hopeless = False  # ended for a reason that would be there again
         self._process = process
         self._socket = socket
         self._folder = folder

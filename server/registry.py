@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from engine.sources import FolderSource, SourceError, prepare, prepared_folder
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from server.convert.tokens import ChatTokenizer
 
 REST_SECONDS = 10.0
+TOKENIZER_SECONDS = 300.0
+"""What reading a tokenizer may take: seconds are usual, and files can be made that nobody ever has read."""
 
 EngineFactory = Callable[[EngineConfig, str], Engine]
 """Starts the engine of the entry with this name; returns at once, ``health()`` tells how the loading goes."""
@@ -81,6 +85,7 @@ class Entry:
         start_engine: EngineFactory,
         read_tokenizer: TokenizerFactory,
         rest_seconds: float,
+        tokenizer_seconds: float,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -91,10 +96,12 @@ class Entry:
         self._start_engine = start_engine
         self._read_tokenizer = read_tokenizer
         self._rest_seconds = rest_seconds
+        self._tokenizer_seconds = tokenizer_seconds
         self._rests_until = 0.0
         self._tokenizer: ChatTokenizer | None = None
         self._tokenizer_error = ""
         self._loading: asyncio.Task[None] | None = None
+        self._reader: Thread | None = None
         self._closed = False
 
     @property
@@ -112,7 +119,8 @@ class Entry:
         """
         loaded = self._tokenizer is not None and self.engine.health().state is not EngineState.FAILED
         loading = self._loading is not None and not self._loading.done()
-        if loaded or loading or self._closed or time.monotonic() < self._rests_until:
+        reading = self._reader is not None and self._reader.is_alive()  # for ever, perhaps: one is enough
+        if loaded or loading or reading or self._closed or time.monotonic() < self._rests_until:
             return
         self._tokenizer_error = ""
         try:
@@ -146,7 +154,7 @@ class Entry:
         """One attempt. Engine and tokenizer are read from the same files, so both are used or neither is."""
         began = time.monotonic()
         # Whatever libraries make of somebody's files is a failure to be told, a panic of their Rust code too.
-        (read,) = await asyncio.gather(asyncio.to_thread(self._read_tokenizer, folder), return_exceptions=True)
+        (read,) = await asyncio.gather(self._read(folder), return_exceptions=True)
         if isinstance(read, BaseException):
             self._tokenizer_error = f"the tokenizer of {self.name} cannot be loaded: {read}"
             log.error("tokenizer not loaded", model=self.name, exc_info=read)
@@ -161,6 +169,24 @@ class Entry:
         ended = time.monotonic()
         self._rests_until = ended + max(self._rest_seconds, ended - began)
 
+    async def _read(self, folder: Path) -> ChatTokenizer:
+        """The tokenizer, from a thread that the end of the process does not wait for."""
+        outcome: Future[ChatTokenizer] = Future()
+        outcome.set_running_or_notify_cancel()
+
+        def read() -> None:
+            try:
+                outcome.set_result(self._read_tokenizer(folder))
+            except BaseException as failure:  # noqa: BLE001 - raised where it is waited for
+                outcome.set_exception(failure)
+
+        self._reader = Thread(target=read, name=f"tokenizer {self.name}", daemon=True)
+        self._reader.start()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(outcome), self._tokenizer_seconds)
+        except TimeoutError:
+            raise TimeoutError(f"it was not read within {self._tokenizer_seconds:g} s") from None
+
 
 class Registry:
     """All entries of a server, in file order."""
@@ -173,9 +199,11 @@ class Registry:
         start_engine: EngineFactory = start_process,
         read_tokenizer: TokenizerFactory = load_tokenizer,
         rest_seconds: float = REST_SECONDS,
+        tokenizer_seconds: float = TOKENIZER_SECONDS,
     ) -> None:
         self._entries = {
-            spec.name: Entry(spec, cache_dir, start_engine, read_tokenizer, rest_seconds) for spec in specs
+            spec.name: Entry(spec, cache_dir, start_engine, read_tokenizer, rest_seconds, tokenizer_seconds)
+            for spec in specs
         }
         aliases = [(alias, entry) for entry in self._entries.values() for alias in entry.aliases]
         self._exact = {alias: entry for alias, entry in aliases if not is_glob(alias)}

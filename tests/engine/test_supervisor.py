@@ -138,6 +138,34 @@ async def test_killed_while_loading_it_loads_again(tmp_path: Path) -> None:
         assert process_engine.health().restarts == 1
 
 
+async def test_a_load_that_makes_no_progress_is_given_up() -> None:
+    async with engine("slow", load_stall=STALL) as process_engine:
+        await until(lambda: process_engine.health().progress == 0.5)
+        pid = pid_of(process_engine)
+        sentence = r"its loading \(weights, 50%\) made no progress for 4 s and was ended"
+        with pytest.raises(EngineUnavailable, match=sentence):
+            await asyncio.wait_for(process_engine.ready(), PATIENCE)
+        assert process_engine.health().state is EngineState.FAILED
+        assert process_engine.health().restarts == 0
+        assert not is_alive(pid)
+
+
+async def test_a_load_that_never_says_a_word_is_given_up() -> None:
+    silent = (sys.executable, "-c", "import time; time.sleep(3600)")
+    process_engine = ProcessEngine(EngineConfig(""), load_stall_seconds=1, command=silent)
+    process_engine.start()
+    with pytest.raises(EngineUnavailable, match="made no progress for 1 s"):
+        await asyncio.wait_for(process_engine.ready(), PATIENCE)
+    await process_engine.close()
+
+
+async def test_a_long_load_with_progress_is_waited_for() -> None:
+    async with engine(f"steps:{4 * STALL}", load_stall=STALL) as process_engine:
+        await asyncio.wait_for(process_engine.ready(), PATIENCE)
+        await asyncio.sleep(STALL + 1)  # what is loaded is not watched as what loads
+        assert process_engine.health().state is EngineState.READY
+
+
 async def test_a_refused_model_fails_for_good_with_the_reason() -> None:
     async with engine("refuse") as process_engine:
         with pytest.raises(EngineUnavailable, match="MambaMixer"):
@@ -253,7 +281,16 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(("path", "end"), [("", signal.SIGKILL), ("slow", signal.SIGKILL), ("", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("path", "end"),
+    [
+        ("", signal.SIGKILL),
+        ("slow", signal.SIGKILL),
+        ("", signal.SIGINT),
+        ("slow", signal.SIGINT),
+        ("slow", signal.SIGTERM),
+    ],
+)
 async def test_the_process_ends_with_its_parent(path: str, end: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tempfile.tempdir)}
     with subprocess.Popen([sys.executable, "-c", PARENT, path], stdout=subprocess.PIPE, env=environment) as parent:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from threading import Event as ThreadEvent
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -76,11 +77,21 @@ def read_tokenizer(folder: Path) -> ChatTokenizer:
 
 
 def registry_of(
-    text: str, folder: Path, read: Callable[[Path], ChatTokenizer] = read_tokenizer, rest: float = ENDLESS
+    text: str,
+    folder: Path,
+    read: Callable[[Path], ChatTokenizer] = read_tokenizer,
+    rest: float = ENDLESS,
+    patience: float = SECONDS,
 ) -> Registry:
-    """A registry that rests for so many seconds after a failure."""
-    specs = parse_specs(text, base=folder)
-    return Registry(specs, folder / "cache", start_engine=ToldEngine, read_tokenizer=read, rest_seconds=rest)
+    """A registry that rests for so many seconds after a failure, and has ``patience`` with tokenizers."""
+    return Registry(
+        parse_specs(text, base=folder),
+        folder / "cache",
+        start_engine=ToldEngine,
+        read_tokenizer=read,
+        rest_seconds=rest,
+        tokenizer_seconds=patience,
+    )
 
 
 def told(entry: Entry) -> Any:
@@ -223,6 +234,31 @@ async def test_a_tokenizer_that_cannot_be_loaded_fails_the_entry_and_ends_its_en
     (sentence,) = ask(entry)
     assert "the tokenizer of m cannot be loaded" in sentence
     assert read.attempts == 1, "while it rests"
+    await registry.close()
+
+
+async def test_a_tokenizer_that_nobody_ever_has_read_fails_the_entry_and_is_read_by_one_thread(weights: Path) -> None:
+    let_go, attempts = ThreadEvent(), []
+
+    def read(folder: Path) -> ChatTokenizer:
+        attempts.append(folder)
+        assert let_go.wait(SECONDS)
+        return read_tokenizer(folder)
+
+    registry = registry_of(ONE, weights, read, rest=0, patience=0.1)
+    (entry,) = registry.entries()
+    registry.start()
+    engine = told(entry)
+    await until(lambda: engine.closed == 1)
+    (sentence,) = ask(entry)
+    assert "the tokenizer of m cannot be loaded: it was not read within 0.1 s" in sentence
+    assert len(attempts) == 1, "while the thread reads"
+    let_go.set()
+    await until(lambda: started_again(entry, engine))
+    second = told(entry)
+    second.state = Health(EngineState.READY)
+    await until(lambda: entry.health().state is EngineState.READY)
+    assert len(attempts) == 2
     await registry.close()
 
 

@@ -30,10 +30,17 @@ ENDLESS = 10**6
 
 @contextlib.asynccontextmanager
 async def engine(
-    path: str = "", *, stall: float = 60, running: int = 64, waiting: int = 256
+    path: str = "", *, stall: float = 60, load_stall: float = 60, running: int = 64, waiting: int = 256
 ) -> AsyncIterator[ProcessEngine]:
     config = EngineConfig(path, max_running=running, max_waiting=waiting)
-    process_engine = ProcessEngine(config, name="scripted", stall_seconds=stall, stop_seconds=5, command=COMMAND)
+    process_engine = ProcessEngine(
+        config,
+        name="scripted",
+        stall_seconds=stall,
+        load_stall_seconds=load_stall,
+        stop_seconds=5,
+        command=COMMAND,
+    )
     process_engine.start()
     try:
         yield process_engine

@@ -113,8 +113,10 @@ class ScriptedCore:
 
 
 def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
-    """Load as ``config.path`` says; "once:FILE" fails until FILE exists, which it makes."""
+    """Load as ``config.path`` says; "once:FILE" hangs until FILE exists, which it makes; FOLDER/hangs is enough."""
     progress("weights", 0.5)
+    if Path(config.path, "hangs").exists():
+        time.sleep(3600)
     match config.path.partition(":"):
         case ("refuse", _, _):
             raise ModelRefused(REFUSAL)
@@ -124,6 +126,10 @@ def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
             raise OSError("no space left on device\nand a second line")
         case ("slow", _, _):
             time.sleep(3600)
+        case ("steps", _, number):
+            for step in range(int(number)):
+                time.sleep(0.5)
+                progress("weights", step / int(number))
         case ("once", _, name):
             marker = Path(name)
             if not marker.exists():
