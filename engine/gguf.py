@@ -34,6 +34,10 @@ GPT2_SPLITS = frozenset({"gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "robert
 DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 
 
+# Far beyond any model: transformers makes lists of that length before it looks at a tensor.
+LARGEST = {"block_count": 1000, "expert_count": 1 << 14}
+
+
 class Unconvertible(Exception):
     """The file would become a model that answers differently from the one it holds; the message says why."""
 
@@ -57,6 +61,9 @@ def check_convertible(metadata: Metadata, tensor_names: tuple[str, ...]) -> None
     if any(name.startswith(("rope_freqs", "rope_factors")) for name in tensor_names):
         raise Unconvertible("its rotary scaling factors cannot be carried over; use the model's safetensors folder")
     architecture = metadata["general.architecture"]
+    for name, largest in LARGEST.items():
+        if (told := metadata.get(f"{architecture}.{name}", 0)) > largest:
+            raise Unconvertible(f"its {architecture}.{name} is {told}; at most {largest} is converted")
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise Unconvertible(
@@ -120,6 +127,8 @@ def write_model(source: Path, target: Path, metadata: Metadata) -> None:
     """Write float32 safetensors, the blocks that they were unpacked from, and the configuration files."""
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     config = AutoConfig.from_pretrained(**place)
+    reader = gguf.GGUFReader(str(source))
+    require_weights(config, sum(int(tensor.n_elements) for tensor in reader.tensors))
     report(0.4)
     model, loading = AutoModelForCausalLM.from_pretrained(
         **place,
@@ -137,7 +146,18 @@ def write_model(source: Path, target: Path, metadata: Metadata) -> None:
         del model.config.quantization_config
     model.generation_config.eos_token_id = end_ids(metadata)
     model.save_pretrained(target)
-    write_blocks(gguf.GGUFReader(str(source)), model, target)
+    write_blocks(reader, model, target)
+
+
+def require_weights(config: Any, held: int) -> None:
+    """Refuse a model that has more weights than the file holds: transformers would make them up, in memory.
+
+    An output matrix that the file leaves out is that of the embedding, so twice as many are possible.
+    """
+    with torch.device("meta"):
+        described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if described > 2 * held:
+        raise Unconvertible(f"its metadata describe {described} weights, but it holds {held}")
 
 
 def end_ids(metadata: Metadata) -> list[int]:

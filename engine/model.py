@@ -6,6 +6,7 @@ What can be read from the configuration is refused before any weight is loaded; 
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,7 +91,21 @@ def _config_of(folder: Path) -> Any:
         raise ModelRefused(f"{folder} holds no config.json; it is not a prepared model folder")
     if not any(folder.glob("*.safetensors")):
         raise ModelRefused(f"{folder} holds no *.safetensors file; no other format of weights is loaded")
+    _require_safetensors(folder / "model.safetensors.index.json")
     return read_config(folder)
+
+
+def _require_safetensors(index: Path) -> None:
+    """Refuse an index that leads elsewhere: transformers would read what it names, pickles of any folder too."""
+    if not index.is_file():
+        return
+    try:
+        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelRefused(f"{index} is no index of weights: {sentence(error)}") from error
+    wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
+    if wrong:
+        raise ModelRefused(f"{index} names {wrong[0]!r}; only *.safetensors beside it are read")
 
 
 # --- Eligibility by configuration ----------------------------------------------------------------
