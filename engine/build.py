@@ -122,7 +122,10 @@ def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return []
-    eos: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    try:
+        eos: Any = json.loads(path.read_bytes()).get("eos_token")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelRefused(f"{path} is no JSON object that can be read: {sentence(error)}") from error
     content = eos.get("content") if isinstance(eos, dict) else eos
     token_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
     return [] if token_id is None else [token_id]

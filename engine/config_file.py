@@ -7,6 +7,7 @@ file itself can be looked at first.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,10 @@ MAX_BYTES = 4 << 20
 # Far beyond any model, and small enough that building all of it without memory takes seconds. A key belongs to the
 # first line that it fits; for a list, its length counts.
 LIMITS = (
-    (re.compile(r"size|dim|embd|rank|width|channels|vocab|^d_"), 1 << 24),
-    (re.compile(r"layer|depth|stages|blocks"), 1000),
-    (re.compile(r"expert|head"), 1 << 14),
+    (re.compile(r"theta|limit"), math.inf),
+    (re.compile(r"size|dim|embd|rank|width|channel|vocab|^d_"), 1 << 26),
+    (re.compile(r"layer|(^|_)depths?$|stages|blocks"), 1000),
+    (re.compile(r"expert|head"), 1 << 16),
     (re.compile(r"^(num|n)_(?!positions|ctx)|label"), 1 << 20),
     (re.compile(r""), 1 << 53),
 )

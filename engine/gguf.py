@@ -35,7 +35,7 @@ DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 
 
 # Far beyond any model: transformers makes lists of that length before it looks at a tensor.
-LARGEST = {"block_count": 1000, "expert_count": 1 << 14}
+LARGEST = {"block_count": 1000, "expert_count": 1 << 16}
 
 
 class Unconvertible(Exception):

@@ -198,6 +198,15 @@ def test_the_end_tokens_of_all_sources_count(tmp_path: Path) -> None:
     assert build_runner(config, _silent, load_tokenizer(folder)).info.eos_ids == (EOS_ID, 5, 7)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 10**5])
+def test_a_broken_tokenizer_config_is_refused(text: str, tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path)
+    (folder / "tokenizer_config.json").write_text(text)
+    config = EngineConfig(path=str(folder), device="cpu", kv_memory=1e6)
+    with pytest.raises(ModelRefused, match=r"tokenizer_config\.json is no JSON object that can be read"):
+        build_runner(config, _silent, load_tokenizer(folder))
+
+
 def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     per_token = 2 * 2 * 2 * 16 * 4
