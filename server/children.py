@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from engine.machine_memory import total_bytes
 from server.child import EXIT_MEMORY, FAILURE, LENGTH, READY, REFUSAL
 from server.errors import FieldViolation, InvalidArgument
 from server.fair import FairSlots
@@ -29,6 +30,11 @@ IDLE_SECONDS = 300.0
 
 _OUT_OF_MEMORY = (EXIT_MEMORY, -signal.SIGABRT, -signal.SIGSEGV)
 """How a child ends that gets no more memory: Python's own way, that of Rust's allocator, an overrun stack."""
+
+
+def share_of_memory(most: int) -> int:
+    """``most`` bytes for a child, but no more than half of what this machine or container has."""
+    return min(most, total_bytes() // 2)
 
 
 class TookTooLong(Exception):

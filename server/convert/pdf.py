@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from typing import BinaryIO
 
+from server.children import share_of_memory
 from server.convert import pdf_text
 from server.convert.media import Unreadable
 from server.errors import ResourceExhausted
@@ -23,6 +24,7 @@ MAX_PAGES = 1000
 """Those of the real service."""
 MAX_CHARACTERS = 10_000_000
 DEADLINE_SECONDS = 30.0
+MEMORY_BYTES = 1024**3
 AT_ONCE = 2
 PATIENCE_SECONDS = 60.0
 """What a request waits in all for free readers, while documents of other requests are read."""
@@ -91,7 +93,8 @@ def _size(outcome: str | Unreadable) -> int:
 async def _read(source: BinaryIO | bytes) -> str | Unreadable:
     """What the document says, its text or why it has none. Raises ``Unreadable`` for what another try may change."""
     inline = source if isinstance(source, bytes) else None
-    limits = (str(limit) for limit in (MAX_BYTES, MAX_PAGES, MAX_CHARACTERS))
+    memory = share_of_memory(MEMORY_BYTES)
+    limits = (str(limit) for limit in (MAX_BYTES, MAX_PAGES, MAX_CHARACTERS, memory))
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
@@ -121,5 +124,5 @@ async def _read(source: BinaryIO | bytes) -> str | Unreadable:
     if child.returncode == -signal.SIGKILL:  # nobody here did it: the system needed the memory
         raise ResourceExhausted("This machine has too little memory for the document now. Please try again later.")
     if child.returncode != 0:
-        raise Unreadable(f"it cannot be read within {pdf_text.MEMORY_BYTES} bytes of memory; it may be damaged")
+        raise Unreadable(f"it cannot be read within {memory} bytes of memory; it may be damaged")
     return text

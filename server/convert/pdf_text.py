@@ -11,18 +11,17 @@ import resource
 import sys
 from contextlib import suppress
 
-MEMORY_BYTES = 1024**3
 CPU_SECONDS = 30
 UNREADABLE = 3
 """The exit status with which the output is a sentence that says why."""
 
 
 def main() -> int:
-    """Arguments: how many bytes, pages and characters at most, and the folders of libraries as JSON. Returns the exit
-    status."""
-    most_bytes, most_pages, most_characters = map(int, sys.argv[1:4])
-    _limit()
-    sys.path[:] = json.loads(sys.argv[4])
+    """Arguments: how many bytes, pages and characters at most, how many bytes of memory, and the folders of libraries
+    as JSON. Returns the exit status."""
+    most_bytes, most_pages, most_characters, memory = map(int, sys.argv[1:5])
+    _limit(memory)
+    sys.path[:] = json.loads(sys.argv[5])
     import pypdfium2
 
     data = sys.stdin.buffer.read(most_bytes + 1)
@@ -62,9 +61,9 @@ def _page_text(document: object, number: int) -> str:
     return text.replace("\r\n", "\n").replace("\0", "").replace("\ufffe", "-").strip()
 
 
-def _limit() -> None:
+def _limit(memory: int) -> None:
     for what, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),

@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from server.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
+from server.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch, share_of_memory
 from server.convert.rendering import Declared, Messages, Options, Renderer
 from server.errors import Internal, InvalidArgument, ResourceExhausted
 from server.families import Family, family_of
@@ -62,7 +62,8 @@ class ChatTokenizer:
         self._renderer = Renderer(folder)
         first = self._renderer.tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
-        self._child = ChildProcesses(1, ENCODE_BYTES, _BUSY, partial(_load_in_child, str(folder)))
+        self._child_memory = share_of_memory(ENCODE_BYTES)
+        self._child = ChildProcesses(1, self._child_memory, _BUSY, partial(_load_in_child, str(folder)))
         self._decoder = first.backend_tokenizer.decoder
         self._pieces: dict[int, str] = {index: piece for piece, index in first.get_vocab().items()}
         self.token_text = lru_cache(maxsize=65_536)(self._token_text)
@@ -145,7 +146,7 @@ class ChatTokenizer:
             ) from None
         except TookTooMuch:
             raise InvalidArgument(
-                f"Encoding the input takes more than {ENCODE_BYTES >> 30} GiB of memory; send a shorter one."
+                f"Encoding the input takes more than {self._child_memory} bytes of memory; send a shorter one."
             ) from None
         except ChildDied as death:
             log.error("a conversation could not be encoded", reason=str(death))

@@ -166,7 +166,7 @@ async def test_what_takes_too_much_to_encode_is_refused_and_the_next_is_not(
     opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = opened()
-    for work, reason in ((sleeping, "more than 0.5 seconds"), (hoarding, "GiB of memory")):
+    for work, reason in ((sleeping, "more than 0.5 seconds"), (hoarding, "bytes of memory")):
         with monkeypatch.context() as patch:
             patch.setattr(tokens_module, "encoded", work)
             patch.setattr(tokens_module, "ENCODE_SECONDS", 0.5 if work is sleeping else 60.0)
