@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import faulthandler
+import gc
 import logging
 import math
 import os
@@ -26,6 +27,20 @@ CLOSING_SECONDS = 20
 """What the engines get for ending, after the drain; then tasks that are left are cancelled."""
 LAST_SECONDS = 15
 """What is left after that gets; then the process ends, whatever it is at."""
+
+
+SWITCH_SECONDS = 0.001
+"""How long a thread that reads a large request keeps the event loop waiting for the interpreter, where Python has 5 ms:
+an answer to another client takes several such waits."""
+GARBAGE_THRESHOLDS = (50_000, 20, 100)
+"""Collections of garbage stop everything, and requests leave little behind that only they find."""
+
+
+def settle() -> None:
+    """For a process that has loaded what it needs: no collection of garbage looks at that again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -82,6 +97,7 @@ class CastorServer(uvicorn.Server):
     def run(self, sockets: list[socket.socket] | None = None) -> NoReturn:
         """Serve, as all that this process is for: it ends with that, and waits for no thread that still computes."""
         self._is_process = True
+        sys.setswitchinterval(SWITCH_SECONDS)
         asyncio.run(self._live(sockets))
         raise AssertionError("the process has ended")
 

@@ -10,7 +10,7 @@ from server.app import create_app
 from server.commands.models import models_file
 from server.observe import configure_logging
 from server.registry import Registry, weights_of
-from server.serving import CastorServer, bind
+from server.serving import CastorServer, bind, settle
 from server.settings import Settings
 from server.spec import load_specs, spec_of_path
 from server.transformers_import import require_library
@@ -35,6 +35,7 @@ def serve(settings: Settings, path: Path | None) -> NoReturn:
 
     async def announce(server: CastorServer) -> None:
         if await watch_loading(registry, terminal):
+            settle()
             say_ready(registry, settings, port, terminal)
         else:
             server.end(exit_code=1)

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import BinaryIO
 
 from server.convert.media import (
@@ -201,15 +202,19 @@ def _check_size(size: int, most: int) -> None:
         raise Unreadable(f"it has {size} bytes, but only {most} can still be read; send a part of it")
 
 
+def has_documents(request: GenerateContentRequest) -> bool:
+    """Whether anything of a request must be read before it can be shown to the model."""
+    return any(True for _ in _parts_with_documents(request))
+
+
 def _parts_with_documents(request: GenerateContentRequest) -> Iterator[tuple[Place, str, Part]]:
     """Every part that is a document, with its place and its path."""
-    contents = [(index, f"contents[{index}]", content) for index, content in enumerate(request.contents)]
-    if request.system_instruction:
-        contents.append((_SYSTEM, "system_instruction", request.system_instruction))
-    for index, path, content in contents:
+    system = [(_SYSTEM, request.system_instruction)] if request.system_instruction else []
+    for index, content in chain(enumerate(request.contents), system):
         for place, part in enumerate(content.parts):
             kind = "file_data" if part.file_data else "inline_data" if part.inline_data else ""
             if kind and not part.thought:
+                path = "system_instruction" if index == _SYSTEM else f"contents[{index}]"
                 yield (index, place), f"{path}.parts[{place}].{kind}", part
 
 

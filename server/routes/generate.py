@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,7 +17,7 @@ from server.body import to_json
 from server.convert.calls import led
 from server.convert.constraint import GrammarCompiler
 from server.convert.form import answer_form
-from server.convert.prompt import Conversation, conversation, document_tokens, prompt_within
+from server.convert.prompt import Conversation, document_tokens, prompt_within
 from server.convert.sampling import answer_syntax, capped, sampling_params
 from server.convert.thinking import begun
 from server.convert.tokens import ChatTokenizer
@@ -29,15 +28,7 @@ from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
 from server.observe import RequestRecord
 from server.registry import Entry
-from server.routes.reading import (
-    check_same_model,
-    ignored_header,
-    off_loop,
-    read_documents,
-    read_message,
-    signer_of,
-    timeout_of,
-)
+from server.routes.reading import ignored_header, read_conversation, signer_of, timeout_of
 from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest
@@ -86,17 +77,12 @@ async def read_call(request: Request, entry: Entry) -> Call:
     """Check, convert and tokenize a request. Raises ``ApiError`` for what the client must change."""
     deadline = time.monotonic() + timeout_of(request, entry)
     record: RequestRecord = request.state.record
-    wire = await read_message(request, GenerateContentRequest, entry)
-    check_same_model(request, wire.model, entry)
-    tokenizer, info = entry.tokenizer, entry.engine.describe()
-    config = wire.generation_config
-    record.ignored += capped(config, entry.spec, info)
-    signer, owner = signer_of(request), request.state.identity
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
-            documents = await until_hangup(request.receive, read_documents(request, wire))
-            converted = partial(conversation, wire, entry.spec, tokenizer, signer.open_signature, documents, owner)
-            chat = await until_hangup(request.receive, off_loop(request, converted))
+            asked = await read_conversation(request, entry, GenerateContentRequest)
+            config, chat = asked.config, asked.chat
+            tokenizer, info = entry.tokenizer, entry.engine.describe()
+            record.ignored += capped(config, entry.spec, info)
             grammar = await until_hangup(request.receive, _grammar(request, config, chat, tokenizer))
             prompt = await until_hangup(request.receive, prompt_within(info.max_context, chat, tokenizer))
             from_documents = await until_hangup(request.receive, document_tokens(len(prompt), chat, tokenizer))
@@ -109,12 +95,12 @@ async def read_call(request: Request, entry: Entry) -> Call:
         prompt=tuple(prompt),
         sampling=answer_syntax(sampling, tokenizer, chat.tools is not None, thinking, grammar),
         candidates=config.candidate_count or 1,
-        salt=owner,
+        salt=chat.owner,
         deadline=deadline,
     )
     candidates = engine_request.candidates
     parser = _parser(chat.tools, tokenizer, thinking, constrained=grammar is not None)
-    reading = Reading(parser, _shows_thoughts(config), signer)
+    reading = Reading(parser, _shows_thoughts(config), signer_of(request))
     answer = Answer(
         engine_request.id, entry.name, len(prompt), candidates, tokenizer.token_text, reading, from_documents
     )

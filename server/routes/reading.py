@@ -1,24 +1,29 @@
-"""What every method on a model does first: find the model, read the message, refuse what is not served."""
+"""What every method on a model does first: find the model, read the message, refuse what is not served, convert."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request
 
+from engine.types import EngineUnavailable
 from server.body import parse_json, read_body
-from server.convert.documents import DocumentReader, Documents
+from server.convert.documents import NO_DOCUMENTS, DocumentReader, Documents, has_documents
+from server.convert.prompt import Conversation, conversation
 from server.errors import InvalidArgument
 from server.fair import FairSlots
 from server.mapper.signature import Signer
 from server.observe import RequestRecord
 from server.registry import Entry, Registry
-from server.wire.message import M, parse
-from server.wire.requests import GenerateContentRequest
+from server.streaming import until_hangup
+from server.wire.generation import GenerationConfig
+from server.wire.message import parse
+from server.wire.requests import CountTokensRequest, GenerateContentRequest
 from server.wire.support import THINKING, Terms, review
 
 LARGE_BYTES = 65_536
@@ -44,18 +49,54 @@ def check_same_model(request: Request, name: str, entry: Entry) -> None:
         )
 
 
-async def read_message(request: Request, kind: type[M], entry: Entry) -> M:
-    """The body as a message of which every field has its effect on this model; what has none goes on record.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is left of a request when it has become a conversation: the message itself may be large."""
 
-    Raises ``ApiError`` naming every field that is wrong or not served.
+    config: GenerationConfig
+    chat: Conversation
+
+
+async def read_conversation(
+    request: Request, entry: Entry, kind: type[GenerateContentRequest] | type[CountTokensRequest]
+) -> Asked:
+    """The body as a message of which every field has its effect on this model, and that as the model will see it; what
+    has no effect goes on record.
+
+    Raises ``ApiError`` naming every field that is wrong or not served, or a document that cannot be read.
     """
-    settings = request.app.state.settings
+    settings, owner = request.app.state.settings, request.state.identity
     raw = await read_body(request, settings.max_body_bytes, settings.body_stall_seconds)
     request.state.is_large = len(raw) >= LARGE_BYTES
-    message, ignored = await off_loop(request, partial(_reviewed, kind, raw, terms_of(entry)))
+    reopen = signer_of(request).open_signature
+    try:
+        terms: Terms | EngineUnavailable = terms_of(entry)
+    except EngineUnavailable as not_loaded:  # what is wrong with the request is told all the same
+        terms = not_loaded
+
+    def converted(message: GenerateContentRequest, documents: Documents) -> Asked:
+        chat = conversation(message, entry.spec, entry.tokenizer, reopen, documents, owner)
+        return Asked(message.generation_config, chat)
+
+    def read() -> tuple[list[str], GenerateContentRequest | Asked]:
+        parsed = parse(kind, parse_json(raw))
+        if isinstance(terms, EngineUnavailable):
+            raise terms
+        message, ignored = review(parsed, terms)
+        for name in message.models:
+            check_same_model(request, name, entry)
+        generation = message.as_generation()
+        return ignored, generation if has_documents(generation) else converted(generation, NO_DOCUMENTS)
+
+    ignored, found = await until_hangup(request.receive, off_loop(request, read))
     record: RequestRecord = request.state.record
     record.ignored += ignored
-    return message
+    if isinstance(found, Asked):
+        return found
+    reader: DocumentReader = request.app.state.documents
+    documents = await until_hangup(request.receive, reader.read(found, owner))
+    request.state.is_large = True
+    return await until_hangup(request.receive, off_loop(request, partial(converted, found, documents)))
 
 
 async def off_loop(request: Request, work: Callable[[], T]) -> T:
@@ -73,14 +114,6 @@ async def off_loop(request: Request, work: Callable[[], T]) -> T:
             await asyncio.wait([working])  # a thread cannot be cancelled, so its place is not free before
 
 
-async def read_documents(request: Request, message: GenerateContentRequest) -> Documents:
-    """The documents that a message names or holds, as texts. Raises ``ApiError`` for one that cannot be read."""
-    reader: DocumentReader = request.app.state.documents
-    documents = await reader.read(message, request.state.identity)
-    request.state.is_large = request.state.is_large or bool(documents)
-    return documents
-
-
 def terms_of(entry: Entry) -> Terms:
     """What this model can do and lets pass. Raises ``EngineUnavailable`` while that is not known."""
     thinks = entry.tokenizer.thought_ids is not None
@@ -95,10 +128,6 @@ def signer_of(request: Request) -> Signer:
 def ignored_header(record: RequestRecord) -> dict[str, str]:
     """The header that names the fields of a request that were accepted without effect."""
     return {IGNORED_HEADER: ", ".join(record.ignored)[:MAX_IGNORED_CHARACTERS]} if record.ignored else {}
-
-
-def _reviewed(kind: type[M], raw: bytes, terms: Terms) -> tuple[M, list[str]]:
-    return review(parse(kind, parse_json(raw)), terms)
 
 
 def timeout_of(request: Request, entry: Entry) -> float:

@@ -85,6 +85,15 @@ class GenerateContentRequest(Message):
     store: Annotated[Bool, Ignored("nothing is stored")] = False
     continuation_token: Annotated[Bytes, Refused("answers are never continued; send the conversation")] = b""
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the model that the message holds."""
+        return (self.model,)
+
+    def as_generation(self) -> GenerateContentRequest:
+        """Itself: see ``CountTokensRequest``."""
+        return self
+
 
 class CountTokensRequest(Message):
     """A prompt to be counted: ``contents`` alone, the request that would be sent, or (as other Gemini surfaces have it)
@@ -99,6 +108,11 @@ class CountTokensRequest(Message):
     generation_config: Annotated[GenerationConfig, Honoured("counted as far as it changes the prompt")] = (
         GenerationConfig()
     )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the model that the message holds."""
+        return self.model, self.as_generation().model
 
     def as_generation(self) -> GenerateContentRequest:
         """The request whose prompt is to be counted."""

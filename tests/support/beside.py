@@ -5,15 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import httpx
 from support.server import RunningServer
@@ -22,18 +22,17 @@ from support.waiting import wait_until
 MODEL = "smollm2-135m-instruct"
 STREAMS, AT_ONCE = 4, 8
 POLL_SECONDS = 0.05
-DRAIN_SECONDS = 5
 END_SECONDS = 60.0
 """From SIGTERM to the end of the process: far more than the drain and the closing of the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent: the path of a method or of a file, and a body."""
+    """What is sent: the path of a method, and a body, or bytes as they are on the connection."""
 
-    path: str
-    content: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    path: str = ""
+    content: bytes = b""
+    raw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,7 @@ class Beside:
     ``gap`` is the longest time between two tokens of a stream, ``alone`` the longest before the first request: what the
     machine itself makes of it. ``streamed`` counts the tokens. ``health`` are the times that /healthz took, asked again
     ``POLL_SECONDS`` after each answer. ``before`` and ``peak`` are the resident memory of the front end. ``statuses``
-    are those of the requests, 0 where the connection broke; ``ended`` is the exit status after SIGTERM, sent while
-    requests were under way, None where the server had to be killed.
+    are those of the requests, 0 where the connection broke.
     """
 
     gap: float
@@ -54,7 +52,6 @@ class Beside:
     before: int
     peak: int
     statuses: list[int]
-    ended: int | None
 
     @property
     def median_health(self) -> float:
@@ -65,25 +62,16 @@ class Beside:
             f"gap {self.gap * 1000:.0f} ms ({self.alone * 1000:.0f} alone) over {self.streamed} tokens; /healthz "
             f"{self.median_health * 1000:.1f} ms at the median and {max(self.health) * 1000:.0f} ms at most of "
             f"{len(self.health)}; the front end had {self.before >> 20} MiB and then {self.peak >> 20} MiB; answered "
-            f"{self.statuses}; ended with {self.ended}"
+            f"{sorted(self.statuses)}"
         )
 
 
-def beside_streams(folder: Path, requests: list[Request]) -> Beside:
-    """Send ``requests``, ``AT_ONCE`` at a time, beside ``STREAMS`` streams of a server of its own; then once more, and
-    SIGTERM in the middle."""
-    server = RunningServer(folder, "--drain-seconds", str(DRAIN_SECONDS))
-    try:
-        server.wait_until_ready()
-        with _watched(server) as watch, ThreadPoolExecutor(AT_ONCE) as senders:
-            statuses = list(senders.map(lambda request: _sent(server, request), requests))
-        ended = _ended(server, requests)
-    finally:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.stop()
+def beside_streams(server: RunningServer, requests: list[Request]) -> Beside:
+    """Send ``requests``, ``AT_ONCE`` at a time, beside ``STREAMS`` streams."""
+    with _watched(server) as watch, ThreadPoolExecutor(AT_ONCE) as senders:
+        statuses = list(senders.map(lambda request: _sent(server, request), requests))
     gaps = [gap for stream in watch.streams for gap in stream.gaps]
-    return Beside(max(gaps), watch.alone, len(gaps), watch.health, watch.memory[0], max(watch.memory), statuses, ended)
+    return Beside(max(gaps), watch.alone, len(gaps), watch.health, watch.memory[0], max(watch.memory), statuses)
 
 
 class _Stream:
@@ -162,14 +150,24 @@ def _watched(server: RunningServer) -> Iterator[_Watch]:
 
 def _sent(server: RunningServer, request: Request) -> int:
     try:
-        url = server.url + request.path
-        return httpx.post(url, content=request.content, headers=request.headers, timeout=END_SECONDS).status_code
-    except httpx.TransportError:
+        if request.raw:
+            return _sent_raw(server, request.raw)
+        return httpx.post(server.url + request.path, content=request.content, timeout=END_SECONDS).status_code
+    except (httpx.TransportError, OSError):
         return 0
 
 
-def _ended(server: RunningServer, requests: list[Request]) -> int | None:
-    """The exit status of a server that is asked to end while a stream and all these requests are under way."""
+def _sent_raw(server: RunningServer, data: bytes) -> int:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=END_SECONDS) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):  # what was said before the end may still be read
+            connection.sendall(data)
+        head = connection.recv(4096).split()
+    return int(head[1]) if len(head) > 1 else 0
+
+
+def status_after_the_signal(server: RunningServer, requests: list[Request]) -> int | None:
+    """The exit status of a server that is asked to end while a stream and ``AT_ONCE`` of these requests are under way;
+    None where it had to be killed."""
     stream = _Stream(server, 0)
     with ThreadPoolExecutor(AT_ONCE + 1) as pool:
         streaming = pool.submit(stream.run)
