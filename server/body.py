@@ -17,8 +17,8 @@ from starlette.requests import Request
 from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
 
 MAX_CONTAINERS = 100_000
-MAX_VALUES = 200_000
-"""Reading this many names takes some 100 ms, in which no other request of the process goes on."""
+MAX_VALUES = 100_000
+"""Reading as many names takes some 50 ms, in which no other request of the process goes on."""
 STALL_SECONDS = 60.0
 TOTAL_SECONDS = 300.0
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")

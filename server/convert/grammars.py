@@ -6,6 +6,7 @@ Whatever compiles here may take minutes and gigabytes: the server calls it in ch
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
 
 SEARCH_SECONDS = 1.0
+FIRST_NAMED, MOST_NAMED = 257, 256
+"""The tokens that a grammar may name by number, where bytes stand for all others."""
 MAX_GRAMMAR_CHARACTERS = 1_000_000
+
+_TOKEN = re.compile(r"<\[(\d+)\]>")
 
 JSON_STYLE = {
     "whitespace_flexible": False,
@@ -92,21 +97,25 @@ def choice_grammar(texts: Sequence[str]) -> str:
 
 
 def grammar_problem(grammar: str) -> str:
-    """What llguidance has against a grammar; "" if nothing. The tokens that it names are taken as they are."""
-    from llguidance import LLMatcher
-
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
-    return _sentence(messages[0]) if failed else ""
+    """What llguidance has against a grammar; "" if nothing. Tokens that it names by number are taken as they are."""
+    numbers: dict[str, int] = {}
+    named = _TOKEN.sub(lambda found: f"<[{numbers.setdefault(found[1], FIRST_NAMED + len(numbers))}]>", grammar)
+    return _problem(named) if len(numbers) <= MOST_NAMED else f"it names more than {MOST_NAMED} tokens by number"
 
 
 def schema_problem(document: Schema) -> str:
-    """What llguidance has against a converted schema; "" if nothing. The first mask is made too: it meets other limits.
+    """What llguidance has against a converted schema; "" if nothing."""
+    return _problem(json_grammar(document))
+
+
+def _problem(grammar: str) -> str:
+    """The first mask is made too: it meets other limits, and most of a grammar is made ready only then.
 
     Bytes stand for the model's tokens: reading a model's tokenizer would hold up the whole process for seconds.
     """
     from llguidance import LLMatcher
 
-    matcher = LLMatcher(byte_tokenizer(), json_grammar(document), log_level=0, limits=_limits())
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()
     return _sentence(matcher.get_error()) if matcher.is_error() else ""
@@ -152,7 +161,7 @@ def load() -> None:
 
 @lru_cache(maxsize=1)
 def byte_tokenizer() -> LLTokenizer:
-    """Of a tokenizer whose tokens are the bytes, and one for the end."""
+    """Of a tokenizer whose tokens are the bytes, one for the end, and some that a grammar may name by number."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
@@ -164,8 +173,8 @@ class _Bytes:
     eos_token_id = 256
     bos_token_id = None
     unk_token_id = None
-    special_token_ids = (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
+    special_token_ids = tuple(range(256, FIRST_NAMED + MOST_NAMED))
+    tokens = (*(bytes([byte]) for byte in range(256)), *(b"<|%d|>" % number for number in special_token_ids))
 
     def __call__(self, text: str | bytes) -> list[int]:
         return list(text.encode() if isinstance(text, str) else text)

@@ -124,7 +124,7 @@ def digits(number: int) -> Request:
 
 
 def unknown_keys(number: int) -> Request:
-    return asking({"contents": [{f"k{number}x{i}": 1 for i in range(190_000)}]})
+    return asking({"contents": [{f"k{number}x{i}": 1 for i in range(95_000)}]})
 
 
 def more_keys(number: int) -> Request:

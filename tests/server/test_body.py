@@ -200,6 +200,6 @@ def test_commas_count_only_outside_of_texts() -> None:
 
 
 def test_what_is_read_of_a_large_body_is_what_json_says() -> None:
-    body = b'{"a": 1, "b": [' + b'"x", ' * 100_000 + b'1e3], "a": "last wins"}'
+    body = b'{"a": 1, "b": [' + b'"x", ' * 99_000 + b'1e3], "a": "last wins"}'
     assert parse_json(body) == json.loads(body)
     assert math.isclose(parse_json(body)["b"][-1], 1000)

@@ -70,6 +70,7 @@ def beside_streams(server: RunningServer, requests: list[Request]) -> Beside:
     """Send ``requests``, ``AT_ONCE`` at a time, beside ``STREAMS`` streams."""
     with _watched(server) as watch, ThreadPoolExecutor(AT_ONCE) as senders:
         statuses = list(senders.map(lambda request: _sent(server, request), requests))
+        wait_until(lambda: len(watch.health) > 5 and all(stream.gaps for stream in watch.streams))
     gaps = [gap for stream in watch.streams for gap in stream.gaps]
     return Beside(max(gaps), watch.alone, len(gaps), watch.health, watch.memory[0], max(watch.memory), statuses)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,12 @@ def tiny_model_folder(path: Path, model_type: str = "llama", **config: Any) -> P
         model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
     model.save_pretrained(path)
     save_tiny_tokenizer(path)
+    return path
+
+
+def light_model_folder(path: Path, real: Path) -> Path:
+    """A random model that reads and writes what the model in the folder ``real`` does, in no time."""
+    tiny_model_folder(path, vocab_size=49_152, num_hidden_layers=1, max_position_embeddings=8192)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(real / name, path / name)
     return path
