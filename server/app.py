@@ -84,7 +84,7 @@ def _layers(settings: Settings, metrics: Metrics) -> list[Middleware]:
     forwarded = Middleware(ForwardedMiddleware, settings.trusted_proxies)
     return [
         *([forwarded] if settings.trusted_proxies else []),
-        Middleware(RecordMiddleware, metrics),
+        Middleware(RecordMiddleware, metrics, settings.api_keys),
         *([cors] if settings.cors_origins else []),
         Middleware(HostMiddleware, settings),
         Middleware(AuthMiddleware, settings.api_keys),

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, InvalidArgument, PermissionDenied
 from server.middleware import refuse
+from server.middleware.forwarded import HOST
 from server.settings import Settings, is_loopback
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -66,6 +67,8 @@ class HostMiddleware:
         return None
 
     def _is_ours(self, host: str) -> bool:
+        if not HOST.fullmatch(host):
+            return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -80,4 +83,5 @@ def _place(origin: str) -> tuple[str, str, int] | None:
         port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
     except (ValueError, KeyError):
         return None
-    return (url.scheme, url.hostname, port) if url.hostname else None
+    is_plain = HOST.fullmatch(url.netloc) and not (url.path or url.query or url.fragment)
+    return (url.scheme, url.hostname, port) if url.hostname and is_plain else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,16 +21,18 @@ class RecordMiddleware:
     The answer carries ``x-request-id``, under which the log has the trace of an unexpected exception.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_keys: tuple[str, ...] = ()) -> None:
         self._app = app
         self._metrics = metrics
+        self._keys = re.compile("|".join(map(re.escape, api_keys)) or "(?!)")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         client = scope.get("client")
-        path = scope["path"][:MAX_PATH_CHARACTERS]
+        # Who writes & for ? has a key in the path.
+        path = self._keys.sub("…", scope["path"])[:MAX_PATH_CHARACTERS]
         record = RequestRecord(self._metrics, scope["method"], path, client[0] if client else "")
         scope.setdefault("state", {}).update(record=record, identity="")
         with self._metrics.in_progress.track_inprogress():

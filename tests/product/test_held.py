@@ -73,6 +73,9 @@ def test_no_key_is_told_again(keyed: RunningServer) -> None:
             answers.append(keyed.client.post(f"{path}?{query}", content=b"{"))
             answers.append(keyed.client.get(f"/v1beta/files?pageToken=x&{query}"))
             answers.append(keyed.client.get(f"/v1beta/nowhere?{query}"))
+        if key != wrong:
+            for place in (f"{path}&key={key}", f"{path}%3Fkey={key}", f"/v1beta/files/{key}"):
+                answers.append(keyed.client.post(place, content=b"{}"))
     assert {answer.status_code for answer in answers} <= {400, 403, 404}
     metrics = keyed.client.get("/metrics", headers={"authorization": f"Bearer {MELON}"})
     assert metrics.status_code == 200

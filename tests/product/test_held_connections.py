@@ -52,6 +52,7 @@ HOSTS_OF_OTHERS = [
     *(b"evil.org?localhost", b"evil.org/localhost", b"evil.org\\localhost", b"evil.org%00localhost", b"xn--localhost-"),
     *(b"localhost.evil.org:8080", b"evil.org.", b"EVIL.ORG", b"[::2]", b"[::ffff:10.0.0.1]", b"[::1", b"::1]"),
     *(b"0x7f.1.evil.org", b"128.0.0.1", b"127.0.0.1.", b"127.1.evil", b"", b" ", b":8080", b"@", b"[]", b"."),
+    *(b"evil.org@localhost", b"evil.org\\@localhost", b"localhost:x", b"localhost:999999", b"localhost/x"),
     *(b"localhost\xc2\xad.evil.org", b"evil\xe3\x80\x82org", b"localhost, evil.org", b"evil.org, localhost"),
 ]
 
@@ -84,6 +85,13 @@ ORIGINS_OF_OTHERS = [
         b"http://",
         b"http://:80",
     ),
+    *(
+        b"http://evil.org@localhost",
+        b"http://localhost:3000/path",
+        b"file://localhost",
+        b"chrome-extension://localhost",
+    ),
+    *(b"http://localhost:1", b"http://127.0.0.1", b"http://localhost:99999"),
     *(b"http://127.0.0.1.evil.org", b"http://10.0.0.1", b"http://[::ffff:10.0.0.1]", b"http://[", b"http://\xff"),
 ]
 

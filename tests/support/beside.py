@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import httpx
 from support.server import RunningServer
+from support.strangers import Request
 from support.waiting import wait_until
 
 MODEL = "smollm2-135m-instruct"
@@ -24,15 +25,6 @@ STREAMS, AT_ONCE = 4, 8
 POLL_SECONDS = 0.05
 END_SECONDS = 60.0
 """From SIGTERM to the end of the process: far more than the drain and the closing of the engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is sent: the path of a method, and a body, or bytes as they are on the connection."""
-
-    path: str = ""
-    content: bytes = b""
-    raw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
