@@ -25,7 +25,7 @@ from server.fair import FairSlots
 
 START_SECONDS = 60.0
 """What importing libraries may take, on a machine that has more to do."""
-IDLE_SECONDS = 300.0
+IDLE_SECONDS = 60.0
 """After so long without work a child ends, and its memory is free."""
 
 _OUT_OF_MEMORY = (EXIT_MEMORY, -signal.SIGABRT, -signal.SIGSEGV)
@@ -76,7 +76,7 @@ class ChildProcesses:
         and ``ChildDied``. Who is cancelled has the job's child killed.
         """
         async with self._slots.of(owner, patience):
-            child = self._idle.pop() if self._idle else await _start(self._command)
+            child = self._rested() or await _start(self._command)
             try:
                 if self._prepare is not None and not child.is_prepared:
                     await child.do(self._prepare, (), START_SECONDS)
@@ -95,10 +95,19 @@ class ChildProcesses:
         idle, self._idle = self._idle, []
         await asyncio.gather(*(child.kill() for child in idle))
 
+    def _rested(self) -> _Child | None:
+        """One that has nothing to do; the system may have ended others meanwhile."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.is_running:
+                return child
+        return None
+
     async def _retire(self, child: _Child) -> None:
         """Nothing came for a while."""
         await asyncio.sleep(IDLE_SECONDS)
-        self._idle.remove(child)
+        if child in self._idle:
+            self._idle.remove(child)
         await child.kill()
 
 
@@ -115,6 +124,10 @@ class _Child:
         self._jobs = process.stdin
         self._answers = process.stdout
         self.retiring: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
 
     async def do(self, work: Callable[..., Any], arguments: tuple[Any, ...], seconds: float) -> Any:
         """Raises as `ChildProcesses.run` does."""
@@ -154,7 +167,7 @@ class _Child:
         """End it at once."""
         if self.retiring is not None and self.retiring is not asyncio.current_task():
             self.retiring.cancel()
-        if self._process.returncode is None:
+        if self.is_running:
             with suppress(ProcessLookupError):
                 self._process.kill()
         await self._process.wait()

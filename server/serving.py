@@ -32,7 +32,7 @@ LAST_SECONDS = 15
 SWITCH_SECONDS = 0.001
 """How long a thread that reads a large request keeps the event loop waiting for the interpreter, where Python has 5 ms:
 an answer to another client takes several such waits."""
-GARBAGE_THRESHOLDS = (50_000, 20, 100)
+GARBAGE_THRESHOLDS = (10_000, 10, 10)
 """Collections of garbage stop everything, and requests leave little behind that only they find."""
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
 from server.convert.calls import free_arguments, tool_grammar
@@ -20,7 +21,7 @@ from server.convert.form import ENUM, answer_form
 from server.convert.grammars import chosen, enforced, load
 from server.convert.shape import check_size
 from server.convert.tools import Tools
-from server.errors import InvalidArgument, ResourceExhausted
+from server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from server.families import Family
 from server.observe import log
 from server.wire.generation import GenerationConfig
@@ -30,7 +31,7 @@ WAIT_SECONDS = 3.5
 """For a free child. Whoever waits comes after one job of each other caller, so this is longer than a job."""
 CHILDREN = 2
 MEMORY_BYTES = 256 * 1024**2
-REMEMBERED_CHARACTERS = 20_000_000
+REMEMBERED_BYTES = 20_000_000
 
 _BUSY = "Too many schemas are being compiled. Please try again later."
 _DIED = "The schema could not be compiled now. Please try again later."
@@ -50,7 +51,7 @@ class GrammarCompiler:
         self._seconds = seconds
         self._patience = patience
         self._children = ChildProcesses(number, MEMORY_BYTES, _BUSY, load)
-        self._known: OrderedDict[bytes, str | InvalidArgument] = OrderedDict()
+        self._known: OrderedDict[bytes, str | _Refusal] = OrderedDict()
         self._making: dict[tuple[str, bytes], asyncio.Task[Any]] = {}
 
     async def answer(self, config: GenerationConfig, owner: str = "") -> str | None:
@@ -93,8 +94,8 @@ class GrammarCompiler:
             outcome = making.result()
         else:
             self._known.move_to_end(key)
-        if isinstance(outcome, InvalidArgument):
-            raise InvalidArgument(outcome.message, outcome.violations)
+        if isinstance(outcome, _Refusal):
+            raise InvalidArgument(*outcome)
         if isinstance(outcome, ResourceExhausted):
             raise ResourceExhausted(outcome.message)
         return str(outcome)
@@ -106,28 +107,41 @@ class GrammarCompiler:
                 work, *arguments, owner=owner, seconds=self._seconds, patience=self._patience
             )
         except InvalidArgument as refusal:
-            outcome = refusal
+            outcome = _Refusal(refusal.message, refusal.violations)
         except TookTooMuch:
             outcome = _too_costly(field, f"{MEMORY_BYTES >> 20} MiB of memory")
         except JobFailed as failure:
             log.error("a schema could not be compiled", field=field, reason=str(failure))
-            outcome = InvalidArgument.at(field, f"{field}: this cannot be enforced; the server's log has the reason")
+            outcome = _refusal(field, "this cannot be enforced; the server's log has the reason")
         except TookTooLong:
             return _too_costly(field, f"{self._seconds:g} seconds")
         except ResourceExhausted as busy:
-            return busy
+            return ResourceExhausted(busy.message)
         except ChildDied as death:
             log.error("a schema could not be compiled", reason=str(death))
             return ResourceExhausted(_DIED)
         self._known[key] = outcome
-        while len(self._known) > 1 and sum(map(_size, self._known.values())) > REMEMBERED_CHARACTERS:
+        while len(self._known) > 1 and sum(map(_size, self._known.values())) > REMEMBERED_BYTES:
             self._known.popitem(last=False)
         return outcome
 
 
-def _too_costly(field: str, limit: str) -> InvalidArgument:
-    return InvalidArgument.at(field, f"{field}: compiling it takes more than {limit}; send a simpler one")
+class _Refusal(NamedTuple):
+    """What an ``InvalidArgument`` is made of. The exception itself would keep all that was there when it was raised."""
+
+    message: str
+    violations: tuple[FieldViolation, ...]
 
 
-def _size(outcome: str | InvalidArgument) -> int:
-    return 1000 + len(str(outcome))
+def _refusal(field: str, reason: str) -> _Refusal:
+    text = f"{field}: {reason}"
+    return _Refusal(text, (FieldViolation(field, text),))
+
+
+def _too_costly(field: str, limit: str) -> _Refusal:
+    return _refusal(field, f"compiling it takes more than {limit}; send a simpler one")
+
+
+def _size(outcome: str | _Refusal) -> int:
+    texts = [outcome] if isinstance(outcome, str) else [outcome.message, *sum(outcome.violations, ())]
+    return 1000 + sum(map(sys.getsizeof, texts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -111,3 +112,12 @@ async def test_it_ends_when_nothing_comes_and_with_its_parent(monkeypatch: pytes
     pid = await run(children, jobs.process)
     await children.close()
     assert not jobs.is_running(pid)
+
+
+async def test_one_that_was_ended_while_it_rested_is_replaced(children: ChildProcesses) -> None:
+    pid = await run(children, jobs.process)
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(SECONDS):
+        while children._idle[0].is_running:
+            await asyncio.sleep(0.02)
+    assert await run(children, jobs.process) != pid
