@@ -52,6 +52,7 @@ class GrammarCompiler:
         self._patience = patience
         self._children = ChildProcesses(number, MEMORY_BYTES, _BUSY, load)
         self._known: OrderedDict[bytes, str | _Refusal] = OrderedDict()
+        self._bytes = 0
         self._making: dict[tuple[str, bytes], asyncio.Task[Any]] = {}
 
     async def answer(self, config: GenerationConfig, owner: str = "") -> str | None:
@@ -120,9 +121,10 @@ class GrammarCompiler:
         except ChildDied as death:
             log.error("a schema could not be compiled", reason=str(death))
             return ResourceExhausted(_DIED)
+        self._bytes += 0 if key in self._known else _size(outcome)
         self._known[key] = outcome
-        while len(self._known) > 1 and sum(map(_size, self._known.values())) > REMEMBERED_BYTES:
-            self._known.popitem(last=False)
+        while len(self._known) > 1 and self._bytes > REMEMBERED_BYTES:
+            self._bytes -= _size(self._known.popitem(last=False)[1])
         return outcome
 
 
