@@ -170,8 +170,9 @@ def size_of(messages: Messages, tools: Declared = ()) -> int:
 
 
 def encoded(folder: str, messages: Messages, tools: Declared, options: Options, most: int | None) -> tuple[int, bytes]:
-    """What a child does for `ChatTokenizer.render`."""
-    return _packed(_renderer(folder).ids(messages, tools, options), most)
+    """What a child does for `ChatTokenizer.render`: how many tokens, and up to ``most`` these, four bytes each."""
+    ids = _renderer(folder).ids(messages, tools, options)
+    return len(ids), array("I", ids if most is None or len(ids) <= most else ()).tobytes()
 
 
 def _load_in_child(folder: str) -> None:
@@ -181,11 +182,6 @@ def _load_in_child(folder: str) -> None:
 @lru_cache(maxsize=1)
 def _renderer(folder: str) -> Renderer:
     return Renderer(Path(folder))
-
-
-def _packed(ids: list[int], most: int | None) -> tuple[int, bytes]:
-    """How many tokens, and if that is no more than ``most`` these, four bytes each."""
-    return len(ids), array("I", ids if most is None or len(ids) <= most else ()).tobytes()
 
 
 def _renders_system(tokenizer: Any) -> bool:

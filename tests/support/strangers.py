@@ -120,7 +120,7 @@ def counted(number: int) -> Request:
 
 
 def counted_within_the_limit(number: int) -> Request:
-    return asking({"contents": said(f"{number} and so on "[:10] * 100_000)}, "countTokens")
+    return asking({"contents": said(f"{number} and so on "[:10] * 50_000)}, "countTokens")
 
 
 def named_like_a_control_token(number: int) -> Request:
