@@ -44,10 +44,8 @@ def core(folder: Path) -> Iterator[Core]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Iterator[ChatTokenizer]:
-    made = ChatTokenizer(folder)
-    yield made
-    made.close()
+def tokenizer(folder: Path) -> ChatTokenizer:
+    return ChatTokenizer(folder)
 
 
 async def answered(

@@ -159,7 +159,7 @@ KINDS: dict[str, tuple[Callable[[int], Request], set[int]]] = {
     "groups": (groups, {400}),
     "many contents": (many_contents, {400}),
     "many turns": (many_turns, {400}),
-    "many functions": (many_functions, {400}),
+    "many functions": (many_functions, {400, 429}),
     "results in reverse": (results_in_reverse, {400}),
     "trailers": (trailers, {431, 0}),
     "counted": (counted, {400}),
