@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-TABLE = (TESTS.parent / "docs" / "security.md").read_text("utf-8")
+TABLE = (TESTS.parent / "docs" / "security.md").read_text("utf-8").partition("## Limits")[2].partition("\n## ")[0]
 
 
 def test_every_row_names_tests_that_exist() -> None:
