@@ -19,9 +19,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from engine.api.engine import EngineConfig
+from engine.api.requests import Request, SamplingParams
 from engine.build import build_core
-from engine.core import Core
-from engine.types import EngineConfig, Request, SamplingParams
+from engine.core.core import Core
 
 
 @dataclass(slots=True)

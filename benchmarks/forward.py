@@ -17,13 +17,15 @@ from statistics import median
 
 import torch
 
-from engine.batch import Runner, Sequence, Work
+from engine.api.engine import EngineConfig
+from engine.api.requests import Request, SamplingParams
 from engine.build import build_runner, load_tokenizer
 from engine.native import library
-from engine.sources import parse_source, prepare
-from engine.types import EngineConfig, Request, SamplingParams
-from server.settings import Settings
-from server.spec import load_specs
+from engine.scheduling.contracts import Runner
+from engine.scheduling.sequence import Sequence, Work
+from engine.weights.sources import parse_source, prepare
+from server.config.models_file import load_specs
+from server.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.processors import cores
+from engine.device.cpu_count import cores
 
 BYTES = 512 * 1024 * 1024
 PASSES = 12

@@ -25,18 +25,19 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from engine.batch import Sequence, Work
+from benchmarks.harness.contenders import LLAMA_CPP, Sizes, peer, started, versions
+from benchmarks.harness.machine import choice_of
+from benchmarks.harness.programs import ROOT
+from engine.api.engine import EngineConfig
+from engine.api.requests import Request, SamplingParams
 from engine.build import build_runner, load_tokenizer
-from engine.types import EngineConfig, Request, SamplingParams
-from server.bench.client import BaseUrl
-from server.bench.contenders import LLAMA_CPP, Sizes, peer, started, versions
+from engine.scheduling.sequence import Sequence, Work
 from server.bench.environment import describe
-from server.bench.machine import choice_of
-from server.bench.programs import ROOT
-from server.bench.report import write
-from server.registry import engine_config, weights_of
-from server.settings import Settings
-from server.spec import load_specs
+from server.bench.results.report import write
+from server.bench.wire.client import BaseUrl
+from server.config.models_file import load_specs
+from server.config.settings import Settings
+from server.models.registry import engine_config, weights_of
 
 TEXT = Path(__file__).with_name("quality.txt")
 NORMAL_95 = 1.96

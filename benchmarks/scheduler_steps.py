@@ -16,13 +16,15 @@ from statistics import fmean, median
 
 from tokenizers import Tokenizer
 
-from engine.batch import Sampled, Sequence, Work
-from engine.blocks import BlockPool
-from engine.core import Core
-from engine.masks import Mask
-from engine.pacing import FittedCost, StepPacer
-from engine.scheduler import Scheduler
-from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.requests import Request, SamplingParams
+from engine.cache.block_pool import BlockPool
+from engine.constraints.masks import Mask
+from engine.core.core import Core
+from engine.scheduling.chunk_budget import FittedCost, StepPacer
+from engine.scheduling.contracts import Sampled
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Sequence, Work
 
 PROMPT = 64
 BLOCK_SIZE = 16

@@ -11,21 +11,24 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from engine.attention.reference import ReferenceAttention
-from engine.batch import Runner
-from engine.core import Core
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.errors import ModelRefused
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import block_bytes, plan_blocks
+from engine.cache.memory import memory_budget, running_limit
+from engine.constraints.grammar import GrammarBuilder
+from engine.core.core import Core
+from engine.device.cpu_count import cores
 from engine.failures import NOT_FAILURES, sentence
-from engine.gpu import gpu_runner
-from engine.grammar import GrammarBuilder
-from engine.kv import KVCache, block_bytes, memory_budget, plan_blocks, running_limit
-from engine.model import LoadedModel, Progress, load_model
+from engine.model.loader import LoadedModel, Progress, load_model
+from engine.model.summary import log_summary, model_info
 from engine.native.build import native_runner
 from engine.native.errors import NotNative, WeightsGone
-from engine.processors import cores
-from engine.runner import ModelRunner
+from engine.runner.cuda import gpu_runner
+from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
-from engine.summary import log_summary, model_info
-from engine.types import EngineConfig, ModelInfo, ModelRefused
+from engine.scheduling.contracts import Runner
 
 _log = logging.getLogger(__name__)
 

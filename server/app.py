@@ -16,23 +16,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
 
-from engine.types import EngineError
-from server.convert.constraint import GrammarCompiler
-from server.convert.documents import DocumentReader
+from engine.api.errors import EngineError
+from server.config.settings import ConfigError, Settings
 from server.errors import ApiError, api_error_response
-from server.fair import FairSlots
-from server.files.store import FileLimits, FileStore
-from server.files.upload import Uploads
-from server.mapper.signature import signature_key
-from server.middleware.auth import AuthMiddleware
-from server.middleware.forwarded import ForwardedMiddleware
-from server.middleware.host import HostMiddleware
-from server.middleware.record import RecordMiddleware
-from server.observe import Metrics
-from server.registry import Registry
+from server.grammar.compiler import GrammarCompiler
+from server.http.middleware.auth import AuthMiddleware
+from server.http.middleware.forwarded import ForwardedMiddleware
+from server.http.middleware.host import HostMiddleware
+from server.http.middleware.record import RecordMiddleware
+from server.mapper.thought_signature import signature_key
+from server.media.documents import DocumentReader
+from server.models.registry import Registry
+from server.observability.metrics import Metrics
+from server.offload.fair import FairSlots
 from server.routes import api_routes
 from server.routes.ops import ops_routes
-from server.settings import ConfigError, Settings
+from server.storage.files.store import FileLimits, FileStore
+from server.storage.files.upload import Uploads
 from server.version import castor_version
 
 SWEEP_SECONDS = 60.0

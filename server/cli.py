@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from server.settings import Settings
+    from server.config.settings import Settings
 
 app = typer.Typer(
     help="Serves open models from local weights behind the Gemini REST format.",
@@ -93,7 +93,7 @@ def chat(
     url: Annotated[str, typer.Option(help="The base URL of the server.")] = "http://127.0.0.1:8080",
 ) -> None:
     """Talk to a model of a running server. The first of CASTOR_API_KEYS is sent as the key."""
-    from server.chat import chat as run
+    from server.commands.chat import chat as run
 
     keys = _settings().api_keys
     raise typer.Exit(run(url, model, keys[0] if keys else None))
@@ -180,15 +180,15 @@ def fetch(names: Names = None, models: ModelsFile = None, cache_dir: CacheDir = 
 
 def main() -> None:
     """Run the command; what the operator can mend is told in one sentence and never as a traceback."""
-    from engine.types import EngineError
-    from server.settings import ConfigError
+    from engine.api.errors import EngineError
+    from server.config.settings import ConfigError
 
     try:
         app()
     except (ConfigError, EngineError) as error:
         _fail(str(error))
     except OSError as error:
-        from server.words import os_sentence
+        from server.commands.terminal import os_sentence
 
         _fail(os_sentence(error))
 
@@ -199,7 +199,7 @@ def _fail(sentence: str) -> None:
 
 
 def _settings(**options: Any) -> Settings:
-    from server.settings import Settings
+    from server.config.settings import Settings
 
     return Settings.from_env(os.environ, **options)
 

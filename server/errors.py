@@ -35,7 +35,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
-from engine.types import EngineUnavailable, ErrorKind, Overloaded, RequestError, RequestRefused
+from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
+from engine.api.events import ErrorKind, RequestError
 
 RETRY_SECONDS = 2
 

@@ -13,9 +13,9 @@ from hypothesis import settings
 from support.examples import register_profiles
 from support.gemma import prepare_gemma
 
-from engine.sources import parse_source, prepare
-from server.settings import Settings
-from server.spec import load_specs
+from engine.weights.sources import parse_source, prepare
+from server.config.models_file import load_specs
+from server.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from engine.batch import Work
+from engine.scheduling.sequence import Work
 
 
 class AttentionOptions(NamedTuple):

@@ -18,8 +18,9 @@ from triton import JITFunction
 from engine.attention.base import AttentionOptions
 from engine.attention.staging import StagedNumbers
 from engine.attention.triton_kernels import attend_kernel, join_kernel, write_kernel
-from engine.batch import Work
-from engine.kv import KVCache, KVShape
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVShape
+from engine.scheduling.sequence import Work
 
 MAX_SPLITS = 32
 # So many programs for each processor keep one busy while others wait for memory.

@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.attention import seam
-from engine.attention.probe import set_attention
-from engine.batch import Sequence, Work
-from engine.gguf_blocks import read_blocks
-from engine.kv import KVCache
-from engine.model import LoadedModel, Progress
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.requests import Request, SamplingParams
+from engine.cache.kv_tensors import KVCache
+from engine.model import attention_hook
+from engine.model.loader import LoadedModel, Progress
+from engine.model.probe import set_attention
 from engine.native.decoder import describe, require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
-from engine.native.formula import PRIME, TOLERANCE, read_turns, require_formula
 from engine.native.library import load_library
 from engine.native.runner import NativeRunner
-from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+from engine.native.verify import PRIME, TOLERANCE, read_turns, require_formula
+from engine.scheduling.sequence import Sequence, Work
+from engine.weights.gguf_blocks import read_blocks
 
 CHECKED_TOKENS = 40
 # What code that meets a model of unknown make may raise.
@@ -87,5 +88,5 @@ def _own_logits(module: nn.Module, tokens: list[int]) -> torch.Tensor:
         with torch.inference_mode():
             logits: torch.Tensor = module(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
     finally:
-        set_attention(module, seam.PAGED)
+        set_attention(module, attention_hook.PAGED)
     return logits.float()

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.attention.probe import ProbedLayer
-from engine.kv import KVCache, KVShape
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVShape
+from engine.model.probe import ProbedLayer
 from engine.native import library
 from engine.native.errors import NotNative
-from engine.native.formula import Turns
 from engine.native.packing import PANEL, fits, pack_blocks, pack_floats
+from engine.native.verify import Turns
 
 Blocks = Mapping[str, tuple[torch.Tensor, str]]
 """Blocks of a GGUF file by the name of the weight that they make: bytes [channels, groups, bytes] and their type."""

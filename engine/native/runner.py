@@ -1,4 +1,4 @@
-"""``engine.batch.Runner`` over the C forward: one call for all tokens of a step."""
+"""``engine.scheduling.contracts.Runner`` over the C forward: one call for all tokens of a step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.batch import Work
+from engine.api.engine import ModelInfo
 from engine.native import library
 from engine.native.decoder import Decoder
 from engine.native.packing import PANEL
-from engine.types import ModelInfo
+from engine.scheduling.sequence import Work
 
 
 class NativeRunner:

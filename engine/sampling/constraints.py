@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch.nn.functional import embedding
 
-from engine.masks import Mask
+from engine.constraints.masks import Mask
 
 
 def constrained(logits: torch.Tensor, masks: Batch[Mask | None]) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.batch import Sequence
+from engine.scheduling.sequence import Sequence
 
 # A mass so large that every point but 0 lies beyond any cumulative sum; not infinite, because 0 times it must be 0.
 UNKNOWN = torch.finfo(torch.float64).max

@@ -6,9 +6,9 @@ from collections.abc import Sequence as Batch
 
 import torch
 
-from engine.batch import Sequence
+from engine.api.events import TokenLogprobs, TopLogprob
 from engine.sampling.ranking import ranked
-from engine.types import TokenLogprobs, TopLogprob
+from engine.scheduling.sequence import Sequence
 
 # JSON has no infinity: a token of probability zero is reported with this logarithm, lower than any float32 can reach.
 LOWEST_LOGPROB = -9999.0

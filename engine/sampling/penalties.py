@@ -7,7 +7,7 @@ from collections.abc import Sequence as Batch
 
 import torch
 
-from engine.batch import Sequence
+from engine.scheduling.sequence import Sequence
 
 
 def penalised(logits: torch.Tensor, sequences: Batch[Sequence]) -> torch.Tensor:

@@ -6,18 +6,19 @@ from collections.abc import Sequence as Batch
 
 import torch
 
-from engine.batch import Sampled, Sequence
-from engine.masks import Mask
+from engine.constraints.masks import Mask
 from engine.sampling.constraints import constrained
 from engine.sampling.draw import draw
 from engine.sampling.filters import make_filters
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.noise import uniform
 from engine.sampling.penalties import penalised
+from engine.scheduling.contracts import Sampled
+from engine.scheduling.sequence import Sequence
 
 
 class BatchSampler:
-    """``engine.batch.Sampler``; it keeps nothing between calls."""
+    """``engine.scheduling.contracts.Sampler``; it keeps nothing between calls."""
 
     def sample(self, logits: torch.Tensor, sequences: Batch[Sequence], masks: Batch[Mask | None]) -> list[Sampled]:
         """The next token for each row of ``logits`` [rows, vocabulary], out of those that its mask allows.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import transformers
 
-from engine.graphs import CudaRecorder, Recorder
-from engine.trial import Attention
+from engine.runner.cuda_graphs import CudaRecorder, Recorder
+from engine.runner.memory_profile import Attention
 
 SPELLS = 3
 """Every number is the median of so many, after a warm-up."""

@@ -14,14 +14,15 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from engine.attention import seam
-from engine.attention.probe import probe, set_attention
-from engine.attention.reference import ReferenceAttention
-from engine.batch import Sequence
-from engine.gpu import gpu_runner
-from engine.model import LoadedModel
-from engine.runner import ModelRunner
-from engine.types import EngineConfig, Request, SamplingParams
+from engine.api.engine import EngineConfig
+from engine.api.requests import Request, SamplingParams
+from engine.attention.gather import ReferenceAttention
+from engine.model import attention_hook
+from engine.model.loader import LoadedModel
+from engine.model.probe import probe, set_attention
+from engine.runner.cuda import gpu_runner
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.sequence import Sequence
 from gpu_checks.machine import Machine
 
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
@@ -131,7 +132,7 @@ def random_model(model_type: str, dtype: torch.dtype, device: torch.device, live
 
 def loaded(module: Any) -> LoadedModel:
     """The module with its attention switched to the paged one."""
-    seam.register()
+    attention_hook.register()
     layers = module.config.get_text_config().num_hidden_layers
     return LoadedModel(module, probe(module, layers), int(module.config.max_position_embeddings), "", ())
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from engine.attention.base import AttentionOptions
-from engine.kv import KVCache, KVShape
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVShape
 from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, loaded, random_module, shape_of
 from gpu_checks.parts.attention import FORMS, Form, laid_out
@@ -99,7 +100,7 @@ def _tuned_attention(machine: Machine, stages: int, keys: int) -> None:
 
 def _model(machine: Machine, name: str) -> None:
     """The kernels of a model's layers, by one layer of it."""
-    from engine.chains import shorten
+    from engine.runner.fused_ops import shorten
 
     family, config = shape_of(machine, name)
     config = {**config, "vocab_size": 512, "num_hidden_layers": 1}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine.attention.reference import ReferenceAttention
-from engine.trial import Attention
+from engine.attention.gather import ReferenceAttention
+from engine.runner.memory_profile import Attention
 
 
 def record(compute: Callable[[], None]) -> Callable[[], None]:

@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.bench.client import BaseUrl, HttpError, post
-from server.bench.counting import Outcome, TokenCounter
-from server.bench.protocols import Call, Dialect, SseReader
+from server.bench.wire.client import BaseUrl, HttpError, post
+from server.bench.wire.counting import Outcome, TokenCounter
+from server.bench.wire.protocols import Call, Dialect, SseReader
 
 REQUEST_SECONDS = 900.0
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from server.bench.counting import Outcome
 from server.bench.load import Clock, Load, closed_loop, joined, perform
-from server.bench.measure import tail
 from server.bench.prompts import SCHEMA
-from server.bench.protocols import Call
+from server.bench.results.measure import tail
 from server.bench.session import Session
 from server.bench.usage import watched
-from server.settings import ConfigError
+from server.bench.wire.counting import Outcome
+from server.bench.wire.protocols import Call
+from server.config.settings import ConfigError
 
 KV_BLOCKS_USED = "castor_kv_blocks_used"
 IDLE_SECONDS = 10.0

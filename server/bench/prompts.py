@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from itertools import count
 
-from server.bench.protocols import Call
+from server.bench.wire.protocols import Call
 
 # Common words: nearly every tokenizer has one token for each.
 _COMMON = """

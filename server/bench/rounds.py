@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from server.bench.beside import Beside
-from server.bench.contenders import Contender, Sizes, started
+from benchmarks.harness.beside import Beside
+from benchmarks.harness.contenders import Contender, Sizes, started
+from benchmarks.harness.weights import bytes_per_token
 from server.bench.load import Target
 from server.bench.prompts import Prompts
 from server.bench.scenarios import Scenario
 from server.bench.session import Measurement, Plan, Session
-from server.bench.weights import bytes_per_token
 
 Tell = Callable[[Measurement], None]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from benchmarks.harness.contenders import LLAMA_CPP, PEERS
 from server.bench import loads
-from server.bench.contenders import LLAMA_CPP, PEERS
-from server.bench.findings import Finding, Loads, Results, number_of, quotient
+from server.bench.results.findings import Finding, Loads, Results, number_of, quotient
 from server.bench.session import Plan, Session
 
 Find = Callable[[Results, Plan], list[Finding]]

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.bench.client import HttpError, get
 from server.bench.load import Load, Target, closed_loop, open_loop, poisson_arrivals
-from server.bench.measure import Limits, Summary, summarise
 from server.bench.prompts import Prompts
-from server.bench.protocols import Call
+from server.bench.results.measure import Limits, Summary, summarise
 from server.bench.usage import Usage, watched
-from server.settings import ConfigError
+from server.bench.wire.client import HttpError, get
+from server.bench.wire.protocols import Call
+from server.config.settings import ConfigError
 
 WARM_UP_TOKENS = 4
 LEAST_REQUESTS = 16

@@ -13,25 +13,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from server.bench import machine, plots, report
-from server.bench.beside import Beside
-from server.bench.client import HttpError, get, parse_url
-from server.bench.contenders import PEERS, Contender, castor, peer, versions
+from benchmarks.harness import machine
+from benchmarks.harness.beside import Beside
+from benchmarks.harness.contenders import PEERS, Contender, castor, peer, versions
+from benchmarks.harness.programs import ROOT
 from server.bench.environment import describe
-from server.bench.findings import Results
 from server.bench.load import Target
-from server.bench.measure import Limits
-from server.bench.programs import ROOT
 from server.bench.prompts import Prompts
-from server.bench.protocols import Gemini
+from server.bench.results import plots, report
+from server.bench.results.findings import Results
+from server.bench.results.measure import Limits
 from server.bench.rounds import Tell, measure_own, measure_running
 from server.bench.scenarios import SCENARIOS, Scenario
 from server.bench.session import Measurement, Plan
+from server.bench.wire.client import HttpError, get, parse_url
+from server.bench.wire.protocols import Gemini
 from server.commands.models import models_file
-from server.registry import engine_config
-from server.settings import ConfigError, Settings, is_loopback
-from server.spec import ModelSpec, load_specs
-from server.words import console
+from server.commands.terminal import console
+from server.config.models_file import ModelSpec, load_specs
+from server.config.settings import ConfigError, Settings, is_loopback
+from server.models.registry import engine_config
 
 PLOTS_MISSING = "no plots: matplotlib is not installed; for them run: pip install 'castor-serve[bench]'"
 MODELS_PATH = "/v1beta/models"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engine.sources import SourceError, prepare, prepared_folder
-from server.registry import weights_of
-from server.settings import ConfigError, Settings
-from server.spec import ModelSpec, load_specs
-from server.transformers_import import require_library
-from server.words import bars, console, reporter
+from engine.weights.sources import SourceError, prepare, prepared_folder
+from server.commands.terminal import bars, console, reporter
+from server.config.models_file import ModelSpec, load_specs
+from server.config.settings import ConfigError, Settings
+from server.families.transformers_import import require_library
+from server.models.registry import weights_of
 
 
 def models_file(settings: Settings) -> Path:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-from engine.sources import prepare
+from engine.weights.sources import prepare
 from server.app import create_app
 from server.commands.models import models_file
-from server.observe import configure_logging
-from server.registry import Registry, weights_of
-from server.serving import CastorServer, bind, settle
-from server.settings import Settings
-from server.spec import load_specs, spec_of_path
-from server.transformers_import import require_library
-from server.words import bars, console, reporter, say_ready, watch_loading
+from server.commands.terminal import bars, console, reporter, say_ready, watch_loading
+from server.config.models_file import load_specs, spec_of_path
+from server.config.settings import Settings
+from server.families.transformers_import import require_library
+from server.http.serving import CastorServer, bind, settle
+from server.models.registry import Registry, weights_of
+from server.observability.metrics import configure_logging
 
 
 def serve(settings: Settings, path: Path | None) -> NoReturn:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from server.convert.rendering import Message
 from server.convert.turns import Reopen, Turn, check_counts, problem, turns_of
-from server.families import CASTOR, Family
+from server.families.family import Family
+from server.families.table import CASTOR
 from server.wire.content import Content, FunctionCall
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from engine.types import Thinking
-from server.convert.documents import NO_DOCUMENTS, Documents
+from engine.api.requests import Thinking
+from server.config.models_file import ModelSpec
+from server.convert.chat_tokenizer import ChatTokenizer, TooManyTokens, size_of
 from server.convert.messages import chat_messages, no_thoughts
 from server.convert.rendering import Message
-from server.convert.shape import check_size
 from server.convert.thinking import thinking_for
-from server.convert.tokens import ChatTokenizer, TooManyTokens, size_of
 from server.convert.tools import Tools, castor_prompt, read_tools
 from server.convert.turns import Reopen
 from server.errors import InvalidArgument
-from server.spec import ModelSpec
+from server.grammar.schema_closure import check_size
+from server.media.documents import NO_DOCUMENTS, Documents
 from server.wire.requests import GenerateContentRequest
 
 COUNTED_CHARACTERS = 2_000_000

@@ -15,9 +15,9 @@ from typing import Any, NotRequired, TypedDict
 
 from jinja2 import TemplateError
 
-from server.convert.keywords import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUES
 from server.errors import InvalidArgument
-from server.transformers_import import library
+from server.families.transformers_import import library
+from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUES
 
 _BREAK = "·"
 """Stands where two pieces of text must not become one token."""

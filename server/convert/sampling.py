@@ -6,10 +6,11 @@ import secrets
 from dataclasses import replace
 from typing import TypeVar
 
-from engine.types import ModelInfo, SamplingParams, Thinking
-from server.convert.tokens import ChatTokenizer
+from engine.api.engine import ModelInfo
+from engine.api.requests import SamplingParams, Thinking
+from server.config.models_file import ModelSpec
+from server.convert.chat_tokenizer import ChatTokenizer
 from server.errors import InvalidArgument
-from server.spec import ModelSpec
 from server.wire.generation import GenerationConfig
 
 Number = TypeVar("Number", int, float)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.types import Thinking
-from server.convert.tokens import ChatTokenizer
+from engine.api.requests import Thinking
+from server.config.models_file import ModelSpec
+from server.convert.chat_tokenizer import ChatTokenizer
 from server.errors import InvalidArgument
-from server.families import Family
-from server.spec import ModelSpec
+from server.families.family import Family
 from server.wire.generation import GenerationConfig, ThinkingConfig
 
 FREE = -1

@@ -10,9 +10,9 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from server.convert.keywords import TYPES
-from server.convert.shape import MAX_NESTING
 from server.errors import FieldViolation
+from server.grammar.schema_closure import MAX_NESTING
+from server.grammar.schema_dialects import TYPES
 from server.wire.fields import shown
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from engine.types import TokenLogprobs
+from engine.api.events import TokenLogprobs
 
 TokenText = Callable[[int], str]
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.types import CandidateFinished, Delta, Event, FinishReason, RequestFinished
+from engine.api.events import CandidateFinished, Delta, Event, FinishReason, RequestFinished
 from server.errors import as_api_error
 from server.mapper.candidates import PLAIN, Candidate, Reading
 from server.mapper.logprobs import TokenText

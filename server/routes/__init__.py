@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.errors import MethodNotAllowed, NotFound, Unimplemented
-from server.registry import Entry
+from server.models.registry import Entry
 from server.routes.files import delete_file, download_file, get_file, list_files
 from server.routes.generate import generate_content, stream_generate_content
 from server.routes.models import get_model, list_models

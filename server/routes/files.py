@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from server.body import to_json
 from server.errors import InvalidArgument
-from server.files.store import FileStore, StoredFile
-from server.middleware.forwarded import HOST, PREFIX
+from server.http.json_body import to_json
+from server.http.middleware.forwarded import HOST, PREFIX
+from server.storage.files.store import FileStore, StoredFile
 from server.wire.files import DEFAULT_PAGE, MAX_PAGE, ListFilesRequest
 from server.wire.message import parse
 

@@ -11,25 +11,27 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.types import Engine, Event, RequestFinished, Thinking
-from engine.types import Request as EngineRequest
-from server.body import to_json
-from server.convert.calls import led
-from server.convert.constraint import GrammarCompiler
-from server.convert.form import answer_form
+from engine.api.engine import Engine
+from engine.api.events import Event, RequestFinished
+from engine.api.requests import Request as EngineRequest
+from engine.api.requests import Thinking
+from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.prompt import Conversation, document_tokens, prompt_within
 from server.convert.sampling import answer_syntax, capped, sampling_params
 from server.convert.thinking import begun
-from server.convert.tokens import ChatTokenizer
 from server.convert.tools import Tools
 from server.errors import DeadlineExceeded, InvalidArgument, wants_array
+from server.families.answer_parser import PartsParser, answer_parser
+from server.grammar.compiler import GrammarCompiler
+from server.grammar.response_format import answer_form
+from server.grammar.tool_calls import led
+from server.http.json_body import to_json
+from server.http.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.mapper.candidates import Reading
-from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
-from server.observe import RequestRecord
-from server.registry import Entry
+from server.models.registry import Entry
+from server.observability.metrics import RequestRecord
 from server.routes.reading import ignored_header, read_conversation, signer_of, timeout_of
-from server.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest
 

@@ -9,11 +9,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.types import EngineUnavailable
-from server.body import to_json
+from engine.api.errors import EngineUnavailable
 from server.convert.sampling import DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, output_limit
 from server.errors import InvalidArgument
-from server.registry import Entry
+from server.http.json_body import to_json
+from server.models.registry import Entry
 from server.wire.generation import MAX_TEMPERATURE
 from server.wire.message import parse
 from server.wire.requests import DEFAULT_PAGE, MAX_PAGE, ListModelsRequest

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from engine.types import EngineState
-from server.registry import Entry
+from engine.api.engine import EngineState
+from server.models.registry import Entry
 from server.version import castor_version
 
 

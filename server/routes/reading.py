@@ -11,16 +11,16 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from engine.types import EngineUnavailable
-from server.body import parse_json, read_body
-from server.convert.documents import NO_DOCUMENTS, DocumentReader, Documents, has_documents
+from engine.api.errors import EngineUnavailable
 from server.convert.prompt import Conversation, conversation
 from server.errors import InvalidArgument
-from server.fair import FairSlots
-from server.mapper.signature import Signer
-from server.observe import RequestRecord
-from server.registry import Entry, Registry
-from server.streaming import until_hangup
+from server.http.json_body import parse_json, read_body
+from server.http.streaming import until_hangup
+from server.mapper.thought_signature import Signer
+from server.media.documents import NO_DOCUMENTS, DocumentReader, Documents, has_documents
+from server.models.registry import Entry, Registry
+from server.observability.metrics import RequestRecord
+from server.offload.fair import FairSlots
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 from server.wire.requests import CountTokensRequest, GenerateContentRequest

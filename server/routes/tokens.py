@@ -7,13 +7,13 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.body import to_json
 from server.convert.prompt import document_tokens, prompt_tokens
 from server.errors import DeadlineExceeded
+from server.http.json_body import to_json
+from server.http.streaming import until_hangup
 from server.mapper.usage import prompt_details
-from server.registry import Entry
+from server.models.registry import Entry
 from server.routes.reading import ignored_header, read_conversation, timeout_of
-from server.streaming import until_hangup
 from server.wire.requests import CountTokensRequest
 
 

@@ -9,12 +9,12 @@ from support.paged import lively_model_folder
 from support.tiny import save_tiny_tokenizer
 
 from benchmarks import matmul, quality
+from benchmarks.harness.beside import Beside
+from engine.api.engine import EngineConfig
 from engine.native.packing import Format
-from engine.types import EngineConfig
-from server.bench.beside import Beside
 from server.bench.prompts import Prompts
 from server.bench.session import Plan
-from server.settings import ConfigError
+from server.config.settings import ConfigError
 
 
 def beside(folder: Path, **plan: int) -> Beside:

@@ -1,4 +1,4 @@
-"""Tests that run Triton's interpreter, started by ``tests/engine/test_triton.py`` in a process of their own.
+"""Tests that run Triton's interpreter, started by ``tests/engine/attention/test_triton.py`` in a process of their own.
 
 Triton decides when it is imported whether kernels are interpreted, for the whole process.
 """
@@ -23,7 +23,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def models_as_they_were() -> Iterator[None]:
-    """``engine.chains`` replaces a function in the modules of models, which other tests compare with."""
+    """``engine.runner.fused_ops`` replaces a function in the modules of models, which other tests compare with."""
     yield
     for module in list(sys.modules.values()):
         replaced = vars(module).get("apply_rotary_pos_emb") if module else None

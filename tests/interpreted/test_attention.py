@@ -15,10 +15,11 @@ from support.examples import examples
 from support.paged import make_sequence
 
 from engine.attention.base import AttentionOptions
-from engine.attention.reference import ReferenceAttention
+from engine.attention.gather import ReferenceAttention
 from engine.attention.triton_paged import MAX_SPLITS, TritonAttention
-from engine.batch import Work
-from engine.kv import KVCache, KVShape
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVShape
+from engine.scheduling.sequence import Work
 
 CPU = torch.device("cpu")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -10,16 +10,19 @@ import pytest
 import torch
 from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
 
-from engine.attention.reference import ReferenceAttention
+from engine.api.engine import EngineConfig
+from engine.api.errors import EngineUnavailable, ModelRefused
+from engine.api.requests import Request, SamplingParams
+from engine.attention.gather import ReferenceAttention
 from engine.attention.triton_paged import TritonAttention
-from engine.batch import Runner, Work
 from engine.build import load_tokenizer
-from engine.core import Core
-from engine.gpu import gpu_runner
-from engine.model import load_model
-from engine.runner import ModelRunner
+from engine.core.core import Core
+from engine.model.loader import load_model
+from engine.runner.cuda import gpu_runner
+from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
-from engine.types import EngineConfig, EngineUnavailable, ModelRefused, Request, SamplingParams
+from engine.scheduling.contracts import Runner
+from engine.scheduling.sequence import Work
 
 
 def again(compute: Callable[[], None]) -> Callable[[], None]:

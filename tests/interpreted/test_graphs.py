@@ -10,8 +10,9 @@ import torch
 from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, make_sequence
 
 from engine.attention.triton_paged import TritonAttention
-from engine.batch import Sequence, Work
-from engine.kv import KVCache, KVShape
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVShape
+from engine.scheduling.sequence import Sequence, Work
 
 LENGTHS = (5, 30, 1, 17, 64)
 

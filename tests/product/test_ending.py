@@ -12,7 +12,7 @@ import pytest
 from support.fakes import tokenizer_folder
 from support.server import RunningServer
 
-from server.serving import CLOSING_SECONDS, LAST_SECONDS
+from server.http.serving import CLOSING_SECONDS, LAST_SECONDS
 
 pytestmark = pytest.mark.product
 

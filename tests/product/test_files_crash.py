@@ -18,8 +18,8 @@ import pytest
 import yaml
 from support.server import RunningServer, running_server
 
-from server.files.store import FileStore
-from server.files.upload import NewFile, Uploads
+from server.storage.files.store import FileStore
+from server.storage.files.upload import NewFile, Uploads
 
 pytestmark = [pytest.mark.product, pytest.mark.timeout(900)]
 

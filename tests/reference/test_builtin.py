@@ -11,9 +11,11 @@ import torch
 from support.paged import plain_logits, plain_model
 from tokenizers import Tokenizer
 
+from engine.api.engine import EngineConfig
+from engine.api.events import Delta, Event, RequestFinished
+from engine.api.requests import Request, SamplingParams
 from engine.build import build_core
-from engine.core import Core
-from engine.types import Delta, EngineConfig, Event, Request, RequestFinished, SamplingParams
+from engine.core.core import Core
 
 pytestmark = [pytest.mark.reference, pytest.mark.timeout(900)]
 

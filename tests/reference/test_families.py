@@ -11,7 +11,7 @@ import torch
 from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, plain_logits, plain_model
 
 from engine.attention.base import AttentionOptions
-from engine.attention.reference import ReferenceAttention
+from engine.attention.gather import ReferenceAttention
 
 pytestmark = pytest.mark.reference
 

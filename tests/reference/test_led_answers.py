@@ -12,14 +12,16 @@ import pytest
 from support.templates import template_folder
 from support.tiny import EOS_ID, tiny_model_folder
 
+from engine.api.engine import EngineConfig
+from engine.api.events import FinishReason
+from engine.api.requests import Request, SamplingParams, Thinking
 from engine.build import build_core
-from engine.core import Core
-from engine.types import EngineConfig, FinishReason, Request, SamplingParams, Thinking
-from server.convert.calls import led
-from server.convert.constraint import GrammarCompiler
+from engine.core.core import Core
+from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.sampling import answer_syntax
-from server.convert.tokens import ChatTokenizer
-from server.mapper.parts import Text, Thought, answer_parser
+from server.families.answer_parser import Text, Thought, answer_parser
+from server.grammar.compiler import GrammarCompiler
+from server.grammar.tool_calls import led
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 

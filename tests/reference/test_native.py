@@ -14,15 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.paged import PagedModel, lively_model_folder, make_sequence, plain_logits, plain_model
 
-from engine.batch import Runner, Work
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.events import Delta, RequestFinished
+from engine.api.requests import Request, SamplingParams
 from engine.build import build_core
-from engine.kv import KVCache
-from engine.model import LoadedModel, load_model
+from engine.cache.kv_tensors import KVCache
+from engine.model.loader import LoadedModel, load_model
 from engine.native import library, packing
 from engine.native.build import native_runner
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
-from engine.sources import BLOCKS_FILE
-from engine.types import Delta, EngineConfig, ModelInfo, Request, RequestFinished, SamplingParams
+from engine.scheduling.contracts import Runner
+from engine.scheduling.sequence import Work
+from engine.weights.sources import BLOCKS_FILE
 
 pytestmark = pytest.mark.reference
 

@@ -12,10 +12,12 @@ from support.examples import examples
 from support.sent_schemas import Sample, samples
 from support.tiny import EOS_ID, tiny_model_folder
 
+from engine.api.engine import EngineConfig
+from engine.api.events import FinishReason
+from engine.api.requests import Request, SamplingParams
 from engine.build import build_core
-from engine.core import Core
-from engine.types import EngineConfig, FinishReason, Request, SamplingParams
-from server.convert.constraint import GrammarCompiler
+from engine.core.core import Core
+from server.grammar.compiler import GrammarCompiler
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 

@@ -25,9 +25,9 @@ from support.paged import lively_model_folder, plain_model
 from support.paged import plain_logits as plain_logits_of_tests
 from transformers.models.llama import modeling_llama
 
-from engine.attention.reference import ReferenceAttention
-from engine.model import LoadedModel, load_model
-from engine.types import EngineConfig
+from engine.api.engine import EngineConfig
+from engine.attention.gather import ReferenceAttention
+from engine.model.loader import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[2]
 

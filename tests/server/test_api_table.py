@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.convert.keywords import JSON_SCHEMA, NO_EFFECT, OPENAPI
+from server.grammar.schema_dialects import JSON_SCHEMA, NO_EFFECT, OPENAPI
 from server.routes import SERVED
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.fakes import failing, serving, tokenizer_folder
 
-from engine.types import Delta, ErrorKind
+from engine.api.events import Delta, ErrorKind
 
 BODY = {"contents": [{"parts": [{"text": "hi"}]}]}
 
@@ -113,8 +113,8 @@ def test_the_server_does_without_torch(folder: Path) -> None:
     script = f"""
 import asyncio, sys
 from pathlib import Path
-import server.app, server.serving, server.commands.serve, server.commands.models
-from server.convert.tokens import ChatTokenizer
+import server.app, server.http.serving, server.commands.serve, server.commands.models
+from server.convert.chat_tokenizer import ChatTokenizer
 tokenizer = ChatTokenizer(Path({str(folder)!r}))
 assert asyncio.run(tokenizer.render([{{"role": "user", "content": "hi"}}]))
 assert "torch" not in sys.modules, "torch came in"

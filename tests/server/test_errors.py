@@ -10,7 +10,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from engine.types import EngineUnavailable, ErrorKind, Overloaded, RequestError, RequestRefused
+from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
+from engine.api.events import ErrorKind, RequestError
 from server.errors import (
     ApiKeyInvalid,
     FieldViolation,

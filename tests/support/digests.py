@@ -9,22 +9,22 @@ from zlib import crc32
 
 from support.tiny import EOS_ID, VOCAB_SIZE, tiny_tokenizer
 
-from engine.batch import Grammars, Sampled, Sequence, Work
-from engine.core import Core
-from engine.masks import Mask, allows
-from engine.types import (
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.events import (
     CandidateFinished,
     Delta,
-    EngineConfig,
     Event,
     FinishReason,
-    ModelInfo,
-    Request,
     RequestEvents,
     RequestFinished,
-    SamplingParams,
     TokenLogprobs,
 )
+from engine.api.requests import Request, SamplingParams
+from engine.constraints.contracts import Grammars
+from engine.constraints.masks import Mask, allows
+from engine.core.core import Core
+from engine.scheduling.contracts import Sampled
+from engine.scheduling.sequence import Sequence, Work
 
 TOKENIZER = tiny_tokenizer()
 FIRST_BYTE = 3

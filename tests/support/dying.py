@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from server.files.catalog import Catalog
-from server.files.store import FileStore
-from server.files.upload import Uploads, Writer
+from server.storage.files.catalog import Catalog
+from server.storage.files.store import FileStore
+from server.storage.files.upload import Uploads, Writer
 
 OPERATIONS: dict[str, list[tuple[type, str]]] = {
     "start": [(Uploads, "start")],

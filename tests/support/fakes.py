@@ -15,29 +15,25 @@ import httpx
 from support.tiny import EOS_ID, save_tiny_tokenizer, tiny_tokenizer
 from support.waiting import PATIENCE
 
-from engine.types import (
+from engine.api.engine import EngineConfig, EngineState, Health, ModelInfo
+from engine.api.errors import EngineError, EngineUnavailable
+from engine.api.events import (
     CandidateFinished,
     Delta,
-    EngineConfig,
-    EngineError,
-    EngineState,
-    EngineUnavailable,
     ErrorKind,
     Event,
     FinishReason,
-    Health,
-    ModelInfo,
-    Request,
     RequestError,
     RequestFinished,
     TokenLogprobs,
     TopLogprob,
 )
+from engine.api.requests import Request
 from server.app import create_app
-from server.convert.tokens import ChatTokenizer
-from server.registry import Registry
-from server.settings import Settings
-from server.spec import ModelSpec
+from server.config.models_file import ModelSpec
+from server.config.settings import Settings
+from server.convert.chat_tokenizer import ChatTokenizer
+from server.models.registry import Registry
 
 INFO = ModelInfo(
     model_type="llama",

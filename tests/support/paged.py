@@ -11,13 +11,15 @@ import torch
 from support.tiny import EOS_ID, SMALL, save_tiny_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.requests import Request, SamplingParams
 from engine.attention.base import AttentionBackend
-from engine.attention.reference import ReferenceAttention
-from engine.batch import Runner, Sequence, Work
-from engine.kv import KVCache
-from engine.model import LoadedModel, load_model
-from engine.runner import ModelRunner
-from engine.types import EngineConfig, ModelInfo, Request, SamplingParams
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.model.loader import LoadedModel, load_model
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.contracts import Runner
+from engine.scheduling.sequence import Sequence, Work
 
 BLOCK_SIZE = 4
 

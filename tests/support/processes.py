@@ -11,18 +11,10 @@ from pathlib import Path
 
 from support.scripted_worker import COMMAND, Kind
 
-from engine.client import ProcessEngine
-from engine.types import (
-    CandidateFinished,
-    Delta,
-    EngineConfig,
-    ErrorKind,
-    Event,
-    FinishReason,
-    Request,
-    RequestFinished,
-    SamplingParams,
-)
+from engine.api.engine import EngineConfig
+from engine.api.events import CandidateFinished, Delta, ErrorKind, Event, FinishReason, RequestFinished
+from engine.api.requests import Request, SamplingParams
+from engine.process.client import ProcessEngine
 
 PATIENCE = 60
 ENDLESS = 10**6

@@ -6,7 +6,7 @@ from functools import partialmethod
 
 from support.scripted_worker import COMMAND
 
-from engine.client import ProcessEngine
+from engine.process.client import ProcessEngine
 from server import cli
 
 

@@ -11,21 +11,19 @@ import time
 from enum import IntEnum
 from pathlib import Path
 
-from engine.types import (
+from engine.api.engine import EngineConfig, EngineStats, ModelInfo
+from engine.api.errors import ModelRefused
+from engine.api.events import (
     CandidateFinished,
     Delta,
-    EngineConfig,
-    EngineStats,
     ErrorKind,
     FinishReason,
-    ModelInfo,
-    ModelRefused,
-    Request,
     RequestError,
     RequestEvents,
     RequestFinished,
 )
-from engine.worker import Progress, main
+from engine.api.requests import Request
+from engine.process.worker import Progress, main
 
 COMMAND = (sys.executable, "-P", "-m", "support.scripted_worker")
 

@@ -109,7 +109,7 @@ class RunningServer:
     def engine_pids(self) -> list[int]:
         """The process ids of the engines: the server's children that run the worker."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"engine.worker" in command_line(pid)]
+        return [int(pid) for pid in children if b"engine.process.worker" in command_line(pid)]
 
     def stop(self, seconds: float = 30) -> int:
         """Ask the server to end as an operator would; returns its exit status."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from server.bench.client import BaseUrl
+from server.bench.wire.client import BaseUrl
 
 Pieces = Sequence[bytes | float]
 """What is written, with seconds of silence between."""

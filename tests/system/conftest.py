@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import control_groups
+from engine.device import control_groups
 
 
 def can_make_control_groups() -> bool:

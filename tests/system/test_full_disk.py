@@ -11,7 +11,7 @@ import httpx
 import pytest
 from support.server import RunningServer, running_server
 
-from server.files.store import KEPT_FREE
+from server.storage.files.store import KEPT_FREE
 
 pytestmark = pytest.mark.system
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.tiny import tiny_model_folder
 
-from engine import control_groups
-from engine.machine_memory import total_bytes
+from engine.device import control_groups
+from engine.device.machine_memory import total_bytes
 
 pytestmark = pytest.mark.system
 
@@ -30,8 +30,9 @@ Path(group, "cgroup.procs").write_text(str(os.getpid()))
 sys.path[:0] = path
 
 from engine.build import build_core
-from engine.machine_memory import total_bytes
-from engine.types import EngineConfig, Request, SamplingParams
+from engine.device.machine_memory import total_bytes
+from engine.api.engine import EngineConfig
+from engine.api.requests import Request, SamplingParams
 
 core = build_core(EngineConfig(folder, device="cpu", threads=1), lambda *_: None)
 length = min(500, core.info.max_context - 2)

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.api.requests import Request
 from engine.attention.base import AttentionOptions
-from engine.attention.reference import ReferenceAttention
-from engine.batch import Sequence, Work
-from engine.kv import KVCache, KVShape
-from engine.types import Request
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVShape
+from engine.scheduling.sequence import Sequence, Work
 from gpu_checks.check import Check
 from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, GREEDY

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from engine.core import Core
-from engine.runner import ModelRunner
+from engine.api.engine import EngineConfig
+from engine.api.events import ErrorKind, RequestEvents
+from engine.api.requests import Request, SamplingParams
+from engine.core.core import Core
+from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
-from engine.types import EngineConfig, ErrorKind, Request, RequestEvents, SamplingParams
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.machine import SPELLS

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from engine.batch import Work
-from engine.model import LoadedModel
-from engine.runner import ModelRunner
+from engine.model.loader import LoadedModel
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.sequence import Work
 from gpu_checks.check import Check
 from gpu_checks.machine import Machine
 from gpu_checks.models import (

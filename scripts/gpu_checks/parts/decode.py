@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from engine.batch import Sequence, Work
-from engine.runner import ModelRunner
+from engine.api.requests import Request, SamplingParams
+from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
-from engine.types import Request, SamplingParams
+from engine.scheduling.sequence import Sequence, Work
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.goals import Goal

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.attention.base import AttentionOptions
-from engine.kv import KVCache
+from engine.cache.kv_tensors import KVCache
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.models import BLOCK_SIZE

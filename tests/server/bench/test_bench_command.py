@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from engine.types import EngineConfig
-from server.bench import machine
-from server.bench.beside import Beside, last_numbers
-from server.bench.client import BaseUrl, parse_url
-from server.bench.contenders import Sizes, castor, gguf_file, peer, versions
-from server.bench.machine import Choice
-from server.bench.measure import Limits
-from server.bench.programs import output_of
+from benchmarks.harness import machine
+from benchmarks.harness.beside import Beside, last_numbers
+from benchmarks.harness.contenders import Sizes, castor, gguf_file, peer, versions
+from benchmarks.harness.machine import Choice
+from benchmarks.harness.programs import output_of
+from engine.api.engine import EngineConfig
 from server.bench.prompts import Prompts
+from server.bench.results.measure import Limits
 from server.bench.session import Plan
+from server.bench.wire.client import BaseUrl, parse_url
 from server.commands.bench import Options, plan_of, running_target, scenario_of, tls_reason
-from server.settings import ConfigError, Settings
-from server.spec import ModelSpec
+from server.config.models_file import ModelSpec
+from server.config.settings import ConfigError, Settings
 
 CPU = Choice("cpu", 2)
 
@@ -107,7 +107,7 @@ def test_contenders(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.bench.contenders.ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.contenders.ENVIRONMENTS", tmp_path)
     settings = Settings(data_dir=tmp_path, cache_dir=tmp_path)
     with pytest.raises(ConfigError, match=r"run: \./scripts/bench --peer llama\.cpp"):
         peer("llama.cpp", ModelSpec("m", "/some/m.gguf"), settings, CPU)
@@ -119,7 +119,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, says: st
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/sh\necho '{says}'\n")
     python.chmod(0o755)
-    monkeypatch.setattr("server.bench.contenders.ENVIRONMENTS", folder)
+    monkeypatch.setattr("benchmarks.harness.contenders.ENVIRONMENTS", folder)
 
 
 def test_peers_compute_with_what_the_engine_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_programs_that_do_not_answer() -> None:
 
 
 def test_a_bare_core_that_fails_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.bench.beside._numbers", lambda *_: {"failed": 2.0})
+    monkeypatch.setattr("benchmarks.harness.beside._numbers", lambda *_: {"failed": 2.0})
     beside = Beside(EngineConfig(path=""), Plan("frontend", (4,), tokens=4), Prompts(0))
     with pytest.raises(ConfigError, match="the bare core failed 2 requests with 4 streams"):
         beside.run("bare_core.py", 0)

@@ -10,9 +10,9 @@ from statistics import fmean
 import pytest
 from support.sse_server import gemini_event, openai_event, sse_server
 
-from server.bench.client import BaseUrl
 from server.bench.load import Clock, Target, closed_loop, joined, open_loop, perform, poisson_arrivals
-from server.bench.protocols import Call, Dialect, Gemini, OpenAi
+from server.bench.wire.client import BaseUrl
+from server.bench.wire.protocols import Call, Dialect, Gemini, OpenAi
 
 ANSWER = (gemini_event("a", 1), gemini_event("b", 2), gemini_event("c", 3, "STOP"))
 CALL = Call("Tell me.", 3)

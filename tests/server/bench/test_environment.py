@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from support.waiting import wait_until
 
+from benchmarks.harness.weights import bytes_per_token
 from server.bench.environment import describe, public_command
 from server.bench.usage import Usage, machine_cpu_seconds, process_tree, tree_cpu_seconds, tree_pss, tree_rss, watched
-from server.bench.weights import bytes_per_token
 
 ROOT = Path(__file__).parents[3]
 

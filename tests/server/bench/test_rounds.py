@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from support import sse_server
 
-from engine.types import EngineConfig
-from server.bench.beside import Beside
-from server.bench.contenders import Contender, Sizes, started
+from benchmarks.harness.beside import Beside
+from benchmarks.harness.contenders import Contender, Sizes, started
+from engine.api.engine import EngineConfig
 from server.bench.prompts import Prompts
-from server.bench.protocols import Gemini
 from server.bench.rounds import measure_own
 from server.bench.scenarios import SCENARIOS
 from server.bench.session import Measurement, Plan
+from server.bench.wire.protocols import Gemini
 from server.commands.bench import Options, bench
-from server.settings import ConfigError, Settings
+from server.config.settings import ConfigError, Settings
 
 PROGRAM = str(Path(sse_server.__file__).with_name("small_gemini.py"))
 PLAN = Plan("throughput", (1, 2), tokens=4, requests=1, rounds=3, seconds=0)

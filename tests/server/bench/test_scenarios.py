@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 from support.sse_server import gemini_event, sse_server
 
-from server.bench.counting import Outcome
 from server.bench.load import Target
 from server.bench.loads import gaps_between
 from server.bench.prompts import Prompts
-from server.bench.protocols import Gemini
 from server.bench.scenarios import SCENARIOS
 from server.bench.session import Measurement, Plan, Session, metric_samples
-from server.settings import ConfigError
+from server.bench.wire.counting import Outcome
+from server.bench.wire.protocols import Gemini
+from server.config.settings import ConfigError
 
 ANSWER = (gemini_event("a", 1), 0.01, gemini_event("b", 2, "STOP"))
 LOADS = {

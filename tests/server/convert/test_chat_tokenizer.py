@@ -16,11 +16,11 @@ from support.fakes import tokenizer_folder
 from support.tiny import tiny_tokenizer
 from tokenizers import processors
 
-from server.convert import tokens as tokens_module
+from server.convert import chat_tokenizer as tokens_module
+from server.convert.chat_tokenizer import BULKY_CHARACTERS, ChatTokenizer, TooManyTokens
 from server.convert.rendering import Message
-from server.convert.tokens import BULKY_CHARACTERS, ChatTokenizer, TooManyTokens
 from server.errors import InvalidArgument
-from server.transformers_import import library
+from server.families.transformers_import import library
 
 ROOT = Path(__file__).parents[3]
 END, START = 2, 1
@@ -197,7 +197,7 @@ def test_the_server_runs_without_torch(tmp_path: Path) -> None:
 import asyncio, sys
 from pathlib import Path
 import server.app
-from server.convert.tokens import ChatTokenizer
+from server.convert.chat_tokenizer import ChatTokenizer
 tokenizer = ChatTokenizer(Path({str(folder)!r}))
 print(asyncio.run(tokenizer.render([{{"role": "user", "content": "hi"}}])))
 assert "torch" not in sys.modules

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from support.fakes import INFO
 
-from engine.types import SamplingParams
+from engine.api.requests import SamplingParams
+from server.config.models_file import ModelSpec
 from server.convert.sampling import capped, output_limit, sampling_params
 from server.errors import InvalidArgument
-from server.spec import ModelSpec
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 

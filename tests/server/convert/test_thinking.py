@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from support.templates import template_folder
 
-from engine.types import Thinking
+from engine.api.requests import Thinking
+from server.config.models_file import ModelSpec, ThinkingLevels
+from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.rendering import Message
 from server.convert.thinking import begun, thinking_for
-from server.convert.tokens import ChatTokenizer
 from server.errors import InvalidArgument
-from server.spec import ModelSpec, ThinkingLevels
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 

@@ -11,14 +11,14 @@ import pytest
 from support.templates import template_folder
 from tokenizers import Tokenizer
 
-from engine.types import FinishReason
+from engine.api.events import FinishReason
 from server.convert import rendering
+from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.messages import chat_messages
 from server.convert.rendering import Message
-from server.convert.tokens import ChatTokenizer
 from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
-from server.mapper.parts import Call, answer_parser
+from server.families.answer_parser import Call, answer_parser
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
 

@@ -14,7 +14,8 @@ from server.convert import turns as turns_module
 from server.convert.messages import chat_messages
 from server.convert.rendering import Message
 from server.errors import InvalidArgument
-from server.families import CASTOR, FAMILIES, Family
+from server.families.family import Family
+from server.families.table import CASTOR, FAMILIES
 from server.wire.content import Content, FunctionCall, FunctionResponse, Part
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest

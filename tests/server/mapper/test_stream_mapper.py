@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.types import (
+from engine.api.events import (
     CandidateFinished,
     Delta,
     ErrorKind,
@@ -21,11 +21,11 @@ from engine.types import (
     TopLogprob,
 )
 from server.errors import DeadlineExceeded
-from server.families import FAMILIES
+from server.families.answer_parser import answer_parser
+from server.families.table import FAMILIES
 from server.mapper.candidates import Reading
-from server.mapper.parts import answer_parser
-from server.mapper.signature import Signer
 from server.mapper.stream import Answer
+from server.mapper.thought_signature import Signer
 
 STOP = FinishReason.STOP
 

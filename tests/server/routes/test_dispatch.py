@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.fakes import Harness, serving, tokenizer_folder
 
-from server.spec import ModelSpec
+from server.config.models_file import ModelSpec
 
 HI = {"contents": [{"parts": [{"text": "hi"}]}]}
 

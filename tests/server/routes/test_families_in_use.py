@@ -11,7 +11,8 @@ import yaml
 from support.fakes import INFO, Answering, Harness, serving
 from support.templates import template_folder
 
-from engine.types import CandidateFinished, Delta, Event, FinishReason, Request, RequestFinished
+from engine.api.events import CandidateFinished, Delta, Event, FinishReason, RequestFinished
+from engine.api.requests import Request
 
 TRANSCRIPTS = Path(__file__).parents[2] / "data" / "transcripts"
 TEMPLATES = ("Qwen3-0.6B", "Qwen3-Coder", "SmolLM3", "Mistral-Small", "gpt-oss", "DeepSeek-R1", "granite")

@@ -12,8 +12,9 @@ from support.fakes import INFO, Harness, Pause, RawCall, failing, saying, servin
 from support.tiny import EOS_ID
 from support.waiting import PATIENCE
 
-from engine.types import EngineUnavailable, ErrorKind, FinishReason, Overloaded
-from server.spec import ModelSpec
+from engine.api.errors import EngineUnavailable, Overloaded
+from engine.api.events import ErrorKind, FinishReason
+from server.config.models_file import ModelSpec
 
 HI = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
 PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"

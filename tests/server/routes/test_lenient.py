@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.fakes import serving, tokenizer_folder
 
-from server.spec import ModelSpec
+from server.config.models_file import ModelSpec
 
 BUDGET = "generationConfig.thinkingConfig.thinkingBudget"
 THINKING = {"contents": "hi", "generationConfig": {"thinkingConfig": {"thinkingBudget": 512, "includeThoughts": True}}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.fakes import Harness, serving, tokenizer_folder
 
-from server.spec import ModelSpec
+from server.config.models_file import ModelSpec
 
 
 @pytest.fixture

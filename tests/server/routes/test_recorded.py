@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.fakes import INFO, serving, tokenizer_folder
 
-from server.spec import ModelSpec
+from server.config.models_file import ModelSpec
 
 RECORDED = Path(__file__).parents[2] / "data" / "recorded_requests.jsonl"
 ROWS = [json.loads(line) for line in RECORDED.read_text("utf-8").splitlines()]

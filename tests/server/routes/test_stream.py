@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.fakes import Harness, Pause, RawCall, events_of, failing, saying, serving, tokenizer_folder
 
-from engine.types import CandidateFinished, Delta, ErrorKind, FinishReason, RequestFinished
+from engine.api.events import CandidateFinished, Delta, ErrorKind, FinishReason, RequestFinished
 
 HI = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
 SSE = "/v1beta/models/tiny:streamGenerateContent?alt=sse"

@@ -12,15 +12,8 @@ import pytest
 from support.fakes import INFO, Answering, Harness, events_of, serving
 from support.templates import template_folder
 
-from engine.types import (
-    CandidateFinished,
-    Delta,
-    Event,
-    FinishReason,
-    Request,
-    RequestFinished,
-    TokenLogprobs,
-)
+from engine.api.events import CandidateFinished, Delta, Event, FinishReason, RequestFinished, TokenLogprobs
+from engine.api.requests import Request
 
 THOUGHTS, CALL = "Paris, then.", '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 WEATHER = {

@@ -1,0 +1,1 @@
+"""Measures Castor and its peers in turn on this machine."""

@@ -1,0 +1,40 @@
+"""How many bytes of weights a decoded token needs to read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+
+from engine.weights.sources import BLOCKS_FILE
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+
+
+def bytes_per_token(weights: Path, *, packed: bool = False) -> int:
+    """All tensors of a model folder but an input embedding of its own, of which a token reads one row; a file in full.
+
+    Where input and output share the embedding it is read as a whole, and a GGUF file of such a model too. ``packed``
+    takes the blocks of a GGUF file for the floats that they stand for.
+    """
+    if weights.is_file():
+        return weights.stat().st_size
+    sizes: dict[str, int] = {}
+    blocks = weights / BLOCKS_FILE
+    for path in (
+        *sorted(set(weights.glob("*.safetensors")) - {blocks}),
+        *([blocks] if packed and blocks.exists() else []),
+    ):
+        sizes |= _tensor_bytes(path)
+    has_own_head = any(name.endswith("lm_head.weight") for name in sizes)
+    return sum(size for name, size in sizes.items() if not (has_own_head and name.endswith("embed_tokens.weight")))
+
+
+def _tensor_bytes(path: Path) -> dict[str, int]:
+    """The size of each tensor, from the file's header: its length in 8 bytes, then JSON."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: prod(entry["shape"]) * _BYTES[entry["dtype"]] for name, entry in header.items()}

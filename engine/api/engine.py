@@ -1,0 +1,120 @@
+"""An engine as its users see it: what it is started with, what it can do, how it does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from engine.api.events import Event
+from engine.api.requests import Request
+
+# --- The engine as its users see it --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine process is started with.
+
+    ``path`` is a prepared folder (config, safetensors, tokenizer). ``dtype`` and ``device`` are torch names or "auto".
+    ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory if at most 1, else
+    bytes; None means the default of the device. ``step_target_ms`` bounds steps with prefill.
+    ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; None means the default of the
+    device, and ``ModelInfo`` tells it. ``native`` lets C code compute models that it fits on a CPU; it is compiled once
+    into ``cache_dir``, or anew at each start without one. ``cuda_graphs`` has a GPU replay recorded decode steps.
+    """
+
+    path: str
+    dtype: str = "auto"
+    device: str = "auto"
+    max_context: int | None = None
+    kv_memory: float | None = None
+    block_size: int = 16
+    max_running: int | None = None
+    max_waiting: int = 256
+    step_target_ms: float = 150.0
+    threads: int | None = None
+    native: bool = True
+    cache_dir: str | None = None
+    cuda_graphs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens."""
+
+    model_type: str
+    num_parameters: int
+    dtype: str
+    device: str
+    vocab_size: int
+    max_context: int
+    block_size: int
+    num_blocks: int
+    max_running: int
+    eos_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for metrics: sequences running and waiting, KV blocks, counters since the engine started."""
+
+    running: int = 0
+    waiting: int = 0
+    used_blocks: int = 0
+    cached_blocks: int = 0
+    total_blocks: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+
+class EngineState(StrEnum):
+    """Where an engine stands; only READY ones take requests."""
+
+    STOPPED = "stopped"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"  # for good, and nothing of it is left to close: ``Health.detail`` says why
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What readiness probes and metrics read; ``progress`` runs from 0 to 1 while loading."""
+
+    state: EngineState
+    detail: str = ""
+    progress: float = 0.0
+    restarts: int = 0
+    stats: EngineStats = field(default_factory=EngineStats)
+
+
+class Engine(Protocol):
+    """All that the front end knows of an engine: the process client, or a scripted fake in tests."""
+
+    def describe(self) -> ModelInfo:
+        """What the loaded model can do. Raises ``EngineUnavailable`` until it is loaded."""
+        ...
+
+    async def ready(self) -> ModelInfo:
+        """Wait until the model can answer. Raises ``EngineUnavailable`` where it never will."""
+        ...
+
+    def submit(self, request: Request) -> AsyncIterator[Event]:
+        """Start a request. Raises ``Overloaded`` or ``EngineUnavailable`` at once; later outcomes are events.
+
+        The caller reads until ``RequestFinished``; closing the iterator early cancels the request.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; it still ends with its one ``RequestFinished``. Unknown ids are ignored."""
+        ...
+
+    def health(self) -> Health:
+        """Never waits and never raises."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine; requests in flight get their terminal error."""
+        ...

@@ -1,0 +1,38 @@
+"""What an engine raises on purpose.
+
+EngineError
+├── RequestRefused      the request can never be served; the message names the value and the limit
+├── Overloaded          the queue is full
+├── EngineUnavailable   loading, died, or closing
+└── ModelRefused        the model cannot be served; the message names the layer and the reason
+"""
+
+from __future__ import annotations
+
+# --- Errors --------------------------------------------------------------------------------------
+#
+# EngineError
+# ├── RequestRefused      the request can never be served; the message names the value and the limit
+# ├── Overloaded          the queue is full
+# ├── EngineUnavailable   loading, died, or closing
+# └── ModelRefused        the model cannot be served; the message names the layer and the reason
+
+
+class EngineError(Exception):
+    """Base of everything that the engine raises on purpose."""
+
+
+class RequestRefused(EngineError):
+    """The request can never be served as it is."""
+
+
+class Overloaded(EngineError):
+    """The queue is full; the same request may succeed later."""
+
+
+class EngineUnavailable(EngineError):
+    """No engine can take the request now."""
+
+
+class ModelRefused(EngineError):
+    """The model in the folder cannot be served; the message names what is in the way."""

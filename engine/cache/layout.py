@@ -1,0 +1,49 @@
+"""How much one block of the paged cache takes, and how many fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from engine.api.errors import ModelRefused
+
+
+class KVShape(NamedTuple):
+    """What one token leaves behind in one layer: ``heads`` keys of ``key_size`` and values of ``value_size``."""
+
+    heads: int
+    key_size: int
+    value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """How many pages to make and the longest sequence that they are guaranteed to hold, in tokens."""
+
+    num_blocks: int
+    max_context: int
+
+
+def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one page takes over all layers."""
+    numbers_per_token = sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes)
+    return block_size * numbers_per_token * int(dtype.itemsize)
+
+
+def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context: int, max_running: int) -> KVPlan:
+    """As many pages as fit into ``budget`` bytes, but no more than ``max_running`` full sequences can use.
+
+    A budget below one sequence of ``max_context`` tokens shortens the context to what fits. Raises ``ModelRefused``
+    where not even one page does.
+    """
+    fitting = budget // bytes_per_block
+    if fitting < 1:
+        raise ModelRefused(
+            f"the KV cache may take {budget} bytes, but one block of {block_size} tokens takes {bytes_per_block}; "
+            "raise kv_memory or free memory"
+        )
+    per_sequence = -(-max_context // block_size)
+    num_blocks = min(fitting, per_sequence * max_running)
+    return KVPlan(num_blocks, min(max_context, num_blocks * block_size))

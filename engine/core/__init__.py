@@ -1,0 +1,1 @@
+"""The loop that serves requests with one runner, and the life of a candidate in it."""

@@ -1,0 +1,1 @@
+"""The machine: its GPU, its memory and its CPUs, as far as this process may use them."""

@@ -1,0 +1,141 @@
+"""The one place where transformers' models meet our attention: two registered names, one function, state on the layer.
+
+transformers calls the function registered under a model's attention name as ``f(module, query, key, value,
+attention_mask, **keywords)`` with tensors [1, heads, tokens, size] and takes back [1, tokens, heads, value size].
+What is to happen stands on the attention module itself, so several models in one process do not meet.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from engine.api.errors import ModelRefused
+from engine.attention.base import AttentionBackend, AttentionOptions
+
+# Two names, because a mask function makes transformers look at the positions of every step, which is wanted once, at
+# load: under the probe's name masks are examined, under the paged name transformers makes none at all.
+PROBE = "castor_probe"
+PAGED = "castor_paged"
+
+# Keywords that reach attention functions and do not change what this one has to compute.
+INERT = frozenset(
+    {
+        "cache_position",
+        "dropout",
+        "layer_idx",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+_STATE = "castor_layer"
+
+
+class LayerState(Protocol):
+    """What an attention module does when its model runs."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        options: AttentionOptions,
+    ) -> torch.Tensor: ...
+
+
+class PagedLayer:
+    """Attention of one layer through a backend."""
+
+    def __init__(self, backend: AttentionBackend, layer: int) -> None:
+        self._backend = backend
+        self._layer = layer
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        assert attention_mask is None, "a mask was made after the probe had shown that none is"
+        self._backend.write_kv(self._layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        return self._backend.attend(self._layer, query[0].transpose(0, 1), options)[None]
+
+
+def bind(module: nn.Module, state: LayerState) -> None:
+    """Make ``state`` compute the attention of ``module``."""
+    setattr(module, _STATE, state)
+
+
+def unbind(module: nn.Module) -> None:
+    """Undo ``bind``; a module without state is left alone."""
+    if hasattr(module, _STATE):
+        delattr(module, _STATE)
+
+
+def register() -> None:
+    """Make both names known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(PROBE, _attention)
+    AttentionInterface.register(PAGED, _attention)
+    AttentionMaskInterface.register(PROBE, _examined_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **keywords: Any,
+) -> tuple[torch.Tensor, None]:
+    unknown = keywords.keys() - INERT
+    if unknown:
+        raise ModelRefused(f"{_layer_name(module)} passes unknown keywords to its attention: {sorted(unknown)}")
+    if scaling is None:
+        raise ModelRefused(f"{_layer_name(module)} does not tell the scaling of its attention scores")
+    if is_causal is False:
+        raise ModelRefused(f"{_layer_name(module)} asks for attention that is not causal")
+    state: LayerState = getattr(module, _STATE)
+    options = AttentionOptions(scaling, sliding_window, softcap, s_aux)
+    return state(query, key, value, attention_mask, options), None
+
+
+def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_: Any) -> torch.Tensor:
+    """Refuse every mask but causal ones, with or without a window; return the window (0: none) as a 4-D tensor.
+
+    transformers describes a mask by a function of index tensors (batch, head, query, key) that yields booleans.
+    """
+    window = getattr(config, "sliding_window", None) or 0
+    length = 2 * window + 2
+    keys = torch.arange(length, device=device)[None]
+    queries = torch.tensor([0, 1, length // 2, length - 2, length - 1], device=device)[:, None]
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    try:
+        seen = mask_function(zero, zero, queries, keys).expand(len(queries), length)
+    except IndexError as error:  # masks of packed sequences or image spans look their positions up in a table
+        raise ModelRefused("the model's attention mask depends on more than the order of the tokens") from error
+    causal = keys <= queries
+    if torch.equal(seen, causal):
+        window = 0
+    elif not torch.equal(seen, causal & (keys > queries - window)):
+        raise ModelRefused("the model's attention mask is neither causal nor causal with the configured sliding window")
+    return torch.full((1, 1, 1, 1), float(window), device=device)
+
+
+def _layer_name(module: nn.Module) -> str:
+    return f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"

@@ -1,0 +1,81 @@
+"""The config.json of somebody's model: its numbers are bounded before any library builds something from them.
+
+A class of transformers makes lists from the numbers that it is given as soon as it is constructed, so nothing but the
+file itself can be looked at first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from engine.api.errors import ModelRefused
+from engine.failures import NOT_FAILURES, sentence
+
+MAX_BYTES = 4 << 20
+
+# Far beyond any model, and small enough that building all of it without memory takes seconds. A key belongs to the
+# first line that it fits; for a list, its length counts.
+LIMITS = (
+    (re.compile(r"theta|limit"), math.inf),
+    (re.compile(r"size|dim|embd|rank|width|channel|vocab|^d_"), 1 << 26),
+    (re.compile(r"layer|(^|_)depths?$|stages|blocks"), 1000),
+    (re.compile(r"expert|head"), 1 << 16),
+    (re.compile(r"^(num|n)_(?!positions|ctx)|label"), 1 << 20),
+    (re.compile(r""), 1 << 53),
+)
+
+
+def read_config(folder: Path) -> Any:
+    """What transformers makes of ``config.json``. Raises ``ModelRefused``, naming key, value and limit.
+
+    How attention is computed is not the file's to say: transformers would fetch the code that it names from a hub.
+    """
+    _check(folder / "config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config._attn_implementation = "eager"  # of its parts too
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:
+        raise ModelRefused(f"the config.json in {folder} is not understood: {sentence(error)}") from error
+    return config
+
+
+def _check(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ModelRefused(f"{path} has {size} bytes; at most {MAX_BYTES} are read")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelRefused(f"{path} is no JSON that can be read: {sentence(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelRefused(f"{path} holds no JSON object")
+    for key, number, told in _numbers(content):
+        limit = next(limit for pattern, limit in LIMITS if pattern.search(key.lower()))
+        if abs(number) > limit:
+            raise ModelRefused(f"{key} in {path} is {told}; at most {limit} is served")
+
+
+def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Each number of a file and the length of each list, with its key and in words. The file bounds the depth."""
+    for key, value in content.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                yield from _numbers(item)
+            elif isinstance(item, int | float):
+                yield key, item, f"{item:.40g}" if isinstance(item, float) else _digits(item)
+        if isinstance(value, list):
+            yield key, len(value), f"a list of {len(value)}"
+
+
+def _digits(number: int) -> str:
+    text = str(number)
+    return text if len(text) <= 40 else f"a number of {len(text)} digits"

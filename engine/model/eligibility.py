@@ -1,0 +1,132 @@
+"""Which models can be served: what their configuration and their files say, before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from engine.api.engine import EngineConfig
+from engine.api.errors import ModelRefused
+from engine.failures import NOT_FAILURES, sentence
+from engine.model.config_file import read_config
+
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+def config_of(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise ModelRefused(f"{folder} holds no config.json; it is not a prepared model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelRefused(f"{folder} holds no *.safetensors file; no other format of weights is loaded")
+    _require_safetensors(folder / "model.safetensors.index.json")
+    return read_config(folder)
+
+
+def _require_safetensors(index: Path) -> None:
+    """Refuse an index that leads elsewhere: transformers would read what it names, pickles of any folder too."""
+    if not index.is_file():
+        return
+    try:
+        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelRefused(f"{index} is no index of weights: {sentence(error)}") from error
+    wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
+    if wrong:
+        raise ModelRefused(f"{index} names {wrong[0]!r}; only *.safetensors beside it are read")
+
+
+# --- Eligibility by configuration ----------------------------------------------------------------
+
+
+def require_eligible(config: Any) -> None:
+    text = config.get_text_config()
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise ModelRefused(f"{config.model_type} is an encoder-decoder; only decoder models are served")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelRefused(f"{config.model_type} has quantised weights (quantization_config), which are not supported")
+    model_class = _model_class(config)
+    for index, kind in enumerate(getattr(text, "layer_types", None) or ()):
+        if kind not in SUPPORTED_LAYERS:
+            raise ModelRefused(
+                f"layer {index} of {config.model_type} is of the type {kind!r}; only {sorted(SUPPORTED_LAYERS)} can be "
+                "served from a paged cache"
+            )
+    if not model_class.is_backend_compatible():
+        raise ModelRefused(
+            f"layer 0 of {config.model_type} ({_first_layer(model_class, config)}) does not send its attention through "
+            "transformers' attention interface, so its cache cannot be paged"
+        )
+
+
+def _model_class(config: Any) -> Any:
+    try:
+        return AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError as error:
+        raise ModelRefused(f"{config.model_type} is no causal language model: it does not continue text") from error
+
+
+def _first_layer(model_class: Any, config: Any) -> str:
+    """The class of the first decoder layer and of its parts."""
+    model = _without_memory(model_class, config)
+    layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)), None)
+    if layers is None:
+        return type(model).__name__
+    parts = {type(part).__name__ for part in layers[0].children()}
+    return f"{type(layers[0]).__name__}: {', '.join(sorted(parts))}"
+
+
+def _without_memory(model_class: Any, config: Any) -> nn.Module:
+    """The model that a configuration describes, with weights that have shapes and no values."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = model_class(config)
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:
+        raise ModelRefused(f"{config.model_type} cannot be built as its config.json says: {sentence(error)}") from error
+    return model
+
+
+def require_weights(folder: Path, config: Any) -> None:
+    """Refuse a configuration beyond the weights that are there: transformers would make up what is missing, in memory.
+
+    No weight takes less than a byte, since quantised ones are refused.
+    """
+    described = sum(weight.numel() for weight in _without_memory(_model_class(config), config).parameters())
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if described > held:
+        raise ModelRefused(
+            f"the config.json in {folder} describes {described} weights, but its *.safetensors have {held} bytes; "
+            "they are not of one model"
+        )
+
+
+def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:
+    text = model_config.get_text_config()
+    limit: int = text.max_position_embeddings
+    reason = ""
+    original = _position_limit_of_stretched_rope(text)
+    if original is not None and original < limit:
+        limit, reason = original, f"its rotary embedding changes beyond {original} tokens, for all sequences of a step"
+    if config.max_context is None:
+        return limit, reason
+    if not 1 <= config.max_context <= limit:
+        raise ModelRefused(f"max_context is {config.max_context}, but {text.model_type} allows 1 to {limit} tokens")
+    return config.max_context, ""
+
+
+def _position_limit_of_stretched_rope(text: Any) -> int | None:
+    """Where the longest sequence of a call would switch the frequencies of all, so that one changes the others."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    limits = [
+        rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        for rope in (nested or [parameters])
+        if rope.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(limits, default=None)

@@ -1,0 +1,170 @@
+"""From a prepared folder to a model whose attention can be paged, or the reason why not.
+
+What can be read from the configuration is refused before any weight is loaded (``engine.model.eligibility``); the dry
+run of ``engine.model.probe`` decides the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from engine.api.engine import EngineConfig
+from engine.api.errors import ModelRefused
+from engine.device.allocator import take_first_memory
+from engine.failures import NOT_FAILURES, sentence
+from engine.model import attention_hook
+from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights
+from engine.model.probe import Probe, probe
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, in evaluation mode, switched to the paged attention but not bound to a backend yet.
+
+    ``max_context`` is what the model's positions allow, in tokens; ``limit`` says in words what shortened it, if
+    anything did.
+    """
+
+    module: Any
+    probe: Probe
+    max_context: int
+    limit: str
+    config_eos_ids: tuple[int, ...]
+
+
+def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
+    """Load the folder ``config.path``. Raises ``ModelRefused`` naming the layer and the reason.
+
+    ``dtype`` "auto" is the checkpoint's own on a GPU and float32 on a CPU, where half precision is slower; ``device``
+    "auto" is the first GPU, else the CPU.
+    """
+    _silence_transformers()
+    attention_hook.register()
+    folder = Path(config.path)
+    model_config = config_of(folder)
+    require_eligible(model_config)
+    require_weights(folder, model_config)
+    max_context, limit = longest_context(config, model_config)
+    device = resolve_device(config.device)
+    take_first_memory(device)
+    module = _load_weights(folder, model_config, _dtype(config.dtype, device), device, progress)
+    probed = probe(module, model_config.get_text_config().num_hidden_layers)
+    return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``name`` means. Raises ``ModelRefused`` for one that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelRefused(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ModelRefused(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelRefused(f"device {name!r} is not here: this torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _silence_transformers() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+
+
+# --- Weights -------------------------------------------------------------------------------------
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelRefused(f"dtype {name!r} is not supported; use auto, float32, bfloat16 or float16")
+    return dtype
+
+
+def _load_weights(
+    folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device, progress: Progress
+) -> nn.Module:
+    with _reported(progress):
+        try:
+            module, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except NOT_FAILURES:
+            raise
+        except BaseException as error:
+            raise ModelRefused(f"the weights in {folder} cannot be loaded: {sentence(error)}") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")
+    model: nn.Module = module.eval()
+    return model
+
+
+@contextmanager
+def _reported(progress: Progress) -> Iterator[None]:
+    """Turn transformers' progress bars into calls of ``progress`` and show none."""
+
+    def hook(_factory: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> _Steps:
+        return _Steps(args[0] if args else (), keywords.get("desc", ""), progress)
+
+    progress("loading weights", 0.0)
+    previous = transformers_logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+    progress("loading weights", 1.0)
+
+
+class _Steps:
+    """Stands in for a progress bar over ``items``."""
+
+    def __init__(self, items: Any, stage: str, progress: Progress) -> None:
+        self._items = items
+        self._stage = stage.lower()
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[Any]:
+        total = max(1, len(self._items))
+        told = 0
+        for done, item in enumerate(self._items):
+            if done * 100 // total > told:
+                told = done * 100 // total
+                self._progress(self._stage, done / total)
+            yield item
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_args, **_keywords: None
+
+
+def _eos_ids(module: Any) -> tuple[int, ...]:
+    """End tokens by the generation settings and by the configuration, each an id, a list of ids or absent."""
+    found: set[int] = set()
+    for source in (module.generation_config, module.config, module.config.get_text_config()):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))

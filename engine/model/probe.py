@@ -1,0 +1,159 @@
+"""A dry run at load: what every layer's cache must hold, and whether the seam carries the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from engine.api.errors import ModelRefused
+from engine.attention.base import AttentionOptions
+from engine.cache.layout import KVShape
+from engine.device.cuda_health import require_device
+from engine.model import attention_hook
+
+_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedLayer:
+    """One attention layer as the dry run saw it; ``name`` is its path in the model."""
+
+    name: str
+    module: nn.Module
+    shape: KVShape
+    sliding_window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The layers in the order in which they run, and the width of the logits."""
+
+    layers: list[ProbedLayer]
+    vocab_size: int
+
+
+class _Call(NamedTuple):
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    options: AttentionOptions
+
+
+_Calls = dict[nn.Module, list[_Call]]
+
+
+class _Recorder:
+    """Notes what each attention module is called with; attention itself yields zeros, so tokens never mix."""
+
+    def __init__(self) -> None:
+        self.calls: _Calls = {}
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        self.calls.setdefault(module, []).append(_Call(key, value, attention_mask, options))
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+def probe(model: Any, num_layers: int) -> Probe:
+    """Run a few tokens through ``model`` and learn its layers; the model is left on the paged attention.
+
+    Raises ``ModelRefused`` naming the layer and the reason where attention, its mask or the positions do not
+    go the way that the paged cache needs.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    ordered = torch.arange(_TOKENS)[None]
+    calls, vocab_size = _record(model, attention_hook.PROBE, ordered, ordered)
+    layers = [_layer(names[module], module, seen) for module, seen in calls.items()]
+    _require_all_layers(layers, num_layers)
+    # One token repeated at one position: where anything but attention mixes tokens or counts positions, keys differ.
+    same = torch.ones_like(ordered)
+    calls, _ = _record(model, attention_hook.PAGED, same, same)
+    for module, (call,) in calls.items():
+        _require_free_of_neighbours(names[module], call)
+    return Probe(layers, vocab_size)
+
+
+def dry_run(model: Any) -> None:
+    """Run a few tokens through a model that was probed and is bound to nothing yet; its attention yields zeros."""
+    ordered = torch.arange(_TOKENS)[None]
+    _record(model, attention_hook.PAGED, ordered, ordered)
+
+
+def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -> tuple[_Calls, int]:
+    recorder = _Recorder()
+    set_attention(model, name)
+    for module in model.modules():
+        attention_hook.bind(module, partial(recorder.attend, module))
+    try:
+        with torch.inference_mode():
+            logits = model(
+                input_ids=ids.to(model.device),
+                position_ids=positions.to(model.device),
+                use_cache=False,
+                logits_to_keep=torch.tensor([_TOKENS - 1], device=model.device),
+            ).logits
+    except TypeError as error:
+        raise ModelRefused(f"{type(model).__name__} does not take the arguments of a decoding step: {error}") from error
+    except torch.OutOfMemoryError:
+        raise  # another day it may fit
+    except (RuntimeError, ValueError, LookupError, AttributeError) as error:
+        require_device(model.device)
+        first = str(error).partition("\n")[0]
+        raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {first}") from error
+    finally:
+        for module in model.modules():
+            attention_hook.unbind(module)
+    if logits.shape[:2] != (1, 1):
+        raise ModelRefused(f"{type(model).__name__} computes logits for tokens that were not asked for")
+    return recorder.calls, int(logits.shape[2])
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Switch the text part of ``model`` to the attention function ``name``; image and audio towers keep theirs."""
+    towers = model.config.sub_configs
+    model.set_attn_implementation({"text_config": name} if "text_config" in towers else name)
+
+
+def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
+    if len(calls) != 1:
+        raise ModelRefused(f"layer {name} attends {len(calls)} times for each token; one is supported")
+    key, value, mask, options = calls[0]
+    if key.shape[0] != 1 or key.shape[2] != _TOKENS:
+        raise ModelRefused(f"layer {name} keeps keys of shape {tuple(key.shape)} for {_TOKENS} tokens")
+    _require_window_agreement(name, mask, options.sliding_window)
+    return ProbedLayer(name, module, KVShape(key.shape[1], key.shape[3], value.shape[3]), options.sliding_window)
+
+
+def _require_window_agreement(name: str, mask: torch.Tensor | None, window: int | None) -> None:
+    """What the layer passes must be what the model would have masked: else the window would be lost silently."""
+    if mask is None or mask.shape != (1, 1, 1, 1):
+        raise ModelRefused(f"layer {name} does not use transformers' causal mask; its attention may not be causal")
+    if int(mask.item()) != (window or 0):
+        raise ModelRefused(f"layer {name} passes the sliding window {window}, but its mask has {int(mask.item())}")
+
+
+def _require_all_layers(layers: list[ProbedLayer], num_layers: int) -> None:
+    missing = set(range(num_layers)) - {getattr(layer.module, "layer_idx", None) for layer in layers}
+    if missing:
+        raise ModelRefused(f"layer {min(missing)} does not send its attention through transformers' interface for it")
+    if len(layers) != num_layers:
+        raise ModelRefused(f"{len(layers)} attention modules answer for {num_layers} layers")
+
+
+def _require_free_of_neighbours(name: str, call: _Call) -> None:
+    if call.mask is not None:
+        raise ModelRefused(f"layer {name} makes its own attention mask")
+    key = call.key.float()
+    if not torch.allclose(key, key[:, :, :1].expand_as(key), rtol=1e-2, atol=1e-3):
+        raise ModelRefused(f"layer {name} mixes neighbouring tokens or ignores position_ids")

@@ -1,0 +1,57 @@
+"""A loaded model in words: what its engine tells the front end, and what it logs about its memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.cache.layout import KVPlan
+from engine.cache.memory import running_limit
+from engine.device.cuda_health import idle_bytes
+from engine.model.loader import LoadedModel
+
+_log = logging.getLogger(__name__)
+
+
+def model_info(model: LoadedModel, plan: KVPlan, config: EngineConfig, eos_ids: Iterable[int]) -> ModelInfo:
+    """What the engine says of itself. ``eos_ids`` beyond the vocabulary end nothing."""
+    module = model.module
+    return ModelInfo(
+        model_type=module.config.model_type,
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+        dtype=str(module.dtype).removeprefix("torch."),
+        device=str(module.device),
+        vocab_size=model.probe.vocab_size,
+        max_context=plan.max_context,
+        block_size=config.block_size,
+        num_blocks=plan.num_blocks,
+        max_running=running_limit(config.max_running, module.device),
+        eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
+    )
+
+
+def log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int, step_bytes: int = 0) -> None:
+    """How much fits, and what made it less. ``step_bytes`` are what steps take beside weights and cache."""
+    tokens = plan.num_blocks * block_size
+    _log.info(
+        "KV cache: %d tokens in %.0f MiB, %.1f sequences at the full context of %d tokens",
+        tokens,
+        plan.num_blocks * bytes_per_block / 2**20,
+        tokens / plan.max_context,
+        plan.max_context,
+    )
+    if step_bytes:
+        _log.info(
+            "Beside weights and cache, the largest steps take up to %.0f MiB; torch holds %.0f MiB that nothing uses",
+            step_bytes / 2**20,
+            idle_bytes(model.module.device) / 2**20,
+        )
+    if model.limit:
+        _log.warning("The context is %d tokens: %s", model.max_context, model.limit)
+    if plan.max_context < model.max_context:
+        _log.warning(
+            "The context is shortened from %d to %d tokens, all that the KV cache holds; raise kv_memory for more",
+            model.max_context,
+            plan.max_context,
+        )

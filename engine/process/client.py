@@ -1,0 +1,356 @@
+"""The engine as the front end uses it: requests cross to a supervised process, events come back as iterators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+from engine.api.engine import EngineConfig, EngineState, EngineStats, Health, ModelInfo
+from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
+from engine.api.events import (
+    CandidateFinished,
+    ErrorKind,
+    Event,
+    FinishReason,
+    RequestError,
+    RequestEvents,
+    RequestFinished,
+)
+from engine.api.requests import Request
+from engine.process.messages import (
+    EXIT_REFUSED,
+    Cancel,
+    Failed,
+    FromWorker,
+    Loading,
+    Ready,
+    Refused,
+    StepEvents,
+    submit,
+)
+from engine.process.supervisor import COMMAND, RestartPolicy, WorkerProcess, worker_process
+
+_log = logging.getLogger("castor.engine")
+
+
+class _Flight:
+    """A request that the engine has not finished: what it has yielded so far and who waits for more."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.abandoned = False
+        self._tokens = [0] * request.candidates
+        self._open = set(range(request.candidates))
+
+    def tell(self, events: RequestEvents) -> None:
+        for delta in events.deltas:
+            self._tokens[delta.candidate] += len(delta.token_ids)
+        for finished in events.finished:
+            self._open.discard(finished.candidate)
+        if not self.abandoned:
+            for event in events:
+                self.events.put_nowait(event)
+
+    def fail(self, error: RequestError) -> None:
+        """End what is still open, with the counts known so far."""
+        aborted = tuple(
+            CandidateFinished(candidate, FinishReason.ABORTED, self._tokens[candidate])
+            for candidate in sorted(self._open)
+        )
+        done = RequestFinished(len(self.request.prompt), 0, sum(self._tokens), error)
+        self.tell(RequestEvents(self.request.id, finished=aborted, done=done))
+
+
+class EventStream(AsyncIterator[Event]):
+    """The events of one request, for one reader. Closed, cancelled or dropped early, it cancels the request."""
+
+    def __init__(self, flight: _Flight, abandon: Callable[[_Flight], None]) -> None:
+        self.flight = flight
+        self._abandon = abandon
+        self._loop = asyncio.get_running_loop()
+        self._ended = False
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            event = await self.flight.events.get()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        self._ended = isinstance(event, RequestFinished)
+        return event
+
+    async def aclose(self) -> None:
+        """Stop listening; does nothing after the last event."""
+        if not self._ended:
+            self._ended = True
+            self._abandon(self.flight)
+
+    def __del__(self) -> None:
+        # The collector may run in any thread, and after the loop has been closed.
+        if not self._ended:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._abandon, self.flight)
+
+
+class ProcessEngine:
+    """One model in its own process, started again when it dies. Implements ``engine.api.engine.Engine``.
+
+    Belongs to one event loop and never blocks it. ``name`` is for messages. A process that has requests and says
+    nothing for ``stall_seconds`` is killed; so is one that loads and tells no progress for ``load_stall_seconds``, and
+    that is not started again, because it would read the same files. ``stop_seconds`` bounds each stage of an orderly
+    end.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        name: str = "model",
+        stall_seconds: float = 120.0,
+        load_stall_seconds: float = 900.0,
+        stop_seconds: float = 5.0,
+        command: tuple[str, ...] = COMMAND,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._stall_seconds = stall_seconds
+        self._load_stall_seconds = load_stall_seconds
+        self._stop_seconds = stop_seconds
+        self._command = command
+        self._health = Health(EngineState.STOPPED, "not started")
+        self._info: ModelInfo | None = None
+        self._flights: dict[str, _Flight] = {}
+        self._worker: WorkerProcess | None = None
+        self._ready_since: float | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._settled = asyncio.Event()  # ready, failed or stopped: there is nothing to wait for
+        self._settled.set()
+
+    def start(self) -> None:
+        """Begin to load, in the running event loop; ``health`` tells how far it is. Does nothing if started."""
+        if self._task is None:
+            self._closing.clear()
+            self._set_health(state=EngineState.LOADING, detail="starting")
+            self._task = asyncio.create_task(self._supervise(), name=f"engine {self.name}")
+
+    async def ready(self) -> ModelInfo:
+        """Wait until the model can answer. Raises ``EngineUnavailable`` where it never will."""
+        while self._health.state is not EngineState.READY:
+            await self._settled.wait()
+            if self._health.state in (EngineState.FAILED, EngineState.STOPPED):
+                raise EngineUnavailable(self._state_sentence())
+        return self.describe()
+
+    def describe(self) -> ModelInfo:
+        """What the loaded model can do; still known while its process is started again."""
+        if self._info is None:
+            raise EngineUnavailable(self._state_sentence())
+        return self._info
+
+    def health(self) -> Health:
+        return self._health
+
+    def submit(self, request: Request) -> EventStream:
+        """Start a request. Raises ``Overloaded``, ``EngineUnavailable`` or, for an id in use, ``RequestRefused``."""
+        worker = self._require_ready()
+        if request.id in self._flights:
+            raise RequestRefused(f"request id {request.id!r} is in use: give every request its own")
+        self._require_room(request)
+        try:
+            message = submit(request)
+        except (TypeError, ValueError) as error:
+            raise RequestRefused(f"The request holds a value that cannot be passed on: {error}") from error
+        stream = EventStream(_Flight(request), self._abandon)
+        self._flights[request.id] = stream.flight
+        worker.send(message)
+        if len(self._flights) == 1:
+            self._watch()
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        if request_id in self._flights and self._worker is not None:
+            self._worker.send(Cancel(request_id))
+
+    async def close(self) -> None:
+        """End the process in bounded time, whatever it is doing; requests in flight get their terminal error."""
+        self._closing.set()
+        self._fail_flights(f"The engine of {self.name} is shutting down.")
+        task = self._task
+        if task is not None:
+            await self._end_worker()
+            await asyncio.wait({task}, timeout=self._stop_seconds)
+            task.cancel()
+            await asyncio.wait({task})
+        self._task = None
+        self._info = None
+        self._set_health(state=EngineState.STOPPED, detail="closed")
+
+    def _require_ready(self) -> WorkerProcess:
+        if self._health.state is not EngineState.READY or self._worker is None or self._closing.is_set():
+            raise EngineUnavailable(self._state_sentence())
+        return self._worker
+
+    def _state_sentence(self) -> str:
+        health = self._health
+        if self._closing.is_set():
+            return f"The engine of {self.name} is shutting down."
+        if health.state is EngineState.LOADING:
+            return f"The engine of {self.name} is loading ({health.detail}, {health.progress:.0%}): try again soon."
+        return f"The engine of {self.name} cannot answer: {health.detail}."
+
+    def _require_room(self, request: Request) -> None:
+        running = sum(flight.request.candidates for flight in self._flights.values())
+        limit = self.describe().max_running + self._config.max_waiting
+        if running + request.candidates > limit:
+            raise Overloaded(
+                f"The engine of {self.name} has {running} candidates in flight, this request asks for "
+                f"{request.candidates} more and the limit is {limit}: try again later."
+            )
+
+    def _abandon(self, flight: _Flight) -> None:
+        """Nobody reads this request any more. It keeps its place until the engine has let go of it."""
+        if self._flights.get(flight.request.id) is flight and not flight.abandoned:
+            flight.abandoned = True
+            self.cancel(flight.request.id)
+
+    async def _supervise(self) -> None:
+        """Keep a process alive until closed, refused or hopeless."""
+        policy = RestartPolicy()
+        try:
+            while True:
+                cause = await self._live()
+                if self._closing.is_set() or self._health.state is EngineState.FAILED:
+                    return
+                lived = None if self._ready_since is None else time.monotonic() - self._ready_since
+                delay = policy.died(lived)
+                if delay is None:
+                    self._set_health(state=EngineState.FAILED, detail=f"its process {cause}, several times in a row")
+                    return
+                _log.error("The engine process of %s %s; starting it again in %.0f s", self.name, cause, delay)
+                self._set_health(
+                    state=EngineState.LOADING,
+                    detail=f"its process {cause} and is started again",
+                    restarts=self._health.restarts + 1,
+                )
+                if await self._closed_within(delay):
+                    return
+        finally:
+            if self._health.state is EngineState.LOADING or self._health.state is EngineState.READY:
+                self._set_health(state=EngineState.FAILED, detail="it is not supervised any more")
+
+    async def _closed_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        return self._closing.is_set()
+
+    async def _live(self) -> str:
+        """One life of the process; returns how it ended."""
+        self._ready_since = None
+        try:
+            async with worker_process(self._config, self._command) as worker:
+                await self._listen(worker)
+                return worker.death()
+        except OSError as error:
+            return f"could not be started ({error})"
+
+    async def _listen(self, worker: WorkerProcess) -> None:
+        """Take in what the process says until it has ended; then tell everyone who still waits for it."""
+        self._worker = worker
+        try:
+            if self._closing.is_set():
+                return
+            self._watch()
+            async for message in worker.messages():
+                self._receive(worker, message)
+            if worker.exit_code == EXIT_REFUSED or worker.hopeless:
+                self._set_health(state=EngineState.FAILED, detail=worker.death())
+        finally:
+            self._worker = None
+            # Why it ended may hold paths: that is for the operator and stands in the log.
+            self._fail_flights(f"The engine of {self.name} ended before the answer was complete: try again soon.")
+            self._watch()
+            if self._health.state is EngineState.READY:
+                self._set_health(state=EngineState.LOADING, detail="its process ended, it is started again")
+
+    def _receive(self, worker: WorkerProcess, message: FromWorker) -> None:
+        match message:
+            case StepEvents(events, stats):
+                self._deliver(events, stats)
+            case Loading(stage, fraction):
+                self._set_health(state=EngineState.LOADING, detail=stage, progress=fraction)
+                self._watch()
+            case Ready(info):
+                self._info = info
+                self._ready_since = time.monotonic()
+                self._set_health(state=EngineState.READY, progress=1.0)
+                self._watch()
+            case Refused(reason):
+                worker.ended_because = reason
+            case Failed(last_words):
+                worker.ended_because = f"failed ({last_words})"
+
+    def _deliver(self, events: list[RequestEvents], stats: EngineStats) -> None:
+        self._health = replace(self._health, stats=stats)
+        for told in events:
+            flight = self._flights.get(told.request_id)
+            if flight is not None:
+                flight.tell(told)
+                if told.done is not None:
+                    del self._flights[told.request_id]
+        self._watch()
+
+    def _fail_flights(self, sentence: str) -> None:
+        flights, self._flights = self._flights, {}
+        for flight in flights.values():
+            flight.fail(RequestError(ErrorKind.UNAVAILABLE, sentence))
+
+    def _watch(self) -> None:
+        """Start to count anew how long the process has been silent although somebody waits for it."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None
+        loop = asyncio.get_running_loop()
+        if self._flights:
+            self._alarm = loop.call_later(self._stall_seconds, self._stalled)
+        elif self._worker is not None and self._health.state is EngineState.LOADING:
+            self._alarm = loop.call_later(self._load_stall_seconds, self._load_stalled)
+
+    def _stalled(self) -> None:
+        if self._worker is not None:
+            self._worker.kill(f"made no progress for {self._stall_seconds:g} s")
+
+    def _load_stalled(self) -> None:
+        if self._worker is not None:
+            health = self._health
+            self._worker.hopeless = True
+            self._worker.kill(
+                f"its loading ({health.detail}, {health.progress:.0%}) made no progress for "
+                f"{self._load_stall_seconds:g} s and was ended"
+            )
+
+    async def _end_worker(self) -> None:
+        worker = self._worker
+        if worker is not None and self._health.state is EngineState.READY:
+            await worker.stop(self._stop_seconds)
+        elif worker is not None:
+            worker.kill("was closed while it loaded")
+
+    def _set_health(
+        self, *, state: EngineState, detail: str = "", progress: float = 0.0, restarts: int | None = None
+    ) -> None:
+        """Enter a state; the numbers of a former process do not outlive it."""
+        restarts = self._health.restarts if restarts is None else restarts
+        self._health = Health(state, detail, progress, restarts)
+        if state is EngineState.LOADING:
+            self._settled.clear()
+        else:
+            self._settled.set()

@@ -1,0 +1,189 @@
+"""The life of an engine process as its parent sees it: start, talk, end, leave nothing behind, start again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.api.engine import EngineConfig
+from engine.process.messages import EXIT_FAILED, EXIT_REFUSED, FromWorker, Stop, ToWorker, pack, unpack_from_worker
+
+# -P keeps a folder that happens to be named "engine" in the working directory from being taken for ours.
+COMMAND = (sys.executable, "-P", "-m", "engine.process.worker")
+
+_DRAIN_SECONDS = 0.2
+_LAST_WORDS_SECONDS = 2.0  # on a busy machine they may reach the socket's thread late
+_KILL_SECONDS = 10.0  # a killed process goes when the kernel has taken its memory back
+_STABLE_SECONDS = 60.0
+_LONGEST_DELAY = 30.0
+_STARTS_BEFORE_GIVING_UP = 3
+
+_log = logging.getLogger("castor.engine")
+
+
+class WorkerProcess:
+    """One running engine process and the socket to it. Made by ``worker_process``, which also cleans up."""
+
+    def __init__(self, process: Process, socket: zmq.asyncio.Socket, folder: str) -> None:
+        self.ended_because = ""
+        self.hopeless = False  # ended for a reason that would be there again
+        self._process = process
+        self._socket = socket
+        self._folder = folder
+        self._exited = asyncio.create_task(process.wait())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for the signal that ended it."""
+        return self._process.returncode
+
+    def send(self, message: ToWorker) -> None:
+        """Send at once, in order. A process that has just died takes nothing; its end is noticed elsewhere."""
+        with contextlib.suppress(zmq.ZMQError):
+            asyncio.ensure_future(self._socket.send(pack(message), zmq.NOBLOCK)).result()
+
+    async def messages(self) -> AsyncIterator[FromWorker]:
+        """All that the process says, to its last word; ends when the process has ended."""
+        while (data := await self._receive()) is not None:
+            self._drop_address()
+            try:
+                yield unpack_from_worker(data)
+            except msgspec.MsgspecError as error:
+                self.kill(f"sent a message that cannot be read ({error})")
+
+    def _drop_address(self) -> None:
+        """Once the process has connected, the address has served: not even a kill of both sides leaves files behind."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = ""
+
+    async def _receive(self) -> bytes | None:
+        arrival = asyncio.ensure_future(self._socket.recv())
+        await asyncio.wait({arrival, self._exited}, return_when=asyncio.FIRST_COMPLETED)
+        if not arrival.done():
+            await asyncio.wait({arrival}, timeout=self._patience())
+        if arrival.done():
+            data: bytes = arrival.result()
+            return data
+        arrival.cancel()
+        return None
+
+    def _patience(self) -> float:
+        """Seconds that what an ended process has sent may take to come; who ends with these codes has said why."""
+        promised = self.exit_code in (EXIT_FAILED, EXIT_REFUSED) and not self.ended_because
+        return _LAST_WORDS_SECONDS if promised else _DRAIN_SECONDS
+
+    def kill(self, because: str) -> None:
+        """End the process now; ``because`` completes the sentence "The engine process …"."""
+        self.ended_because = self.ended_because or because
+        if self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def stop(self, patience: float) -> None:
+        """Ask the process to stop; kill it if it still runs after ``patience`` seconds."""
+        self.send(Stop())
+        if not await self.gone(patience):
+            self.kill("did not stop when asked to")
+
+    async def gone(self, patience: float) -> bool:
+        """Wait for the end of the process; False where it takes longer."""
+        await asyncio.wait({self._exited}, timeout=patience)
+        return self._exited.done()
+
+    def death(self) -> str:
+        """Why the process ended, to complete the sentence "The engine process …"."""
+        if self.ended_because:
+            return self.ended_because
+        if self.exit_code is None:
+            return "is not supervised any more"
+        if self.exit_code < 0:
+            name = signal.Signals(-self.exit_code).name
+            hint = " (often: out of memory)" if name == "SIGKILL" else ""
+            return f"was ended by {name}{hint}"
+        return f"ended with exit code {self.exit_code}"
+
+
+@asynccontextmanager
+async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> AsyncIterator[WorkerProcess]:
+    """Start a process for the length of the context. Afterwards process, socket, pipe and folder are gone.
+
+    Raises OSError where the process cannot be started.
+    """
+    with ExitStack() as stack:
+        folder = tempfile.mkdtemp(prefix="castor-")  # for this user alone
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        context = zmq.asyncio.Context()
+        stack.callback(context.destroy, linger=0)
+        address = f"ipc://{folder}/engine"
+        socket = _bind(context, address)
+        lifeline_end, lifeline = os.pipe()
+        stack.callback(os.close, lifeline)
+        try:
+            os.write(lifeline, msgspec.json.encode(config) + b"\n")
+            # Whatever a library prints belongs to the log, not to the command's own output.
+            process = await asyncio.create_subprocess_exec(
+                *command, address, stdin=lifeline_end, stdout=2, env=_environment()
+            )
+        finally:
+            os.close(lifeline_end)
+        worker = WorkerProcess(process, socket, folder)
+        try:
+            yield worker
+        finally:
+            worker.kill("was no longer wanted")
+            if not await worker.gone(_KILL_SECONDS):
+                _log.error("The killed engine process %d does not go away", worker.pid)
+
+
+def _bind(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+    """A socket without a limit on its queues: how much can be under way is bounded by the requests in flight."""
+    socket = context.socket(zmq.PAIR)
+    socket.set_hwm(0)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"{address}: {error.strerror}") from error
+    return socket
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment, with the parent's import path: both sides must run the same code."""
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class RestartPolicy:
+    """When to start a process again that has died: at once, then ever later; not at all if it never worked."""
+
+    def __init__(self) -> None:
+        self._deaths = 0
+        self._was_ready = False
+
+    def died(self, ready_seconds: float | None) -> float | None:
+        """Seconds to wait before the next start, or None to give up; ``ready_seconds`` is None if it never was."""
+        if ready_seconds is not None:
+            self._was_ready = True
+            if ready_seconds >= _STABLE_SECONDS:
+                self._deaths = 0
+        self._deaths += 1
+        if not self._was_ready and self._deaths >= _STARTS_BEFORE_GIVING_UP:
+            return None
+        return 0.0 if self._deaths == 1 else min(_LONGEST_DELAY, 2.0 ** (self._deaths - 2))

@@ -1,0 +1,139 @@
+"""The largest steps that can come, tried at load: whether the device computes them, and what memory they take.
+
+What is left after that is the cache's. Kernels are compiled here too, so that the first request does not wait for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.errors import ModelRefused
+from engine.api.requests import Request, SamplingParams
+from engine.attention.base import AttentionBackend
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.constraints.masks import Mask, all_but
+from engine.device.cuda_health import require_device
+from engine.model.loader import LoadedModel
+from engine.runner.torch_runner import ModelRunner
+from engine.sampling import BatchSampler
+from engine.scheduling.chunk_budget import MAX_CHUNK
+from engine.scheduling.sequence import Sequence, Work
+
+_log = logging.getLogger(__name__)
+
+Attention = Callable[[KVCache, Iterable[int | None]], AttentionBackend]
+_REMEDY = "at run time Triton needs a C compiler (cc, gcc or clang, or what CC names) and the headers of Python"
+# All tokens are equally likely in a trial, so that the sampler must look at the whole vocabulary.
+_SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=20)
+
+
+def attention_for(device: torch.device) -> Attention:
+    """The backend of a device: our kernels on a GPU, unless Triton is missing."""
+    if device.type != "cuda":
+        return ReferenceAttention
+    try:
+        from engine.attention.triton_paged import TritonAttention
+    except ImportError as error:
+        _log.warning("Triton cannot be imported (%s): attention copies the whole past at each step, slowly", error)
+        return ReferenceAttention
+    return TritonAttention
+
+
+def try_steps(model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention) -> tuple[Attention, int]:
+    """Run the largest steps on a GPU; returns the backend that can, and the bytes to keep for steps.
+
+    Raises ``ModelRefused`` where the memory does not even hold the steps.
+    """
+    try:
+        return attention, step_bytes(model, info, config, attention)
+    except torch.OutOfMemoryError as error:
+        raise ModelRefused(
+            f"the weights leave no room for a step of {MAX_CHUNK} tokens and {info.max_running} answers; lower "
+            f"max_running, or free memory on {info.device}"
+        ) from error
+    except Exception as error:
+        require_device(torch.device(info.device))
+        if attention is ReferenceAttention:
+            raise
+        reason = _first_line(error)
+    # What fails without our kernels too is the model's own fault, and raised as that.
+    found = try_steps(model, info, config, ReferenceAttention)
+    _log.warning("The Triton kernels do not run here; attention will be slow: %s; %s", reason, _REMEDY)
+    return found
+
+
+def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention) -> int:
+    """What steps take of the device at most beside weights and pages.
+
+    Once for a step with as much prefill as the scheduler may ever allow, and its sampling: what torch has to take for
+    that beyond what it holds already. Once more for the recorded decodes (``cuda_graphs``), which have memory of
+    their own, so that nothing held elsewhere helps them; their sampling is not recorded. The model is left bound to a
+    cache of one block, in which all tokens lie: what they compute is meaningless.
+    """
+    layers = model.probe.layers
+    device = torch.device(info.device)
+    cache = KVCache([layer.shape for layer in layers], 1, info.block_size, dtype=model.module.dtype, device=device)
+    runner = ModelRunner(model, attention(cache, {layer.sliding_window for layer in layers}), info)
+    _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
+    decodes = _memory_of(lambda: runner.forward(decode_step(info)), device)
+    prefill = _memory_of(lambda: _whole_step(runner, prefill_step(info)), device)
+    return prefill.taken + (decodes.used if config.cuda_graphs else 0)
+
+
+def decode_step(info: ModelInfo) -> list[Work]:
+    """As many decodes as can run."""
+    return [_work(info, 1) for _ in range(info.max_running)]
+
+
+def prefill_step(info: ModelInfo) -> list[Work]:
+    """``MAX_CHUNK`` tokens of prefill, in prompts as long as they may be, and decodes up to the limit of sequences."""
+    whole, rest = divmod(MAX_CHUNK, info.max_context)
+    lengths = [info.max_context] * whole + [rest] * (rest > 0)
+    # Short prompts are more than can run at once: then so many are the largest step.
+    lengths = lengths[: info.max_running]
+    return [_work(info, length) for length in lengths + [1] * (info.max_running - len(lengths))]
+
+
+def _work(info: ModelInfo, num_tokens: int) -> Work:
+    blocks = [0] * -(-num_tokens // info.block_size)
+    tokens = [0] * num_tokens
+    return Work(Sequence(Request("trial", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
+
+
+def _whole_step(runner: ModelRunner, batch: list[Work]) -> None:
+    """With all that a row may ask for. One row alone is free of a mask, which takes more than if none were."""
+    logits = runner.forward(batch)
+    masks: list[Mask | None] = [None, *[all_but((), logits.shape[1])] * (len(batch) - 1)]
+    BatchSampler().sample(torch.zeros_like(logits), [work.sequence for work in batch], masks)
+
+
+class _Memory(NamedTuple):
+    """Bytes at the highest: ``used`` by tensors, and ``taken`` from the device for them beyond what torch held."""
+
+    used: int
+    taken: int
+
+
+def _memory_of(compute: Callable[[], object], device: torch.device) -> _Memory:
+    """What ``compute`` needs beside what there is; nothing on a CPU."""
+    if device.type != "cuda":
+        compute()
+        return _Memory(0, 0)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    used, taken = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    compute()
+    torch.cuda.synchronize(device)
+    memory = _Memory(torch.cuda.max_memory_allocated(device) - used, torch.cuda.max_memory_reserved(device) - taken)
+    torch.cuda.empty_cache()
+    return memory
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,0 +1,46 @@
+"""What the core asks of runner and sampler. No torch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from engine.api.engine import ModelInfo
+from engine.api.events import TokenLogprobs
+from engine.constraints.masks import Mask
+from engine.scheduling.sequence import Sequence, Work
+
+
+class Sampled(NamedTuple):
+    """The next token of a sequence; ``logprobs`` only where the request asked for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class Runner(Protocol):
+    """Computes a batch. Writes the keys and values of all its tokens into the pages."""
+
+    info: ModelInfo
+
+    def forward(self, batch: list[Work]) -> Any:
+        """Logits, one row for each work that samples, in the batch's order: float [rows, vocabulary].
+
+        May return before the device is done; where nothing samples it waits, because the time of each step is measured.
+        After an error ``check`` tells whether the same work may be tried again.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises ``EngineUnavailable`` if the device is lost, so that no later step can succeed."""
+        ...
+
+
+class Sampler(Protocol):
+    """Chooses the next tokens."""
+
+    def sample(self, logits: Any, sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
+        """One token for each row of ``logits``; ``sequences`` are the rows' owners, in order.
+
+        ``masks`` tells for each row which tokens it may take, None for all.
+        """
+        ...

@@ -1,0 +1,186 @@
+"""Who runs next: decodes first, then prefill within the budget; the youngest gives way. Policy only, no torch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from engine.cache.block_pool import BlockPool
+from engine.scheduling.chunk_budget import StepPacer
+from engine.scheduling.sequence import Sequence, Work
+
+
+class Scheduler:
+    """Decides what each step computes and moves sequences between three places.
+
+    - waiting: first come, first served; preempted sequences return to the front;
+    - running: in order of admission; holds the blocks of all its known tokens, so a prefill never waits for memory;
+    - parked: further candidates of a prompt that candidate 0 still computes, so that they find it in the prefix cache.
+
+    When a decode finds the pool dry, the youngest running sequence gives its blocks back and is computed again later.
+    The oldest one therefore always advances, and alone it always fits: nothing can deadlock.
+    """
+
+    def __init__(self, pool: BlockPool, pacer: StepPacer, max_running: int) -> None:
+        self.preemptions = 0
+        self._pool = pool
+        self._pacer = pacer
+        self._max_running = max_running
+        self._waiting: OrderedDict[Sequence, None] = OrderedDict()
+        self._running: dict[Sequence, None] = {}
+        self._parked: dict[str, dict[Sequence, None]] = {}
+        self._preempted: set[Sequence] = set()
+        self._turned_away: tuple[Sequence, int] | None = None
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + sum(map(len, self._parked.values()))
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def add(self, candidates: list[Sequence]) -> None:
+        """Queue the candidates of one request, candidate 0 first."""
+        first, *siblings = candidates
+        self._waiting[first] = None
+        if siblings:
+            self._parked[first.request.id] = dict.fromkeys(siblings)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, wherever it is; its blocks stay findable until they are reused."""
+        if sequence in self._running:
+            del self._running[sequence]
+            self._release(sequence)
+        elif sequence in self._waiting:
+            del self._waiting[sequence]
+        else:
+            self._unpark(sequence)
+        self._preempted.discard(sequence)
+        if sequence.candidate == 0:
+            self._admit_siblings(sequence.request.id)
+        if self._turned_away and self._turned_away[0] is sequence:
+            self._turned_away = None
+
+    def schedule(self) -> list[Work]:
+        """The next step's work, blocks allocated; empty only if nothing waits or runs."""
+        batch = self._decodes()
+        budget = self._pacer.prefill_budget(len(batch), self.num_running + self.num_waiting - len(batch))
+        budget = self._continue_prefills(batch, budget)
+        self._admit(batch, budget)
+        return batch
+
+    def commit(self, work: Work) -> None:
+        """Note that a work is computed: its full blocks become findable, its siblings may come."""
+        sequence = work.sequence
+        before, block_size = sequence.num_computed, self._pool.block_size
+        sequence.num_computed = work.start + work.num_tokens
+        for index in range(before // block_size, sequence.num_computed // block_size):
+            self._pool.register(sequence.blocks, index, sequence.tokens, sequence.request.salt)
+        if self._parked and sequence.candidate == 0 and sequence.num_computed >= sequence.num_prompt:
+            self._admit_siblings(sequence.request.id)
+
+    def check(self) -> None:
+        """Assert that pool and sequences agree and that nobody is in two places."""
+        self._pool.check(sequence.blocks for sequence in self._running)
+        parked = [sequence for siblings in self._parked.values() for sequence in siblings]
+        assert not any(sequence.blocks for sequence in [*self._waiting, *parked]), "a waiting sequence holds blocks"
+        everybody = {*self._running, *self._waiting, *parked}
+        assert len(everybody) == self.num_running + self.num_waiting, "a sequence is in two places"
+        assert everybody.issuperset(self._preempted), "a sequence that ended is remembered"
+        assert self._turned_away is None or self._turned_away[0] in everybody, "a sequence that ended is remembered"
+
+    def _decodes(self) -> list[Work]:
+        batch = []
+        block_size = self._pool.block_size
+        for sequence in list(self._running):
+            start = sequence.num_computed
+            if len(sequence.tokens) - start != 1 or sequence not in self._running:
+                continue  # still in prefill, or preempted for one before it
+            if start < len(sequence.blocks) * block_size or self._grow(sequence):
+                batch.append(Work(sequence, start, 1))
+        return batch
+
+    def _continue_prefills(self, batch: list[Work], budget: int) -> int:
+        for sequence in self._running:
+            if budget <= 0:
+                break
+            if len(sequence.tokens) - sequence.num_computed > 1:
+                budget -= _add_chunk(batch, sequence, budget)
+        return budget
+
+    def _admit(self, batch: list[Work], budget: int) -> None:
+        while budget > 0 and self._waiting and len(self._running) < self._max_running:
+            sequence = next(iter(self._waiting))
+            if not self._start(sequence):
+                break
+            budget -= _add_chunk(batch, sequence, budget)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Move the first waiting sequence to the running ones, if the pool has room for it."""
+        available = self._pool.num_available
+        # Looking up a long prompt is not free: a sequence that found no room is tried again only when there is more.
+        if self._turned_away and self._turned_away[0] is sequence and available <= self._turned_away[1]:
+            return False
+        prefix = self._pool.find_prefix(sequence.tokens, sequence.request.salt)
+        missing = self._pool.blocks_for(len(sequence.tokens)) - len(prefix)
+        # One spare block for each running sequence, or the newcomer would soon give way to them; it also keeps one out
+        # that gave way in this very step.
+        if not self._pool.can_allocate(missing + len(self._running), prefix):
+            self._turned_away = sequence, available
+            return False
+        self._turned_away = None
+        del self._waiting[sequence]
+        self._running[sequence] = None
+        sequence.blocks.extend(self._pool.allocate(missing, prefix))
+        sequence.num_computed = len(prefix) * self._pool.block_size
+        if sequence not in self._preempted:
+            sequence.num_cached = sequence.num_computed
+        return True
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a decode its next block, at the cost of the youngest; False if that was the sequence itself."""
+        while not self._pool.can_allocate(1):
+            assert len(self._running) > 1, "the pool cannot hold one sequence"
+            youngest = next(reversed(self._running))
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.blocks.extend(self._pool.allocate(1))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        del self._running[sequence]
+        self._release(sequence)
+        self._preempted.add(sequence)
+        self._queue_first(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        del sequence.blocks[:]
+        sequence.num_computed = 0
+
+    def _queue_first(self, sequence: Sequence) -> None:
+        self._waiting[sequence] = None
+        self._waiting.move_to_end(sequence, last=False)
+
+    def _unpark(self, sequence: Sequence) -> None:
+        siblings = self._parked[sequence.request.id]
+        del siblings[sequence]
+        if not siblings:
+            del self._parked[sequence.request.id]
+
+    def _admit_siblings(self, request_id: str) -> None:
+        for sibling in reversed(self._parked.pop(request_id, {})):
+            self._queue_first(sibling)
+
+
+def _add_chunk(batch: list[Work], sequence: Sequence, budget: int) -> int:
+    start = sequence.num_computed
+    num_tokens = min(budget, len(sequence.tokens) - start)
+    batch.append(Work(sequence, start, num_tokens))
+    return num_tokens

@@ -1,0 +1,52 @@
+"""A sequence while it lives, and the work on it that a step schedules. No torch."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from engine.api.requests import Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One candidate of one request while it lives in the engine.
+
+    ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
+    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. In an engine that is
+    an array, because each step copies it whole, and from a list that takes milliseconds where contexts are long.
+    """
+
+    request: Request
+    candidate: int
+    tokens: list[int]
+    num_computed: int = 0
+    num_cached: int = 0
+    blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_sampled(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def sampled(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+
+class Work(NamedTuple):
+    """Compute the tokens ``[start, start + num_tokens)`` of a sequence; their blocks are allocated."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this work ends at the last known token, so that the next one is sampled from its logits."""
+        return self.start + self.num_tokens == len(self.sequence.tokens)

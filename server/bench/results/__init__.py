@@ -1,0 +1,1 @@
+"""What was measured: summaries, findings, reports and plots."""

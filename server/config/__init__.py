@@ -1,0 +1,1 @@
+"""What operators configure: settings and the models file."""

@@ -1,0 +1,1 @@
+"""Model families: how each writes thoughts and calls, and the parser that reads them back."""

@@ -1,0 +1,1 @@
+"""From schemas and functions to grammars that answers must follow."""

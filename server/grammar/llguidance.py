@@ -1,0 +1,203 @@
+"""Grammars in llguidance's words, what it has against one, and where in a schema the reason is.
+
+Whatever compiles here may take minutes and gigabytes: the server calls it in children only (`constraint.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from server.errors import InvalidArgument
+from server.grammar.response_format import ENUM
+from server.grammar.schema import json_schema, openapi_schema, relaxed_schema
+from server.grammar.schema_closure import Schema, children
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits, LLTokenizer
+
+SEARCH_SECONDS = 1.0
+FIRST_NAMED, MOST_NAMED = 257, 256
+"""The tokens that a grammar may name by number, where bytes stand for all others."""
+MAX_GRAMMAR_CHARACTERS = 1_000_000
+
+_TOKEN = re.compile(r"<\[(\d+)\]>")
+
+JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    # Without \\u: an escaped name would pass for another property than the one it is.
+    "json_allowed_escapes": 'nrtbf\\"',
+}
+"""JSON on one line, spaced as people write it: a model that may choose its white space may choose it for ever."""
+
+
+def enforced(schema: Any, field: str, openapi: bool) -> str:
+    """The grammar of the JSON values that match a caller's schema. Raises ``InvalidArgument`` naming the place."""
+    document = (openapi_schema if openapi else json_schema)(schema, field)
+    problem = schema_problem(document)
+    if problem:
+        raise _unenforceable(field + culprit(document)[0], problem)
+    return json_grammar(document)
+
+
+def chosen(schema: Any, field: str, openapi: bool) -> str:
+    """The grammar of the bare texts that a caller's schema lists in its ``enum``. Raises as `enforced` does."""
+    texts = (openapi_schema if openapi else json_schema)(schema, field).get("enum", [])
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise InvalidArgument.at(
+            field, f"{field}: {ENUM} needs a schema of type STRING with an enum of texts that are not empty"
+        )
+    return accepted(choice_grammar(texts), field)
+
+
+def accepted(grammar: str, field: str) -> str:
+    """A grammar of ours itself, if it compiles. Raises as `enforced` does."""
+    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+        raise InvalidArgument.at(
+            field, f"{field}: the grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} are read"
+        )
+    problem = grammar_problem(grammar)
+    if problem:
+        raise _unenforceable(field, problem)
+    return grammar
+
+
+def repaired(schema: Any, until: float) -> Schema:
+    """A function's parameters as a schema that compiles, as close to the caller's as can be; never refuses.
+
+    What llguidance cannot take is weakened, one place after the other, as long as the monotonic clock is before
+    ``until``.
+    """
+    document = relaxed_schema(schema)
+    while time.monotonic() < until:
+        if not schema_problem(document):
+            return document
+        _, wrong = culprit(document)
+        if wrong is document:
+            break
+        _weaken(wrong)
+    return {"type": "object"}
+
+
+def json_grammar(document: Schema) -> str:
+    """The grammar of the JSON values that match a converted schema."""
+    return json.dumps({"grammars": [{"json_schema": {**document, "x-guidance": JSON_STYLE}}]})
+
+
+def choice_grammar(texts: Sequence[str]) -> str:
+    """The grammar of one of several texts."""
+    rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {rule}"}]})
+
+
+def grammar_problem(grammar: str) -> str:
+    """What llguidance has against a grammar; "" if nothing. Tokens that it names by number are taken as they are."""
+    numbers: dict[str, int] = {}
+    named = _TOKEN.sub(lambda found: f"<[{numbers.setdefault(found[1], FIRST_NAMED + len(numbers))}]>", grammar)
+    return _problem(named) if len(numbers) <= MOST_NAMED else f"it names more than {MOST_NAMED} tokens by number"
+
+
+def schema_problem(document: Schema) -> str:
+    """What llguidance has against a converted schema; "" if nothing."""
+    return _problem(json_grammar(document))
+
+
+def _problem(grammar: str) -> str:
+    """The first mask is made too: it meets other limits, and most of a grammar is made ready only then.
+
+    Bytes stand for the model's tokens: reading a model's tokenizer would hold up the whole process for seconds.
+    """
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=_limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return _sentence(matcher.get_error()) if matcher.is_error() else ""
+
+
+def culprit(document: Schema) -> tuple[str, Schema]:
+    """The innermost schema of a document that does not compile by itself, and the path of what is wrong with it.
+
+    The search ends after ``SEARCH_SECONDS`` with what it has narrowed down by then.
+    """
+    definitions = document.get("$defs", {})
+    until = time.monotonic() + SEARCH_SECONDS
+
+    def fails(schema: Any) -> bool:
+        probed = isinstance(schema, dict) and time.monotonic() < until
+        return probed and bool(schema_problem({**schema, "$defs": definitions}))
+
+    place, schema = "", document
+    followed: set[str] = set()
+    while True:
+        step, child = next(((step, child) for step, child in children(schema) if fails(child)), ("", None))
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if child is not None:
+            place, schema = place + step, child
+        elif name and name not in followed:
+            followed.add(name)
+            place, schema = f".$defs.{name}", definitions[name]
+        else:
+            alone = [keyword for keyword in schema if keyword not in ("type", "$defs", "$ref")]
+            return place + next((f".{keyword}" for keyword in alone if fails({keyword: schema[keyword]})), ""), schema
+
+
+def _limits() -> LLParserLimits:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False)  # the messages must not repeat a whole grammar
+
+
+def load() -> None:
+    """Import what compiling needs."""
+    byte_tokenizer()
+
+
+@lru_cache(maxsize=1)
+def byte_tokenizer() -> LLTokenizer:
+    """Of a tokenizer whose tokens are the bytes, one for the end, and some that a grammar may name by number."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+class _Bytes:
+    """llguidance's names for what a tokenizer is."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    unk_token_id = None
+    special_token_ids = tuple(range(256, FIRST_NAMED + MOST_NAMED))
+    tokens = (*(bytes([byte]) for byte in range(256)), *(b"<|%d|>" % number for number in special_token_ids))
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def _sentence(error: str) -> str:
+    """llguidance's message as one line for the caller."""
+    lines = error.strip().splitlines() or ["unknown"]
+    if lines[0].startswith("oneOf"):
+        return "more than one branch can match; use anyOf"
+    if lines[0].startswith("NoExtension"):
+        return "no text can match"
+    reason = next((line for line in lines if line.startswith("error: ")), lines[0])
+    return reason.removeprefix("error: ")[:300]
+
+
+def _weaken(schema: Schema) -> None:
+    """Keep the type alone, then nothing."""
+    kind = schema.get("type")
+    keep = {"type": kind} if kind is not None and len(schema) > 1 else {}
+    schema.clear()
+    schema.update(keep)
+
+
+def _unenforceable(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument.at(field, f"{field}: this cannot be enforced: {problem}")

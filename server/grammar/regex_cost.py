@@ -1,0 +1,155 @@
+"""What in a schema is known to cost llguidance too much, by number: patterns, divisors, and how many meet in one text.
+
+A divisor becomes a regular expression too, with a state for each remainder. What is not found here meets the limits of
+the child that compiles it (`constraint.py`), which can only say that it was too much.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from math import lcm
+from typing import Any
+
+from server.grammar.schema_closure import Schema, children, placed
+
+MAX_PATTERN_CHARACTERS = 4096
+MAX_EXPANSION = 2_000
+"""What counted repetitions may add to a pattern: each further thousand costs every token of the answer some 2 ms."""
+MAX_PATTERNS_AT_ONCE = 8
+"""Patterns that one text has to match: llguidance takes 7 ms to combine 8, a quarter second for 12, minutes for 16."""
+MAX_DIVISOR = 100_000
+"""Of a divisor without its decimal point and its zeros at the end: 100,003 takes 0.2 s and 25 MB, 1,000,003 takes 6 s
+and 300 MB. The same holds for the least common multiple of divisors that one number has to satisfy."""
+MAX_ROUNDS = 30
+
+# Every piece ends, at the latest with the pattern: what looks for an end that is not there would look again from the
+# next character on.
+_PIECE = re.compile(
+    r"""
+      \\(?:[pPux]\{[^}]{0,64}\}|.|$)       # an escape, also of a class or of a code point
+    | \[\^?\]?(?:\\.|[^\]\\])*(?:\]|\\?$)  # a set
+    | (?P<open>\((?:\?(?:P?<[^>)]{0,64}>|[a-zA-Z^-]{0,16}:))?)
+    | (?P<close>\))
+    | \{(?P<least>\d+)(?:,(?P<most>\d*))?\}[?+]?
+    | (?P<repeat>[*+?])
+    | .
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_LAYERS = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
+
+
+def expansion(pattern: str) -> int:
+    """How much longer a pattern is with its counted repetitions written out: ``(ab{3}){2}`` counts as 10, less the 10
+    that it is long."""
+    sums, last = [0], 0
+    for piece in _PIECE.finditer(pattern):
+        if piece["open"]:
+            sums.append(0)
+            last = 0
+        elif piece["close"]:
+            last = sums.pop() + 1 if len(sums) > 1 else 1
+            sums[-1:] = [sums[-1] + last] if sums else [last]
+        elif piece["least"]:
+            times = max(int(piece["least"][:9]), int((piece["most"] or "0")[:9]), 1)
+            sums[-1] += last * (times - 1)
+            last *= times
+        elif not piece["repeat"]:
+            last = 1
+            sums[-1] += 1
+    return max(0, sum(sums) - len(pattern))
+
+
+def costly(document: Schema) -> tuple[str, str] | None:
+    """The path and the description of what is too costly in a converted schema; None if nothing is."""
+    for place, schema in placed(document):
+        for name in ("pattern", "patternProperties", "multipleOf"):
+            given = schema.get(name, ())
+            values = [given] if name != "patternProperties" and name in schema else given
+            problem = next(filter(None, map(_PROBLEMS[name], values)), "")
+            if problem:
+                return f"{place}.{name}", problem
+    if not _stays_below(MAX_PATTERNS_AT_ONCE, document, _patterns_in, sum):
+        return "", f"makes one text match more than {MAX_PATTERNS_AT_ONCE} patterns at once"
+    if not _stays_below(MAX_DIVISOR, document, _divisor_in, lambda divisors: lcm(*divisors)):
+        return "", f"makes one number a multiple of several, whose least common multiple is over {MAX_DIVISOR}"
+    return None
+
+
+def forget_costly(document: Schema) -> None:
+    """Take out of a converted schema the patterns and divisors that are too costly alone."""
+    for _, schema in placed(document):
+        for name in ("pattern", "multipleOf"):
+            if name in schema and _PROBLEMS[name](schema[name]):
+                del schema[name]
+
+
+def _pattern_problem(pattern: str) -> str:
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        return f"has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS} are read"
+    size = expansion(pattern)
+    return f"its repetitions add {size} characters when written out; at most {MAX_EXPANSION} may" * (
+        size > MAX_EXPANSION
+    )
+
+
+def _divisor_problem(divisor: int | float) -> str:
+    if _digits(divisor) <= MAX_DIVISOR:
+        return ""
+    return f"is {divisor}, but without its point and the zeros at its end it must be at most {MAX_DIVISOR}"
+
+
+_PROBLEMS: dict[str, Callable[[Any], str]] = {
+    "pattern": _pattern_problem,
+    "patternProperties": _pattern_problem,
+    "multipleOf": _divisor_problem,
+}
+
+
+def _digits(divisor: int | float) -> int:
+    """1.50 is 15, and 3600 is 36."""
+    return int("".join(map(str, Decimal(repr(divisor)).normalize().as_tuple().digits)))
+
+
+def _patterns_in(schema: Schema) -> int:
+    return ("pattern" in schema) + ("format" in schema)
+
+
+def _divisor_in(schema: Schema) -> int:
+    return _digits(schema["multipleOf"]) if "multipleOf" in schema else 1
+
+
+def _stays_below(
+    most: int, document: Schema, own: Callable[[Schema], int], together: Callable[[Iterable[int]], int]
+) -> bool:
+    """Whether it takes few rounds to see that no value has to satisfy too much at once.
+
+    ``own`` is what a schema itself asks for, ``together`` what several ask for that hold at the same time.
+    """
+    parts = [schema for _, schema in placed(document)]
+    if not any("allOf" in part or (len(part) > 1 and _LAYERS & part.keys()) for part in parts):
+        return True
+    definitions: dict[str, Any] = document.get("$defs", {})
+    known = dict.fromkeys(definitions, together(()))
+
+    def at_once(schema: Any) -> int:
+        if not isinstance(schema, dict):
+            return together(())
+        groups: dict[str, list[int]] = {"allOf": [], "anyOf": [], "oneOf": [], "": []}
+        for step, child in children(schema):
+            keyword = step[1:6]
+            groups[keyword if keyword in groups else ""].append(at_once(child))
+        referred = known.get(schema.get("$ref", "").rpartition("/")[2], together(()))
+        alternatives = [max(group) for name, group in groups.items() if group and name != "allOf"]
+        return together([own(schema), referred, *groups["allOf"], *alternatives])
+
+    for _ in range(MAX_ROUNDS):
+        found = {name: at_once(schema) for name, schema in definitions.items()}
+        if max([at_once(document), *found.values()]) > most:
+            return False
+        if found == known:
+            return True
+        known.update(found)
+    return False

@@ -1,0 +1,196 @@
+"""The shape of schemas as a whole: how large they may be, which objects are closed, and whether any value ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from server.errors import InvalidArgument
+from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS
+
+MAX_VALUES = 20_000
+MAX_CHARACTERS = 200_000
+MAX_NESTING = 100
+MAX_DEPTH = 600
+"""Levels of a schema and of all that it refers to, together: beyond some 1600, llguidance overruns the stack of a
+thread, which ends the process."""
+
+Schema = dict[str, Any]
+
+
+def check_size(schema: Any, field: str, times: int = 1) -> None:
+    """Raises ``InvalidArgument`` for a schema with more values, characters (those of numbers included) or levels than
+    are read. Several schemas in a list may be ``times`` as large."""
+    values = characters = 0
+    most_values, most_characters = MAX_VALUES * times, MAX_CHARACTERS * times
+    left: list[tuple[Any, int]] = [(schema, 1)]
+    while left:
+        value, level = left.pop()
+        values += 1
+        if isinstance(value, dict):
+            characters += sum(map(len, value))
+        elif isinstance(value, str):
+            characters += len(value)
+        elif isinstance(value, int):
+            characters += value.bit_length() // 3
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        too_many = values + len(left) + len(inner) > most_values
+        if level > MAX_NESTING or too_many or characters > most_characters:
+            raise InvalidArgument.at(
+                field,
+                f"{field}: the schema is too large: at most {most_values} values, {most_characters} characters "
+                f"and {MAX_NESTING} levels are read. Send a smaller schema.",
+            )
+        left += [(item, level + 1) for item in inner]
+
+
+def children(schema: Schema) -> Iterator[tuple[str, Any]]:
+    """The schemas directly within a converted schema, with their paths; definitions are not among them."""
+    for keyword in SCHEMAS:
+        if keyword in schema:
+            yield f".{keyword}", schema[keyword]
+    for keyword in LISTS_OF_SCHEMAS:
+        yield from ((f".{keyword}[{index}]", item) for index, item in enumerate(schema.get(keyword, ())))
+    for keyword in MAPS_OF_SCHEMAS:
+        yield from ((f".{keyword}.{name}", item) for name, item in schema.get(keyword, {}).items())
+
+
+def placed(document: Schema) -> Iterator[tuple[str, Schema]]:
+    """Every schema of a converted document that is not just true or false, with its path."""
+    left: list[tuple[str, Any]] = [("", document)]
+    left += [(f".$defs.{name}", schema) for name, schema in document.get("$defs", {}).items()]
+    while left:
+        place, schema = left.pop()
+        if isinstance(schema, dict):
+            yield place, schema
+            left += [(place + step, child) for step, child in children(schema)]
+
+
+def check_depth(document: Schema, field: str) -> None:
+    """Raises ``InvalidArgument`` for a converted document that takes too many levels to follow."""
+    levels = sum(map(_depth, (document, *document.get("$defs", {}).values())))
+    if levels > MAX_DEPTH:
+        raise InvalidArgument.at(
+            field, f"{field}: the schema and its definitions have {levels} levels, but at most {MAX_DEPTH} are followed"
+        )
+
+
+def closed(document: Schema) -> Schema:
+    """Objects that declare properties, and say nothing of others, get no others: what people mean by a schema.
+
+    Every answer still matches the schema as it was sent. Where schemas are laid over each other (``allOf``, or a
+    reference or choice beside what an object must have) nothing is closed: one half would forbid the other's
+    properties. The same holds where ``oneOf`` has branches that only their closing would tell apart.
+    """
+    parts = [schema for _, schema in placed(document)]
+    definitions = document.get("$defs", {})
+    if not any(_lays_over(part) or not _told_apart(part, definitions) for part in parts):
+        for part in parts:
+            if _closable(part):
+                part["additionalProperties"] = False
+    return document
+
+
+def endless(document: Schema) -> bool:
+    """Whether every value that matches would have to go on for ever, as that of a list node with a required next."""
+    definitions: dict[str, Any] = document.get("$defs", {})
+    finite: set[str] = set()
+    while True:
+        found = {name for name, schema in definitions.items() if name not in finite and _ends(schema, finite)}
+        if not found:
+            return not _ends(document, finite)
+        finite |= found
+
+
+def _depth(schema: Any) -> int:
+    if not isinstance(schema, dict):
+        return 1
+    return 1 + max((_depth(child) for _, child in children(schema)), default=0) + ("$ref" in schema)
+
+
+_OF_OBJECTS = {"properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"}
+
+
+def _lays_over(schema: Schema) -> bool:
+    parts = sum(len(schema.get(keyword, ())) > 1 for keyword in ("allOf",)) * 2
+    parts += sum(keyword in schema for keyword in ("$ref", "anyOf", "oneOf", "allOf"))
+    return parts > 1 or (parts == 1 and not _OF_OBJECTS.isdisjoint(schema))
+
+
+def _told_apart(schema: Schema, definitions: Schema) -> bool:
+    """Whether the branches of ``oneOf`` differ in type, or all in a property that they require (a discriminator)."""
+    branches = [_resolved(branch, definitions) for branch in schema.get("oneOf", ())]
+    kinds = [branch.get("type") for branch in branches]
+    if "object" not in kinds or len(branches) < 2:
+        return True
+    objects = [branch for branch in branches if branch.get("type", "object") == "object"]
+    marks = [_marks(branch) for branch in objects]
+    shared = set[str].intersection(*map(set, marks)) if marks else set()
+    return len(objects) < 2 or any(_disjoint([mark[name] for mark in marks]) for name in shared)
+
+
+def _resolved(schema: Any, definitions: Schema) -> Schema:
+    if not isinstance(schema, dict):
+        return {}
+    found = definitions.get(schema.get("$ref", "").rpartition("/")[2], schema)
+    return found if isinstance(found, dict) else {}
+
+
+def _marks(schema: Schema) -> dict[str, list[str]]:
+    """The required properties that can only have certain values, with these as text."""
+    marks = {}
+    for name in schema.get("required", ()):
+        declared = schema.get("properties", {}).get(name)
+        if isinstance(declared, dict) and ("const" in declared or "enum" in declared):
+            values = declared["enum"] if "enum" in declared else [declared["const"]]
+            marks[name] = [json.dumps(value) for value in values]
+    return marks
+
+
+def _disjoint(groups: list[list[str]]) -> bool:
+    return len(set().union(*groups)) == sum(map(len, map(set, groups)))
+
+
+def _closable(schema: Schema) -> bool:
+    declared = schema.get("properties")
+    return (
+        declared is not None
+        and len(declared) > 0
+        and "additionalProperties" not in schema
+        and "patternProperties" not in schema
+        and set(schema.get("required", ())) <= declared.keys()
+        and schema.get("minProperties", 0) <= len(declared)
+    )
+
+
+def _ends(schema: Any, finite: set[str]) -> bool:
+    """Whether some value of the schema is finite, given the definitions that are known to have one."""
+    if not isinstance(schema, dict):
+        return bool(schema)
+    if "enum" in schema or "const" in schema:
+        return True
+    if "$ref" in schema and schema["$ref"].rpartition("/")[2] not in finite:
+        return False
+    if not all(_ends(part, finite) for part in schema.get("allOf", ())):
+        return False
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema and not any(_ends(part, finite) for part in schema[choice]):
+            return False
+    given = schema.get("type")
+    kinds = {given} if isinstance(given, str) else set(given or ("null",))
+    ends = {"object": _object_ends, "array": _array_ends}
+    return any(ends[kind](schema, finite) if kind in ends else True for kind in kinds)
+
+
+def _object_ends(schema: Schema, finite: set[str]) -> bool:
+    declared = schema.get("properties", {})
+    return all(_ends(declared.get(name, True), finite) for name in schema.get("required", ()))
+
+
+def _array_ends(schema: Schema, finite: set[str]) -> bool:
+    least, first = schema.get("minItems", 0), schema.get("prefixItems", ())
+    needed = list(first[:least])
+    if least > len(first):
+        needed.append(schema.get("items", True))
+    return all(_ends(item, finite) for item in needed)

@@ -1,0 +1,85 @@
+"""API keys: a request that carries one of them may pass, and its identity is derived from the key."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import ApiError, ApiKeyInvalid, PermissionDenied
+from server.http.middleware import refuse
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""Probes need no key; one that they send all the same identifies them. ``/metrics`` is not among them: Prometheus can
+send ``Authorization: Bearer``."""
+
+UPLOAD_ID = "upload_id"
+_UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?", re.ASCII)
+
+
+class AuthMiddleware:
+    """Accepts ``x-goog-api-key``, ``?key=`` and ``Authorization: Bearer`` as equals; without keys it lets all pass."""
+
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._digests or upload_id_of(scope):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            scope["state"]["identity"] = request.state.record.identity = self._identify(request)
+        except ApiError as refusal:
+            if scope["path"] not in OPEN_PATHS:
+                await refuse(request, refusal, "api_key", receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _identify(self, request: Request) -> str:
+        """The identity of the caller: a stable hash of the key. Raises ``ApiError``."""
+        sent = _keys_sent(request)
+        if not sent:
+            raise PermissionDenied(
+                "Method doesn't allow unregistered callers (callers without established identity). "
+                "Please use an API key: send it as the header x-goog-api-key."
+            )
+        for digest in map(_digest, sent):
+            # Every known key is compared, so that the time taken does not tell which one came close.
+            if any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
+                return hashlib.blake2b(digest, digest_size=16, person=b"castor-identity").hexdigest()
+        raise ApiKeyInvalid()
+
+
+def upload_id_of(scope: Scope) -> str:
+    """The upload that a request goes on with, "" where it does not.
+
+    Its URL holds a secret of its own, and SDKs send no key with it (wire reference 2.7): such a request may pass. The
+    route asks here too, so that there is one reading of the query, and takes nothing but the upload from it.
+    """
+    if scope["method"] not in ("POST", "PUT") or not _UPLOAD_PATH.fullmatch(scope["path"]):
+        return ""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    ids = [value for name, value in query if name == UPLOAD_ID]
+    return ids[0] if len(ids) == 1 else ""
+
+
+def _keys_sent(request: Request) -> list[bytes]:
+    """The keys in a request, as bytes; an empty one is as good as none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    # Latin-1 gives back the bytes that were sent, whatever they were.
+    query = parse_qsl(request.scope["query_string"].decode("latin-1"), encoding="latin-1")
+    candidates = [request.headers.get("x-goog-api-key", "")]
+    candidates += [value for name, value in query if name == "key"]
+    candidates += [token] if scheme.lower() == "bearer" else []
+    return [key.strip().encode("latin-1") for key in candidates if key.strip()]
+
+
+def _digest(key: bytes) -> bytes:
+    """Keys are compared by hash: equal lengths, whatever was sent."""
+    return hashlib.sha256(key).digest()

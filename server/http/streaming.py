@@ -1,0 +1,134 @@
+"""Streams on the wire: the two framings, keep-alives, errors after the first byte, and clients that hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.errors import ApiError, as_api_error, error_json
+from server.http.json_body import to_json
+from server.observability.metrics import RequestRecord, log
+
+T = TypeVar("T")
+Chunk = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How JSON objects follow each other in a body."""
+
+    media_type: str
+    opening: str
+    before: str
+    between: str
+    after: str
+    closing: str
+
+
+SERVER_SENT_EVENTS = Framing("text/event-stream", "", "data: ", "", "\n\n", "")
+JSON_ARRAY = Framing("application/json", "[", "", ",\n", "", "]")
+KEEP_ALIVE = "\n"
+"""A bare blank line: the only filler that every known client accepts between events (wire reference, trap 3)."""
+
+
+class StreamedAnswer(Response):
+    """Sends chunks as they come. What fails before anything was sent, at most ``keepalive`` seconds, is raised and gets
+    its HTTP status; later failures become the last item of the body."""
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[Chunk, None],
+        framing: Framing,
+        keepalive: float,
+        record: RequestRecord,
+        headers: Mapping[str, str],
+    ) -> None:
+        quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(headers={**quiet, **headers}, media_type=framing.media_type)
+        del self.headers["content-length"]
+        self._chunks = chunks
+        self._framing = framing
+        self._keepalive = keepalive
+        self._record = record
+        self._items = 0
+        self._begun = False
+        self._sent_at = time.monotonic()
+        self._sending = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's shape
+        await until_hangup(receive, self._answer(send))
+
+    async def _answer(self, send: Send) -> None:
+        pulse = asyncio.create_task(self._pulse(send))
+        try:
+            async with aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    await self._tell(send, to_json(chunk))
+        except Exception as failure:  # the border: the status is sent, so the body must say it
+            if not self._begun:
+                raise
+            await self._tell(send, error_json(self._failed(failure)))
+        finally:
+            pulse.cancel()
+        await self._send(send, self._framing.closing, more=False)
+
+    async def _pulse(self, send: Send) -> None:
+        """Fill silences. A task beside the stream costs nothing per chunk, unlike a timeout around each."""
+        while True:
+            silence = time.monotonic() - self._sent_at
+            if silence < self._keepalive:
+                await asyncio.sleep(self._keepalive - silence)
+            else:
+                await self._send(send, KEEP_ALIVE)
+
+    async def _tell(self, send: Send, text: str) -> None:
+        between = self._framing.between if self._items else ""
+        self._items += 1
+        await self._send(send, f"{between}{self._framing.before}{text}{self._framing.after}")
+
+    async def _send(self, send: Send, text: str, *, more: bool = True) -> None:
+        async with self._sending:
+            if not self._begun:
+                self._begun = True
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                text = self._framing.opening + text
+            await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": more})
+            self._sent_at = time.monotonic()
+
+    def _failed(self, failure: Exception) -> ApiError:
+        error = as_api_error(failure)
+        if error is not failure:
+            log.error("stream broke", request=self._record.id, exc_info=failure)
+        self._record.failed(error)
+        return error
+
+
+async def until_hangup(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled as soon as the client goes away. Raises ``ClientDisconnect`` then.
+
+    The request's body must have been read: what ``receive`` tells next is the disconnect.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        watching.cancel()
+        working.cancel()
+        await asyncio.wait([working, watching])
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,189 @@
+"""The store of files: metadata in a catalog, bytes in blobs, limits on both.
+
+Layout of the folder: ``files.db`` and ``blobs/``, one file for each upload under a name of its own that is never used
+again. An upload becomes a file by one transaction of the catalog; nothing is renamed or copied. All of it is readable
+for the owner alone, whatever the umask.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from server.errors import InvalidArgument, NotFound, PermissionDenied
+from server.storage.files.catalog import Catalog, Row, keep_private
+
+GIB = 1024**3
+FINISHED_SECONDS = 600.0
+"""How long a complete upload still answers a client that lost the answer to its last request."""
+
+KEPT_FREE = 8 * 1024**2
+"""Bytes of the disk that uploads leave free: the catalog must be able to write down what is deleted."""
+
+ID = re.compile(r"[a-z0-9]{1,40}")
+_TOKEN = re.compile(r"(\d+\.\d+) ([a-z0-9]{1,40})")
+_END = (float("inf"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class FileLimits:
+    """Bytes and seconds. ``lifetime`` is a file's, ``upload_lifetime`` that of an upload to which nothing comes."""
+
+    file_bytes: int = 2 * GIB
+    owner_bytes: int = 20 * GIB
+    total_bytes: int = 100 * GIB
+    owner_files: int = 10_000
+    lifetime: float = 48 * 3600.0
+    upload_lifetime: float = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A complete file; ``size`` in bytes, times in seconds of the epoch."""
+
+    id: str
+    owner: str
+    display_name: str
+    mime_type: str
+    size: int
+    sha256: bytes
+    created: float
+    updated: float
+    expires: float
+    blob: str
+
+
+class FileStore:
+    """Files by id; each belongs to the identity that uploaded it. Methods block: call them in a thread.
+
+    Several processes may share ``folder``. Raises ``OSError`` or ``sqlite3.Error`` where it cannot be used.
+    """
+
+    def __init__(self, folder: Path, limits: FileLimits | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.limits = limits or FileLimits()
+        self.clock = clock
+        self.blobs = folder / "blobs"
+        for made in (folder, self.blobs):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+            keep_private(made)
+        for blob in self.blobs.iterdir():
+            keep_private(blob)
+        self.catalog = Catalog(folder / "files.db")
+
+    def get(self, file_id: str, owner: str) -> StoredFile:
+        """Raises ``NotFound``, or ``PermissionDenied`` where another identity has uploaded it."""
+        found = stored(self._row(file_id, owner))
+        if found is None:
+            raise self._not_there(file_id)
+        return found
+
+    def page(self, owner: str, size: int, token: str) -> tuple[list[StoredFile], str]:
+        """At most ``size`` files of an owner, newest first, and the token of the next page, "" on the last one."""
+        rows = self.catalog.page(owner, size + 1, _place(token), self.clock())
+        files = [file for file in map(stored, rows[:size]) if file]
+        more = len(rows) > size and bool(files)
+        return files, _token(files[-1]) if more else ""
+
+    def delete(self, file_id: str, owner: str) -> None:
+        """Raises as `get` does. Downloads that have begun go on. A file that is on its way is dropped, and its name is
+        free: whoever lost the address of an upload can begin again."""
+        row = self._row(file_id, owner)
+        self.catalog.forget(row.blob)
+        self.discard(row.blob)
+
+    def open(self, file: StoredFile) -> BinaryIO:
+        """The bytes of a file. Raises ``NotFound`` if it has gone since it was looked up."""
+        try:
+            return (self.blobs / file.blob).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"File {file.id!r} does not exist any more.") from None
+
+    def sweep(self) -> int:
+        """Remove what has expired, blobs that no row names and rows whose blob is lost; returns how many."""
+        now = self.clock()
+        gone = self.catalog.expire(now, now - FINISHED_SECONDS)
+        for blob in gone:
+            self.discard(blob)
+        # Rows come before their blobs: what is listed first and has no row afterwards will never have one.
+        present = {path.name for path in self.blobs.iterdir()}
+        known = self.catalog.blobs()
+        orphans = present - known.keys()
+        for blob in orphans:
+            self.discard(blob)
+        missing = [blob for blob, needed in known.items() if needed and not (self.blobs / blob).exists()]
+        lost = sum(self.catalog.forget(blob) for blob in missing)
+        return len(gone) + len(orphans) + lost
+
+    def need_disk(self, more: int) -> None:
+        """Raises ``OSError`` as the disk would, a little earlier, where it has no room for so many bytes."""
+        disk = os.statvfs(self.blobs)
+        if disk.f_bavail * disk.f_frsize < more + KEPT_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.blobs))
+
+    def discard(self, blob: str) -> None:
+        """Remove a blob that no row names any more."""
+        (self.blobs / blob).unlink(missing_ok=True)
+
+    def _row(self, file_id: str, owner: str) -> Row:
+        row = self.catalog.file(file_id, self.clock()) if ID.fullmatch(file_id) else None
+        if row is None:
+            raise self._not_there(file_id)
+        if row.owner != owner:
+            raise PermissionDenied(
+                f"You do not have permission to access the file {file_id!r}: another key uploaded it."
+            )
+        return row
+
+    def _not_there(self, file_id: str) -> NotFound:
+        return NotFound(
+            f"File {file_id[:64]!r} does not exist. Files expire after {self.limits.lifetime / 3600:g} hours; "
+            "list the files to see those that there are."
+        )
+
+    def close(self) -> None:
+        """Give the database back; nothing can be asked afterwards."""
+        self.catalog.close()
+
+
+def stored(row: Row) -> StoredFile | None:
+    """A row as a file; None while it is on its way."""
+    if row.sha256 is None:
+        return None
+    return StoredFile(
+        row.id,
+        row.owner,
+        row.display_name,
+        row.mime_type,
+        row.received,
+        row.sha256,
+        row.created,
+        row.updated,
+        row.expires,
+        row.blob,
+    )
+
+
+def _token(last: StoredFile) -> str:
+    return base64.urlsafe_b64encode(f"{last.created:.9f} {last.id}".encode()).decode()
+
+
+def _place(token: str) -> tuple[float, str]:
+    """Where a page begins. Raises ``InvalidArgument`` for what is no token of ours."""
+    if not token:
+        return _END
+    try:
+        found = _TOKEN.fullmatch(base64.urlsafe_b64decode(token.encode()).decode())
+    except ValueError:
+        found = None
+    if found is None:
+        raise InvalidArgument.at(
+            "page_token", f"* ListFilesRequest.page_token: {token[:64]!r} is not a nextPageToken of this server"
+        )
+    return float(found[1]), found[2]

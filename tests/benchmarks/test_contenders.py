@@ -1,0 +1,110 @@
+"""Servers of a benchmark as processes, with small programs in their place."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import contenders
+from benchmarks.harness.contenders import Contender, Sizes, started
+from server.bench.wire.client import BaseUrl
+from server.bench.wire.protocols import Gemini
+from server.config.settings import ConfigError
+
+SIZES = Sizes(4, 256, 1)
+
+
+def running(*code: str) -> Contender:
+    """A program of Python; its first argument is the port."""
+
+    def command(port: int, _sizes: Sizes) -> list[str]:
+        return [sys.executable, "-c", "\n".join(code), str(port)]
+
+    return Contender("program", Gemini(), "m", "/", command, Path(), Path(sys.executable), ())
+
+
+def test_a_server_lives_as_long_as_the_block() -> None:
+    ready = running(
+        "import http.server, os, sys",
+        "assert not any(name.startswith('CASTOR_API') for name in os.environ)",
+        "os.chdir('/usr')",
+        "http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')",
+    )
+    with started(ready, SIZES) as target:
+        assert target.pid is not None
+        place = Path(f"/proc/{target.pid}")
+        assert target.url.port > 0
+    assert not place.exists()
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_last_words() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"program ended with status 3 before it was ready: no weights \| twice"),
+        started(running("import sys; print('no weights'); print('twice'); sys.exit(3)"), SIZES),
+    ):
+        pytest.fail("it was never ready")
+
+
+def test_who_answers_for_a_server_that_has_ended_is_not_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def somebody_answers(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(contenders, "_is_ready", somebody_answers)
+    (tmp_path / "log").write_text("the port is in use")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait(30)
+        with pytest.raises(ConfigError, match="ended with status 0 before it was ready: the port is in use"):
+            contenders._wait_until_ready(running(), process, BaseUrl("http", "127.0.0.1", 9, ""), tmp_path / "log")
+
+
+def test_another_port_where_somebody_has_taken_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1], contenders._free_port()]
+        monkeypatch.setattr(contenders, "_free_port", lambda: ports.pop(0))
+        server = running(
+            "import http.server, sys",
+            "http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')",
+        )
+        with started(server, SIZES) as target:
+            assert target.url.port != taken.getsockname()[1]
+    assert not ports
+
+
+def test_ports_are_none_that_systems_give_to_clients() -> None:
+    port = contenders._free_port()
+    assert port in contenders.PORTS
+    with socket.create_server(("127.0.0.1", port)):
+        assert not contenders._is_free(port)
+
+
+def test_a_second_interruption_leaves_no_server_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    def interrupted(_seconds: float) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        contenders._end(process)
+    monkeypatch.undo()
+    assert process.wait(30) == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_a_server_that_never_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "START_SECONDS", 0.5)
+    with (
+        pytest.raises(ConfigError, match="was not ready within 0 s: it said nothing"),
+        started(running("import time; time.sleep(60)"), SIZES),
+    ):
+        pytest.fail("it was never ready")

@@ -1,0 +1,158 @@
+"""The Triton kernels without a GPU: interpreted against the reference, and compiled for the devices that matter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is installed on Linux only")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from engine.attention import triton_kernels  # noqa: E402
+from engine.attention.base import AttentionOptions  # noqa: E402
+from engine.attention.triton_paged import _steadily_strided, launch_options, tile_rows  # noqa: E402
+from engine.cache.layout import KVShape  # noqa: E402
+from engine.runner import fused_ops_kernels  # noqa: E402
+
+ROOT = Path(__file__).parents[3]
+INTERPRETED = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem.removeprefix("test_"))
+def test_interpreted(path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = subprocess.run(
+        [*command, "-o", "timeout=1700", str(path)],
+        env={**environment, "TRITON_INTERPRET": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1750,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+# What a program may have on compute capability 8.6 and 8.9, in bytes (CUDA C++ Programming Guide, technical
+# specifications per compute capability); larger devices allow more.
+SHARED_MEMORY = 99 * 1024
+PLAIN = AttentionOptions(0.1)
+SINKS = torch.zeros(64)
+LAYERS = {
+    "llama-3.1-8b": (32, KVShape(8, 128, 128), PLAIN),
+    "gemma-2-9b": (16, KVShape(8, 256, 256), AttentionOptions(0.1, sliding_window=4096, softcap=50.0)),
+    "gpt-oss-20b": (64, KVShape(8, 64, 64), AttentionOptions(0.1, sliding_window=128, sinks=SINKS)),
+    "head size 512": (8, KVShape(1, 512, 512), PLAIN),
+    "no power of two": (32, KVShape(32, 80, 80), PLAIN),
+    "keys unlike values": (16, KVShape(16, 192, 128), PLAIN),
+    "one head of keys for all": (64, KVShape(1, 128, 128), PLAIN),
+    "one wide head of keys for all": (64, KVShape(1, 256, 256), PLAIN),
+}
+STRIDES = ("token_stride", "head_stride", "value_token_stride", "value_head_stride", "outer_stride", "inner_stride")
+OTHER_STRIDES = ("other_token_stride", "other_head_stride")
+TYPES = {"index": "*i32", "scaling": "fp32", "softcap": "fp32", "eps": "fp32"}
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> None:
+    heads, shape, options = LAYERS[name]
+    decode_rows, prefill_rows = tile_rows(heads, shape.heads, shape.key_size, torch.bfloat16)
+    for rows, split in ((decode_rows, True), (decode_rows, False), (prefill_rows, False)):
+        constants = launch_options(shape, heads, torch.bfloat16, 16, options, rows, split)
+        used = compiled(triton_kernels.attend_kernel, constants, "*bf16", capability, split).metadata.shared
+        assert used <= SHARED_MEMORY, f"{rows} rows"
+    sizes = {"KEY_SIZE": 128, "VALUE_SIZE": 80, "KEY_WIDTH": 128, "VALUE_WIDTH": 128}
+    compiled(triton_kernels.write_kernel, {"KV_HEADS": 8, **sizes}, "*bf16", capability)
+    joined = {"HEADS": 8, "VALUE_SIZE": 80, "VALUE_WIDTH": 128, "MAX_SPLITS": 32}
+    compiled(triton_kernels.join_kernel, joined, "*bf16", capability, split=True)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_chains_compile(capability: int) -> None:
+    norm = {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True}
+    compiled(fused_ops_kernels.norm_kernel, norm, "*bf16", capability)
+    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128}
+    compiled(fused_ops_kernels.rotate_kernel, rotation, "*bf16", capability)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_compiles_for_other_types(dtype: torch.dtype) -> None:
+    heads, shape, options = LAYERS["llama-3.1-8b"]
+    for rows in tile_rows(heads, shape.heads, shape.key_size, dtype):
+        constants = launch_options(shape, heads, dtype, 16, options, rows, split=False)
+        pointer = "*fp32" if dtype == torch.float32 else "*fp16"
+        assert compiled(triton_kernels.attend_kernel, constants, pointer, 80).metadata.shared <= SHARED_MEMORY
+
+
+WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "write": (
+        triton_kernels.write_kernel,
+        {"KV_HEADS": 8, "KEY_SIZE": 128, "VALUE_SIZE": 128, "KEY_WIDTH": 128, "VALUE_WIDTH": 128, "num_warps": 1},
+    ),
+    "decode": (
+        triton_kernels.attend_kernel,
+        launch_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN, 16, False),
+    ),
+    "prefill": (
+        triton_kernels.attend_kernel,
+        launch_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN, 64, False),
+    ),
+    "norm": (
+        fused_ops_kernels.norm_kernel,
+        {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True, "num_warps": 8},
+    ),
+    "rotate": (
+        fused_ops_kernels.rotate_kernel,
+        {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, "num_warps": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE_LOADS)
+def test_no_number_is_loaded_alone(name: str) -> None:
+    kernel, constants = WIDE_LOADS[name]
+    assert kernel.do_not_specialize is None or not {*STRIDES, *OTHER_STRIDES}.intersection(kernel.do_not_specialize)
+    assert "ld.global.b16" not in compiled(kernel, constants, "*bf16", 90, wide=True).asm["ptx"]
+    assert "ld.global.b16" in compiled(kernel, constants, "*bf16", 90).asm["ptx"]
+
+
+def test_strides_are_multiples_or_the_same_in_every_step() -> None:
+    def strides(heads: int, tokens: int, size: int) -> tuple[int, ...]:
+        return _steadily_strided(torch.zeros(heads, tokens, size).transpose(0, 1)).stride()
+
+    assert strides(8, 37, 64) == (64, 37 * 64, 1)  # as they are
+    assert {strides(3, tokens, 20) for tokens in (2, 16, 37)} == {(60, 20, 1)}
+    part = torch.zeros(5, 3 * 128)[:, 128:256].view(5, 2, 64)
+    assert _steadily_strided(part) is part
+
+
+def compiled(
+    kernel: Any, constants: dict[str, Any], pointer: str, capability: int, split: bool = False, wide: bool = False
+) -> Any:
+    """Compile to a binary for a device that is not here; ``wide`` promises strides that are multiples of 16."""
+    settings = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    values = {name: value for name, value in constants.items() if name not in settings}
+    tensors = {"out", "query", "keys", "values", "sinks", "new_keys", "new_values", "index", "partial", "stats"}
+    tensors |= {"other_out", "source", "other", "weight", "cos", "sin"}
+    signature: dict[str, str] = {}
+    for name in kernel.arg_names:
+        plain = pointer if name in tensors else "i32"
+        signature[name] = "constexpr" if name in values else TYPES.get(name, plain)
+        if split and name in ("partial", "stats"):
+            signature[name] = "*fp32"
+    places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
+    multiples = tensors.union(STRIDES, OTHER_STRIDES) if wide else tensors
+    aligned = {places[name]: [["tt.divisibility", 16]] for name in signature if name in multiples}
+    source = ASTSource(kernel, signature, {places[name]: value for name, value in values.items()}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)

@@ -1,0 +1,153 @@
+"""GGUF files: what transformers' conversion gets wrong is put right, and what cannot be put right is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from support.gguf_files import write_tiny_gguf
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).parents[3]
+
+
+def run_converter(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    target.mkdir()
+    command = [sys.executable, "-m", "engine.weights.gguf_convert", str(source), str(target)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose third control token has characters that a byte-level vocabulary spells otherwise."""
+    place = tmp_path_factory.mktemp("converted")
+    control = ("<|endoftext|>", "<｜User｜>", "<|eot|>", "<|end|>")
+    source = write_tiny_gguf(place / "in.gguf", control=control, metadata={"tokenizer.ggml.eot_token_id": 2})
+    done = run_converter(source, place / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "progress 1.00"
+    return place
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_digits_are_split_one_by_one(converted: Path) -> None:
+    """The merges hold "20" and "12", which this family's cut never lets come together."""
+    assert tokenizer_of(converted / "out").encode("x2012").tokens == ["x", "2", "0", "1", "2"]
+
+
+def test_a_control_token_of_any_spelling_is_one_special_token(converted: Path) -> None:
+    tokenizer = tokenizer_of(converted / "out")
+    assert tokenizer.encode("<｜User｜>a").ids[0] == 1
+    assert tokenizer.decode([1], skip_special_tokens=False) == "<｜User｜>"
+    assert tokenizer.decode([1], skip_special_tokens=True) == ""
+    assert tokenizer.get_vocab_size() == 4 + 256 + 2
+
+
+def test_every_byte_survives_the_round_trip(converted: Path) -> None:
+    tokenizer = tokenizer_of(converted / "out")
+    text = "Größe 2012 \t\n  漢字 🙂"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_every_end_token_of_the_file_ends_an_answer(converted: Path) -> None:
+    from transformers import GenerationConfig
+
+    assert GenerationConfig.from_pretrained(converted / "out").eos_token_id == [3, 2]
+
+
+def test_the_library_reads_the_tokenizer_as_it_was_written(converted: Path) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(converted / "out")
+    assert loaded.backend_tokenizer.encode("x2012").tokens == ["x", "2", "0", "1", "2"]
+    assert loaded.convert_tokens_to_ids("<｜User｜>") == 1
+
+
+def test_the_weights_are_those_of_the_file(converted: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(converted / "out", dtype="auto")
+    assert model.dtype == torch.float32
+    stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(converted / "in.gguf").tensors}
+    loaded = model.model.layers[1].mlp.down_proj.weight.detach().numpy()
+    np.testing.assert_array_equal(loaded, stored["blk.1.ffn_down.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pre": "from-the-future"}, "'from-the-future'"),
+        ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "yarn"),
+        ({"tensors": {"rope_freqs.weight": np.ones(4, np.float32)}}, "rotary scaling factors"),
+    ],
+)
+def test_what_would_be_dropped_in_silence_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    from engine.weights.gguf_convert import ARRAYS, Unconvertible, check_convertible, read_gguf_metadata
+
+    source = write_tiny_gguf(tmp_path / "in.gguf", **changes)
+    with pytest.raises(Unconvertible, match=reason):
+        check_convertible(*read_gguf_metadata(str(source), ARRAYS))
+
+
+def test_a_failure_is_one_line(tmp_path: Path) -> None:
+    source = write_tiny_gguf(tmp_path / "in.gguf", pre="from-the-future")
+    done = run_converter(source, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("error tokenizer.ggml.pre is 'from-the-future'")
+
+
+def test_a_panic_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from engine.weights import gguf_convert as converter
+
+    class Panic(BaseException):
+        """As Rust code panics: no ``Exception``."""
+
+    def panic(*_: Path) -> None:
+        raise Panic("index out\nof bounds")
+
+    monkeypatch.setattr(converter, "convert", panic)
+    monkeypatch.setattr(converter, "share_readers", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["engine.weights.gguf_convert", "in.gguf", str(tmp_path)])
+    assert converter.main() == 1
+    assert capsys.readouterr().out == "error index out of bounds\n"
+
+
+def test_the_prefix_space_follows_the_file() -> None:
+    from engine.weights.gguf_convert import repair_tokenizer
+
+    described = {
+        "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"},
+        "added_tokens": [],
+        "model": {"vocab": {}},
+    }
+    repair_tokenizer(described, {"tokenizer.ggml.tokens": [], "tokenizer.ggml.add_space_prefix": True})
+    assert described["pre_tokenizer"]["prepend_scheme"] == "first"  # type: ignore[index]
+    repair_tokenizer(described, {"tokenizer.ggml.tokens": [], "tokenizer.ggml.add_space_prefix": False})
+    assert described["pre_tokenizer"]["prepend_scheme"] == "never"  # type: ignore[index]
+
+
+@pytest.mark.reference
+def test_the_builtin_model_reads_as_its_file_says(builtin_model: Path, cache_dir: Path) -> None:
+    import yaml
+
+    from engine.weights.gguf_convert import read_gguf_metadata
+
+    entry = yaml.safe_load((ROOT / "models.yaml").read_text())["models"]["smollm2-135m-instruct"]
+    metadata, _ = read_gguf_metadata(str(cache_dir / "files" / f"{entry['sha256']}.gguf"), ("tokenizer.ggml.tokens",))
+    tokenizer = tokenizer_of(builtin_model)
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert [tokenizer.id_to_token(i) for i in range(len(tokens))] == tokens
+    control = {i for i, kind in enumerate(types) if kind == 3}
+    assert {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special} == control
+    assert (builtin_model / "chat_template.jinja").read_text() == metadata["tokenizer.chat_template"]
+    assert tokenizer.encode("In 2026").tokens == ["In", "Ġ", "2", "0", "2", "6"]
+    assert tokenizer.encode("Hi").ids == tokenizer.encode("Hi", add_special_tokens=False).ids

@@ -1,0 +1,150 @@
+"""Our normalisation and rotation against the models' own code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from engine.api.engine import EngineConfig
+from engine.api.errors import EngineUnavailable
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.model.loader import load_model
+from engine.runner.fused_ops import _norm_like, _rotates_alike, _rotation, shorten
+
+NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
+# Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; and the
+# rotation, where it is of the usual form.
+FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
+    "llama": (6, {}),
+    "qwen3": (10, {}),
+    "gemma2": (10, {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3_text": (14, {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "phi3": (6, {}),
+    "gpt2": (0, {}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_every_arrangement(name: str, dtype: torch.dtype) -> None:
+    norm = NORMS[name](80, eps=1e-5).to(dtype)
+    nn.init.normal_(norm.weight)
+    ours = _norm_like(norm)
+    assert ours is not None
+    rows = torch.randn(1, 7, 5, 80).to(dtype)
+    # Flat, one row, heads before tokens, a batch of one row each, a slice of a joined product, and what no two strides
+    # can walk.
+    sliced = torch.randn(1, 7, 300).to(dtype)[..., 20:100]
+    for source in (rows[0], rows[:, :1], rows.transpose(1, 2), rows.transpose(0, 1), sliced):
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(source), norm(source), rtol=2e-3, atol=1e-5)
+            torch.testing.assert_close(
+                ours(rows.expand(2, 7, 5, 80)), norm(rows.expand(2, 7, 5, 80)), rtol=2e-3, atol=1e-5
+            )
+
+
+def test_norms_of_another_kind_are_left_alone() -> None:
+    class OddRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden_states) * 1.01
+
+    assert _norm_like(OddRMSNorm(16)) is None
+    hooked = LlamaRMSNorm(16)
+    hooked.register_forward_hook(lambda module, inputs, output: output)
+    assert _norm_like(hooked) is None
+
+
+def test_rotations_and_what_is_none() -> None:
+    original = modeling_llama.apply_rotary_pos_emb
+    like = torch.zeros(1)
+    assert _rotates_alike(original, 20, like)
+    assert not _rotates_alike(lambda q, k, cos, sin: original(q, k, sin, cos), 20, like)
+    assert not _rotates_alike(lambda x, cos: x, 20, like)
+    ours = _rotation(original)
+    q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 3, 2, 20).transpose(1, 2)
+    for size in (20, 10):  # the whole head; less of it is what the model's own code does
+        cos, sin = torch.randn(1, 3, size), torch.randn(1, 3, size)
+        heads = (q, k) if size == 20 else (q[..., :10], k[..., :10])
+        for found, expected in zip(ours(*heads, cos, sin), original(*heads, cos, sin), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_are_the_same(family: str, tmp_path: Path) -> None:
+    places, config = FAMILIES[family]
+    folder = lively_model_folder(tmp_path, family, **{"num_hidden_layers": 2, **config})
+    text = [3 + (i * i) % 250 for i in range(21)]
+    expected = plain_logits(plain_model(folder), text)
+    loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+    assert shorten(loaded.module, loaded.probe) == places
+    assert shorten(loaded.module, loaded.probe) in (0, places - (places > 0))
+
+    def attention(cache: KVCache, windows: set[int | None]) -> ReferenceAttention:
+        return ReferenceAttention(cache, windows)
+
+    model = PagedModel(folder, attention, change=lambda module: shorten(module, loaded.probe))
+    (found,) = model.run([text])
+    assert found
+    assert all((row - expected[index]).abs().max() < 1e-4 for index, row in found.items())
+
+
+def test_memory_that_runs_out_and_a_lost_device_are_not_the_kernels_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def __getitem__(self, grid: Any) -> Any:
+            raise self.error
+
+    def be_lost(_device: torch.device) -> None:
+        raise EngineUnavailable("the device is lost")
+
+    chains = sys.modules["engine.runner.fused_ops"]
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
+    loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+    monkeypatch.setattr(chains, "norm_kernel", Broken(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        shorten(loaded.module, loaded.probe)
+    monkeypatch.setattr(chains, "norm_kernel", Broken(RuntimeError("CUDA error: an illegal memory access")))
+    monkeypatch.setattr(chains, "require_device", be_lost)
+    with pytest.raises(EngineUnavailable):
+        shorten(loaded.module, loaded.probe)
+
+
+def test_kernels_that_do_not_run_leave_the_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __getitem__(self, grid: Any) -> Any:
+            raise ValueError("no such architecture")
+
+    monkeypatch.setattr(sys.modules["engine.runner.fused_ops"], "norm_kernel", Broken())
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
+    loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+    assert shorten(loaded.module, loaded.probe) == 0
+    assert "no such architecture" in caplog.text
+    assert isinstance(loaded.module.model.norm, LlamaRMSNorm)
+
+
+def test_a_model_of_the_same_code_on_a_cpu_keeps_its_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = modeling_llama.apply_rotary_pos_emb
+    chains = sys.modules["engine.runner.fused_ops"]
+    monkeypatch.setattr(chains, "_rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
+    monkeypatch.setattr(chains, "_INTERPRETED", False)
+    q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 2, 3, 20)
+    cos, sin = torch.randn(1, 3, 20), torch.randn(1, 3, 20)
+    for found, expected in zip(_rotation(original)(q, k, cos, sin), original(q, k, cos, sin), strict=True):
+        assert torch.equal(found, expected)
