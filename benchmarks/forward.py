@@ -22,7 +22,7 @@ from engine.api.requests import Request, SamplingParams
 from engine.build import build_runner, load_tokenizer
 from engine.native import library
 from engine.scheduling.contracts import Runner
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 from engine.weights.sources import parse_source, prepare
 from server.config.models_file import load_specs
 from server.config.settings import Settings
@@ -94,17 +94,17 @@ def quiet(stage: str, fraction: float) -> None:
 def seconds_of(runner: Runner, step: Step) -> float:
     """The quickest of three."""
     pages = -(-(step.start + step.new) // runner.info.block_size)
-    works = []
+    chunks = []
     for number in range(step.sequences):
         ids = [(7919 * place) % 40_000 + 100 for place in range(step.start + step.new)]
         sequence = Sequence(Request(str(number), (), SamplingParams(1)), 0, ids)
         sequence.blocks = list(range(number * pages, (number + 1) * pages))
-        works.append(Work(sequence, step.start, step.new))
+        chunks.append(ScheduledChunk(sequence, step.start, step.new))
     assert step.sequences * pages <= runner.info.num_blocks, "the cache is too small"
     taken = []
     for _ in range(3):
         start = time.perf_counter()
-        runner.forward(works)
+        runner.forward(chunks)
         taken.append(time.perf_counter() - start)
     return min(taken)
 

@@ -31,7 +31,7 @@ from benchmarks.harness.programs import ROOT
 from engine.api.engine import EngineConfig
 from engine.api.requests import Request, SamplingParams
 from engine.build import build_runner, load_tokenizer
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 from server.bench.environment import describe
 from server.bench.results.report import write
 from server.bench.wire.client import BaseUrl
@@ -156,7 +156,7 @@ def compare_castor(config: EngineConfig, windows: list[list[int]], tops: list[li
     for place in range(len(windows[0])):
         for sequence, window in zip(sequences, windows, strict=True):
             sequence.tokens = window[: place + 1]
-        logprobs = runner.forward([Work(sequence, place, 1) for sequence in sequences]).log_softmax(-1)
+        logprobs = runner.forward([ScheduledChunk(sequence, place, 1) for sequence in sequences]).log_softmax(-1)
         for row, top in zip(logprobs, tops, strict=True):
             token, logprob = top[place]
             compared.add(int(row.argmax()) == token, abs(float(row[token]) - logprob))

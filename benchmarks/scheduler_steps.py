@@ -24,7 +24,7 @@ from engine.core.core import Core
 from engine.scheduling.chunk_budget import FittedCost, StepPacer
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 PROMPT = 64
 BLOCK_SIZE = 16
@@ -36,7 +36,7 @@ class NoModel:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
 
-    def forward(self, batch: list[Work]) -> None:
+    def forward(self, batch: list[ScheduledChunk]) -> None:
         """There are no logits."""
 
     def check(self) -> None:

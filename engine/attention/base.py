@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 
 class AttentionOptions(NamedTuple):
@@ -31,7 +31,7 @@ class AttentionBackend(Protocol):
     block pool: a backend writes only the slots of the batch that it was prepared for.
     """
 
-    def prepare(self, batch: Batch[Work]) -> None:
+    def prepare(self, batch: Batch[ScheduledChunk]) -> None:
         """Build the index tensors of one step, once for all layers. The batch's tokens lie one after another."""
         ...
 
@@ -59,7 +59,7 @@ class GraphAttention(AttentionBackend, Protocol):
         """Read what a step of ``size`` decodes is from those buffers, until the next ``prepare``."""
         ...
 
-    def fill(self, batch: Batch[Work], size: int, scratch_block: int) -> None:
+    def fill(self, batch: Batch[ScheduledChunk], size: int, scratch_block: int) -> None:
         """Tell those buffers of a step of decodes, padded to ``size``.
 
         What is padded writes to and attends to ``scratch_block``, which no sequence owns.

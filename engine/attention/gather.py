@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from engine.attention.base import AttentionOptions
 from engine.cache.kv_tensors import KVCache
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 
 class _Group(NamedTuple):
@@ -34,9 +34,9 @@ class _Group(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """A work with the place of its first token in the batch."""
+    """A chunk with the place of its first token in the batch."""
 
-    work: Work
+    chunk: ScheduledChunk
     first_token: int
 
 
@@ -50,13 +50,13 @@ class ReferenceAttention:
         self._slots = torch.empty(0, dtype=torch.long, device=cache.device)
         self._scratch: dict[str, torch.Tensor] = {}
 
-    def prepare(self, batch: Batch[Work]) -> None:
+    def prepare(self, batch: Batch[ScheduledChunk]) -> None:
         spans, first = [], 0
-        for work in batch:
-            spans.append(_Span(work, first))
-            first += work.num_tokens
+        for chunk in batch:
+            spans.append(_Span(chunk, first))
+            first += chunk.num_tokens
         size = self._cache.block_size
-        slots = [_slot(work, i, size) for work in batch for i in range(work.start, work.start + work.num_tokens)]
+        slots = [_slot(chunk, i, size) for chunk in batch for i in range(chunk.start, chunk.start + chunk.num_tokens)]
         self._slots = torch.tensor(slots, device=self._cache.device)
         self._groups = {window: self._make_groups(spans, window) for window in self._windows}
 
@@ -79,26 +79,26 @@ class ReferenceAttention:
 
     def _make_groups(self, spans: list[_Span], window: int | None) -> list[_Group]:
         """Decodes whose numbers of pages have equally many binary digits share a group: at most half is padding."""
-        prefills = [[span] for span in spans if span.work.num_tokens > 1]
+        prefills = [[span] for span in spans if span.chunk.num_tokens > 1]
         decodes: dict[int, list[_Span]] = {}
         for span in spans:
-            if span.work.num_tokens == 1:
-                digits = len(_pages(span.work, window, self._cache.block_size)).bit_length()
+            if span.chunk.num_tokens == 1:
+                digits = len(_pages(span.chunk, window, self._cache.block_size)).bit_length()
                 decodes.setdefault(digits, []).append(span)
         return [self._make_group(members, window) for members in (*decodes.values(), *prefills)]
 
     def _make_group(self, spans: list[_Span], window: int | None) -> _Group:
         size, device = self._cache.block_size, self._cache.device
-        queries = spans[0].work.num_tokens
-        pages = [_pages(span.work, window, size) for span in spans]
+        queries = spans[0].chunk.num_tokens
+        pages = [_pages(span.chunk, window, size) for span in spans]
         width = max(len(numbers) for numbers in pages)
         tables = [
             # Padding repeats the sequence's own last page; the mask hides it.
-            [span.work.sequence.blocks[min(numbers.start + i, numbers.stop - 1)] for i in range(width)]
+            [span.chunk.sequence.blocks[min(numbers.start + i, numbers.stop - 1)] for i in range(width)]
             for span, numbers in zip(spans, pages, strict=True)
         ]
         tokens = [span.first_token + i for span in spans for i in range(queries)]
-        starts = torch.tensor([span.work.start for span in spans], device=device)
+        starts = torch.tensor([span.chunk.start for span in spans], device=device)
         origins = torch.tensor([numbers.start * size for numbers in pages], device=device)
         mask = _mask(starts, origins, queries, width * size, window)
         return _Group(
@@ -121,14 +121,14 @@ class ReferenceAttention:
         return gathered.view(group.sequences, -1, *pages.shape[2:]).transpose(1, 2)
 
 
-def _slot(work: Work, position: int, block_size: int) -> int:
-    return work.sequence.blocks[position // block_size] * block_size + position % block_size
+def _slot(chunk: ScheduledChunk, position: int, block_size: int) -> int:
+    return chunk.sequence.blocks[position // block_size] * block_size + position % block_size
 
 
-def _pages(work: Work, window: int | None, block_size: int) -> range:
-    """Which of the sequence's pages the work's queries can see."""
-    first = 0 if window is None else max(0, work.start - window + 1)
-    return range(first // block_size, (work.start + work.num_tokens - 1) // block_size + 1)
+def _pages(chunk: ScheduledChunk, window: int | None, block_size: int) -> range:
+    """Which of the sequence's pages the chunk's queries can see."""
+    first = 0 if window is None else max(0, chunk.start - window + 1)
+    return range(first // block_size, (chunk.start + chunk.num_tokens - 1) // block_size + 1)
 
 
 def _mask(starts: torch.Tensor, origins: torch.Tensor, queries: int, keys: int, window: int | None) -> torch.Tensor:

@@ -20,7 +20,7 @@ from engine.attention.staging import StagedNumbers
 from engine.attention.triton_kernels import attend_kernel, join_kernel, write_kernel
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 MAX_SPLITS = 32
 # So many programs for each processor keep one busy while others wait for memory.
@@ -39,9 +39,9 @@ _INTERPRETED = not isinstance(attend_kernel, JITFunction)
 
 
 class _Spread(NamedTuple):
-    """The works of a step, decodes first, and the row of each one's first token in the batch."""
+    """The chunks of a step, decodes first, and the row of each one's first token in the batch."""
 
-    works: list[Work]
+    chunks: list[ScheduledChunk]
     rows: list[int]
     num_decodes: int
 
@@ -71,7 +71,7 @@ class TritonAttention:
         self._tile_queries: set[int] = set()
         self._spread = _Spread([], [], 0)
 
-    def prepare(self, batch: Batch[Work]) -> None:
+    def prepare(self, batch: Batch[ScheduledChunk]) -> None:
         self._spread = _spread_of(batch)
         self._upload()
 
@@ -86,17 +86,17 @@ class TritonAttention:
         self._prefills = {}
         self._spread = _Spread([], [], 0)
 
-    def fill(self, batch: Batch[Work], size: int, scratch_block: int) -> None:
+    def fill(self, batch: Batch[ScheduledChunk], size: int, scratch_block: int) -> None:
         assert self._static is not None, "reserve comes first"
         block_size = self._cache.block_size
         padding = size - len(batch)
-        numbers = array("i", [_slot(work, work.start, block_size) for work in batch])
+        numbers = array("i", [_slot(chunk, chunk.start, block_size) for chunk in batch])
         numbers.extend([scratch_block * block_size] * padding)
         tables = array("i")
         tables_at = size * (1 + _TILE)
-        for row, work in enumerate(batch):
-            numbers.extend((row, work.start, 1, tables_at + len(tables)))
-            tables.extend(work.sequence.blocks[: work.start // block_size + 1])
+        for row, chunk in enumerate(batch):
+            numbers.extend((row, chunk.start, 1, tables_at + len(tables)))
+            tables.extend(chunk.sequence.blocks[: chunk.start // block_size + 1])
         for row in range(len(batch), size):
             numbers.extend((row, 0, 1, tables_at + len(tables)))
         tables.append(scratch_block)
@@ -190,36 +190,36 @@ class TritonAttention:
         """The tiles of the step's chunks, each of at most ``queries`` tokens."""
         if queries not in self._tile_queries:
             self._tile_queries.add(queries)
-            if len(self._spread.works) > self._spread.num_decodes:
+            if len(self._spread.chunks) > self._spread.num_decodes:
                 self._upload()
         return self._prefills.get(queries, _Tiles(0, 0))
 
     def _upload(self) -> None:
         """Lay out slots, tiles and tables of the step and send them."""
-        works, rows, num_decodes = self._spread
+        chunks, rows, num_decodes = self._spread
         block_size = self._cache.block_size
-        slots = array("i", bytes(4 * sum(work.num_tokens for work in works)))
+        slots = array("i", bytes(4 * sum(chunk.num_tokens for chunk in chunks)))
         tables, places = array("i"), []
-        for work, row in zip(works, rows, strict=True):
-            stop = work.start + work.num_tokens
-            slots[row : row + work.num_tokens] = array(
-                "i", (_slot(work, i, block_size) for i in range(work.start, stop))
+        for chunk, row in zip(chunks, rows, strict=True):
+            stop = chunk.start + chunk.num_tokens
+            slots[row : row + chunk.num_tokens] = array(
+                "i", (_slot(chunk, i, block_size) for i in range(chunk.start, stop))
             )
             places.append(len(tables))
-            tables.extend(work.sequence.blocks[: -(-stop // block_size)])
-        counts = {queries: _num_tiles(works[num_decodes:], queries) for queries in self._tile_queries}
+            tables.extend(chunk.sequence.blocks[: -(-stop // block_size)])
+        counts = {queries: _num_tiles(chunks[num_decodes:], queries) for queries in self._tile_queries}
         tables_at = len(slots) + _TILE * (num_decodes + sum(counts.values()))
         self._decodes = _Tiles(len(slots), num_decodes)
         self._prefills = {}
         numbers = slots
         for i in range(num_decodes):
-            numbers.extend((rows[i], works[i].start, 1, tables_at + places[i]))
+            numbers.extend((rows[i], chunks[i].start, 1, tables_at + places[i]))
         for queries, count in counts.items():
             self._prefills[queries] = _Tiles(len(numbers), count)
-            for i in range(num_decodes, len(works)):
-                for done in range(0, works[i].num_tokens, queries):
-                    size = min(queries, works[i].num_tokens - done)
-                    numbers.extend((rows[i] + done, works[i].start + done, size, tables_at + places[i]))
+            for i in range(num_decodes, len(chunks)):
+                for done in range(0, chunks[i].num_tokens, queries):
+                    size = min(queries, chunks[i].num_tokens - done)
+                    numbers.extend((rows[i] + done, chunks[i].start + done, size, tables_at + places[i]))
         assert len(numbers) == tables_at
         numbers += tables
         if len(numbers) > len(self._eager.numbers):
@@ -274,23 +274,23 @@ def tile_rows(heads: int, kv_heads: int, key_size: int, dtype: torch.dtype) -> t
     return group, max(group, prefill)
 
 
-def _spread_of(batch: Batch[Work]) -> _Spread:
-    """The works with the row of their first token in the batch, decodes first."""
+def _spread_of(batch: Batch[ScheduledChunk]) -> _Spread:
+    """The chunks with the row of their first token in the batch, decodes first."""
     placed, row = [], 0
-    for work in batch:
-        placed.append((work, row))
-        row += work.num_tokens
+    for chunk in batch:
+        placed.append((chunk, row))
+        row += chunk.num_tokens
     placed.sort(key=lambda pair: pair[0].num_tokens > 1)
-    num_decodes = sum(work.num_tokens == 1 for work in batch)
-    return _Spread([work for work, _ in placed], [row for _, row in placed], num_decodes)
+    num_decodes = sum(chunk.num_tokens == 1 for chunk in batch)
+    return _Spread([chunk for chunk, _ in placed], [row for _, row in placed], num_decodes)
 
 
-def _slot(work: Work, token: int, block_size: int) -> int:
-    return work.sequence.blocks[token // block_size] * block_size + token % block_size
+def _slot(chunk: ScheduledChunk, token: int, block_size: int) -> int:
+    return chunk.sequence.blocks[token // block_size] * block_size + token % block_size
 
 
-def _num_tiles(works: list[Work], queries: int) -> int:
-    return sum(-(-work.num_tokens // queries) for work in works)
+def _num_tiles(chunks: list[ScheduledChunk], queries: int) -> int:
+    return sum(-(-chunk.num_tokens // queries) for chunk in chunks)
 
 
 def _steadily_strided(tensor: torch.Tensor) -> torch.Tensor:

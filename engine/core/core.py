@@ -31,7 +31,7 @@ from engine.failures import NOT_FAILURES
 from engine.scheduling.chunk_budget import CostOverDecodes, FittedCost, StepPacer
 from engine.scheduling.contracts import Runner, Sampled, Sampler
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 from engine.text.detokenizer import Detokenizer, hidden_ids
 from engine.text.stops import StopMatcher
 from engine.text.streamer import Streamer
@@ -125,15 +125,15 @@ class Core:
             self._cancelled[request_id] = None
 
     def step(self) -> list[RequestEvents]:
-        """Advance every running sequence by one piece of work; returns what there is to tell, each request once."""
+        """Advance every running sequence by one chunk; returns what there is to tell, each request once."""
         was_busy = bool(self._live)
         self._steps += 1
         self._end_expired_and_cancelled()
         self._queue_whose_grammar_is_built()
         batch = self._scheduler.schedule()
         if batch:
-            for work, sampled in self._compute(batch):
-                self._advance_alone(work, sampled)
+            for chunk, sampled in self._compute(batch):
+                self._advance_alone(chunk, sampled)
         if not batch or not self._scheduler.has_work:
             self._make_texts()  # no step follows in which the device would compute meanwhile
         events = self._collect()
@@ -204,23 +204,23 @@ class Core:
         else:
             self._scheduler.add(list(live.open))
 
-    def _compute(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
-        """Run a batch; if it fails, each work alone, so that only the request that cannot be computed ends."""
+    def _compute(self, batch: list[ScheduledChunk]) -> list[tuple[ScheduledChunk, Sampled | None]]:
+        """Run a batch; if it fails, each chunk alone, so that only the request that cannot be computed ends."""
         try:
             return self._run(batch)
         except (EngineUnavailable, *NOT_FAILURES):
             raise  # the device is lost: no retry can help, and whoever drives the core must start anew
         except BaseException as error:
-            self._runner.check()  # a lost device fails with any error, and then with every work that is tried alone
+            self._runner.check()  # a lost device fails with any error, and then with every chunk that is tried alone
             if len(batch) == 1:
                 self._fail(batch[0].sequence, error)
                 return []
             log.warning("a step of %d sequences failed, each is tried alone", len(batch), exc_info=error)
-        return [result for work in batch if self._is_open(work.sequence) for result in self._compute([work])]
+        return [result for chunk in batch if self._is_open(chunk.sequence) for result in self._compute([chunk])]
 
-    def _run(self, batch: list[Work]) -> list[tuple[Work, Sampled | None]]:
+    def _run(self, batch: list[ScheduledChunk]) -> list[tuple[ScheduledChunk, Sampled | None]]:
         started = self._timer()
-        sampling = [work.sequence for work in batch if work.samples]
+        sampling = [chunk.sequence for chunk in batch if chunk.samples]
         masks = [self._start_mask(sequence) for sequence in sampling]
         try:
             logits = self._runner.forward(batch)
@@ -232,7 +232,7 @@ class Core:
         # The device may lag behind forward; the sampled tokens are what has to be waited for.
         self._record(batch, self._timer() - started)
         token_of = dict(zip(sampling, sampled, strict=True))
-        return [(work, token_of.get(work.sequence)) for work in batch]
+        return [(chunk, token_of.get(chunk.sequence)) for chunk in batch]
 
     def _tell_meanwhile(self) -> None:
         """What the step before has to tell, while the device computes this one."""
@@ -266,26 +266,26 @@ class Core:
         candidate = self._live[sequence.request.id].open[sequence]
         return self._mask_threads.submit(candidate.mask) if candidate.is_constrained else None
 
-    def _record(self, batch: list[Work], seconds: float) -> None:
+    def _record(self, batch: list[ScheduledChunk], seconds: float) -> None:
         # A prompt's last token alone costs what a decode costs.
-        prefill = [work.num_tokens for work in batch if work.num_tokens > 1]
+        prefill = [chunk.num_tokens for chunk in batch if chunk.num_tokens > 1]
         self._pacer.record(len(batch) - len(prefill), sum(prefill), seconds)
 
-    def _advance_alone(self, work: Work, sampled: Sampled | None) -> None:
+    def _advance_alone(self, chunk: ScheduledChunk, sampled: Sampled | None) -> None:
         """Whatever a candidate's text or grammar does, the others of the step have their tokens."""
         try:
-            self._advance(work, sampled)
+            self._advance(chunk, sampled)
         except NOT_FAILURES:
             raise
         except BaseException as error:  # noqa: BLE001 - the request ends, and the log has the trace
-            self._fail(work.sequence, error)
+            self._fail(chunk.sequence, error)
 
-    def _advance(self, work: Work, sampled: Sampled | None) -> None:
-        if not self._is_open(work.sequence):
+    def _advance(self, chunk: ScheduledChunk, sampled: Sampled | None) -> None:
+        if not self._is_open(chunk.sequence):
             return  # a candidate of the same request failed after this one was computed
-        self._scheduler.commit(work)
+        self._scheduler.commit(chunk)
         if sampled is not None:
-            self._take(work.sequence, sampled)
+            self._take(chunk.sequence, sampled)
 
     def _is_open(self, sequence: Sequence) -> bool:
         return sequence in self._live[sequence.request.id].open

@@ -18,7 +18,7 @@ from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.native.library import load_library
 from engine.native.runner import NativeRunner
 from engine.native.verify import PRIME, TOLERANCE, read_turns, require_formula
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 from engine.weights.gguf_blocks import read_blocks
 
 CHECKED_TOKENS = 40
@@ -76,7 +76,7 @@ def _require_equal(runner: NativeRunner, tokens: list[int], expected: torch.Tens
     ends = sorted({max(1, length // 2), length // 2 + 3, *range(length // 2 + 4, length + 1)})
     for start, end in zip([0, *ends], ends, strict=False):
         sequence.tokens = tokens[:end]
-        (found,) = runner.forward([Work(sequence, start, end - start)])
+        (found,) = runner.forward([ScheduledChunk(sequence, start, end - start)])
         difference = (found - expected[end - 1]).abs().max() / expected[end - 1].abs().max()
         if not difference <= TOLERANCE:
             raise DifferentNumbers(f"its logits differ from the model's own by {difference:.1e} of the largest")

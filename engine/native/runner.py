@@ -15,7 +15,7 @@ from engine.api.engine import ModelInfo
 from engine.native import library
 from engine.native.decoder import Decoder
 from engine.native.packing import PANEL
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 
 class NativeRunner:
@@ -32,15 +32,15 @@ class NativeRunner:
         weakref.finalize(self, code.castor_close, self._engine)
         self._logits = torch.empty(0, decoder.model.head.num_panels * PANEL)
 
-    def forward(self, batch: Batch[Work]) -> torch.Tensor:
-        """Logits in float32, one row for each work that samples: [rows, vocabulary]. Valid until the next call."""
+    def forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
+        """Logits in float32, one row for each chunk that samples: [rows, vocabulary]. Valid until the next call."""
         ids, positions, starts, tables, rows = array("i"), array("i"), array("i"), array("i"), array("i")
-        for work in batch:
-            ids.extend(work.sequence.tokens[work.start : work.start + work.num_tokens])
-            positions.extend(range(work.start, work.start + work.num_tokens))
-            starts.extend([len(tables)] * work.num_tokens)
-            tables.extend(work.sequence.blocks)
-            if work.samples:
+        for chunk in batch:
+            ids.extend(chunk.sequence.tokens[chunk.start : chunk.start + chunk.num_tokens])
+            positions.extend(range(chunk.start, chunk.start + chunk.num_tokens))
+            starts.extend([len(tables)] * chunk.num_tokens)
+            tables.extend(chunk.sequence.blocks)
+            if chunk.samples:
                 rows.append(len(ids) - 1)
         self._require_within(batch, tables)
         with torch.inference_mode():
@@ -60,10 +60,10 @@ class NativeRunner:
     def check(self) -> None:
         """A CPU is never lost."""
 
-    def _require_within(self, batch: Batch[Work], tables: array[int]) -> None:
+    def _require_within(self, batch: Batch[ScheduledChunk], tables: array[int]) -> None:
         """The C code writes where it is told to; what lies outside of the cache is an error and not a crash."""
         least, most = torch.frombuffer(tables, dtype=torch.int32).aminmax()
-        ends = ((work.start + work.num_tokens, len(work.sequence.blocks)) for work in batch)
+        ends = ((chunk.start + chunk.num_tokens, len(chunk.sequence.blocks)) for chunk in batch)
         if (
             least < 0
             or most >= self.info.num_blocks

@@ -18,7 +18,7 @@ from engine.api.engine import ModelInfo
 from engine.attention.base import GraphAttention
 from engine.attention.staging import StagedNumbers
 from engine.model.loader import Progress
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 # Runs a computation once and returns what runs it again, on the same tensors.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -61,22 +61,22 @@ class DecodeGraphs:
             self._replays[size] = self._record(lambda size=size: self._compute(size))  # type: ignore[misc]
         progress("recording decode steps", 1.0)
 
-    def covers(self, batch: Batch[Work]) -> bool:
+    def covers(self, batch: Batch[ScheduledChunk]) -> bool:
         """Whether ``forward`` takes this step: decodes only."""
-        return len(batch) <= self._sizes[-1] and all(work.num_tokens == 1 for work in batch)
+        return len(batch) <= self._sizes[-1] and all(chunk.num_tokens == 1 for chunk in batch)
 
-    def forward(self, batch: Batch[Work]) -> torch.Tensor:
-        """Logits of the works that sample, as ``ModelRunner.forward`` returns them; valid until the next step."""
+    def forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
+        """Logits of the chunks that sample, as ``ModelRunner.forward`` returns them; valid until the next step."""
         size = next(size for size in self._sizes if size >= len(batch))
         self._fill(batch, size)
         self._replays[size]()
-        rows = [row for row, work in enumerate(batch) if work.samples]
+        rows = [row for row, chunk in enumerate(batch) if chunk.samples]
         return self._logits[: len(batch)] if len(rows) == len(batch) else self._logits[rows]
 
-    def _fill(self, batch: Batch[Work], size: int) -> None:
+    def _fill(self, batch: Batch[ScheduledChunk], size: int) -> None:
         padding = [0] * (size - len(batch))
-        tokens = array("i", [*(work.sequence.tokens[work.start] for work in batch), *padding])
-        self._inputs.upload(tokens + array("i", [*(work.start for work in batch), *padding]))
+        tokens = array("i", [*(chunk.sequence.tokens[chunk.start] for chunk in batch), *padding])
+        self._inputs.upload(tokens + array("i", [*(chunk.start for chunk in batch), *padding]))
         self._attention.fill(batch, size, self._scratch_block)
 
     def _compute(self, size: int) -> None:

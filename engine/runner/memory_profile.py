@@ -23,7 +23,7 @@ from engine.model.loader import LoadedModel
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.scheduling.chunk_budget import MAX_CHUNK
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -86,31 +86,31 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     return prefill.taken + (decodes.used if config.cuda_graphs else 0)
 
 
-def decode_step(info: ModelInfo) -> list[Work]:
+def decode_step(info: ModelInfo) -> list[ScheduledChunk]:
     """As many decodes as can run."""
-    return [_work(info, 1) for _ in range(info.max_running)]
+    return [_chunk(info, 1) for _ in range(info.max_running)]
 
 
-def prefill_step(info: ModelInfo) -> list[Work]:
+def prefill_step(info: ModelInfo) -> list[ScheduledChunk]:
     """``MAX_CHUNK`` tokens of prefill, in prompts as long as they may be, and decodes up to the limit of sequences."""
     whole, rest = divmod(MAX_CHUNK, info.max_context)
     lengths = [info.max_context] * whole + [rest] * (rest > 0)
     # Short prompts are more than can run at once: then so many are the largest step.
     lengths = lengths[: info.max_running]
-    return [_work(info, length) for length in lengths + [1] * (info.max_running - len(lengths))]
+    return [_chunk(info, length) for length in lengths + [1] * (info.max_running - len(lengths))]
 
 
-def _work(info: ModelInfo, num_tokens: int) -> Work:
+def _chunk(info: ModelInfo, num_tokens: int) -> ScheduledChunk:
     blocks = [0] * -(-num_tokens // info.block_size)
     tokens = [0] * num_tokens
-    return Work(Sequence(Request("trial", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
+    return ScheduledChunk(Sequence(Request("trial", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
 
 
-def _whole_step(runner: ModelRunner, batch: list[Work]) -> None:
+def _whole_step(runner: ModelRunner, batch: list[ScheduledChunk]) -> None:
     """With all that a row may ask for. One row alone is free of a mask, which takes more than if none were."""
     logits = runner.forward(batch)
     masks: list[Mask | None] = [None, *[all_but((), logits.shape[1])] * (len(batch) - 1)]
-    BatchSampler().sample(torch.zeros_like(logits), [work.sequence for work in batch], masks)
+    BatchSampler().sample(torch.zeros_like(logits), [chunk.sequence for chunk in batch], masks)
 
 
 class _Memory(NamedTuple):

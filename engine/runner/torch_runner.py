@@ -1,4 +1,4 @@
-"""From a batch of works to logits: one forward of the model over the tokens of all sequences, laid end to end."""
+"""From a batch of chunks to logits: one forward of the model over the tokens of all sequences, laid end to end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.device.cuda_health import require_device
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.runner.cuda_graphs import DecodeGraphs, Recorder
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 
 class ModelRunner:
@@ -44,8 +44,8 @@ class ModelRunner:
             graphs.capture(progress)
         self._graphs = graphs
 
-    def forward(self, batch: Batch[Work]) -> torch.Tensor:
-        """Logits in float32 on the model's device, one row for each work that samples: [rows, vocabulary].
+    def forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
+        """Logits in float32 on the model's device, one row for each chunk that samples: [rows, vocabulary].
 
         They are valid until the next call.
         """
@@ -62,15 +62,15 @@ class ModelRunner:
         """Raises ``EngineUnavailable`` if the device is lost."""
         require_device(self._device)
 
-    def _forward(self, batch: Batch[Work]) -> torch.Tensor:
+    def _forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
         ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
-        for work in batch:
-            stop = work.start + work.num_tokens
-            ids += work.sequence.tokens[work.start : stop]
-            positions += range(work.start, stop)
-            if work.samples:
+        for chunk in batch:
+            stop = chunk.start + chunk.num_tokens
+            ids += chunk.sequence.tokens[chunk.start : stop]
+            positions += range(chunk.start, stop)
+            if chunk.samples:
                 wanted.append(len(ids) - 1)
         self.attention.prepare(batch)
         output = self._model(

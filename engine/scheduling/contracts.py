@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from engine.api.engine import ModelInfo
 from engine.api.events import TokenLogprobs
 from engine.constraints.masks import Mask
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 
 class Sampled(NamedTuple):
@@ -22,11 +22,11 @@ class Runner(Protocol):
 
     info: ModelInfo
 
-    def forward(self, batch: list[Work]) -> Any:
-        """Logits, one row for each work that samples, in the batch's order: float [rows, vocabulary].
+    def forward(self, batch: list[ScheduledChunk]) -> Any:
+        """Logits, one row for each chunk that samples, in the batch's order: float [rows, vocabulary].
 
         May return before the device is done; where nothing samples it waits, because the time of each step is measured.
-        After an error ``check`` tells whether the same work may be tried again.
+        After an error ``check`` tells whether the same chunk may be tried again.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from engine.cache.block_pool import BlockPool
 from engine.scheduling.chunk_budget import StepPacer
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 
 class Scheduler:
@@ -65,19 +65,19 @@ class Scheduler:
         if self._turned_away and self._turned_away[0] is sequence:
             self._turned_away = None
 
-    def schedule(self) -> list[Work]:
-        """The next step's work, blocks allocated; empty only if nothing waits or runs."""
+    def schedule(self) -> list[ScheduledChunk]:
+        """The chunks of the next step, blocks allocated; empty only if nothing waits or runs."""
         batch = self._decodes()
         budget = self._pacer.prefill_budget(len(batch), self.num_running + self.num_waiting - len(batch))
         budget = self._continue_prefills(batch, budget)
         self._admit(batch, budget)
         return batch
 
-    def commit(self, work: Work) -> None:
-        """Note that a work is computed: its full blocks become findable, its siblings may come."""
-        sequence = work.sequence
+    def commit(self, chunk: ScheduledChunk) -> None:
+        """Note that a chunk is computed: its full blocks become findable, its siblings may come."""
+        sequence = chunk.sequence
         before, block_size = sequence.num_computed, self._pool.block_size
-        sequence.num_computed = work.start + work.num_tokens
+        sequence.num_computed = chunk.start + chunk.num_tokens
         for index in range(before // block_size, sequence.num_computed // block_size):
             self._pool.register(sequence.blocks, index, sequence.tokens, sequence.request.salt)
         if self._parked and sequence.candidate == 0 and sequence.num_computed >= sequence.num_prompt:
@@ -93,7 +93,7 @@ class Scheduler:
         assert everybody.issuperset(self._preempted), "a sequence that ended is remembered"
         assert self._turned_away is None or self._turned_away[0] in everybody, "a sequence that ended is remembered"
 
-    def _decodes(self) -> list[Work]:
+    def _decodes(self) -> list[ScheduledChunk]:
         batch = []
         block_size = self._pool.block_size
         for sequence in list(self._running):
@@ -101,10 +101,10 @@ class Scheduler:
             if len(sequence.tokens) - start != 1 or sequence not in self._running:
                 continue  # still in prefill, or preempted for one before it
             if start < len(sequence.blocks) * block_size or self._grow(sequence):
-                batch.append(Work(sequence, start, 1))
+                batch.append(ScheduledChunk(sequence, start, 1))
         return batch
 
-    def _continue_prefills(self, batch: list[Work], budget: int) -> int:
+    def _continue_prefills(self, batch: list[ScheduledChunk], budget: int) -> int:
         for sequence in self._running:
             if budget <= 0:
                 break
@@ -112,7 +112,7 @@ class Scheduler:
                 budget -= _add_chunk(batch, sequence, budget)
         return budget
 
-    def _admit(self, batch: list[Work], budget: int) -> None:
+    def _admit(self, batch: list[ScheduledChunk], budget: int) -> None:
         while budget > 0 and self._waiting and len(self._running) < self._max_running:
             sequence = next(iter(self._waiting))
             if not self._start(sequence):
@@ -179,8 +179,8 @@ class Scheduler:
             self._queue_first(sibling)
 
 
-def _add_chunk(batch: list[Work], sequence: Sequence, budget: int) -> int:
+def _add_chunk(batch: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
     start = sequence.num_computed
     num_tokens = min(budget, len(sequence.tokens) - start)
-    batch.append(Work(sequence, start, num_tokens))
+    batch.append(ScheduledChunk(sequence, start, num_tokens))
     return num_tokens

@@ -1,4 +1,4 @@
-"""A sequence while it lives, and the work on it that a step schedules. No torch."""
+"""A sequence while it lives, and the chunk of it that a step computes. No torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sequence:
         return self.tokens[len(self.request.prompt) :]
 
 
-class Work(NamedTuple):
+class ScheduledChunk(NamedTuple):
     """Compute the tokens ``[start, start + num_tokens)`` of a sequence; their blocks are allocated."""
 
     sequence: Sequence
@@ -48,5 +48,5 @@ class Work(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether this work ends at the last known token, so that the next one is sampled from its logits."""
+        """Whether this chunk ends at the last known token, so that the next one is sampled from its logits."""
         return self.start + self.num_tokens == len(self.sequence.tokens)

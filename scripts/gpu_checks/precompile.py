@@ -114,11 +114,14 @@ def _model(machine: Machine, name: str) -> None:
 def _launch(machine: Machine, heads: int, shape: KVShape, options: AttentionOptions, dtype: torch.dtype) -> None:
     many = tuple((7, 1) for _ in range(600))
     for step in (((20, 1), (3, 1)), many, ((0, 100),)):
-        works = laid_out(step, BLOCK_SIZE)
-        tokens, blocks = sum(work.num_tokens for work in works), 1 + sum(len(work.sequence.blocks) for work in works)
+        chunks = laid_out(step, BLOCK_SIZE)
+        tokens, blocks = (
+            sum(chunk.num_tokens for chunk in chunks),
+            1 + sum(len(chunk.sequence.blocks) for chunk in chunks),
+        )
         cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device)
         backend = machine.attention(cache, {options.sliding_window})
-        backend.prepare(works)
+        backend.prepare(chunks)
         sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)
         keys, values, query = (torch.zeros(tokens, *size, dtype=dtype, device=machine.device) for size in sizes)
         backend.write_kv(0, keys, values)

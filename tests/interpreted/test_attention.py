@@ -19,7 +19,7 @@ from engine.attention.gather import ReferenceAttention
 from engine.attention.triton_paged import MAX_SPLITS, TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 CPU = torch.device("cpu")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,12 +27,12 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, a step of works (tokens before, tokens now), and how busy the device is."""
+    """A layer, a step of chunks (tokens before, tokens now), and how busy the device is."""
 
     shape: KVShape
     group: int
     options: AttentionOptions
-    works: tuple[tuple[int, int], ...]
+    chunks: tuple[tuple[int, int], ...]
     block_size: int = 16
     dtype: torch.dtype = torch.float32
     processors: int = 1
@@ -50,12 +50,12 @@ def cases(draw: st.DrawFn) -> Case:
         softcap=draw(st.none() | st.sampled_from((1.5, 50.0))),
         sinks=sinks,
     )
-    work = st.tuples(st.integers(0, 150), st.just(1) | st.integers(2, 40))
+    chunk = st.tuples(st.integers(0, 150), st.just(1) | st.integers(2, 40))
     return Case(
         shape=KVShape(kv_heads, draw(sizes), draw(sizes)),
         group=group,
         options=options,
-        works=tuple(draw(st.lists(work, min_size=1, max_size=5))),
+        chunks=tuple(draw(st.lists(chunk, min_size=1, max_size=5))),
         block_size=draw(st.sampled_from((1, 4, 16, 24))),
         processors=draw(st.sampled_from((1, 8, 132))),
     )
@@ -64,12 +64,12 @@ def cases(draw: st.DrawFn) -> Case:
 def compare(case: Case) -> None:
     """Write and attend through both backends; the pages must be equal, the results as exact as their arithmetic."""
     torch.manual_seed(0)
-    works, num_blocks = laid_out(case)
+    chunks, num_blocks = laid_out(case)
     ours, theirs = (KVCache([case.shape], num_blocks, case.block_size, dtype=case.dtype, device=CPU) for _ in range(2))
     for mine, other in ((ours.keys[0], theirs.keys[0]), (ours.values[0], theirs.values[0])):
         mine.copy_(torch.randn(mine.shape))
         other.copy_(mine)
-    tokens, heads = sum(work.num_tokens for work in works), case.shape.heads * case.group
+    tokens, heads = sum(chunk.num_tokens for chunk in chunks), case.shape.heads * case.group
     keys = torch.randn(case.shape.heads, tokens, case.shape.key_size).to(case.dtype).transpose(0, 1)
     values = torch.randn(tokens, case.shape.heads, case.shape.value_size).to(case.dtype)
     keys[0, 0, 0], values[-1, -1, -1] = math.nan, -math.inf
@@ -77,40 +77,42 @@ def compare(case: Case) -> None:
     reference = ReferenceAttention(theirs, {case.options.sliding_window})
     triton = TritonAttention(ours, processors=case.processors)
     for backend in (reference, triton):
-        backend.prepare(works)
+        backend.prepare(chunks)
         backend.write_kv(0, keys, values)
     assert torch.equal(ours.keys[0], theirs.keys[0])
     assert torch.equal(ours.values[0], theirs.values[0])
-    exact, bound = exactly(case, works, theirs, query)
+    exact, bound = exactly(case, chunks, theirs, query)
     for backend in (triton, reference):
         assert_within(backend.attend(0, query, case.options), exact, bound)
 
 
-def exactly(case: Case, works: list[Work], cache: KVCache, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def exactly(
+    case: Case, chunks: list[ScheduledChunk], cache: KVCache, query: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The step in float64, and how far each number may lie from it."""
     parts, first = [], 0
-    for work in works:
+    for chunk in chunks:
         keys, values = (
-            pages[0][work.sequence.blocks].flatten(0, 1)[: work.start + work.num_tokens]
+            pages[0][chunk.sequence.blocks].flatten(0, 1)[: chunk.start + chunk.num_tokens]
             for pages in (cache.keys, cache.values)
         )
-        queries = query[first : first + work.num_tokens]
-        parts.append(attended(queries, keys, values, work.start, case.options))
-        first += work.num_tokens
+        queries = query[first : first + chunk.num_tokens]
+        parts.append(attended(queries, keys, values, chunk.start, case.options))
+        first += chunk.num_tokens
     exact, bound = zip(*parts, strict=True)
     return torch.cat(exact), torch.cat(bound)
 
 
-def laid_out(case: Case) -> tuple[list[Work], int]:
-    """The works with their blocks scattered over a pool, and the size of the pool."""
-    needed = [-(-(past + count) // case.block_size) for past, count in case.works]
+def laid_out(case: Case) -> tuple[list[ScheduledChunk], int]:
+    """The chunks with their blocks scattered over a pool, and the size of the pool."""
+    needed = [-(-(past + count) // case.block_size) for past, count in case.chunks]
     num_blocks = sum(needed) + 3
     free = random.Random(0).sample(range(num_blocks), num_blocks)
-    works = []
-    for (past, count), blocks in zip(case.works, needed, strict=True):
+    chunks = []
+    for (past, count), blocks in zip(case.chunks, needed, strict=True):
         sequence = make_sequence([1] * (past + count), [free.pop() for _ in range(blocks)])
-        works.append(Work(sequence, past, count))
-    return works, num_blocks
+        chunks.append(ScheduledChunk(sequence, past, count))
+    return chunks, num_blocks
 
 
 @given(case=cases())
@@ -153,7 +155,7 @@ def test_wide_heads(size: int) -> None:
 def test_a_page_that_held_nothing_finite_cannot_exist() -> None:
     cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU)
     backend = TritonAttention(cache)
-    backend.prepare([Work(make_sequence([1] * 4, [0]), 0, 4)])
+    backend.prepare([ScheduledChunk(make_sequence([1] * 4, [0]), 0, 4)])
     backend.write_kv(0, torch.full((4, 2, 64), math.nan), torch.full((4, 2, 64), math.inf))
     assert not cache.keys[0].any()
     assert not cache.values[0].any()

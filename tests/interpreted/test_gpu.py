@@ -22,7 +22,7 @@ from engine.runner.cuda import gpu_runner
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.scheduling.contracts import Runner
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 
 def again(compute: Callable[[], None]) -> Callable[[], None]:
@@ -56,10 +56,10 @@ def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
     assert ("recording decode steps" in stages) is graphs
     text = [5 + (i * i) % 200 for i in range(40)]
     sequence = make_sequence(text[:37], [2, 0, 1])
-    found = [runner.forward([Work(sequence, 0, 37)])[0].clone()]
+    found = [runner.forward([ScheduledChunk(sequence, 0, 37)])[0].clone()]
     for length in (38, 39, 40):
         sequence.tokens = text[:length]
-        found.append(runner.forward([Work(sequence, length - 1, 1)])[0].clone())
+        found.append(runner.forward([ScheduledChunk(sequence, length - 1, 1)])[0].clone())
     torch.testing.assert_close(torch.stack(found), plain_logits(plain_model(folder), text)[36:], rtol=1e-4, atol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_recorded_is_served_without(tmp_path: Path, caplo
     runner = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=refuse)
     assert not runner.replays
     assert "not recorded and will be slower: called a synchronizing CUDA operation" in caplog.text
-    assert len(runner.forward([Work(make_sequence([5, 6], [0]), 0, 2)])) == 1
+    assert len(runner.forward([ScheduledChunk(make_sequence([5, 6], [0]), 0, 2)])) == 1
 
 
 def test_a_device_that_is_lost_while_it_records_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, make_sequ
 from engine.attention.triton_paged import TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 LENGTHS = (5, 30, 1, 17, 64)
 
@@ -38,17 +38,19 @@ def prefilled(model: PagedModel) -> list[Sequence]:
     for length in LENGTHS:
         tokens = [3 + (7 * i + length) % 250 for i in range(length + 4)]
         sequences.append(make_sequence(tokens, model.take_blocks(len(tokens))))
-    model.runner.forward([Work(sequence, 0, length) for sequence, length in zip(sequences, LENGTHS, strict=True)])
+    model.runner.forward(
+        [ScheduledChunk(sequence, 0, length) for sequence, length in zip(sequences, LENGTHS, strict=True)]
+    )
     return sequences
 
 
-def decodes(sequences: list[Sequence], step: int) -> list[Work]:
-    works = []
+def decodes(sequences: list[Sequence], step: int) -> list[ScheduledChunk]:
+    chunks = []
     for sequence, length in zip(sequences, LENGTHS, strict=True):
         full = sequence.tokens
         sequence.tokens = full[: length + step + 1]
-        works.append(Work(sequence, length + step, 1))
-    return works
+        chunks.append(ScheduledChunk(sequence, length + step, 1))
+    return chunks
 
 
 def test_a_padded_step_equals_the_step_itself(folder: Path) -> None:
@@ -62,12 +64,12 @@ def test_a_padded_step_equals_the_step_itself(folder: Path) -> None:
         for sequences in (expected, found):
             for sequence, text in zip(sequences, texts, strict=True):
                 sequence.tokens = text
-        works, others = decodes(expected, step), decodes(found, step)
+        chunks, others = decodes(expected, step), decodes(found, step)
         # The others of the step go alone, so that every later step finds its past in the pages.
         for part in (slice(0, size), slice(size, None)):
-            if works[part]:
+            if chunks[part]:
                 logits = recorded.runner.forward(others[part])
-                torch.testing.assert_close(logits, plain.runner.forward(works[part]), rtol=1e-5, atol=1e-4)
+                torch.testing.assert_close(logits, plain.runner.forward(chunks[part]), rtol=1e-5, atol=1e-4)
 
 
 def test_padding_writes_into_its_own_block_only(folder: Path) -> None:
@@ -90,10 +92,10 @@ def test_works_that_do_not_sample_have_no_row(folder: Path) -> None:
     (scratch,) = model.take_blocks(1)
     sequences = prefilled(model)
     model.runner.record_decodes(scratch, again, silent)
-    works = decodes(sequences, 0)
-    both = model.runner.forward(works).clone()
+    chunks = decodes(sequences, 0)
+    both = model.runner.forward(chunks).clone()
     sequences[1].tokens.append(7)
-    found = model.runner.forward(works)
+    found = model.runner.forward(chunks)
     torch.testing.assert_close(found, both[[0, 2, 3, 4]])
 
 
@@ -101,7 +103,7 @@ def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:
     cache = KVCache([KVShape(1, 16, 16)], 8, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
     backend = TritonAttention(cache)
     backend.reserve(2, 3)
-    longest = [Work(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
+    longest = [ScheduledChunk(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
     for batch in (longest, longest[:1], []):
         backend.fill(batch, 2, scratch_block=7)
 

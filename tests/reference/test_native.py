@@ -24,7 +24,7 @@ from engine.native import library, packing
 from engine.native.build import native_runner
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.scheduling.contracts import Runner
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 from engine.weights.sources import BLOCKS_FILE
 
 pytestmark = pytest.mark.reference
@@ -228,8 +228,8 @@ def test_steps_beyond_the_cache_are_errors(tmp_path: Path) -> None:
     tokens = texts_of(40)[0]
     for blocks, start in (([0, 1, 256], 0), ([0, -1, 2], 0), ([0, 1], 0), ([0] * 40, 500)):
         with pytest.raises(IndexError, match="a step reaches beyond"):
-            native.runner.forward([Work(make_sequence([3] * start + tokens, blocks), start, len(tokens))])
-    assert len(native.runner.forward([Work(make_sequence(tokens, [0, 1, 255]), 0, len(tokens))])) == 1
+            native.runner.forward([ScheduledChunk(make_sequence([3] * start + tokens, blocks), start, len(tokens))])
+    assert len(native.runner.forward([ScheduledChunk(make_sequence(tokens, [0, 1, 255]), 0, len(tokens))])) == 1
 
 
 def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:

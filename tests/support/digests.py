@@ -24,7 +24,7 @@ from engine.constraints.contracts import Grammars
 from engine.constraints.masks import Mask, allows
 from engine.core.core import Core
 from engine.scheduling.contracts import Sampled
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 TOKENIZER = tiny_tokenizer()
 FIRST_BYTE = 3
@@ -59,32 +59,32 @@ class DigestRunner:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.slots: dict[int, int] = {}
-        self.batches: list[list[Work]] = []
+        self.batches: list[list[ScheduledChunk]] = []
         self.seconds = 0.0
-        self.refuse: Callable[[list[Work]], None] = lambda batch: None
+        self.refuse: Callable[[list[ScheduledChunk]], None] = lambda batch: None
         self.check: Callable[[], None] = lambda: None
 
-    def forward(self, batch: list[Work]) -> list[int]:
+    def forward(self, batch: list[ScheduledChunk]) -> list[int]:
         self.batches.append(batch)
         self.refuse(batch)
-        self.seconds += sum(work.num_tokens for work in batch)
+        self.seconds += sum(chunk.num_tokens for chunk in batch)
         self._expect_what_was_computed(batch)
         written: set[int] = set()
-        for work in batch:
-            digests = prefix_digests(work.sequence)
-            for position in range(work.start, work.start + work.num_tokens):
-                slot = self._slot(work.sequence, position)
-                expect(slot not in written, "two works write one slot")
+        for chunk in batch:
+            digests = prefix_digests(chunk.sequence)
+            for position in range(chunk.start, chunk.start + chunk.num_tokens):
+                slot = self._slot(chunk.sequence, position)
+                expect(slot not in written, "two chunks write one slot")
                 written.add(slot)
                 self.slots[slot] = digests[position]
         self._expect_what_was_computed(batch)
-        return [prefix_digests(work.sequence)[-1] for work in batch if work.samples]
+        return [prefix_digests(chunk.sequence)[-1] for chunk in batch if chunk.samples]
 
-    def _expect_what_was_computed(self, batch: Iterable[Work]) -> None:
-        for work in batch:
-            expect(work.start == work.sequence.num_computed, "work does not begin where the last one ended")
-            for position, digest in enumerate(prefix_digests(work.sequence)[: work.start]):
-                held = self.slots.get(self._slot(work.sequence, position))
+    def _expect_what_was_computed(self, batch: Iterable[ScheduledChunk]) -> None:
+        for chunk in batch:
+            expect(chunk.start == chunk.sequence.num_computed, "chunk does not begin where the last one ended")
+            for position, digest in enumerate(prefix_digests(chunk.sequence)[: chunk.start]):
+                held = self.slots.get(self._slot(chunk.sequence, position))
                 expect(held == digest, "a page holds another content")
 
     def _slot(self, sequence: Sequence, position: int) -> int:

@@ -19,7 +19,7 @@ from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel, load_model
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.contracts import Runner
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 BLOCK_SIZE = 4
 
@@ -108,7 +108,7 @@ class PagedModel:
         done = [cached] * len(texts)
         found: list[dict[int, torch.Tensor]] = [{} for _ in texts]
         while any(count < len(text) for count, text in zip(done, texts, strict=True)):
-            works, owners = [], []
+            chunks, owners = [], []
             for i, (sequence, text) in enumerate(zip(sequences, texts, strict=True)):
                 count = min(
                     self._random.choice((0, 1, 1, max_chunk, self._random.randint(2, max_chunk))), len(text) - done[i]
@@ -117,12 +117,12 @@ class PagedModel:
                     # Half of the chunks end at the last token known so far, which is what makes them sample.
                     known = done[i] + count if self._random.random() < 0.5 else len(text)
                     sequence.tokens = text[:known]
-                    works.append(Work(sequence, done[i], count))
+                    chunks.append(ScheduledChunk(sequence, done[i], count))
                     owners.append(i)
                     done[i] += count
-            if works:
-                rows = iter(self.runner.forward(works))
-                for i, work in zip(owners, works, strict=True):
-                    if work.samples:
+            if chunks:
+                rows = iter(self.runner.forward(chunks))
+                for i, chunk in zip(owners, chunks, strict=True):
+                    if chunk.samples:
                         found[i][done[i] - 1] = next(rows).clone()
         return found

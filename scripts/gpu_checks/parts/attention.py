@@ -16,7 +16,7 @@ from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 from gpu_checks.check import Check
 from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, GREEDY
@@ -110,7 +110,7 @@ class _Inputs(NamedTuple):
     """One step of one layer in a type, with the cache that ours writes to."""
 
     cache: KVCache
-    works: list[Work]
+    chunks: list[ScheduledChunk]
     keys: torch.Tensor
     values: torch.Tensor
     query: torch.Tensor
@@ -119,17 +119,17 @@ class _Inputs(NamedTuple):
 def _inputs(machine: Machine, form: Form, dtype: torch.dtype, step: Step) -> _Inputs:
     torch.manual_seed(0)
     shape, device = form.shape, machine.device
-    works = laid_out(step, BLOCK_SIZE)
-    num_blocks = 1 + sum(len(work.sequence.blocks) for work in works)
+    chunks = laid_out(step, BLOCK_SIZE)
+    num_blocks = 1 + sum(len(chunk.sequence.blocks) for chunk in chunks)
     cache = KVCache([shape], num_blocks, BLOCK_SIZE, dtype=dtype, device=device)
     for pages in (cache.keys[0], cache.values[0]):
         pages.copy_(torch.randn(pages.shape, device=device))
-    tokens = sum(work.num_tokens for work in works)
+    tokens = sum(chunk.num_tokens for chunk in chunks)
     keys = torch.randn(shape.heads, tokens, shape.key_size, device=device).to(dtype).transpose(0, 1)
     values = torch.randn(tokens, shape.heads, shape.value_size, device=device).to(dtype)
     keys[0, 0, 0], values[-1, -1, -1] = math.nan, -math.inf
     query = torch.randn(form.heads, tokens, shape.key_size, device=device).to(dtype).transpose(0, 1)
-    return _Inputs(cache, works, keys, values, query)
+    return _Inputs(cache, chunks, keys, values, query)
 
 
 @torch.inference_mode()
@@ -141,7 +141,7 @@ def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dt
     exact.values[0].copy_(ours.cache.values[0])
     found = _attended(machine, ours, options)
     reference = ReferenceAttention(exact, {options.sliding_window})
-    reference.prepare(ours.works)
+    reference.prepare(ours.chunks)
     reference.write_kv(0, ours.keys.float(), ours.values.float())
     exact_sinks = None if options.sinks is None else options.sinks.float()
     expected = reference.attend(0, ours.query.float(), options._replace(sinks=exact_sinks))
@@ -154,7 +154,7 @@ def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dt
 
 def _attended(machine: Machine, inputs: _Inputs, options: AttentionOptions) -> torch.Tensor:
     backend = machine.attention(inputs.cache, {options.sliding_window})
-    backend.prepare(inputs.works)
+    backend.prepare(inputs.chunks)
     backend.write_kv(0, inputs.keys, inputs.values)
     return backend.attend(0, inputs.query, options).float()
 
@@ -192,15 +192,17 @@ def _formula(inputs: _Inputs, options: AttentionOptions, rows: torch.Tensor) -> 
     return torch.einsum("hrk,khd->rhd", weights, values)
 
 
-def laid_out(step: Step, block_size: int) -> list[Work]:
+def laid_out(step: Step, block_size: int) -> list[ScheduledChunk]:
     """Works whose blocks are scattered over a pool that is one block larger than they need."""
     needed = [-(-(past + count) // block_size) for past, count in step]
     free = random.Random(0).sample(range(sum(needed) + 1), sum(needed) + 1)
-    works = []
+    chunks = []
     for (past, count), blocks in zip(step, needed, strict=True):
         owned = array("i", [free.pop() for _ in range(blocks)])
-        works.append(Work(Sequence(Request("check", (1,), GREEDY), 0, [1] * (past + count), blocks=owned), past, count))
-    return works
+        chunks.append(
+            ScheduledChunk(Sequence(Request("check", (1,), GREEDY), 0, [1] * (past + count), blocks=owned), past, count)
+        )
+    return chunks
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

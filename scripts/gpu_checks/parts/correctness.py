@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from engine.model.loader import LoadedModel
 from engine.runner.torch_runner import ModelRunner
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 from gpu_checks.check import Check
 from gpu_checks.machine import Machine
 from gpu_checks.models import (
@@ -165,19 +165,19 @@ def _generated(runner: ModelRunner, texts: list[list[int]]) -> torch.Tensor:
     sequences = [pages.sequence(text, len(text)) for text in texts]
     found = []
     for begin, end in ((0, 0.4), (0.4, 1.0)):
-        works = []
+        chunks = []
         for sequence, text, length in zip(sequences, texts, lengths, strict=True):
             sequence.tokens = text[:length]
             start, stop = int(length * begin), int(length * end)
             if start < stop:
-                works.append(Work(sequence, start, stop - start))
-        found.append(runner.forward(works).clone())
+                chunks.append(ScheduledChunk(sequence, start, stop - start))
+        found.append(runner.forward(chunks).clone())
     for step in range(NEW_TOKENS):
-        works = []
+        chunks = []
         for sequence, text, length in zip(sequences, texts, lengths, strict=True):
             sequence.tokens = text[: length + step + 1]
-            works.append(Work(sequence, length + step, 1))
-        found.append(runner.forward(works).clone())
+            chunks.append(ScheduledChunk(sequence, length + step, 1))
+        found.append(runner.forward(chunks).clone())
     return torch.cat(found)
 
 
@@ -201,8 +201,8 @@ def _compare_tokens(check: Check, name: str) -> None:
         known = length + step
         for sequence, prompt, answer in zip(sequences, prompts, written, strict=True):
             sequence.tokens = prompt + answer[:step]
-        works = [Work(sequence, known - 1 if step else 0, 1 if step else length) for sequence in sequences]
-        chosen = runner.forward(works).argmax(dim=-1).tolist()
+        chunks = [ScheduledChunk(sequence, known - 1 if step else 0, 1 if step else length) for sequence in sequences]
+        chosen = runner.forward(chunks).argmax(dim=-1).tolist()
         for row, token in enumerate(chosen):
             expected = logits[step][row].float()
             first, second = expected.topk(2).values.tolist()

@@ -14,7 +14,7 @@ import torch
 from engine.api.requests import Request, SamplingParams
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.goals import Goal
@@ -176,9 +176,9 @@ def _step(
     mark: Callable[[], Any] = lambda: None,
 ) -> tuple[Any, Any, Any]:
     """One step of the engine without its scheduler: forward, sample, append. ``new`` tokens of each are computed."""
-    works = [Work(s, len(s.tokens) - new(s.tokens), new(s.tokens)) for s in sequences]
+    chunks = [ScheduledChunk(s, len(s.tokens) - new(s.tokens), new(s.tokens)) for s in sequences]
     begin = mark()
-    logits = runner.forward(works)
+    logits = runner.forward(chunks)
     middle = mark()
     sampled = sampler.sample(logits, sequences, [None] * len(sequences))
     end = mark()

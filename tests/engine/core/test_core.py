@@ -30,7 +30,7 @@ from engine.constraints.masks import Mask
 from engine.core.candidate import Candidate
 from engine.core.core import Core
 from engine.scheduling.contracts import Sampled
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 POISON = 300
 
@@ -65,7 +65,7 @@ def succeeded(told: Told) -> bool:
     return told.done is not None and told.done.error is None
 
 
-def refuse_poison(batch: list[Work]) -> None:
+def refuse_poison(batch: list[ScheduledChunk]) -> None:
     for work in batch:
         if POISON in work.sequence.tokens[work.start : work.start + work.num_tokens]:
             raise RuntimeError("secret internals")
@@ -315,7 +315,7 @@ def test_a_failing_candidate_ends_its_request_and_no_other_work_of_it_is_done() 
     core.submit(make_request("bad", candidates=3))
     core.submit(make_request("good"))
 
-    def refuse_candidate_1(batch: list[Work]) -> None:
+    def refuse_candidate_1(batch: list[ScheduledChunk]) -> None:
         if any(work.sequence.request.id == "bad" and work.sequence.candidate == 1 for work in batch):
             raise RuntimeError
 
@@ -333,7 +333,7 @@ class Panic(BaseException):
 def test_a_panic_in_a_step_ends_its_request_alone() -> None:
     core, runner = make_core()
 
-    def panic(batch: list[Work]) -> None:
+    def panic(batch: list[ScheduledChunk]) -> None:
         if any(work.sequence.request.id == "bad" for work in batch):
             raise Panic("index out of bounds")
 
@@ -364,7 +364,7 @@ def test_a_tokenizer_that_panics_on_a_text_ends_its_request_alone(monkeypatch: p
 def test_what_ends_the_interpreter_is_no_failed_request(own: type[BaseException]) -> None:
     core, runner = make_core()
 
-    def end(batch: list[Work]) -> None:
+    def end(batch: list[ScheduledChunk]) -> None:
         raise own
 
     runner.refuse = end
@@ -409,7 +409,7 @@ def test_a_passing_failure_of_the_batch_hurts_nobody() -> None:
     core, runner = make_core()
     requests = [make_request(f"r{number}", range(10, 15 + number), max_tokens=20) for number in range(3)]
 
-    def refuse_batches(batch: list[Work]) -> None:
+    def refuse_batches(batch: list[ScheduledChunk]) -> None:
         if len(batch) > 1:
             raise MemoryError
 
@@ -421,7 +421,7 @@ def test_a_passing_failure_of_the_batch_hurts_nobody() -> None:
 def test_a_lost_device_is_not_retried() -> None:
     core, runner = make_core()
 
-    def lose(batch: list[Work]) -> None:
+    def lose(batch: list[ScheduledChunk]) -> None:
         raise EngineUnavailable("the device is lost")
 
     runner.refuse = lose
@@ -434,7 +434,7 @@ def test_a_lost_device_is_not_retried() -> None:
 def test_a_device_that_fails_with_any_error_is_asked_whether_it_is_lost() -> None:
     core, runner = make_core()
 
-    def fail(batch: list[Work]) -> None:
+    def fail(batch: list[ScheduledChunk]) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def be_lost() -> None:

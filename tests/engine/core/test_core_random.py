@@ -12,7 +12,7 @@ from support.examples import examples
 
 from engine.api.events import ErrorKind, FinishReason
 from engine.api.requests import Request
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 CONTEXT = 48
 POISON = 300
@@ -58,7 +58,7 @@ def guest(draw: st.DrawFn, number: int) -> Guest:
     return Guest(request, draw(st.integers(0, LAST_ARRIVAL)), draw(instants))
 
 
-def refuse_poison(batch: list[Work]) -> None:
+def refuse_poison(batch: list[ScheduledChunk]) -> None:
     for work in batch:
         if POISON in work.sequence.tokens[work.start : work.start + work.num_tokens]:
             raise RuntimeError("poison")

@@ -19,7 +19,7 @@ from engine.api.errors import ModelRefused
 from engine.api.events import ErrorKind
 from engine.build import build_core, build_runner, load_tokenizer
 from engine.model.loader import load_model
-from engine.scheduling.sequence import Work
+from engine.scheduling.sequence import ScheduledChunk
 
 
 def _silent(stage: str, done: float) -> None:
@@ -221,7 +221,9 @@ def test_half_precision_logits_come_as_float32(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     config = EngineConfig(path=str(folder), device="cpu", dtype="bfloat16", kv_memory=1e6)
     runner = build_runner(config, _silent, load_tokenizer(folder))
-    logits = runner.forward([Work(make_sequence([5, 6, 7], [0]), 0, 3), Work(make_sequence([5, 6, 7], [1]), 0, 2)])
+    logits = runner.forward(
+        [ScheduledChunk(make_sequence([5, 6, 7], [0]), 0, 3), ScheduledChunk(make_sequence([5, 6, 7], [1]), 0, 2)]
+    )
     assert (logits.dtype, logits.shape) == (torch.float32, (1, 320))
     assert runner.info.dtype == "bfloat16"
 

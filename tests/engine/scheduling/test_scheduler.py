@@ -11,7 +11,7 @@ from engine.api.requests import Request, SamplingParams
 from engine.cache.block_pool import BlockPool
 from engine.scheduling.chunk_budget import FIRST_CHUNKS, FittedCost, StepPacer
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence import Sequence, Work
+from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 FIRST_CHUNK = FIRST_CHUNKS[0]
 
@@ -33,7 +33,7 @@ def add(scheduler: Scheduler, name: str, length: int, candidates: int = 1) -> li
     return sequences
 
 
-def run(scheduler: Scheduler) -> list[Work]:
+def run(scheduler: Scheduler) -> list[ScheduledChunk]:
     """One step: everything is computed, and what samples gains a token."""
     batch = scheduler.schedule()
     for work in batch:
@@ -45,7 +45,7 @@ def run(scheduler: Scheduler) -> list[Work]:
     return batch
 
 
-def names(batch: list[Work]) -> list[tuple[str, int, int]]:
+def names(batch: list[ScheduledChunk]) -> list[tuple[str, int, int]]:
     return [(work.sequence.request.id, work.start, work.num_tokens) for work in batch]
 
 
