@@ -12,7 +12,10 @@ import yaml
 from server.config.models_file import load_specs
 
 ROOT = Path(__file__).parents[2]
-FILES = [*(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"]
+FILES = [
+    *(path for path in (ROOT / "scripts").iterdir() if path.is_file() and path.suffix != ".py"),
+    ROOT / ".ci" / "run",
+]
 SCRIPTS = [path for path in FILES if "python" not in path.read_text("utf-8").partition("\n")[0]]
 
 
