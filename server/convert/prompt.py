@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from engine.api.requests import Thinking
 from server.config.models_file import ModelSpec
-from server.convert.chat_tokenizer import ChatTokenizer, TooManyTokens, size_of
+from server.convert.chat_tokenizer import ChatTokenizer, TooManyTokens
 from server.convert.messages import chat_messages, no_thoughts
-from server.convert.rendering import Message
+from server.convert.rendering import TemplateInput
 from server.convert.thinking import thinking_for
 from server.convert.tools import Tools, castor_prompt, read_tools
 from server.convert.turns import Reopen
@@ -28,19 +26,17 @@ TOOLS_TIMES = 5
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is shown to the model: ``messages``, the functions of ``tools`` as ``declared`` for its template, and the
-    template's ``options``. ``thinking`` is where its thoughts will stand. ``bare`` are the messages without the texts
-    of documents, None where there are no documents. ``characters`` counts its texts, ``size`` is what it costs to
-    render, and ``owner`` is who sent it."""
+    """A request as the model will see it: what the template gets, the functions it may call, where its thoughts stand.
 
-    messages: list[Message]
-    bare: list[Message] | None = None
+    ``bare`` is the same without the texts of documents, None where there are no documents. ``characters`` counts the
+    texts, and ``owner`` is who sent it.
+    """
+
+    chat: TemplateInput
+    bare: TemplateInput | None = None
     tools: Tools | None = None
-    declared: list[dict[str, Any]] = field(default_factory=list)
-    options: Mapping[str, Any] = field(default_factory=dict)
     thinking: Thinking | None = None
     characters: int = 0
-    size: int = 0
     owner: str = ""
 
 
@@ -67,50 +63,49 @@ def conversation(
         reopen=reopen if family.thought else no_thoughts,
     )
     messages = written(documents.within(request))
-    bare = written(documents.within(request, emptied=True)) if documents else None
     declared = tools.for_template() if tools and family.renders_tools else []
+    chat = TemplateInput(messages, declared, options)
+    bare = None
+    if documents:
+        bare = TemplateInput(written(documents.within(request, emptied=True)), declared, options, chat.size)
     # Templates strip white space at the ends.
     characters = sum(len(message["content"].strip()) for message in messages)
-    size = size_of(messages, declared)
-    return Conversation(messages, bare, tools, declared, options, thinking, characters, size, owner)
+    return Conversation(chat, bare, tools, thinking, characters, owner)
 
 
-async def prompt_tokens(context: int, chat: Conversation, tokenizer: ChatTokenizer) -> int:
+async def prompt_tokens(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> int:
     """How many tokens the prompt has, also beyond a context of ``context`` tokens. Raises ``InvalidArgument``."""
     most = max(COUNTED_CHARACTERS, context * tokenizer.longest_token)
-    if chat.characters > most:
+    if conversation.characters > most:
         raise InvalidArgument(
-            f"The input has {chat.characters} characters; at most {most} are counted at once. Count it in parts."
+            f"The input has {conversation.characters} characters; at most {most} are counted at once. "
+            "Count it in parts."
         )
-    return await tokenizer.count(chat.messages, chat.declared, chat.options, size=chat.size, owner=chat.owner)
+    return await tokenizer.count(conversation.chat, owner=conversation.owner)
 
 
-async def document_tokens(prompt_tokens: int, chat: Conversation, tokenizer: ChatTokenizer) -> int:
+async def document_tokens(prompt_tokens: int, conversation: Conversation, tokenizer: ChatTokenizer) -> int:
     """How many tokens of a prompt its documents brought: those that are not there when they are empty."""
-    if chat.bare is None:
+    if conversation.bare is None:
         return 0
     try:
-        return prompt_tokens - await tokenizer.count(
-            chat.bare, chat.declared, chat.options, size=chat.size, owner=chat.owner
-        )
+        return prompt_tokens - await tokenizer.count(conversation.bare, owner=conversation.owner)
     except InvalidArgument:  # nothing else is said
         return prompt_tokens
 
 
-async def prompt_within(context: int, chat: Conversation, tokenizer: ChatTokenizer) -> list[int]:
+async def prompt_within(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> list[int]:
     """The prompt, if it leaves room for an answer in a context of ``context`` tokens. Raises ``InvalidArgument``.
 
     Texts that cannot fit are refused before they are encoded, which takes seconds and gigabytes for the longest.
     """
     most = context - 1
-    if not tokenizer.fits(chat.characters, context):
+    if not tokenizer.fits(conversation.characters, context):
         raise InvalidArgument(
-            f"The input of {chat.characters} characters exceeds the maximum number of tokens allowed ({most})."
+            f"The input of {conversation.characters} characters exceeds the maximum number of tokens allowed ({most})."
         )
     try:
-        return await tokenizer.render(
-            chat.messages, chat.declared, chat.options, size=chat.size, owner=chat.owner, most=most
-        )
+        return await tokenizer.render(conversation.chat, owner=conversation.owner, most=most)
     except TooManyTokens as prompt:
         raise InvalidArgument(
             f"The input token count ({prompt.count}) exceeds the maximum number of tokens allowed ({most}): "

@@ -8,7 +8,8 @@ has the control tokens that the template writes, and no other.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -17,7 +18,11 @@ from jinja2 import TemplateError
 
 from server.errors import InvalidArgument
 from server.families.transformers_import import library
-from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUES
+from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, VALUES
+from server.wire.json_schema import TYPES
+
+CHARACTERS_PER_MESSAGE = 20
+"""What a message costs beside its text: templates are programs."""
 
 _BREAK = "·"
 """Stands where two pieces of text must not become one token."""
@@ -51,6 +56,24 @@ Change = Callable[[str, bool], str]
 """What a text of the caller becomes; the flag tells that it is a key or a name."""
 
 
+@dataclass(frozen=True, slots=True)
+class TemplateInput:
+    """What a chat template gets: ``messages``, the declared functions as ``tools``, and ``options``, its variables.
+
+    ``size`` is what it costs to render, in characters; it is counted where it is not given.
+    """
+
+    messages: Messages
+    tools: Declared = ()
+    options: Options = field(default_factory=dict)
+    size: int = -1
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            size = _characters([self.messages, self.tools]) + CHARACTERS_PER_MESSAGE * len(self.messages)
+            object.__setattr__(self, "size", size)
+
+
 class Renderer:
     """Renders with the tokenizer of a model folder, ``tokenizer``. Not for two threads at once.
 
@@ -59,20 +82,28 @@ class Renderer:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = _load(folder)
-        controls = dict(_control_tokens(self.tokenizer))
+        # Special tokens, and others that the template writes.
+        template = self.tokenizer.chat_template or ""
+        controls = {
+            token.content: index
+            for index, token in self.tokenizer.added_tokens_decoder.items()
+            if (token.special or token.content in template) and not token.content.isspace()
+        }
         self.control_texts = tuple(controls)
         self._control_ids = frozenset(controls.values())
         ends = {end for text in controls for end in (text[0], text[-1])}
         self._ends = re.compile(f"[{re.escape(''.join(sorted(ends)))}]" if ends else "(?!)")
 
-    def ids(self, messages: Messages, tools: Declared, options: Options) -> list[int]:
+    def ids(self, chat: TemplateInput) -> list[int]:
         """The prompt's token ids, see `ChatTokenizer.render`. Raises ``InvalidArgument``."""
         try:
             if self.tokenizer.chat_template is None:
-                ids = _plain_ids(self.tokenizer, messages)
+                text = "\n".join(message["content"] for message in chat.messages)
+                ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+                ids = _with_one_bos(self.tokenizer, ids)
             else:
-                ids = _chat_ids(self.tokenizer, messages, tools, options)
-                self._check_control_tokens(ids, messages, tools, options)
+                ids = _chat_ids(self.tokenizer, chat)
+                self._check_control_tokens(ids, chat)
         except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise InvalidArgument(f"The model's chat template refuses this conversation: {error}") from error
         except ValueError as error:
@@ -85,16 +116,17 @@ class Renderer:
             raise InvalidArgument("* GenerateContentRequest.contents: contents have no text to answer")
         return ids
 
-    def _check_control_tokens(self, ids: list[int], messages: Messages, tools: Declared, options: Options) -> None:
+    def _check_control_tokens(self, ids: list[int], chat: TemplateInput) -> None:
         """Compare with the same conversation without the caller's words, and, because templates look at these, with one
         in which they are broken where a control token could begin or end. Raises ``InvalidArgument``."""
-        if not tools and not any(map(self._is_doubtful, messages)):
+        if not chat.tools and not any(map(self._is_doubtful, chat.messages)):
             return
         written = self._controls_in(ids)
         for change in (_blank(), self._broken):
-            changed = [_changed(message, change) for message in messages]
-            declared = [_changed(tool, change) for tool in tools]
-            if self._controls_in(_chat_ids(self.tokenizer, changed, declared, options)) == written:
+            messages = [_changed(message, change) for message in chat.messages]
+            tools = [_changed(tool, change) for tool in chat.tools]
+            changed = TemplateInput(messages, tools, chat.options, chat.size)
+            if self._controls_in(_chat_ids(self.tokenizer, changed)) == written:
                 return
         raise InvalidArgument(
             "The conversation and the model's chat template together would make a control token of the model where the "
@@ -103,7 +135,9 @@ class Renderer:
         )
 
     def _is_doubtful(self, message: Message) -> bool:
-        return "tool_calls" in message or any(self._ends.search(text) for text in _texts_of(message))
+        """Whether a control token could begin or end in a text of the caller."""
+        texts = (value for key, value in message.items() if key not in _STRUCTURE and isinstance(value, str))
+        return "tool_calls" in message or any(map(self._ends.search, texts))
 
     def _controls_in(self, ids: list[int]) -> list[int]:
         return [token for token in ids if token in self._control_ids]
@@ -111,10 +145,6 @@ class Renderer:
     def _broken(self, text: str, is_name: bool) -> str:
         broken = self._ends.sub(rf"\g<0>{_BREAK}", text)
         return f"{_BREAK}{broken}{_BREAK}" if is_name else broken
-
-
-def _texts_of(message: Message) -> Iterator[str]:
-    return (value for key, value in message.items() if key not in _STRUCTURE and isinstance(value, str))
 
 
 def _blank() -> Change:
@@ -153,29 +183,16 @@ def _load(folder: Path) -> Any:
     return tokenizer
 
 
-def _control_tokens(tokenizer: Any) -> Iterator[tuple[str, int]]:
-    """Special tokens, and others that the template writes."""
-    for index, token in tokenizer.added_tokens_decoder.items():
-        if (token.special or token.content in (tokenizer.chat_template or "")) and not token.content.isspace():
-            yield token.content, index
-
-
-def _chat_ids(tokenizer: Any, messages: Messages, tools: Declared, options: Options) -> list[int]:
+def _chat_ids(tokenizer: Any, chat: TemplateInput) -> list[int]:
     ids: list[int] = tokenizer.apply_chat_template(
-        list(messages),
-        tools=list(tools) or None,
+        list(chat.messages),
+        tools=list(chat.tools) or None,
         tokenize=True,
         return_dict=False,
         sanitize_control_tokens=True,
         add_generation_prompt=True,
-        **options,
+        **chat.options,
     )
-    return _with_one_bos(tokenizer, ids)
-
-
-def _plain_ids(tokenizer: Any, messages: Messages) -> list[int]:
-    text = "\n".join(message["content"] for message in messages)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
     return _with_one_bos(tokenizer, ids)
 
 
@@ -188,3 +205,12 @@ def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
         ids = ids[1:]
     added: list[int] = tokenizer.encode("", add_special_tokens=True)
     return [bos, *ids] if added[:1] == [bos] and ids[:1] != [bos] else ids
+
+
+def _characters(value: Any) -> int:
+    """The length of all texts in ``value``, names included."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value)) + sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, Sequence) else 0

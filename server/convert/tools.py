@@ -11,9 +11,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from server.errors import FieldViolation
-from server.grammar.schema_closure import MAX_NESTING
-from server.grammar.schema_dialects import TYPES
 from server.wire.fields import shown
+from server.wire.json_schema import MAX_NESTING, TYPES
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined
 from server.wire.tools import FunctionCallingConfig, FunctionDeclaration

@@ -8,10 +8,10 @@ from typing import Any
 
 from server.errors import InvalidArgument
 from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS
+from server.wire.json_schema import MAX_NESTING
 
 MAX_VALUES = 20_000
 MAX_CHARACTERS = 200_000
-MAX_NESTING = 100
 MAX_DEPTH = 600
 """Levels of a schema and of all that it refers to, together: beyond some 1600, llguidance overruns the stack of a
 thread, which ends the process."""

@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 from server.wire.fields import shown
-
-TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
-"""In the order of the numbers, from 1 on, that older clients send."""
+from server.wire.json_schema import TYPES
 
 FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"),

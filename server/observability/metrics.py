@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from engine.api.engine import Health
 from engine.api.events import CandidateFinished, Delta, Event, RequestError, RequestFinished
 from server.errors import as_api_error
-from server.wire.support import field_path
+from server.wire.paths import field_path
 
 MAX_IGNORED_FIELDS = 32
 """Distinct values of the ``field`` label; the names come from request bodies, so what goes beyond counts as "other"."""

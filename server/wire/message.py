@@ -10,7 +10,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from server.errors import FieldViolation
 from server.wire.fields import invalid, is_named, must_be_named, shown, tallied
-from server.wire.support import MAX_NAMED, camel, joined
+from server.wire.paths import camel
+from server.wire.support import MAX_NAMED, joined
 
 M = TypeVar("M", bound="Message")
 

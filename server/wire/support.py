@@ -7,7 +7,6 @@ An operator may list fields that a model accepts without effect although they wo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel
 
 from server.errors import FieldViolation, InvalidArgument, Unimplemented
+from server.wire.paths import ROOT, Path, camel, field_path
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -83,32 +83,6 @@ class Finding(NamedTuple):
     support: Support
 
 
-class Path(NamedTuple):
-    """A place in a message, in both spellings of its fields."""
-
-    json: str = ""
-    snake: str = ""
-
-    def to(self, name: str) -> Path:
-        """The field ``name`` (snake_case) of the message at this path."""
-        json, snake = camel(name), name
-        return Path(f"{self.json}.{json}", f"{self.snake}.{snake}") if self.json else Path(json, snake)
-
-    def at(self, index: int) -> Path:
-        """The element of the list at this path."""
-        return Path(f"{self.json}[{index}]", f"{self.snake}[{index}]")
-
-
-ROOT = Path()
-
-
-@lru_cache(maxsize=1024)
-def camel(name: str) -> str:
-    """proto3's JSON name of a field."""
-    head, *rest = name.split("_")
-    return head + "".join(word.capitalize() for word in rest)
-
-
 @lru_cache(maxsize=256)
 def supports(kind: type[BaseModel]) -> dict[str, Support]:
     """The annotation of each field of a message. A field without one is a mistake of ours."""
@@ -143,11 +117,6 @@ def _messages_of(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _messages_of(argument)
-
-
-def field_path(path: str) -> str:
-    """The path of a field wherever it stands: without indices, and as in a request that is not wrapped in another."""
-    return re.sub(r"\[\d+\]", "", path).removeprefix("generateContentRequest.")
 
 
 def findings(message: BaseModel, terms: Terms = STRICT, path: Path = ROOT) -> Iterator[Finding]:

@@ -115,8 +115,9 @@ import asyncio, sys
 from pathlib import Path
 import server.app, server.http.serving, server.commands.serve, server.commands.models
 from server.convert.chat_tokenizer import ChatTokenizer
+from server.convert.rendering import TemplateInput
 tokenizer = ChatTokenizer(Path({str(folder)!r}))
-assert asyncio.run(tokenizer.render([{{"role": "user", "content": "hi"}}]))
+assert asyncio.run(tokenizer.render(TemplateInput([{{"role": "user", "content": "hi"}}])))
 assert "torch" not in sys.modules, "torch came in"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

@@ -18,7 +18,7 @@ from tokenizers import processors
 
 from server.convert import chat_tokenizer as tokens_module
 from server.convert.chat_tokenizer import BULKY_CHARACTERS, ChatTokenizer, TooManyTokens
-from server.convert.rendering import Message
+from server.convert.rendering import Message, TemplateInput
 from server.errors import InvalidArgument
 from server.families.transformers_import import library
 
@@ -67,7 +67,7 @@ def text_of(tokenizer: ChatTokenizer, ids: list[int]) -> str:
 
 async def test_the_template_is_rendered_up_to_the_answer(opened: Opening) -> None:
     tokenizer = opened()
-    ids = await tokenizer.render([Message(role="system", content="s"), *user("hi")])
+    ids = await tokenizer.render(TemplateInput([Message(role="system", content="s"), *user("hi")]))
     expected = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert text_of(tokenizer, ids) == expected
     assert ids.count(START) == 3
@@ -78,34 +78,34 @@ async def test_the_template_is_rendered_up_to_the_answer(opened: Opening) -> Non
 )
 async def test_text_of_users_never_becomes_a_control_token(opened: Opening, text: str) -> None:
     for tokenizer in (opened(), opened(None)):
-        plain = await tokenizer.render(user("x"))
-        ids = await tokenizer.render(user(text))
+        plain = await tokenizer.render(TemplateInput(user("x")))
+        ids = await tokenizer.render(TemplateInput(user(text)))
         assert [ids.count(token) for token in (0, START, END)] == [plain.count(token) for token in (0, START, END)]
 
 
 async def test_many_texts_do_not_mix(opened: Opening) -> None:
     tokenizer = opened()
     texts = [f"{index} <|im_end|> " * (index % 5 + 1) for index in range(100)]
-    alone = [await tokenizer.render(user(text)) for text in texts]
-    assert list(await asyncio.gather(*(tokenizer.render(user(text)) for text in texts))) == alone
+    alone = [await tokenizer.render(TemplateInput(user(text))) for text in texts]
+    assert list(await asyncio.gather(*(tokenizer.render(TemplateInput(user(text))) for text in texts))) == alone
 
 
 async def test_exactly_one_bos(opened: Opening) -> None:
     for template in ("<|im_start|>{{ messages[0].content }}", "{{ messages[0].content }}", None):
         tokenizer = opened(template, bos=True)
-        assert text_of(tokenizer, await tokenizer.render(user("hi"))) == "<|im_start|>hi"
+        assert text_of(tokenizer, await tokenizer.render(TemplateInput(user("hi")))) == "<|im_start|>hi"
     doubled = opened("<|im_start|><|im_start|>{{ messages[0].content }}")
-    assert text_of(doubled, await doubled.render(user("hi"))) == "<|im_start|>hi"
+    assert text_of(doubled, await doubled.render(TemplateInput(user("hi")))) == "<|im_start|>hi"
 
 
 async def test_a_base_model_continues_the_texts(opened: Opening) -> None:
     tokenizer = opened(None)
     assert not tokenizer.has_template
     assert not tokenizer.has_system_role
-    ids = await tokenizer.render([*user("a"), Message(role="assistant", content="b"), *user("c")])
+    ids = await tokenizer.render(TemplateInput([*user("a"), Message(role="assistant", content="b"), *user("c")]))
     assert text_of(tokenizer, ids) == "a\nb\nc"
     with pytest.raises(InvalidArgument, match="no text"):
-        await tokenizer.render(user(""))
+        await tokenizer.render(TemplateInput(user("")))
 
 
 def test_system_roles_are_found_out_by_trying(opened: Opening) -> None:
@@ -117,7 +117,7 @@ def test_system_roles_are_found_out_by_trying(opened: Opening) -> None:
 async def test_a_conversation_that_the_template_refuses(opened: Opening) -> None:
     tokenizer = opened("{{ raise_exception('Roles must alternate') }}")
     with pytest.raises(InvalidArgument, match="Roles must alternate"):
-        await tokenizer.render(user("x"))
+        await tokenizer.render(TemplateInput(user("x")))
 
 
 def test_end_tokens_come_from_files_tokenizer_and_template(opened: Opening) -> None:
@@ -143,9 +143,9 @@ def test_what_cannot_fit_is_known_without_tokens(opened: Opening) -> None:
 
 async def test_a_bulky_text_does_not_delay_the_others(opened: Opening) -> None:
     tokenizer = opened()
-    bulky = asyncio.create_task(tokenizer.render(user("many words " * 30_000)))
+    bulky = asyncio.create_task(tokenizer.render(TemplateInput(user("many words " * 30_000))))
     await asyncio.sleep(0)
-    await tokenizer.render(user("hi"))
+    await tokenizer.render(TemplateInput(user("hi")))
     assert not bulky.done()
     assert len(await bulky) > 300_000
 
@@ -153,13 +153,15 @@ async def test_a_bulky_text_does_not_delay_the_others(opened: Opening) -> None:
 async def test_a_child_gives_what_the_thread_gives(opened: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = opened()
     messages = [*user("a <|im_end|> é"), Message(role="assistant", content="b"), *user("c")]
+    ids = await tokenizer.render(TemplateInput(messages))
     for size in (0, BULKY_CHARACTERS):
-        assert await tokenizer.render(messages, size=size) == await tokenizer.render(messages)
-        assert await tokenizer.count(messages, size=size) == len(await tokenizer.render(messages))
+        chat = TemplateInput(messages, size=size)
+        assert await tokenizer.render(chat) == ids
+        assert await tokenizer.count(chat) == len(ids)
         with pytest.raises(TooManyTokens):
-            await tokenizer.render(messages, size=size, most=3)
+            await tokenizer.render(chat, most=3)
         with pytest.raises(InvalidArgument, match="empty conversation"):
-            await tokenizer.render([], size=size)
+            await tokenizer.render(TemplateInput([], size=size))
 
 
 async def test_what_takes_too_much_to_encode_is_refused_and_the_next_is_not(
@@ -171,8 +173,8 @@ async def test_what_takes_too_much_to_encode_is_refused_and_the_next_is_not(
             patch.setattr(tokens_module, "encoded", work)
             patch.setattr(tokens_module, "ENCODE_SECONDS", 0.5 if work is sleeping else 60.0)
             with pytest.raises(InvalidArgument, match=reason):
-                await tokenizer.render(user("x"), size=BULKY_CHARACTERS)
-    assert await tokenizer.render(user("x"), size=BULKY_CHARACTERS)
+                await tokenizer.render(TemplateInput(user("x"), size=BULKY_CHARACTERS))
+    assert await tokenizer.render(TemplateInput(user("x"), size=BULKY_CHARACTERS))
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
@@ -198,8 +200,9 @@ import asyncio, sys
 from pathlib import Path
 import server.app
 from server.convert.chat_tokenizer import ChatTokenizer
+from server.convert.rendering import TemplateInput
 tokenizer = ChatTokenizer(Path({str(folder)!r}))
-print(asyncio.run(tokenizer.render([{{"role": "user", "content": "hi"}}])))
+print(asyncio.run(tokenizer.render(TemplateInput([{{"role": "user", "content": "hi"}}]))))
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -216,7 +219,7 @@ async def builtin(builtin_model: Path) -> AsyncIterator[ChatTokenizer]:
 
 
 async def test_the_builtin_model(builtin: ChatTokenizer) -> None:
-    ids = await builtin.render(user("What is <|im_end|> this?"))
+    ids = await builtin.render(TemplateInput(user("What is <|im_end|> this?")))
     assert ids.count(END) == 2
     assert text_of(builtin, ids).endswith(
         "<|im_start|>user\nWhat is <|im_end|> this?<|im_end|>\n<|im_start|>assistant\n"
@@ -227,9 +230,9 @@ async def test_the_builtin_model(builtin: ChatTokenizer) -> None:
 
 async def test_a_real_base_model(gemma_model: Path) -> None:
     tokenizer = await asyncio.to_thread(ChatTokenizer, gemma_model)
-    ids = await tokenizer.render(user("Hello there"))
+    ids = await tokenizer.render(TemplateInput(user("Hello there")))
     bos = ids[0]
     assert tokenizer.token_text(bos) == "<bos>"
     assert [tokenizer.token_text(token) for token in ids[1:]] == ["Hello", " there"]
-    assert (await tokenizer.render(user("<bos>"))).count(bos) == 1
+    assert (await tokenizer.render(TemplateInput(user("<bos>")))).count(bos) == 1
     await tokenizer.close()

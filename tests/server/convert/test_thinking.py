@@ -14,7 +14,7 @@ from support.templates import template_folder
 from engine.api.requests import Thinking
 from server.config.models_file import ModelSpec, ThinkingLevels
 from server.convert.chat_tokenizer import ChatTokenizer
-from server.convert.rendering import Message
+from server.convert.rendering import Message, TemplateInput
 from server.convert.thinking import begun, thinking_for
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
@@ -38,7 +38,7 @@ def read(name: str, spec: ModelSpec = SPEC, **thinking: Any) -> tuple[Mapping[st
 async def rendered(name: str, **thinking: Any) -> tuple[str, Thinking | None]:
     chat = tokenizer(name)
     options, bounds = read(name, **thinking)
-    ids = await chat.render(HELLO, options=options)
+    ids = await chat.render(TemplateInput(HELLO, options=options))
     return "".join(map(chat.token_text, ids)), begun(bounds, ids, chat)
 
 
@@ -122,7 +122,7 @@ async def test_the_template_is_told_the_effort(thinking: dict[str, Any], effort:
 async def test_thoughts_are_not_begun_by_what_the_user_says() -> None:
     chat = tokenizer("Qwen3-0.6B")
     _, bounds = read("Qwen3-0.6B")
-    ids = await chat.render([Message(role="user", content="<think>")])
+    ids = await chat.render(TemplateInput([Message(role="user", content="<think>")]))
     opened = begun(bounds, ids, chat)
     assert opened is not None
     assert not opened.open

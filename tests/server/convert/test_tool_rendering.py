@@ -15,7 +15,7 @@ from engine.api.events import FinishReason
 from server.convert import rendering
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.messages import chat_messages
-from server.convert.rendering import Message
+from server.convert.rendering import Message, TemplateInput
 from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
 from server.families.answer_parser import Call, answer_parser
@@ -91,7 +91,7 @@ async def rendered(tokenizer: ChatTokenizer, **fields: Any) -> str:
     assert tools is not None
     preamble = "" if family.renders_tools else castor_prompt(tools)
     messages = chat_messages(wire, tokenizer.has_system_role, family=family, preamble=preamble)
-    ids = await tokenizer.render(messages, tools.for_template() if family.renders_tools else ())
+    ids = await tokenizer.render(TemplateInput(messages, tools.for_template() if family.renders_tools else ()))
     plain = Tokenizer.from_file(str(tokenizer._folder / "tokenizer.json"))
     return str(plain.decode(ids, skip_special_tokens=False))
 
@@ -155,7 +155,7 @@ async def test_no_text_of_the_caller_becomes_a_token(tokenizer: ChatTokenizer) -
             family=family,
             preamble="" if family.renders_tools else castor_prompt(tools),
         )
-        ids = await tokenizer.render(messages, tools.for_template() if family.renders_tools else ())
+        ids = await tokenizer.render(TemplateInput(messages, tools.for_template() if family.renders_tools else ()))
         counts.append(ids.count(tokenizer.special_ids[marker]))
     assert counts[0] == counts[1]
 
@@ -177,13 +177,13 @@ async def test_a_name_and_the_templates_own_words_would_make_a_control_token(
         contents = [{"role": "model", "parts": [called("add", {key: 1})]}]
         wire = parse(GenerateContentRequest, {"contents": [*CONTENTS[:1], *contents]})
         messages = chat_messages(wire, family=tokenizer.family)
-        ids = rendering._chat_ids(tokenizer._renderer.tokenizer, messages, (), {})
+        ids = rendering._chat_ids(tokenizer._renderer.tokenizer, TemplateInput(messages))
         assert ids.count(tokenizer.special_ids[end]) == 2 + joins
         if joins:
             with pytest.raises(InvalidArgument, match="together would make a control token"):
-                await tokenizer.render(messages)
+                await tokenizer.render(TemplateInput(messages))
         else:
-            assert await tokenizer.render(messages) == ids
+            assert await tokenizer.render(TemplateInput(messages)) == ids
     with pytest.raises(InvalidArgument, match=r'rename what contains a control token.*"<\|im_end\|"'):
         chat_messages(wire, family=tokenizer.family, control_texts=tokenizer.control_texts)
 
@@ -207,7 +207,7 @@ async def test_the_finished_prompt_has_the_control_tokens_of_the_template(tokeni
             Message(role="user", content=f"x {text}"),
         ]
         declared = tools if tokenizer.family.renders_tools else []
-        return [token for token in await tokenizer.render(messages, declared) if token in controls]
+        return [token for token in await tokenizer.render(TemplateInput(messages, declared)) if token in controls]
 
     harmless = await control_ids("a", "x")
     refused = 0
@@ -226,9 +226,9 @@ async def test_what_a_template_makes_of_a_text_is_checked_too(tmp_path_factory: 
     tokenizer = ChatTokenizer(template_folder(tmp_path_factory.mktemp("model"), "SmolLM3"))
     user = Message(role="user", content="a < b > c [d]")
     for text in ("Be brief. /no_think", "Be <brief>. /no_think", "<|im_end|> /no_think"):
-        assert await tokenizer.render([Message(role="system", content=text), user])
+        assert await tokenizer.render(TemplateInput([Message(role="system", content=text), user]))
     with pytest.raises(InvalidArgument, match="together would make a control token"):
-        await tokenizer.render([Message(role="system", content="<|im_/no_thinkend|>"), user])
+        await tokenizer.render(TemplateInput([Message(role="system", content="<|im_/no_thinkend|>"), user]))
 
 
 async def test_pieces_of_control_tokens_are_refused_as_names(tokenizer: ChatTokenizer) -> None:

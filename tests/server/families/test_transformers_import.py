@@ -59,6 +59,7 @@ import asyncio, sys
 from pathlib import Path
 from engine.api.events import FinishReason
 from server.convert.chat_tokenizer import ChatTokenizer
+from server.convert.rendering import TemplateInput
 from server.families.table import FAMILIES
 from server.families.transformers_import import library
 from server.families.answer_parser import Call, answer_parser
@@ -67,7 +68,7 @@ before = set(sys.modules)
 async def render():
     tokenizer = ChatTokenizer(Path({str(tokenizer_folder(tmp_path))!r}))
     for text in ("hi <|im_end|>", "bulky " * 20_000):
-        await tokenizer.render([{{"role": "user", "content": text}}])
+        await tokenizer.render(TemplateInput([{{"role": "user", "content": text}}]))
     await tokenizer.close()
 asyncio.run(render())
 tool = {{"type": "function", "function": {{"name": "f", "parameters": {{"type": "object", "properties": {{}}}}}}}}

@@ -8,7 +8,7 @@ import pytest
 
 from server.errors import InvalidArgument
 from server.grammar.schema import json_schema, openapi_schema, relaxed_schema
-from server.grammar.schema_closure import MAX_NESTING
+from server.wire.json_schema import MAX_NESTING
 
 S = {"type": "string"}
 OPENAPI: list[tuple[dict[str, Any], dict[str, Any]]] = [

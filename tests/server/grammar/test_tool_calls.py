@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from support.tiny import EOS_ID, tiny_tokenizer
 from tokenizers import AddedToken
 
-from server.convert.chat_tokenizer import is_atom
+from server.convert.template_probe import is_atom
 from server.convert.tools import Function, Tools
 from server.families.family import CallSyntax, Family
 from server.families.table import CASTOR, FAMILIES

@@ -1,0 +1,84 @@
+"""What a chat template and a tokenizer can do, found out by trying them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from server.families.family import Family
+from server.families.table import family_of
+
+_MARK = "castorprobe"
+
+
+def renders_system(tokenizer: Any) -> bool:
+    """Whether the template shows system messages: those without the role raise, or drop the message."""
+    trial = [{"role": "system", "content": _MARK}, {"role": "user", "content": "x"}]
+    try:
+        return _MARK in tokenizer.apply_chat_template(trial, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return False
+
+
+def renders_tools(tokenizer: Any) -> bool:
+    """Whether the template shows declarations, calls and results of functions; many show none of them."""
+    function = {"name": f"{_MARK}_f", "description": "", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "callprobe", "type": "function", "function": {"name": f"{_MARK}_c", "arguments": {}}}
+    trial = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": f"{_MARK}_r", "name": f"{_MARK}_c", "tool_call_id": "callprobe"},
+    ]
+    tools = [{"type": "function", "function": function}]
+    try:
+        text = tokenizer.apply_chat_template(trial, tools=tools, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return False
+    return all(f"{_MARK}_{sign}" in text for sign in "fcr")
+
+
+def family_in(tokenizer: Any) -> Family:
+    """The family that the template belongs to."""
+    template = tokenizer.chat_template or ""
+    own = getattr(tokenizer, "response_template", None)
+    return family_of(template, bool(template) and renders_tools(tokenizer), own if isinstance(own, dict) else None)
+
+
+def is_atom(token: Any) -> bool:
+    """Whether llguidance takes an added token for a special one, as it does with those in angle brackets."""
+    return bool(token.special or re.fullmatch(r"<.*>", token.content, re.DOTALL))
+
+
+def thought_ids(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The tokens of the markers around thoughts; None where the model cannot think."""
+    if family.thought is None:
+        return None
+    start, end = (tuple(tokenizer.encode(marker, add_special_tokens=False)) for marker in family.thought)
+    return start, end
+
+
+def end_ids(folder: Path, tokenizer: Any, family: Family) -> Iterator[int]:
+    """Every token that the model's files, its tokenizer or its template name as the end of an answer."""
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        yield from (token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int))
+    if tokenizer.eos_token_id is not None:
+        yield tokenizer.eos_token_id
+    yield from (tokenizer.get_added_vocab()[end] for end in family.ends if end in tokenizer.get_added_vocab())
+    if tokenizer.chat_template is None:
+        return
+    # The special token that the template writes right behind an assistant's text, if it writes one.
+    trial = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
+    try:
+        _, _, tail = tokenizer.apply_chat_template(trial, tokenize=False).partition(_MARK)
+    except TemplateError:
+        return
+    special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    starting = [token for token in special if tail.lstrip().startswith(token)]
+    if starting:
+        yield special[max(starting, key=len)]
