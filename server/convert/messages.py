@@ -9,7 +9,7 @@ from server.convert.rendering import Message
 from server.convert.turns import Reopen, Turn, check_counts, problem, turns_of
 from server.families.family import Family
 from server.families.table import CASTOR
-from server.wire.content import Content, FunctionCall
+from server.wire.content import FunctionCall
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined
 
@@ -32,27 +32,19 @@ def chat_messages(
     """
     check_counts(request)
     turns = turns_of(request.contents, control_texts, reopen)
-    system = "\n\n".join(filter(None, (_system_text(request.system_instruction), preamble)))
+    instruction = request.system_instruction.parts if request.system_instruction else ()
+    if any(part.function_call or part.function_response for part in instruction):
+        raise joined([problem("system_instruction", "must be text, without function calls and responses.")])
+    text = "".join(part.text or "" for part in instruction if not part.thought)
+    system = "\n\n".join(filter(None, (text, preamble)))
     if system and not has_system_role:
-        turns = _folded(system, turns)
+        first = turns[0] if turns and turns[0].role == "user" else None
+        text = f"{system}\n\n{first.text}" if first else system
+        folded = Turn("user", text, first.calls, first.results) if first else Turn("user", text)
+        turns = [folded, *(turns[1:] if first else turns)]
     written = _native(turns, family) if family.renders_tools else map(_in_words, turns, [None, *turns])
     start = [Message(role="system", content=system)] if system and has_system_role else []
     return [*start, *written]
-
-
-def _system_text(content: Content | None) -> str:
-    parts = content.parts if content else ()
-    if any(part.function_call or part.function_response for part in parts):
-        raise joined([problem("system_instruction", "must be text, without function calls and responses.")])
-    return "".join(part.text or "" for part in parts if not part.thought)
-
-
-def _folded(system: str, turns: list[Turn]) -> list[Turn]:
-    if turns and turns[0].role == "user":
-        first = turns[0]
-        text = f"{system}\n\n{first.text}"
-        return [Turn(first.role, text, first.calls, first.results), *turns[1:]]
-    return [Turn("user", system), *turns]
 
 
 def _in_words(turn: Turn, before: Turn | None) -> Message:
@@ -79,9 +71,14 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
             if turn.text or not turn.results:
                 yield Message(role="user", content=turn.text)
             continue
-        results = following.results if following else ()
         tools = {
-            result.call: _tool(result.text, turn.calls[result.call].name, count + result.call) for result in results
+            result.call: Message(
+                role="tool",
+                content=result.text,
+                name=turn.calls[result.call].name,
+                tool_call_id=_id(count + result.call),
+            )
+            for result in (following.results if following else ())
         }
         calls = list(enumerate(turn.calls))
         groups = [calls] if family.call.parallel or not calls else [[call] for call in calls]
@@ -105,10 +102,6 @@ def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Fa
     if thoughts:
         message[family.reasoning_key] = thoughts  # type: ignore[literal-required]
     return message
-
-
-def _tool(text: str, name: str, number: int) -> Message:
-    return Message(role="tool", content=text, name=name, tool_call_id=_id(number))
 
 
 def _id(number: int) -> str:

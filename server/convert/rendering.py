@@ -81,7 +81,15 @@ class Renderer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = _load(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
+        # Made from tokenizer.json as it is, the same file that the engine decodes with.
+        self.tokenizer = library().tokenizers.from_pretrained(str(folder), local_files_only=True)
+        # An older transformers would take the wish for a variable of the template, and say nothing.
+        if "sanitize_control_tokens" not in signature(self.tokenizer.apply_chat_template).parameters:
+            raise ImportError(
+                "the installed transformers cannot keep control tokens out of the text of users: update it"
+            )
         # Special tokens, and others that the template writes.
         template = self.tokenizer.chat_template or ""
         controls = {
@@ -170,17 +178,6 @@ def _changed(value: Any, change: Change, key: str = "", is_ours: bool = True) ->
             for name, inner in value.items()
         }
     return [_changed(inner, change, key, is_ours) for inner in value] if isinstance(value, list) else value
-
-
-def _load(folder: Path) -> Any:
-    """A tokenizer made from tokenizer.json as it is, the same file that the engine decodes with."""
-    if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
-    tokenizer = library().tokenizers.from_pretrained(str(folder), local_files_only=True)
-    # An older transformers would take the wish for a variable of the template, and say nothing.
-    if "sanitize_control_tokens" not in signature(tokenizer.apply_chat_template).parameters:
-        raise ImportError("the installed transformers cannot keep control tokens out of the text of users: update it")
-    return tokenizer
 
 
 def _chat_ids(tokenizer: Any, chat: TemplateInput) -> list[int]:

@@ -26,11 +26,17 @@ def thinking_for(
     """The template's options, and the bounds of thoughts for the engine; None where the model cannot think.
 
     Budget 0 switches thinking off in the template. Where a model thinks all the same, its thoughts end at once. A level
-    is told to templates that ask for one, and sets the budget.
+    sets the budget, and is passed to templates that take one.
     Raises ``InvalidArgument`` where budget and level are both given.
     """
     wanted = config.thinking_config or ThinkingConfig()
-    budget = _budget(wanted, spec)
+    budget = FREE if wanted.thinking_budget is None else wanted.thinking_budget
+    if wanted.thinking_level is not None:
+        if wanted.thinking_budget is not None:
+            raise InvalidArgument.at(
+                "generation_config.thinking_config", "Set only one of thinking budget and thinking level."
+            )
+        budget = getattr(spec.thinking_levels, wanted.thinking_level.lower())
     if tokenizer.thought_ids is None:
         return {}, None
     start, end = tokenizer.thought_ids
@@ -41,23 +47,10 @@ def thinking_for(
     return options, Thinking(start, end, budget=None if budget == FREE else budget)
 
 
-def begun(thinking: Thinking | None, prompt: Sequence[int], tokenizer: ChatTokenizer) -> Thinking | None:
+def with_open_thought(thinking: Thinking | None, prompt: Sequence[int], tokenizer: ChatTokenizer) -> Thinking | None:
     """``thinking`` as it stands at the end of this prompt: some templates write the beginning of the thoughts."""
     family = tokenizer.family
     if thinking is None or family.thought is None:
         return thinking
     tail = "".join(map(tokenizer.token_text, prompt[-max(_TAIL_TOKENS, 2 * len(thinking.start)) :]))
     return replace(thinking, open=tail.rstrip().endswith(family.thought[0].rstrip()))
-
-
-def _budget(config: ThinkingConfig, spec: ModelSpec) -> int:
-    """Tokens of thoughts; ``FREE`` where the request names no limit."""
-    if config.thinking_level is None:
-        return FREE if config.thinking_budget is None else config.thinking_budget
-    if config.thinking_budget is not None:
-        raise InvalidArgument.at(
-            "generation_config.thinking_config",
-            "Set only one of thinking budget and thinking level.",
-        )
-    budget: int = getattr(spec.thinking_levels, config.thinking_level.lower())
-    return budget

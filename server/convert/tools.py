@@ -68,14 +68,26 @@ def read_tools(request: GenerateContentRequest, control_texts: Sequence[str] = (
     ``control_texts`` are the texts of the model's control tokens: names are the one kind of text that the rendering
     cannot keep from becoming them. Raises ``InvalidArgument`` naming each problem.
     """
-    declared = list(_declarations(request))
+    declared = [
+        (f"tools[{place}].function_declarations[{index}]", declaration)
+        for place, tool in enumerate(request.tools)
+        for index, declaration in enumerate(tool.function_declarations)
+    ]
     config = (request.tool_config and request.tool_config.function_calling_config) or FunctionCallingConfig()
     problems = [*_declaration_problems(declared, control_texts), *_mode_problems(declared, config)]
     if problems:
         raise joined(problems)
     if not declared or config.mode == "NONE":
         return None
-    functions = tuple(_function(declaration) for _, declaration in declared)
+    functions = tuple(
+        Function(
+            declaration.name,
+            declaration.description,
+            _plain_types(declaration.parameters or declaration.parameters_json_schema) or None,
+            _plain_types(declaration.response or declaration.response_json_schema) or None,
+        )
+        for _, declaration in declared
+    )
     names = frozenset(config.allowed_function_names)
     allowed = tuple(function for function in functions if not names or function.name in names)
     return Tools(functions, allowed, must_call=config.mode == "ANY")
@@ -158,7 +170,13 @@ def _any_of(texts: Sequence[str]) -> str:
 
 def castor_prompt(tools: Tools) -> str:
     """What models whose templates know nothing of functions are told. Short: small models lose a long one."""
-    functions = "\n".join(json.dumps(_outline(function), ensure_ascii=False) for function in tools.functions)
+    outlines = [
+        {"name": function.name}
+        | ({"description": function.description} if function.description else {})
+        | {"parameters": function.parameters or {}}
+        for function in tools.functions
+    ]
+    functions = "\n".join(json.dumps(outline, ensure_ascii=False) for outline in outlines)
     return _PROMPT.replace("FUNCTIONS", functions)
 
 
@@ -170,20 +188,6 @@ To call a function, answer with its name and arguments as JSON, in this form:
 {"name": "function_name", "arguments": {"argument": "value"}}
 </tool_call>
 If no function helps, answer the user in plain words."""
-
-
-def _outline(function: Function) -> dict[str, Any]:
-    outline: dict[str, Any] = {"name": function.name}
-    if function.description:
-        outline["description"] = function.description
-    return outline | {"parameters": function.parameters or {}}
-
-
-def _declarations(request: GenerateContentRequest) -> Iterator[tuple[str, FunctionDeclaration]]:
-    """Every declaration with its path."""
-    for place, tool in enumerate(request.tools):
-        for index, declaration in enumerate(tool.function_declarations):
-            yield f"tools[{place}].function_declarations[{index}]", declaration
 
 
 def _declaration_problems(
@@ -199,20 +203,15 @@ def _declaration_problems(
         elif declaration.name in seen:
             yield _problem(f"{path}.name", f"Duplicate function declaration found: {declaration.name}")
         seen.add(declaration.name)
-        yield from _schema_problems(path, declaration, control_texts)
-
-
-def _schema_problems(
-    path: str, declaration: FunctionDeclaration, control_texts: Sequence[str]
-) -> Iterator[FieldViolation]:
-    for old, new in (("parameters", "parameters_json_schema"), ("response", "response_json_schema")):
-        if getattr(declaration, old) is not None and getattr(declaration, new) is not None:
-            yield _problem(f"{path}.{new}", f"{old} is given too; only one of them can be.")
-    for name in ("parameters", "parameters_json_schema", "response", "response_json_schema"):
-        for problem in data_problems(getattr(declaration, name), control_texts):
-            yield _problem(f"{path}.{name}", problem)
-    if may_become_control(declaration.name, control_texts):
-        yield _problem(f"{path}.name", f"{shown(declaration.name)} contains a control token of the model; rename it.")
+        for old, new in (("parameters", "parameters_json_schema"), ("response", "response_json_schema")):
+            if getattr(declaration, old) is not None and getattr(declaration, new) is not None:
+                yield _problem(f"{path}.{new}", f"{old} is given too; only one of them can be.")
+        for name in ("parameters", "parameters_json_schema", "response", "response_json_schema"):
+            for problem in data_problems(getattr(declaration, name), control_texts):
+                yield _problem(f"{path}.{name}", problem)
+        if may_become_control(declaration.name, control_texts):
+            name = shown(declaration.name)
+            yield _problem(f"{path}.name", f"{name} contains a control token of the model; rename it.")
 
 
 def _mode_problems(
@@ -244,17 +243,6 @@ def _mode_problems(
 
 def _problem(field: str, text: str) -> FieldViolation:
     return FieldViolation(field, f"* GenerateContentRequest.{field}: {text}")
-
-
-def _function(declaration: FunctionDeclaration) -> Function:
-    parameters = declaration.parameters or declaration.parameters_json_schema
-    returns = declaration.response or declaration.response_json_schema
-    return Function(
-        declaration.name,
-        declaration.description,
-        _plain_types(parameters) if parameters else None,
-        _plain_types(returns) if returns else None,
-    )
 
 
 def _plain_types(schema: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from server.convert.tools import BAD_NAME, NAME, data_problems, may_become_control
 from server.errors import FieldViolation
-from server.wire.content import Content, FunctionCall, FunctionResponse, Part
+from server.wire.content import Content, FunctionCall, Part
 from server.wire.fields import shown
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import MAX_NAMED, joined
@@ -76,7 +76,10 @@ def turns_of(contents: Sequence[Content], control_texts: Sequence[str], reopen: 
     """The conversation, roles alternating. Raises ``InvalidArgument`` naming every content that cannot be a turn."""
     if not contents:
         raise joined([problem("contents", "contents is not specified")])
-    _refuse(_problems(contents, control_texts))
+    problems = _problems(contents, control_texts)
+    named = [found.violation() for found in islice(problems, MAX_NAMED)]
+    if named:
+        raise joined(named, more=sum(1 for _ in problems))
     thoughts = _Thoughts(reopen)
     turns = [_turn(content, f"contents[{index}]", thoughts) for index, content in enumerate(contents)]
     return _settled(_merged([turn for turn in _merged(turns) if turn.shown]))
@@ -99,13 +102,6 @@ class _Problem(NamedTuple):
         part = "" if self.part < 0 else f".parts[{self.part}]"
         field = f"contents[{self.content}]{part}.{self.field}"
         return FieldViolation(field, self.text) if self.text == _NO_ROLE else problem(field, self.text)
-
-
-def _refuse(problems: Iterator[_Problem]) -> None:
-    """Raises ``InvalidArgument`` where there is a problem: the first ones named, the rest counted."""
-    named = [found.violation() for found in islice(problems, MAX_NAMED)]
-    if named:
-        raise joined(named, more=sum(1 for _ in problems))
 
 
 def _problems(contents: Sequence[Content], control_texts: Sequence[str]) -> Iterator[_Problem]:
@@ -166,38 +162,43 @@ class _Thoughts:
 
 def _turn(content: Content, path: str, thoughts: _Thoughts) -> Turn:
     said = [(place, part) for place, part in enumerate(content.parts) if not part.thought]
+    responses = ((place, part.function_response) for place, part in said)
     return Turn(
         _ROLES[content.role],
         "".join(part.text or "" for _, part in said),
         tuple(part.function_call for _, part in said if part.function_call),
         tuple(
-            _result(f"{path}.parts[{place}]", part.function_response) for place, part in said if part.function_response
+            Result(
+                f"{path}.parts[{place}].function_response",
+                response.id,
+                response.name,
+                json.dumps(response.response or {}, ensure_ascii=False),
+            )
+            for place, response in responses
+            if response
         ),
         thoughts.of(content),
         bool(said),
     )
 
 
-def _result(path: str, response: FunctionResponse) -> Result:
-    text = json.dumps(response.response or {}, ensure_ascii=False)
-    return Result(f"{path}.function_response", response.id, response.name, text)
-
-
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
-    """Templates want roles to alternate."""
-    return [_joined(role, list(run)) for role, run in groupby(turns, key=lambda turn: turn.role)]
-
-
-def _joined(role: str, turns: Sequence[Turn]) -> Turn:
-    """Turns of one role as one. A chat may hold thousands, so that nothing here is joined one by one."""
-    return Turn(
-        role,
-        _BETWEEN_TURNS[role].join(turn.text for turn in turns if turn.text),
-        tuple(chain.from_iterable(turn.calls for turn in turns)),
-        tuple(chain.from_iterable(turn.results for turn in turns)),
-        "\n".join(dict.fromkeys(turn.thoughts for turn in turns if turn.thoughts)),
-        any(turn.shown for turn in turns),
-    )
+    """Neighbours of one role as one turn: templates want roles to alternate. A chat may hold thousands, so that nothing
+    here is joined one by one."""
+    merged = []
+    for role, group in groupby(turns, key=lambda turn: turn.role):
+        run = list(group)
+        merged.append(
+            Turn(
+                role,
+                _BETWEEN_TURNS[role].join(turn.text for turn in run if turn.text),
+                tuple(chain.from_iterable(turn.calls for turn in run)),
+                tuple(chain.from_iterable(turn.results for turn in run)),
+                "\n".join(dict.fromkeys(turn.thoughts for turn in run if turn.thoughts)),
+                any(turn.shown for turn in run),
+            )
+        )
+    return merged
 
 
 def _settled(turns: Sequence[Turn]) -> list[Turn]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from server.errors import FieldViolation, InvalidArgument
 from server.grammar.regex_cost import costly, forget_costly
-from server.grammar.schema_closure import check_depth, check_size, closed, endless
+from server.grammar.schema_closure import check_depth, check_size, close_objects, has_no_finite_value
 from server.grammar.schema_dialects import (
     FORMATS,
     JSON_SCHEMA,
@@ -49,17 +49,17 @@ def openapi_schema(schema: Any, field: str) -> Schema:
 def relaxed_schema(schema: Any) -> Schema:
     """The parameters of a function, as a schema of either kind, as far as they can be enforced; never refuses.
 
-    The result is always an object's schema. It is not compiled here: `grammars.repaired` does that too.
+    The result is always an object's schema. It is not compiled here: `llguidance.repaired` does that too.
     """
     try:
         check_size(schema, "parameters")
         reader = _Reader(schema, "parameters", RELAXED)
-        document = closed(reader.document())
+        document = close_objects(reader.document())
         check_depth(document, "parameters")
     except InvalidArgument:
         return {"type": "object"}
     forget_costly(document)
-    sound = not endless(document) and costly(document) is None
+    sound = not has_no_finite_value(document) and costly(document) is None
     usable = sound and document.get("type", "object") == "object"
     return {"type": "object", **document} if usable else {"type": "object"}
 
@@ -67,7 +67,7 @@ def relaxed_schema(schema: Any) -> Schema:
 def _strict(schema: Any, field: str, dialect: Dialect) -> Schema:
     check_size(schema, field)
     reader = _Reader(schema, field, dialect)
-    document = closed(reader.document())
+    document = close_objects(reader.document())
     if reader.problems:
         raise joined(reader.problems)
     check_depth(document, field)
@@ -75,7 +75,7 @@ def _strict(schema: Any, field: str, dialect: Dialect) -> Schema:
     if problem is not None:
         place = field + problem[0]
         raise InvalidArgument.at(place, f"{place}: {problem[1]}")
-    if endless(document):
+    if has_no_finite_value(document):
         raise InvalidArgument.at(field, f"{field}: no finite value can match this schema")
     return document
 
@@ -116,29 +116,28 @@ class _Reader:
                 continue
             keyword = self._dialect.names.get(key)
             if keyword is None:
-                self._other(key, value, path)
+                self._unenforced(key, value, path)
             elif keyword in found:
                 self._problem(f"{path}.{key}", "is given twice")
             else:
-                self._keyword(found, keyword, value, f"{path}.{key}")
+                try:
+                    found[keyword] = self._value(keyword, value, f"{path}.{key}")
+                except BadValue as error:
+                    self._problem(f"{path}.{key}", str(error))
         return self._settled(found, path)
 
-    def _other(self, key: str, value: Any, path: str) -> None:
+    def _unenforced(self, key: str, value: Any, path: str) -> None:
         """A keyword that is not enforced: an annotation, or a problem."""
         if self._dialect.open_ended:
-            if key in NO_EFFECT and not any(_same(value, harmless) for harmless in NO_EFFECT[key]):
+            # Python takes False for 0, JSON does not.
+            harmless = any(type(value) is type(other) and value == other for other in NO_EFFECT.get(key, ()))
+            if key in NO_EFFECT and not harmless:
                 self._problem(f"{path}.{key}", "cannot be enforced; leave it out, or check the answer yourself")
             elif key == "$id" and path != self._field:
                 self._problem(f"{path}.{key}", "cannot be honoured below the top of a schema")
         elif key not in self._dialect.annotations:
             text = f"Invalid JSON payload received. Unknown name {shown(key)} at '{path}': Cannot find field."
             self.problems.append(FieldViolation(path, text))
-
-    def _keyword(self, found: Schema, keyword: str, value: Any, path: str) -> None:
-        try:
-            found[keyword] = self._value(keyword, value, path)
-        except BadValue as error:
-            self._problem(path, str(error))
 
     def _value(self, keyword: str, value: Any, path: str) -> Any:
         if keyword == "$ref":
@@ -169,50 +168,38 @@ class _Reader:
         pointer = value[1:]
         if pointer not in self._names:
             target = _pointed(self._root, pointer)
-            self._names[pointer] = self._new_name(pointer)
+            # A name that needs no escapes and that humans find again in what they sent.
+            name = re.sub(r"[^A-Za-z0-9_]", "_", pointer.rpartition("/")[2]) or "root"
+            self._names[pointer] = name if name not in self._names.values() else f"{name}_{len(self._names)}"
             self._waiting.append((pointer, target))
         return f"#/$defs/{self._names[pointer]}"
-
-    def _new_name(self, pointer: str) -> str:
-        """A name that needs no escapes and that humans find again in what they sent."""
-        name = re.sub(r"[^A-Za-z0-9_]", "_", pointer.rpartition("/")[2]) or "root"
-        return name if name not in self._names.values() else f"{name}_{len(self._names)}"
 
     def _problem(self, path: str, description: str) -> None:
         self.problems.append(FieldViolation(path, f"{path}: {description}"))
 
     def _settled(self, found: Schema, path: str) -> Schema:
-        """Keywords that act on each other, in the words of JSON Schema."""
+        """Keywords that act on each other, in the words of today's JSON Schema."""
         if not self._dialect.open_ended:
             _infer_type(found)
         if found.get("type", "") in (None, []):
             del found["type"]
         if found.get("format") not in FORMATS:
             found.pop("format", None)
-        _tuples(found)
-        _exclusive(found)
-        if self._dialect.nullable and found.get("type") in ("integer", "number"):
-            self._numeric_enum(found, path)
-        self._order(found, path)
-        self._counted(found, path)
-        if self._dialect.relaxed and "oneOf" in found:
-            found["anyOf"] = [*found.get("anyOf", ()), *found.pop("oneOf")]
-        return _with_null(found) if found.pop("nullable", False) else found
-
-    def _numeric_enum(self, found: Schema, path: str) -> None:
-        """The ``Schema`` message can hold the choices of a number only as strings."""
-        try:
-            if "enum" in found:
+        _modernise(found)
+        if self._dialect.nullable and found.get("type") in ("integer", "number") and "enum" in found:
+            try:  # the ``Schema`` message can hold the choices of a number only as strings
                 found["enum"] = [value if value is None else number(value) for value in found["enum"]]
-        except BadValue as error:
-            self._problem(f"{path}.enum", f"holds a value that {error}")
-
-    def _counted(self, found: Schema, path: str) -> None:
-        """JSON may repeat a name, and readers take the last: only names that are required surely count."""
+            except BadValue as error:
+                self._problem(f"{path}.enum", f"holds a value that {error}")
+        self._order(found, path)
+        # JSON may repeat a name, and readers take the last: only names that are required surely count.
         if found.pop("minProperties", 0) > len(found.get("required", ())):
             self._problem(
                 f"{path}.minProperties", "cannot be enforced above the number of required properties; name them"
             )
+        if self._dialect.relaxed and "oneOf" in found:
+            found["anyOf"] = [*found.get("anyOf", ()), *found.pop("oneOf")]
+        return {"anyOf": [found, {"type": "null"}]} if found.pop("nullable", False) else found
 
     def _order(self, found: Schema, path: str) -> None:
         """The order of properties is the order in which they are written."""
@@ -225,11 +212,6 @@ class _Reader:
             self._problem(f"{path}.propertyOrdering", f"names {shown(unknown[0])}, which is not a property")
         first = {name: properties[name] for name in order if name in properties}
         found["properties"] = first | properties
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Equal as JSON; Python takes False for 0."""
-    return type(value) is type(other) and bool(value == other)
 
 
 def _pointed(root: Any, pointer: str) -> Any:
@@ -258,21 +240,17 @@ def _infer_type(found: Schema) -> None:
             found["type"] = kinds[0]
 
 
-def _tuples(found: Schema) -> None:
-    """Before 2020, ``items`` was a list for tuples and ``additionalItems`` spoke of the rest."""
+def _modernise(found: Schema) -> None:
+    """What older drafts wrote differently.
+
+    Before 2020, ``items`` was a list for tuples and ``additionalItems`` the schema of the rest; before 2019,
+    ``exclusiveMinimum`` was a flag beside ``minimum``.
+    """
     rest = found.pop("additionalItems", None)
     if isinstance(found.get("items"), list):
         found["prefixItems"] = found.pop("items")
         if rest is not None:
             found["items"] = rest
-
-
-def _exclusive(found: Schema) -> None:
-    """Before 2019, ``exclusiveMinimum`` was a flag beside ``minimum``."""
     for limit, strict in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(found.get(strict), bool) and found.pop(strict) and limit in found:
             found[strict] = found.pop(limit)
-
-
-def _with_null(found: Schema) -> Schema:
-    return {"anyOf": [found, {"type": "null"}]}

@@ -76,7 +76,7 @@ def check_depth(document: Schema, field: str) -> None:
         )
 
 
-def closed(document: Schema) -> Schema:
+def close_objects(document: Schema) -> Schema:
     """Objects that declare properties, and say nothing of others, get no others: what people mean by a schema.
 
     Every answer still matches the schema as it was sent. Where schemas are laid over each other (``allOf``, or a
@@ -85,14 +85,17 @@ def closed(document: Schema) -> Schema:
     """
     parts = [schema for _, schema in placed(document)]
     definitions = document.get("$defs", {})
-    if not any(_lays_over(part) or not _told_apart(part, definitions) for part in parts):
+    if not any(_is_composed(part) or not _has_discriminator(part, definitions) for part in parts):
         for part in parts:
-            if _closable(part):
+            declared = part.get("properties") or {}
+            is_open = part.keys() & {"additionalProperties", "patternProperties"}
+            needs_no_other = set(part.get("required", ())) <= declared.keys()
+            if declared and not is_open and needs_no_other and part.get("minProperties", 0) <= len(declared):
                 part["additionalProperties"] = False
     return document
 
 
-def endless(document: Schema) -> bool:
+def has_no_finite_value(document: Schema) -> bool:
     """Whether every value that matches would have to go on for ever, as that of a list node with a required next."""
     definitions: dict[str, Any] = document.get("$defs", {})
     finite: set[str] = set()
@@ -112,14 +115,14 @@ def _depth(schema: Any) -> int:
 _OF_OBJECTS = {"properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"}
 
 
-def _lays_over(schema: Schema) -> bool:
+def _is_composed(schema: Schema) -> bool:
     parts = sum(len(schema.get(keyword, ())) > 1 for keyword in ("allOf",)) * 2
     parts += sum(keyword in schema for keyword in ("$ref", "anyOf", "oneOf", "allOf"))
     return parts > 1 or (parts == 1 and not _OF_OBJECTS.isdisjoint(schema))
 
 
-def _told_apart(schema: Schema, definitions: Schema) -> bool:
-    """Whether the branches of ``oneOf`` differ in type, or all in a property that they require (a discriminator)."""
+def _has_discriminator(schema: Schema, definitions: Schema) -> bool:
+    """Whether the branches of ``oneOf`` differ in type, or all in a property that they require."""
     branches = [_resolved(branch, definitions) for branch in schema.get("oneOf", ())]
     kinds = [branch.get("type") for branch in branches]
     if "object" not in kinds or len(branches) < 2:
@@ -127,7 +130,9 @@ def _told_apart(schema: Schema, definitions: Schema) -> bool:
     objects = [branch for branch in branches if branch.get("type", "object") == "object"]
     marks = [_marks(branch) for branch in objects]
     shared = set[str].intersection(*map(set, marks)) if marks else set()
-    return len(objects) < 2 or any(_disjoint([mark[name] for mark in marks]) for name in shared)
+    groups = ([mark[name] for mark in marks] for name in shared)
+    disjoint = (len(set().union(*group)) == sum(map(len, map(set, group))) for group in groups)
+    return len(objects) < 2 or any(disjoint)
 
 
 def _resolved(schema: Any, definitions: Schema) -> Schema:
@@ -148,22 +153,6 @@ def _marks(schema: Schema) -> dict[str, list[str]]:
     return marks
 
 
-def _disjoint(groups: list[list[str]]) -> bool:
-    return len(set().union(*groups)) == sum(map(len, map(set, groups)))
-
-
-def _closable(schema: Schema) -> bool:
-    declared = schema.get("properties")
-    return (
-        declared is not None
-        and len(declared) > 0
-        and "additionalProperties" not in schema
-        and "patternProperties" not in schema
-        and set(schema.get("required", ())) <= declared.keys()
-        and schema.get("minProperties", 0) <= len(declared)
-    )
-
-
 def _ends(schema: Any, finite: set[str]) -> bool:
     """Whether some value of the schema is finite, given the definitions that are known to have one."""
     if not isinstance(schema, dict):
@@ -179,18 +168,13 @@ def _ends(schema: Any, finite: set[str]) -> bool:
             return False
     given = schema.get("type")
     kinds = {given} if isinstance(given, str) else set(given or ("null",))
-    ends = {"object": _object_ends, "array": _array_ends}
-    return any(ends[kind](schema, finite) if kind in ends else True for kind in kinds)
-
-
-def _object_ends(schema: Schema, finite: set[str]) -> bool:
-    declared = schema.get("properties", {})
-    return all(_ends(declared.get(name, True), finite) for name in schema.get("required", ()))
-
-
-def _array_ends(schema: Schema, finite: set[str]) -> bool:
-    least, first = schema.get("minItems", 0), schema.get("prefixItems", ())
-    needed = list(first[:least])
-    if least > len(first):
-        needed.append(schema.get("items", True))
-    return all(_ends(item, finite) for item in needed)
+    if "object" in kinds:
+        needed = [schema.get("properties", {}).get(name, True) for name in schema.get("required", ())]
+        if all(_ends(value, finite) for value in needed):
+            return True
+    if "array" in kinds:
+        least, first = schema.get("minItems", 0), schema.get("prefixItems", ())
+        needed = [*first[:least], *([schema.get("items", True)] if least > len(first) else [])]
+        if all(_ends(item, finite) for item in needed):
+            return True
+    return bool(kinds - {"object", "array"})

@@ -18,7 +18,7 @@ from engine.api.requests import Thinking
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.prompt import Conversation, document_tokens, prompt_within
 from server.convert.sampling import answer_syntax, capped, sampling_params
-from server.convert.thinking import begun
+from server.convert.thinking import with_open_thought
 from server.convert.tools import Tools
 from server.errors import DeadlineExceeded, InvalidArgument, wants_array
 from server.families.answer_parser import PartsParser, answer_parser
@@ -90,7 +90,7 @@ async def read_call(request: Request, entry: Entry) -> Call:
             from_documents = await until_hangup(request.receive, document_tokens(len(prompt), chat, tokenizer))
     except TimeoutError:
         raise DeadlineExceeded("The deadline passed while the input was read.") from None
-    thinking = begun(chat.thinking, prompt, tokenizer)
+    thinking = with_open_thought(chat.thinking, prompt, tokenizer)
     sampling = sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt))
     engine_request = EngineRequest(
         id=secrets.token_urlsafe(16),

@@ -15,7 +15,7 @@ from engine.api.requests import Thinking
 from server.config.models_file import ModelSpec, ThinkingLevels
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.rendering import Message, TemplateInput
-from server.convert.thinking import begun, thinking_for
+from server.convert.thinking import thinking_for, with_open_thought
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
@@ -39,7 +39,7 @@ async def rendered(name: str, **thinking: Any) -> tuple[str, Thinking | None]:
     chat = tokenizer(name)
     options, bounds = read(name, **thinking)
     ids = await chat.render(TemplateInput(HELLO, options=options))
-    return "".join(map(chat.token_text, ids)), begun(bounds, ids, chat)
+    return "".join(map(chat.token_text, ids)), with_open_thought(bounds, ids, chat)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ async def test_thoughts_are_not_begun_by_what_the_user_says() -> None:
     chat = tokenizer("Qwen3-0.6B")
     _, bounds = read("Qwen3-0.6B")
     ids = await chat.render(TemplateInput([Message(role="user", content="<think>")]))
-    opened = begun(bounds, ids, chat)
+    opened = with_open_thought(bounds, ids, chat)
     assert opened is not None
     assert not opened.open
-    assert begun(None, ids, chat) is None
+    assert with_open_thought(None, ids, chat) is None
