@@ -18,7 +18,7 @@ from server.grammar.schema import json_schema, openapi_schema, relaxed_schema
 from server.grammar.schema_closure import Schema, children
 
 if TYPE_CHECKING:
-    from llguidance import LLParserLimits, LLTokenizer
+    from llguidance import LLTokenizer
 
 SEARCH_SECONDS = 1.0
 FIRST_NAMED, MOST_NAMED = 257, 256
@@ -113,9 +113,10 @@ def _problem(grammar: str) -> str:
 
     Bytes stand for the model's tokens: reading a model's tokenizer would hold up the whole process for seconds.
     """
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=_limits())
+    limits = LLParserLimits(verbose_errors=False)  # the messages must not repeat a whole grammar
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()
     return _sentence(matcher.get_error()) if matcher.is_error() else ""
@@ -146,12 +147,6 @@ def culprit(document: Schema) -> tuple[str, Schema]:
         else:
             alone = [keyword for keyword in schema if keyword not in ("type", "$defs", "$ref")]
             return place + next((f".{keyword}" for keyword in alone if fails({keyword: schema[keyword]})), ""), schema
-
-
-def _limits() -> LLParserLimits:
-    from llguidance import LLParserLimits
-
-    return LLParserLimits(verbose_errors=False)  # the messages must not repeat a whole grammar
 
 
 def load() -> None:

@@ -31,10 +31,21 @@ class Form:
 
 def answer_form(config: GenerationConfig) -> Form | None:
     """The form that the answer must have; None for free text. Raises ``InvalidArgument`` for contradictions."""
-    schemas = _schemas(config)
+    text = config.response_format.text if config.response_format is not None else None
+    given = (
+        Form("", config.response_schema, f"{_CONFIG}.response_schema", openapi=True),
+        Form("", config.response_json_schema, f"{_CONFIG}.response_json_schema"),
+        Form("", text.schema_ if text is not None else None, f"{_CONFIG}.response_format.text.schema"),
+    )
+    # An empty schema says nothing and counts as absent.
+    schemas = [form for form in given if form.schema is not None and form.schema != {}]
     if len(schemas) > 1:
         raise _wrong(schemas[1].field, f"cannot be set together with {schemas[0].field}")
-    mime_type = _mime_type(config)
+    named = (config.response_mime_type or "").lower()
+    other = _FORMAT_TYPES.get((text.mime_type or "") if text is not None else "", "")
+    if named and other and named != other:
+        raise _wrong(f"{_CONFIG}.response_format.text.mime_type", f"is {other}, but responseMimeType is {named}")
+    mime_type = named or other or PLAIN
     if not schemas:
         if mime_type == ENUM:
             raise _wrong(f"{_CONFIG}.response_mime_type", f"{ENUM} needs a responseSchema with an enum")
@@ -43,27 +54,6 @@ def answer_form(config: GenerationConfig) -> Form | None:
     if mime_type == PLAIN:
         raise _wrong(form.field, f"needs a responseMimeType of {JSON} or {ENUM}, not {PLAIN}")
     return Form(mime_type, form.schema, form.field, form.openapi)
-
-
-def _schemas(config: GenerationConfig) -> list[Form]:
-    """The schemas that are set. An empty one says nothing and counts as absent."""
-    text = config.response_format.text if config.response_format is not None else None
-    given = [
-        Form("", config.response_schema, f"{_CONFIG}.response_schema", openapi=True),
-        Form("", config.response_json_schema, f"{_CONFIG}.response_json_schema"),
-        Form("", text.schema_ if text is not None else None, f"{_CONFIG}.response_format.text.schema"),
-    ]
-    return [form for form in given if form.schema is not None and form.schema != {}]
-
-
-def _mime_type(config: GenerationConfig) -> str:
-    """The MIME type of the answer; the two fields that can name it must not differ."""
-    text = config.response_format.text if config.response_format is not None else None
-    named = (config.response_mime_type or "").lower()
-    other = _FORMAT_TYPES.get((text.mime_type or "") if text is not None else "", "")
-    if named and other and named != other:
-        raise _wrong(f"{_CONFIG}.response_format.text.mime_type", f"is {other}, but responseMimeType is {named}")
-    return named or other or PLAIN
 
 
 def _wrong(field: str, description: str) -> InvalidArgument:

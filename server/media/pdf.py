@@ -73,21 +73,17 @@ class PdfReader:
         if digest not in self._known:
             async with clock.paused(self._readers.of(owner, clock.patience)):
                 if digest not in self._known:  # who asked for the same one before
-                    self._remember(digest, await _read(source))
+                    self._known[digest] = await _read(source)
+                    while len(self._known) > 1 and self._characters() > REMEMBERED_CHARACTERS:
+                        self._known.popitem(last=False)
         self._known.move_to_end(digest)
         found = self._known[digest]
         if isinstance(found, Unreadable):
             raise Unreadable(str(found))
         return found
 
-    def _remember(self, digest: bytes, outcome: str | Unreadable) -> None:
-        self._known[digest] = outcome
-        while len(self._known) > 1 and sum(map(_size, self._known.values())) > REMEMBERED_CHARACTERS:
-            self._known.popitem(last=False)
-
-
-def _size(outcome: str | Unreadable) -> int:
-    return 1000 + len(str(outcome))
+    def _characters(self) -> int:
+        return sum(1000 + len(str(outcome)) for outcome in self._known.values())
 
 
 async def _read(source: BinaryIO | bytes) -> str | Unreadable:

@@ -20,7 +20,15 @@ def main() -> int:
     """Arguments: how many bytes, pages and characters at most, how many bytes of memory, and the folders of libraries
     as JSON. Returns the exit status."""
     most_bytes, most_pages, most_characters, memory = map(int, sys.argv[1:5])
-    _limit(memory)
+    for what, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, CPU_SECONDS),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+    ):
+        with suppress(ValueError, OSError):  # a system that knows no such limit
+            resource.setrlimit(what, (most, most))
     sys.path[:] = json.loads(sys.argv[5])
     import pypdfium2
 
@@ -45,9 +53,7 @@ def main() -> int:
         if written > most_characters:
             return _refuse(f"its text has more than {most_characters} characters; send a part of it")
         _say(("\n\n" if number else "") + text)
-    return (
-        _refuse("its pages hold no text (are they pictures?), and this server does not read pictures") if blank else 0
-    )
+    return _refuse("it has no extractable text (scanned pages?), and this server does not read images") if blank else 0
 
 
 def _page_text(document: object, number: int) -> str:
@@ -59,18 +65,6 @@ def _page_text(document: object, number: int) -> str:
         textpage.close()
         page.close()
     return text.replace("\r\n", "\n").replace("\0", "").replace("\ufffe", "-").strip()
-
-
-def _limit(memory: int) -> None:
-    for what, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
-    ):
-        with suppress(ValueError, OSError):  # a system that knows no such limit
-            resource.setrlimit(what, (most, most))
 
 
 def _refuse(sentence: str) -> int:

@@ -24,7 +24,7 @@ from server.offload.fair import FairSlots
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 from server.wire.requests import CountTokensRequest, GenerateContentRequest
-from server.wire.support import THINKING, Terms, review
+from server.wire.support import THINKING, Capabilities, review
 
 LARGE_BYTES = 65_536
 """Bodies from here on are read in a thread: the largest would hold up everybody else for seconds."""
@@ -70,7 +70,7 @@ async def read_conversation(
     request.state.is_large = len(raw) >= LARGE_BYTES
     reopen = signer_of(request).open_signature
     try:
-        terms: Terms | EngineUnavailable = terms_of(entry)
+        terms: Capabilities | EngineUnavailable = terms_of(entry)
     except EngineUnavailable as not_loaded:  # what is wrong with the request is told all the same
         terms = not_loaded
 
@@ -114,10 +114,10 @@ async def off_loop(request: Request, work: Callable[[], T]) -> T:
             await asyncio.wait([working])  # a thread cannot be cancelled, so its place is not free before
 
 
-def terms_of(entry: Entry) -> Terms:
+def terms_of(entry: Entry) -> Capabilities:
     """What this model can do and lets pass. Raises ``EngineUnavailable`` while that is not known."""
     thinks = entry.tokenizer.thought_ids is not None
-    return Terms(frozenset({THINKING} if thinks else ()), frozenset(entry.spec.lenient))
+    return Capabilities(frozenset({THINKING} if thinks else ()), frozenset(entry.spec.lenient))
 
 
 def signer_of(request: Request) -> Signer:

@@ -12,7 +12,7 @@ from server.wire.support import Honoured, Ignored
 
 DEFAULT_PAGE = 10
 MAX_PAGE = 100
-TOLD = "the server tells it"
+TOLD = "output only: the server sets it"
 
 
 class File(Message):

@@ -53,9 +53,9 @@ class ThinkingConfig(Message):
     include_thoughts: Annotated[Bool, Honoured("a model that does not think has no thoughts to include")] = False
     thinking_budget: Annotated[
         Annotated[Int32, Field(ge=-1)] | None,
-        Honoured(NO_THINKING, only=lambda budget: budget < 1, code=400, unless=THINKING),
+        Honoured(NO_THINKING, only=lambda budget: budget < 1, code=400, requires=THINKING),
     ] = None
-    thinking_level: Annotated[_Level, Honoured(NO_THINKING, only=lambda _: False, code=400, unless=THINKING)] = None
+    thinking_level: Annotated[_Level, Honoured(NO_THINKING, only=lambda _: False, code=400, requires=THINKING)] = None
 
 
 def _all_text(modalities: Any) -> bool:

@@ -102,23 +102,19 @@ def _violation(kind: type[Message], found: ErrorDetails) -> FieldViolation:
             return FieldViolation(path, f"Invalid value at '{path or 'request'}' {found['msg']}")
         case _:
             field = f"{kind.__name__}.{path}" if path else kind.__name__
-            return FieldViolation(path, f"* {field}: {shown(found['input'])} {_limit(found)}")
-
-
-def _limit(found: ErrorDetails) -> str:
-    """What a value that is out of range must be instead."""
     limits = found.get("ctx", {})
     match found["type"]:
         case "greater_than_equal":
-            return f"must be at least {limits['ge']}"
+            limit = f"must be at least {limits['ge']}"
         case "less_than_equal":
-            return f"must be at most {limits['le']}"
+            limit = f"must be at most {limits['le']}"
         case "too_short":
-            return "must not be empty"
+            limit = "must not be empty"
         case "too_long":
-            return f"must have a length of at most {limits['max_length']}, not {limits['actual_length']}"
+            limit = f"must have a length of at most {limits['max_length']}, not {limits['actual_length']}"
         case _:
-            return found["msg"]
+            limit = found["msg"]
+    return FieldViolation(path, f"* {field}: {shown(found['input'])} {limit}")
 
 
 def _path(loc: Sequence[str | int]) -> str:

@@ -80,7 +80,7 @@ class GenerateContentRequest(Message):
     tool_config: Annotated[ToolConfig | None, Honoured("whether it may, must or must not call")] = None
     safety_settings: Annotated[Repeated[SafetySetting], Ignored(NO_CLASSIFIER)] = ()
     cached_content: Annotated[String, Refused(NO_CACHES)] = ""
-    labels: Annotated[dict[str, String] | None, Ignored("labels are for bills")] = None
+    labels: Annotated[dict[str, String] | None, Ignored("billing labels have no effect")] = None
     service_tier: Annotated[_Tier, Ignored(ONE_TIER)] = None
     store: Annotated[Bool, Ignored("nothing is stored")] = False
     continuation_token: Annotated[Bytes, Refused("answers are never continued; send the conversation")] = b""

@@ -39,12 +39,12 @@ class Support:
 class Honoured(Support):
     """The field has its full effect. Where only some values have, ``only`` tells which; others are refused.
 
-    A model with the ability ``unless`` takes every value.
+    All values have it where the model has the ability that ``requires`` names.
     """
 
     only: Callable[[Any], bool] | None = None
     code: int = 501
-    unless: str = ""
+    requires: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,15 @@ class Ignored(Support):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Capabilities:
     """What a model can do, and the fields that its operator lets pass without effect (see ``field_path``)."""
 
     abilities: frozenset[str] = frozenset()
     lenient: frozenset[str] = frozenset()
 
 
-STRICT = Terms()
+STRICT = Capabilities()
+WAIVED = Ignored("the operator lets it pass")
 
 
 class Finding(NamedTuple):
@@ -109,28 +110,27 @@ def fields_of(kind: type[BaseModel]) -> dict[str, Support]:
 
 def messages_in(kind: type[BaseModel], name: str) -> list[type[BaseModel]]:
     """The messages that a field holds, alone or in a list; none where it holds a scalar or data of the user."""
-    return list(_messages_of(kind.model_fields[name].annotation))
+    found, left = [], [kind.model_fields[name].annotation]
+    while left:
+        annotation = left.pop(0)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        left = [*get_args(annotation), *left]
+    return found
 
 
-def _messages_of(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _messages_of(argument)
-
-
-def findings(message: BaseModel, terms: Terms = STRICT, path: Path = ROOT) -> Iterator[Finding]:
+def findings(message: BaseModel, capabilities: Capabilities = STRICT, path: Path = ROOT) -> Iterator[Finding]:
     """Walk a message: every field that is set and refused or ignored, in order."""
     for name, support in _given(message):
         value, place = getattr(message, name), path.to(name)
-        if _is_let_pass(value, place, support, terms):
-            yield Finding(*place, value, _LET_PASS)
+        if _is_waived(value, place, support, capabilities):
+            yield Finding(*place, value, WAIVED)
             continue
         match support:
             case Honoured():
-                if _is_set(value) and not _has_effect(value, support, terms):
+                if _is_set(value) and not _has_effect(value, support, capabilities):
                     yield Finding(*place, value, support)
-                yield from _inside(value, terms, place)
+                yield from _inside(value, capabilities, place)
             case Refused(presence=presence):
                 if (value is not None) if presence else _is_set(value):
                     yield Finding(*place, value, support)
@@ -139,25 +139,26 @@ def findings(message: BaseModel, terms: Terms = STRICT, path: Path = ROOT) -> It
                     yield Finding(*place, value, support)
 
 
-def review(message: B, terms: Terms = STRICT) -> tuple[B, list[str]]:
+def review(message: B, capabilities: Capabilities = STRICT) -> tuple[B, list[str]]:
     """The message as far as it has an effect, and the first JSON paths of what is accepted without one.
 
     Raises ``InvalidArgument`` or ``Unimplemented`` naming every field that is not served; a 400 wins, because repeating
     such a request is no use anywhere.
     """
     ignored: dict[str, None] = {}
-    let_pass: set[str] = set()
+    waived: set[str] = set()
     named: dict[int, list[FieldViolation]] = {400: [], 501: []}
     counts = {400: 0, 501: 0}
-    for found in findings(message, terms):
+    for found in findings(message, capabilities):
         if isinstance(found.support, (Honoured, Refused)):
             code = found.support.code
             counts[code] += 1
             if counts[code] <= MAX_NAMED:
-                named[code].append(FieldViolation(found.field, _sentence(found)))
+                value = f" {found.value}" if isinstance(found.value, (int, float)) else ""
+                named[code].append(FieldViolation(found.field, f"{found.path}{value}: {found.support.why}"))
             continue
-        if found.support is _LET_PASS:
-            let_pass.add(found.path)
+        if found.support is WAIVED:
+            waived.add(found.path)
         if len(ignored) < MAX_IGNORED:
             ignored[found.path] = None
     if counts[400]:
@@ -165,23 +166,20 @@ def review(message: B, terms: Terms = STRICT) -> tuple[B, list[str]]:
     if counts[501]:
         violations = _limited(named[501], counts[501] - len(named[501]))
         raise Unimplemented("\n".join(violation.description for violation in violations), violations)
-    return _without(message, frozenset(let_pass)) if let_pass else message, list(ignored)
+    return _without(message, frozenset(waived)) if waived else message, list(ignored)
 
 
-_LET_PASS = Ignored("the operator lets it pass")
-
-
-def _is_let_pass(value: Any, place: Path, support: Support, terms: Terms) -> bool:
+def _is_waived(value: Any, place: Path, support: Support, capabilities: Capabilities) -> bool:
     """Whether a field is on the operator's list; a value that is served although others are not stays in effect."""
-    if not terms.lenient or field_path(place.json) not in terms.lenient:
+    if not capabilities.lenient or field_path(place.json) not in capabilities.lenient:
         return False
-    if isinstance(support, Honoured) and support.only is not None and _has_effect(value, support, terms):
+    if isinstance(support, Honoured) and support.only is not None and _has_effect(value, support, capabilities):
         return False
     return _is_set(value) or (isinstance(support, Refused) and support.presence)
 
 
-def _has_effect(value: Any, support: Honoured, terms: Terms) -> bool:
-    return support.only is None or support.unless in terms.abilities or support.only(value)
+def _has_effect(value: Any, support: Honoured, capabilities: Capabilities) -> bool:
+    return support.only is None or support.requires in capabilities.abilities or support.only(value)
 
 
 def _without(message: B, dropped: frozenset[str], path: Path = ROOT) -> B:
@@ -198,11 +196,6 @@ def _pruned(value: Any, dropped: frozenset[str], path: Path) -> Any:
     return value
 
 
-def _sentence(finding: Finding) -> str:
-    value = f" {finding.value}" if isinstance(finding.value, (int, float)) else ""
-    return f"{finding.path}{value}: {finding.support.why}"
-
-
 def _limited(violations: list[FieldViolation], more: int) -> list[FieldViolation]:
     """The first problems, and how many there are beside them and the ``more`` that were only counted."""
     left = len(violations[MAX_NAMED:]) + more
@@ -214,12 +207,12 @@ def _given(message: BaseModel) -> list[tuple[str, Support]]:
     return [(name, support) for name, support in supports(type(message)).items() if name in given]
 
 
-def _inside(value: Any, terms: Terms, path: Path) -> Iterator[Finding]:
+def _inside(value: Any, capabilities: Capabilities, path: Path) -> Iterator[Finding]:
     if isinstance(value, BaseModel):
-        yield from findings(value, terms, path)
+        yield from findings(value, capabilities, path)
     elif isinstance(value, tuple):
         for index, element in enumerate(value):
-            yield from _inside(element, terms, path.at(index))
+            yield from _inside(element, capabilities, path.at(index))
 
 
 def _is_set(value: Any) -> bool:

@@ -20,7 +20,7 @@ from server.convert.tools import (
 from server.errors import InvalidArgument, Unimplemented
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
-from server.wire.support import Terms, review
+from server.wire.support import Capabilities, review
 
 ADD = {"name": "add", "description": "Adds."}
 NOW = {"name": "now"}
@@ -166,7 +166,7 @@ def test_what_is_refused(functions: list[Any], config: Any, text: str) -> None:
 )
 def test_what_is_not_served_is_named(fields: Any, named: str) -> None:
     with pytest.raises(Unimplemented) as caught:
-        review(parse(GenerateContentRequest, {"contents": "x", **fields}), Terms())
+        review(parse(GenerateContentRequest, {"contents": "x", **fields}), Capabilities())
     assert named in caught.value.message
 
 
@@ -176,7 +176,7 @@ def test_what_says_nothing_is_accepted() -> None:
         "tools": [{"functionDeclarations": [{**ADD, "behavior": "BLOCKING"}, {**NOW, "behavior": "UNSPECIFIED"}]}],
         "toolConfig": {"includeServerSideToolInvocations": False, "retrievalConfig": {}},
     }
-    review(parse(GenerateContentRequest, body), Terms())
+    review(parse(GenerateContentRequest, body), Capabilities())
 
 
 CONTROLS = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</think>", "[INST]", "[/INST]", "madeupword")

@@ -74,8 +74,8 @@ async def test_as_many_pages_as_are_allowed_and_one_more() -> None:
         (b"%PDF-1.4 and then nothing", "damaged"),
         (pdf("cut in the middle")[:300], "damaged|no text"),
         (encrypted(), "encrypted"),
-        (pdf(b"q 1 0 0 1 0 0 cm Q"), "pictures"),
-        (pdf("", " "), "pictures"),
+        (pdf(b"q 1 0 0 1 0 0 cm Q"), "extractable text"),
+        (pdf("", " "), "extractable text"),
     ],
 )
 async def test_what_holds_no_text_is_refused_with_the_reason(data: bytes, words: str) -> None:

@@ -11,7 +11,7 @@ from server.errors import InvalidArgument, Unimplemented
 from server.wire import content, generation, requests, tools
 from server.wire.message import Message, parse
 from server.wire.requests import CountTokensRequest, GenerateContentRequest, lenient_paths
-from server.wire.support import MAX_IGNORED, MAX_NAMED, THINKING, Terms, review, supports
+from server.wire.support import MAX_IGNORED, MAX_NAMED, THINKING, Capabilities, review, supports
 
 SERVER_TOOLS = (
     *("googleSearch", "googleSearchRetrieval", "codeExecution", "urlContext", "fileSearch", "googleMaps"),
@@ -79,12 +79,12 @@ def test_defaults_and_what_is_served_pass(payload: dict[str, Any]) -> None:
 @pytest.mark.parametrize("thinking", [{"thinkingBudget": 128}, {"thinkingLevel": "low"}])
 def test_thinking_passes_for_a_model_that_can(thinking: dict[str, Any]) -> None:
     message = parse(GenerateContentRequest, {"generationConfig": {"thinkingConfig": thinking}})
-    assert review(message, Terms(abilities=frozenset({THINKING}))) == (message, [])
+    assert review(message, Capabilities(abilities=frozenset({THINKING}))) == (message, [])
 
 
 def leniently(payload: dict[str, Any], *paths: str, kind: type[Message] = GenerateContentRequest) -> Any:
     assert set(paths) <= set(lenient_paths())
-    return review(parse(kind, payload), Terms(lenient=frozenset(paths)))
+    return review(parse(kind, payload), Capabilities(lenient=frozenset(paths)))
 
 
 @pytest.mark.parametrize(
