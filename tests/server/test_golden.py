@@ -10,13 +10,14 @@ from difflib import unified_diff
 from pathlib import Path
 
 import pytest
-from support import golden
+from support.golden import answers
+from support.golden_files import dumped, find, kept, names, same
 
 
-@pytest.mark.parametrize("name", golden.names())
+@pytest.mark.parametrize("name", names())
 def test_the_answer_is_the_golden_one(name: str, tmp_path: Path) -> None:
-    document, case = golden.find(name)
-    expected, found = golden.kept(case), golden.answers(document, case, tmp_path)
-    if not golden.same(found, expected):
-        lines = [golden.dumped(answers).splitlines() for answers in (expected, found)]
+    document, case = find(name)
+    expected, found = kept(case), answers(document, case, tmp_path)
+    if not same(found, expected):
+        lines = [dumped(some).splitlines() for some in (expected, found)]
         pytest.fail("\n".join(unified_diff(*lines, "golden", "answered", n=8, lineterm="")), pytrace=False)

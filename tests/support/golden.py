@@ -6,9 +6,10 @@ share (ids, times, signatures, the version) is replaced by fixed words, and the 
 was last answered there: ``UPLOAD-1`` is the id of the first upload of the case.
 
 A file: ``server`` (template, context, settings, models; all optional) and ``cases``. A case: ``case`` (its name) and
-``steps``. A step: ``send`` (method and path), ``headers``, one body (``json``, ``text``, ``pieces`` in which a body
-without a length comes, ``recorded``: a row of recorded_requests.jsonl, ``raw``: the bytes of a whole request to a
-listening server), ``engine`` (see `_script`) and ``answer``, which `write` fills in.
+``steps``. A step: ``send`` (method and path), ``headers``, one body (``json``; ``text``; ``pieces`` in which a body
+without a length comes until it is at ``STALL``), ``engine`` (see `_script`) and ``answer``, which `write` fills in; or
+``recorded``, a row of recorded_requests.jsonl, or ``raw``, the bytes of a whole request to a listening server. An answer
+also keeps what the engine was ``asked``: a model answers to that.
 """
 
 from __future__ import annotations
@@ -24,17 +25,16 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 import uvicorn
-import yaml
 from structlog.testing import capture_logs
 from support.fakes import INFO, Answering, Harness, Pause, Script, serving, tokenizer_folder
+from support.golden_files import Answer, Case, dumped, files, load
 from support.templates import template_folder
 from support.tiny import tiny_tokenizer
 from support.waiting import PATIENCE
@@ -52,6 +52,7 @@ from engine.types import (
     RequestError,
     RequestFinished,
     RequestRefused,
+    SamplingParams,
     TokenLogprobs,
     TopLogprob,
 )
@@ -59,11 +60,7 @@ from server.serving import uvicorn_config
 from server.spec import ModelSpec, load_specs
 from server.version import castor_version
 
-Case = dict[str, Any]
-Answer = dict[str, Any]
-
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "tests" / "data" / "golden"
 SECRET = "what only the log may show"
 RECORDED = ROOT / "tests" / "data" / "recorded_requests.jsonl"
 COMMAND_SECONDS = 120
@@ -114,67 +111,6 @@ class Words:
         return text
 
 
-# --- Files -----------------------------------------------------------------------------------------------------------
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as such; nothing is folded, and nothing refers to another place."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text_node)
-
-
-def dumped(value: Any) -> str:
-    """``value`` as YAML in the order that it has."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
-    return text
-
-
-def files() -> list[Path]:
-    """The files of cases, those of the command included."""
-    return sorted(FOLDER.glob("*.yaml"))
-
-
-@lru_cache(maxsize=64)
-def load(path: Path) -> dict[str, Any]:
-    """One file, read once: it is for reading only."""
-    document: dict[str, Any] = yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
-    return document
-
-
-def names() -> list[str]:
-    """Every case, as the name of its file and its own."""
-    return [f"{path.stem}/{case['case']}" for path in files() for case in load(path)["cases"]]
-
-
-def find(name: str) -> tuple[dict[str, Any], Case]:
-    """The file of a case, and the case."""
-    stem, _, wanted = name.partition("/")
-    document = load(FOLDER / f"{stem}.yaml")
-    (case,) = [case for case in document["cases"] if case["case"] == wanted]
-    return document, case
-
-
-def kept(case: Case) -> list[Answer]:
-    """The answers of a case as its file has them."""
-    return [step.get("answer", {}) for step in case["steps"]]
-
-
-def same(some: list[Answer], others: list[Answer]) -> bool:
-    """Whether answers are equal, the order of keys included."""
-    return json.dumps(some) == json.dumps(others)
-
-
 def answers(document: Mapping[str, Any], case: Case, folder: Path) -> list[Answer]:
     """What is answered now, step by step."""
     if "run" in case["steps"][0]:
@@ -210,6 +146,8 @@ async def _played(server: Mapping[str, Any], steps: list[Case], folder: Path) ->
                 found.append(await _raw(harness, step["raw"].replace("PADDING", "x" * step.get("padding", 0)), words))
             else:
                 found.append(_told(await _sent(harness, step, words), words))
+            if harness.engine.requests:
+                found[-1]["asked"] = _asked(harness, seeded="seed" in json.dumps(step.get("json")))
         return found
 
 
@@ -235,6 +173,19 @@ def _prepare(harness: Harness, told: Mapping[str, Any]) -> None:
     harness.engine.answers.clear()
     if {"say", "thoughts", "fail", "raise", "pause"} & set(told):
         harness.engine.answers.append(_script(told))
+
+
+def _asked(harness: Harness, *, seeded: bool) -> Answer:
+    """What the step's request became for the engine: its prompt as text, and how it samples where that is not the
+    default. A model answers to these, so a client would see them change."""
+    request = harness.engine.requests.pop()
+    tokenizer = harness.app.state.registry.entries()[0].tokenizer
+    sampling = json.loads(json.dumps(asdict(request.sampling)))
+    defaults = json.loads(json.dumps(asdict(SamplingParams(0))))
+    changed = {name: value for name, value in sampling.items() if value != defaults[name]}
+    changed |= {} if seeded else {"seed": "SEED"}
+    prompt = "".join(map(tokenizer.token_text, request.prompt))
+    return {"prompt": prompt, "candidates": request.candidates, **changed}
 
 
 def _script(told: Mapping[str, Any]) -> Answering:
@@ -306,6 +257,8 @@ async def _sent(harness: Harness, step: Case, words: Words) -> httpx.Response:
 
 async def _streamed(pieces: list[str]) -> AsyncIterator[bytes]:
     for piece in pieces:
+        if piece == "STALL":
+            await asyncio.Event().wait()
         yield piece.encode()
 
 
