@@ -8,8 +8,8 @@ was last answered there: ``UPLOAD-1`` is the id of the first upload of the case.
 A file: ``server`` (template, context, settings, models; all optional) and ``cases``. A case: ``case`` (its name) and
 ``steps``. A step: ``send`` (method and path), ``headers``, one body (``json``; ``text``; ``pieces`` in which a body
 without a length comes until it is at ``STALL``), ``engine`` (see `_script`) and ``answer``, which `write` fills in; or
-``recorded``, a row of recorded_requests.jsonl, or ``raw``, the bytes of a whole request to a listening server. An answer
-also keeps what the engine was ``asked``: a model answers to that.
+``recorded``, a row of recorded_requests.jsonl, or ``raw``, the bytes of a whole request to a listening server. Answers
+also keep what the engine was ``asked``: a model answers to that.
 """
 
 from __future__ import annotations
