@@ -39,25 +39,22 @@ from support.templates import template_folder
 from support.tiny import tiny_tokenizer
 from support.waiting import PATIENCE
 
-from engine.sources import _key, parse_source
-from engine.types import (
+from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
+from engine.api.events import (
     CandidateFinished,
     Delta,
-    EngineUnavailable,
     ErrorKind,
     Event,
     FinishReason,
-    Overloaded,
-    Request,
     RequestError,
     RequestFinished,
-    RequestRefused,
-    SamplingParams,
     TokenLogprobs,
     TopLogprob,
 )
-from server.serving import uvicorn_config
-from server.spec import ModelSpec, load_specs
+from engine.api.requests import Request, SamplingParams
+from engine.weights.sources import _key, parse_source
+from server.config.models_file import ModelSpec, load_specs
+from server.http.serving import uvicorn_config
 from server.version import castor_version
 
 ROOT = Path(__file__).parents[2]
