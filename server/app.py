@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Mount
 
 from engine.api.errors import EngineError
-from server.config.settings import ConfigError, Settings
+from server.config.errors import ConfigError
+from server.config.settings import Settings
 from server.errors import ApiError, api_error_response
 from server.grammar.compiler import GrammarCompiler
 from server.http.middleware.auth import AuthMiddleware

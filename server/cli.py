@@ -181,7 +181,7 @@ def fetch(names: Names = None, models: ModelsFile = None, cache_dir: CacheDir = 
 def main() -> None:
     """Run the command; what the operator can mend is told in one sentence and never as a traceback."""
     from engine.api.errors import EngineError
-    from server.config.settings import ConfigError
+    from server.config.errors import ConfigError
 
     try:
         app()

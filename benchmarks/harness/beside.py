@@ -16,7 +16,7 @@ from server.bench.loads import streams_name
 from server.bench.prompts import Prompts
 from server.bench.scenarios import BARE_CORE, MACHINE
 from server.bench.session import WARM_UP_TOKENS, Measurement, Plan
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 PROGRAM_SECONDS = 1800
 

@@ -21,8 +21,9 @@ from engine.weights.sources import GgufSource, PackageSource
 from server.bench.load import Target
 from server.bench.wire.client import BaseUrl, HttpError, get
 from server.bench.wire.protocols import Dialect, Gemini, OpenAi
+from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec
-from server.config.settings import ConfigError, Settings
+from server.config.settings import Settings
 from server.models.registry import weights_of
 
 ENVIRONMENTS = ROOT / ".bench-envs"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.programs import output_of
+from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec
-from server.config.settings import ConfigError
 
 CPU_INFO = Path("/proc/cpuinfo")
 ASK_SECONDS = 120

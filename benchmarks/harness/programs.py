@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where the programs of benchmarks/ and the environments of the peers are."""

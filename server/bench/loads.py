@@ -14,7 +14,7 @@ from server.bench.session import Session
 from server.bench.usage import watched
 from server.bench.wire.counting import Outcome
 from server.bench.wire.protocols import Call
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 KV_BLOCKS_USED = "castor_kv_blocks_used"
 IDLE_SECONDS = 10.0

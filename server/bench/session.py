@@ -12,7 +12,7 @@ from server.bench.results.measure import Limits, Summary, summarise
 from server.bench.usage import Usage, watched
 from server.bench.wire.client import HttpError, get
 from server.bench.wire.protocols import Call
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 WARM_UP_TOKENS = 4
 LEAST_REQUESTS = 16

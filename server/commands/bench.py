@@ -30,8 +30,9 @@ from server.bench.wire.client import HttpError, get, parse_url
 from server.bench.wire.protocols import Gemini
 from server.commands.models import models_file
 from server.commands.terminal import console
+from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec, load_specs
-from server.config.settings import ConfigError, Settings, is_loopback
+from server.config.settings import Settings, is_loopback
 from server.models.registry import engine_config
 
 PLOTS_MISSING = "no plots: matplotlib is not installed; for them run: pip install 'castor-serve[bench]'"

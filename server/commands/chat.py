@@ -9,7 +9,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 TIMEOUT_SECONDS = 600.0
 

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from engine.weights.sources import SourceError, prepare, prepared_folder
 from server.commands.terminal import bars, console, reporter
+from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec, load_specs
-from server.config.settings import ConfigError, Settings
+from server.config.settings import Settings
 from server.families.transformers_import import require_library
 from server.models.registry import weights_of
 

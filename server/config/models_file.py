@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 from server.wire.requests import lenient_paths
 
 GLOB_CHARACTERS = frozenset("*?[")

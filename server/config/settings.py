@@ -12,13 +12,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from server.config.errors import ConfigError
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 FOREIGN_VARIABLES = frozenset({"CASTOR_TORCH_INDEX"})
 """Read by the scripts, before there is a server."""
-
-
-class ConfigError(Exception):
-    """A setting or a file of the operator is wrong; the message is one sentence that says what to change."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from typing import Any
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 OLDEST = (5, 23)
 """Older ones take ``sanitize_control_tokens`` for a variable of the template: users could write control tokens."""

@@ -19,7 +19,8 @@ from typing import NoReturn
 import uvicorn
 from starlette.applications import Starlette
 
-from server.config.settings import ConfigError, Settings
+from server.config.errors import ConfigError
+from server.config.settings import Settings
 from server.http.connection import BoundedHttp
 
 KEEP_ALIVE_SECONDS = 30

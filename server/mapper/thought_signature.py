@@ -16,7 +16,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 KEY_FILE = "signature.key"
 KEY_BYTES = 32

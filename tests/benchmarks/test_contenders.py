@@ -14,7 +14,7 @@ from benchmarks.harness import contenders
 from benchmarks.harness.contenders import Contender, Sizes, started
 from server.bench.wire.client import BaseUrl
 from server.bench.wire.protocols import Gemini
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 SIZES = Sizes(4, 256, 1)
 

@@ -14,7 +14,7 @@ from engine.api.engine import EngineConfig
 from engine.native.packing import Format
 from server.bench.prompts import Prompts
 from server.bench.session import Plan
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 
 def beside(folder: Path, **plan: int) -> Beside:

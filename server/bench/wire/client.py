@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 READ_BYTES = 65536
 PORTS = {"http": 80, "https": 443}

@@ -20,8 +20,9 @@ from server.bench.results.measure import Limits
 from server.bench.session import Plan
 from server.bench.wire.client import BaseUrl, parse_url
 from server.commands.bench import Options, plan_of, running_target, scenario_of, tls_reason
+from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec
-from server.config.settings import ConfigError, Settings
+from server.config.settings import Settings
 
 CPU = Choice("cpu", 2)
 

@@ -21,7 +21,8 @@ from server.bench.scenarios import SCENARIOS
 from server.bench.session import Measurement, Plan
 from server.bench.wire.protocols import Gemini
 from server.commands.bench import Options, bench
-from server.config.settings import ConfigError, Settings
+from server.config.errors import ConfigError
+from server.config.settings import Settings
 
 PROGRAM = str(Path(sse_server.__file__).with_name("small_gemini.py"))
 PLAN = Plan("throughput", (1, 2), tokens=4, requests=1, rounds=3, seconds=0)

@@ -14,7 +14,7 @@ from server.bench.scenarios import SCENARIOS
 from server.bench.session import Measurement, Plan, Session, metric_samples
 from server.bench.wire.counting import Outcome
 from server.bench.wire.protocols import Gemini
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 
 ANSWER = (gemini_event("a", 1), 0.01, gemini_event("b", 2, "STOP"))
 LOADS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.weights.sources import FolderSource
+from server.config.errors import ConfigError
 from server.config.models_file import ThinkingLevels, load_specs, parse_specs, spec_of_path
-from server.config.settings import ConfigError
 
 FULL = """
 models:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.config.settings import ConfigError, Settings, is_loopback, known_variables
+from server.config.errors import ConfigError
+from server.config.settings import Settings, is_loopback, known_variables
 
 
 def test_defaults_bind_the_loopback_and_follow_xdg() -> None:

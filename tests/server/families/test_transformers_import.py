@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.fakes import tokenizer_folder
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 from server.families.transformers_import import OLDEST, require_library
 
 ROOT = Path(__file__).parents[3]
@@ -97,7 +97,7 @@ def test_a_newer_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ver
 def test_a_missing_one_is_told() -> None:
     said = run("""
 from server.families.transformers_import import require_library
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 try:
     require_library()
 except ConfigError as error:

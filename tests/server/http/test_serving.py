@@ -24,8 +24,9 @@ from engine.api.requests import Request
 from server.app import create_app
 from server.commands import chat as chat_module
 from server.commands.terminal import say_ready, watch_loading
+from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec
-from server.config.settings import ConfigError, Settings
+from server.config.settings import Settings
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.http import serving
 from server.http.serving import CastorServer, bind

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config.settings import ConfigError
+from server.config.errors import ConfigError
 from server.mapper.thought_signature import KEY_BYTES, KEY_FILE, MAX_THOUGHT_BYTES, Signer, signature_key
 
 KEY = b"k" * KEY_BYTES

@@ -22,8 +22,8 @@ from engine.api.events import Event
 from engine.api.requests import Request
 from engine.process.client import ProcessEngine
 from server.commands.terminal import watch_loading
+from server.config.errors import ConfigError
 from server.config.models_file import parse_specs
-from server.config.settings import ConfigError
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.errors import ModelNotFound
 from server.models import registry as registry_module
