@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from engine.device.machine_memory import total_bytes
+from engine.api.machine import total_bytes
 from server.errors import FieldViolation, InvalidArgument
 from server.offload.child import EXIT_MEMORY, FAILURE, LENGTH, READY, REFUSAL
 from server.offload.fair import FairSlots
