@@ -18,13 +18,13 @@ from starlette.responses import Response
 
 from server.errors import InvalidArgument, PayloadTooLarge
 from server.http.json_body import parse_json, read_body, received, to_json
-from server.http.middleware.auth import UPLOAD_ID, upload_id_of
 from server.routes.files import base_url, file_resource
 from server.routes.reading import ignored_header
 from server.storage.files.intake import intake, take_whole
 from server.storage.files.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
 from server.storage.files.store import StoredFile
 from server.storage.files.upload import NewFile, Uploads, UploadStatus
+from server.storage.files.upload_url import UPLOAD_ID, upload_id_of
 from server.wire.files import CreateFileRequest, File
 from server.wire.message import parse
 from server.wire.support import review

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -12,13 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, ApiKeyInvalid, PermissionDenied
 from server.http.middleware import refuse
+from server.storage.files.upload_url import upload_id_of
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Probes need no key; one that they send all the same identifies them. ``/metrics`` is not among them: Prometheus can
 send ``Authorization: Bearer``."""
-
-UPLOAD_ID = "upload_id"
-_UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?", re.ASCII)
 
 
 class AuthMiddleware:
@@ -54,19 +51,6 @@ class AuthMiddleware:
             if any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
                 return hashlib.blake2b(digest, digest_size=16, person=b"castor-identity").hexdigest()
         raise ApiKeyInvalid()
-
-
-def upload_id_of(scope: Scope) -> str:
-    """The upload that a request goes on with, "" where it does not.
-
-    Its URL holds a secret of its own, and SDKs send no key with it (wire reference 2.7): such a request may pass. The
-    route asks here too, so that there is one reading of the query, and takes nothing but the upload from it.
-    """
-    if scope["method"] not in ("POST", "PUT") or not _UPLOAD_PATH.fullmatch(scope["path"]):
-        return ""
-    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    ids = [value for name, value in query if name == UPLOAD_ID]
-    return ids[0] if len(ids) == 1 else ""
 
 
 def _keys_sent(request: Request) -> list[bytes]:

@@ -1,0 +1,24 @@
+"""The URL of an upload that was started: a path of the API, and a secret in the query."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+UPLOAD_ID = "upload_id"
+_UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?", re.ASCII)
+
+
+def upload_id_of(scope: Mapping[str, Any]) -> str:
+    """The upload that a request goes on with, by its ASGI scope; "" where it does not.
+
+    Its URL holds a secret of its own, and SDKs send no key with it (wire reference 2.7): such a request may pass. The
+    middleware and the route both ask here, so that there is one reading of the query.
+    """
+    if scope["method"] not in ("POST", "PUT") or not _UPLOAD_PATH.fullmatch(scope["path"]):
+        return ""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    ids = [value for name, value in query if name == UPLOAD_ID]
+    return ids[0] if len(ids) == 1 else ""
