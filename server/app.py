@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -28,6 +27,7 @@ from server.http.middleware.record import RecordMiddleware
 from server.mapper.thought_signature import signature_key
 from server.media.documents import DocumentReader
 from server.models.registry import Registry
+from server.observability.logs import log
 from server.observability.metrics import Metrics
 from server.offload.fair import FairSlots
 from server.routes import api_routes
@@ -39,8 +39,6 @@ from server.version import castor_version
 SWEEP_SECONDS = 60.0
 EXPOSED_HEADERS = ["X-Goog-Upload-URL", "X-Goog-Upload-Status", "X-Goog-Upload-Size-Received", "X-Castor-Ignored"]
 """What scripts of allowed origins may read of an answer."""
-
-log = structlog.stdlib.get_logger("castor")
 
 
 def create_app(settings: Settings, registry: Registry) -> Starlette:

@@ -14,7 +14,7 @@ from server.config.settings import Settings
 from server.families.transformers_import import require_library
 from server.http.serving import CastorServer, bind, settle
 from server.models.registry import Registry, weights_of
-from server.observability.metrics import configure_logging
+from server.observability.logs import configure_logging
 
 
 def serve(settings: Settings, path: Path | None) -> NoReturn:

@@ -16,7 +16,7 @@ from pathlib import Path
 from server.convert.rendering import Renderer, TemplateInput
 from server.convert.template_probe import end_ids, family_in, is_atom, renders_system, thought_ids
 from server.errors import Internal, InvalidArgument, ResourceExhausted
-from server.observability.metrics import log
+from server.observability.logs import log
 from server.offload.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch, share_of_memory
 
 BULKY_CHARACTERS = 100_000

@@ -22,7 +22,7 @@ from server.grammar.llguidance import chosen, enforced, load
 from server.grammar.response_format import ENUM, answer_form
 from server.grammar.schema_closure import check_size
 from server.grammar.tool_calls import free_arguments, tool_grammar
-from server.observability.metrics import log
+from server.observability.logs import log
 from server.offload.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
 from server.wire.generation import GenerationConfig
 

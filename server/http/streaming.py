@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, as_api_error, error_json
 from server.http.json_body import to_json
-from server.observability.metrics import RequestRecord, log
+from server.observability.logs import log
+from server.observability.request_record import RequestRecord
 
 T = TypeVar("T")
 Chunk = dict[str, Any]

@@ -30,7 +30,7 @@ from engine.api.requests import Request
 from engine.weights.sources import FolderSource, SourceError, prepare, prepared_folder
 from server.config.models_file import ModelSpec, is_glob
 from server.errors import ModelNotFound
-from server.observability.metrics import log
+from server.observability.logs import log
 
 if TYPE_CHECKING:
     from server.convert.chat_tokenizer import ChatTokenizer

@@ -1,1 +1,1 @@
-"""Logs and metrics."""
+"""What the operator sees: the log, the record of each request, the metrics."""

@@ -30,7 +30,7 @@ from server.http.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer
 from server.mapper.candidates import Reading
 from server.mapper.stream import Answer
 from server.models.registry import Entry
-from server.observability.metrics import RequestRecord
+from server.observability.request_record import RequestRecord
 from server.routes.reading import ignored_header, read_conversation, signer_of, timeout_of
 from server.wire.generation import GenerationConfig
 from server.wire.requests import GenerateContentRequest

@@ -19,7 +19,7 @@ from server.http.streaming import until_hangup
 from server.mapper.thought_signature import Signer
 from server.media.documents import NO_DOCUMENTS, DocumentReader, Documents, has_documents
 from server.models.registry import Entry, Registry
-from server.observability.metrics import RequestRecord
+from server.observability.request_record import RequestRecord
 from server.offload.fair import FairSlots
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,8 +30,3 @@ def camel(name: str) -> str:
     """proto3's JSON name of a field."""
     head, *rest = name.split("_")
     return head + "".join(word.capitalize() for word in rest)
-
-
-def field_path(path: str) -> str:
-    """The path of a field wherever it stands: without indices, and as in a request that is not wrapped in another."""
-    return re.sub(r"\[\d+\]", "", path).removeprefix("generateContentRequest.")

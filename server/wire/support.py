@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from server.config.field_paths import field_path
 from server.errors import FieldViolation, InvalidArgument, Unimplemented
-from server.wire.paths import ROOT, Path, camel, field_path
+from server.wire.paths import ROOT, Path, camel
 
 B = TypeVar("B", bound=BaseModel)
 

@@ -9,7 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Cancelled, api_error_response, as_api_error
-from server.observability.metrics import Metrics, RequestRecord, log
+from server.observability.logs import log
+from server.observability.metrics import Metrics
+from server.observability.request_record import RequestRecord
 
 MAX_PATH_CHARACTERS = 300
 """As much of a path as the log shows."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterable
 
 import pytest
@@ -13,7 +10,8 @@ from structlog.testing import capture_logs
 from engine.api.engine import EngineState, EngineStats, Health
 from engine.api.events import CandidateFinished, Delta, ErrorKind, FinishReason, RequestError, RequestFinished
 from server.errors import ResourceExhausted
-from server.observability.metrics import MAX_IGNORED_FIELDS, Metrics, RequestRecord, Served
+from server.observability.metrics import MAX_IGNORED_FIELDS, Metrics, Served
+from server.observability.request_record import RequestRecord
 
 
 class Model:
@@ -157,28 +155,6 @@ def test_two_servers_in_one_process_do_not_share_counters() -> None:
     first, second = metrics_of(), metrics_of()
     first.rejected.labels("host").inc()
     assert 'castor_rejected_total{reason="host"}' not in samples(second)
-
-
-def test_the_log_is_one_json_object_per_line_whoever_speaks() -> None:
-    code = """
-import logging
-from server.observability.metrics import configure_logging, log
-configure_logging("info")
-log.info("request", status=200)
-log.debug("unheard")
-logging.getLogger("uvicorn.error").info("chatter")
-logging.getLogger("uvicorn.error").warning("Invalid HTTP %s", "request")
-try:
-    raise LookupError("why")
-except LookupError as error:
-    log.error("broke", exc_info=error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    request, foreign, broke = [json.loads(line) for line in done.stderr.splitlines()]
-    assert (request["event"], request["status"], request["level"]) == ("request", 200, "info")
-    assert (foreign["event"], foreign["logger"]) == ("Invalid HTTP request", "uvicorn.error")
-    assert "LookupError: why" in broke["exception"]
-    assert done.stdout == ""
 
 
 def test_ignored_fields_count_by_field_and_not_by_place() -> None:
