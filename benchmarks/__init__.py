@@ -1,1 +1,1 @@
-"""Programs that `castor bench` runs in processes of their own, and the results of its runs."""
+"""Programs that measure parts of Castor, the harness of ``./scripts/bench``, and the results of its runs."""

@@ -1,4 +1,4 @@
-"""The command ``castor``: options in, exit codes out. 1: something is wrong, said in one sentence; 2: wrong usage."""
+"""The command ``castor``: options in, exit codes out. 1: an error, in one sentence on stderr; 2: wrong usage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from server.bench import options
 
 if TYPE_CHECKING:
     from server.config.settings import Settings
@@ -23,8 +25,6 @@ app.add_typer(models, name="models")
 
 ModelsFile = Annotated[Path | None, typer.Option("--models", help="The models.yaml to use.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where prepared weights are kept.")]
-Numbers = list[int] | None
-Shares = list[float] | None
 Names = Annotated[list[str] | None, typer.Argument(help="Entries of models.yaml; without any, all of them.")]
 
 
@@ -109,57 +109,50 @@ def check(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
 
 @app.command()
 def bench(
-    url: Annotated[str | None, typer.Argument(help="A running server; without it, Castor starts one itself.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model; the first one unless given.")] = None,
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="A running server, like http://127.0.0.1:8080.")
+    ] = None,
+    model: options.ModelName = None,
     api_key: Annotated[
         str | None, typer.Option(help="Key for URL; on this machine the first of CASTOR_API_KEYS unless given.")
     ] = None,
-    scenario: Annotated[str, typer.Option(help="throughput, R1 to R7, frontend, prefix or intrusion.")] = "throughput",
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="llama.cpp, llama.cpp-native, transformers.")
-    ] = None,
-    streams: Annotated[Numbers, typer.Option("--streams", help="Requests at once; repeatable.")] = None,
-    rounds: Annotated[int, typer.Option(help="How often each server takes its turn.")] = 3,
-    requests: Annotated[int | None, typer.Option(help="Requests of each stream at least; at least 16 in all.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="How long a load lasts at least, in seconds.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The limit of an answer.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="About the length of a prompt.")] = None,
-    rates: Annotated[Shares, typer.Option("--rate", help="Random arrivals a second; repeatable.")] = None,
-    shares: Annotated[Shares, typer.Option("--share", help="The same as a share of the most; repeatable.")] = None,
-    ttft_limit: Annotated[float, typer.Option(help="Seconds to the first token that count as good.")] = 2.0,
-    tpot_limit: Annotated[float, typer.Option(help="Seconds for each further token that count as good.")] = 0.2,
-    weights_bytes: Annotated[int | None, typer.Option(help="Weights that Castor reads for a token, in bytes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Which prompts and arrivals are drawn.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the JSON and the plots.")] = Path("benchmarks"),
-    models: ModelsFile = None,
-    cache_dir: CacheDir = None,
+    scenario: Annotated[str, typer.Option(help="throughput, R2 to R6, prefix or intrusion.")] = "throughput",
+    streams: options.Streams = None,
+    rounds: Annotated[int, typer.Option(help="Number of rounds; each runs the whole scenario.")] = 3,
+    requests: options.Requests = None,
+    seconds: options.Seconds = None,
+    tokens: options.Tokens = None,
+    prompt_tokens: options.PromptTokens = None,
+    rates: options.Rates = None,
+    shares: options.Shares = None,
+    ttft_limit: options.TtftLimit = 2.0,
+    tpot_limit: options.TpotLimit = 0.2,
+    seed: options.Seed = None,
+    output: options.Output = Path("benchmarks"),
 ) -> None:
-    """Measure the server at URL, or Castor itself and its peers in turn; ./scripts/bench installs what that needs."""
-    settings = _settings(models=models, cache_dir=cache_dir)
-    from server.commands.bench import Options
+    """Measure the server at URL. To start and compare servers on this machine, run ./scripts/bench from a checkout."""
+    from server.commands.bench import BenchOptions
     from server.commands.bench import bench as run
 
-    options = Options(
+    given = BenchOptions(
         url=url,
         model=model,
         api_key=api_key,
         scenario=scenario,
-        peers=_tuple(peers) or (),
-        streams=tuple(streams or ()),
+        streams=streams,
         rounds=rounds,
         requests=requests,
         seconds=seconds,
         tokens=tokens,
         prompt_tokens=prompt_tokens,
-        rates=tuple(rates or ()),
-        shares=tuple(shares or ()),
+        rates=rates,
+        shares=shares,
         ttft_limit=ttft_limit,
         tpot_limit=tpot_limit,
-        weights_bytes=weights_bytes,
         seed=seed,
         output=output,
     )
-    raise typer.Exit(run(options, settings))
+    raise typer.Exit(run(given, _settings()))
 
 
 @models.command("list")
@@ -178,24 +171,27 @@ def fetch(names: Names = None, models: ModelsFile = None, cache_dir: CacheDir = 
     raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir), names or []))
 
 
-def main() -> None:
-    """Run the command; what the operator can mend is told in one sentence and never as a traceback."""
+def run(command: typer.Typer) -> None:
+    """Run a command; what the operator can fix is one sentence on stderr and exit code 1, never a traceback."""
     from engine.api.errors import EngineError
     from server.config.errors import ConfigError
 
     try:
-        app()
+        command()
+        return
     except (ConfigError, EngineError) as error:
-        _fail(str(error))
+        sentence = str(error)
     except OSError as error:
         from server.commands.terminal import os_sentence
 
-        _fail(os_sentence(error))
-
-
-def _fail(sentence: str) -> None:
+        sentence = os_sentence(error)
     print(f"castor: {sentence}", file=sys.stderr)
     sys.exit(1)
+
+
+def main() -> None:
+    """The entry point ``castor``."""
+    run(app)
 
 
 def _settings(**options: Any) -> Settings:

@@ -1,1 +1,1 @@
-"""Measures Castor and its peers in turn on this machine."""
+"""The harness of ``./scripts/bench``: starts Castor and its peers in turn on this machine and compares them."""

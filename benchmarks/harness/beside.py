@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.harness.contenders import PROGRAMS
 from benchmarks.harness.programs import output_of
+from benchmarks.harness.scenarios import BARE_CORE, MACHINE
 from engine.api.engine import EngineConfig
 from server.bench.loads import streams_name
 from server.bench.prompts import Prompts
-from server.bench.scenarios import BARE_CORE, MACHINE
 from server.bench.session import WARM_UP_TOKENS, Measurement, Plan
 from server.config.errors import ConfigError
 
@@ -31,7 +31,7 @@ class Beside:
 
     def run(self, program: str, number: int) -> list[Measurement]:
         """Run a program in a round, while no server runs. Raises ``ConfigError`` if it fails."""
-        return _RUNS[program](self, program, number)
+        return PROGRAM_RUNS[program](self, program, number)
 
 
 def _bandwidth(beside: Beside, program: str, number: int) -> list[Measurement]:
@@ -68,7 +68,7 @@ def _bare_core(beside: Beside, program: str, number: int) -> list[Measurement]:
     return found
 
 
-_RUNS: dict[str, Callable[[Beside, str, int], list[Measurement]]] = {
+PROGRAM_RUNS: dict[str, Callable[[Beside, str, int], list[Measurement]]] = {
     "memory_bandwidth.py": _bandwidth,
     "scheduler_steps.py": _scheduler,
     "bare_core.py": _bare_core,

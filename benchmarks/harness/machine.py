@@ -54,7 +54,7 @@ def computes_on_gpu(build: str) -> bool:
     return bool(set(re.findall(r"(\w+) :", build)) - {"CPU"})
 
 
-def told(name: str, build: str) -> str:
+def build_in_words(name: str, build: str) -> str:
     """The build in words, with a warning where it leaves out what this processor could do."""
     features = re.findall(r"(\w+) = 1", build)
     words = f"{name} is compiled for {', '.join(features) or 'no extension of this kind of processor'}"

@@ -1,1 +1,1 @@
-"""``castor bench``: the load that is put on servers, what is measured of it, and how it is told."""
+"""``castor bench``: the load that is put on a server, what is measured of it, and how the results are reported."""

@@ -75,15 +75,19 @@ class Measurement:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
+OnMeasurement = Callable[[Measurement], None]
+"""Called with each measurement as soon as there is one."""
+
+
 @dataclass(slots=True)
 class Session:
-    """What a scenario works with. ``tell`` gets each load that has ended; ``facts`` are numbers that go with all."""
+    """One server in one round. ``on_measurement`` gets each load that has ended; ``facts`` are added to its numbers."""
 
     target: Target
     plan: Plan
     prompts: Prompts
     round: int
-    tell: Callable[[Measurement], None]
+    on_measurement: OnMeasurement
     facts: Mapping[str, float] = field(default_factory=dict)
 
     async def warm_up(self) -> None:
@@ -127,7 +131,7 @@ class Session:
         summary = summarise(load, self.plan.limits)
         measurement = Measurement(self.target.name, self.round, name, kind, streams, rate, load, summary, usage)
         measurement.numbers |= self.facts
-        self.tell(measurement)
+        self.on_measurement(measurement)
         return measurement
 
     async def metric(self, name: str) -> float:

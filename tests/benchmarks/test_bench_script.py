@@ -1,4 +1,4 @@
-"""scripts/bench with a command in Castor's place that tells what it was called with."""
+"""scripts/bench with programs in the place of Castor and Python that print what they were called with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HARNESS = "-P -m benchmarks.harness"
 
 
 @pytest.fixture
@@ -19,17 +20,18 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "scripts", root / "scripts")
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, root)
-    command = root / ".venv" / "bin" / "castor"
-    command.parent.mkdir(parents=True)
-    command.write_text('#!/bin/sh\necho "$PWD:" "$@"\n')
-    command.chmod(0o755)
+    for name in ("castor", "python"):
+        command = root / ".venv" / "bin" / name
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.write_text('#!/bin/sh\necho "$PWD:" "$@"\n')
+        command.chmod(0o755)
     stamp = 'source "$1/scripts/environment.sh"; fingerprint >"$venv/.installed[bench]"'
     subprocess.run(["bash", "-c", stamp, "stamp", str(root)], check=True, timeout=60)
     return root
 
 
 def calls(checkout: Path, *args: str, path: str | None = None) -> list[str]:
-    """What Castor was called with, from another folder."""
+    """What the programs were called with, from another folder."""
     other = checkout.parent / "other"
     other.mkdir(exist_ok=True)
     environment = os.environ | ({"PATH": path} if path else {})
@@ -42,11 +44,11 @@ def test_paths_are_those_of_the_folder_that_it_is_called_from(checkout: Path) ->
     output = f"--output {checkout}/benchmarks"
     assert calls(checkout, "--models", "my.yaml", "--rounds", "1") == [
         "models fetch --models=my.yaml",
-        f"bench {output} --models my.yaml --rounds 1",
+        f"{HARNESS} {output} --models my.yaml --rounds 1",
     ]
     assert calls(checkout, "--cache-dir=c", "--output", "here") == [
         "models fetch --cache-dir=c",
-        "bench --cache-dir=c --output here",
+        f"{HARNESS} --cache-dir=c --output here",
     ]
 
 
@@ -55,8 +57,14 @@ def test_nothing_is_fetched_for_a_url(checkout: Path, url: str) -> None:
     assert calls(checkout, "--rounds", "1", url) == [f"bench --output {checkout}/benchmarks --rounds 1 {url}"]
 
 
+def test_peers_are_not_for_a_running_server(checkout: Path) -> None:
+    for args in (("--peer", "llama.cpp", "http://x"), ("http://x", "--peer=none-such")):
+        (sentence,) = calls(checkout, *args)
+        assert sentence.endswith("leave out either the URL or --peer")
+
+
 def test_help_fetches_nothing(checkout: Path) -> None:
-    assert calls(checkout, "--help") == ["bench --help"]
+    assert calls(checkout, "--help") == [f"{HARNESS} --help"]
 
 
 def test_what_compiling_llama_cpp_needs_is_said_at_once(checkout: Path, tmp_path: Path) -> None:

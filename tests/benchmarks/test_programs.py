@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from support.paged import lively_model_folder
 from support.tiny import save_tiny_tokenizer
 
 from benchmarks import matmul, quality
-from benchmarks.harness.beside import Beside
+from benchmarks.harness.beside import Beside, last_numbers
+from benchmarks.harness.programs import output_of
 from engine.api.engine import EngineConfig
 from engine.native.packing import Format
 from server.bench.prompts import Prompts
@@ -63,3 +65,19 @@ def test_the_interval_of_a_mean() -> None:
 @pytest.mark.parametrize("format", Format)
 def test_products_are_timed(format: Format) -> None:
     assert matmul.c_step(format, threads=2)(3) > 0
+
+
+def test_programs_that_do_not_answer() -> None:
+    with pytest.raises(ConfigError, match="slow did not end within 0 s"):
+        output_of("slow", [sys.executable, "-c", "import time; time.sleep(60)"], "", 0.3)
+    assert last_numbers("good", 'words\n{"a": 1}\n') == {"a": 1.0}
+    for said in ("", "words", "[1]", '{"a": "b"}', '{"a": null}'):
+        with pytest.raises(ConfigError, match="bad did not end with a line of numbers"):
+            last_numbers("bad", said)
+
+
+def test_a_bare_core_that_fails_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.harness.beside._numbers", lambda *_: {"failed": 2.0})
+    failing = Beside(EngineConfig(path=""), Plan("frontend", (4,), tokens=4), Prompts(0))
+    with pytest.raises(ConfigError, match="the bare core failed 2 requests with 4 streams"):
+        failing.run("bare_core.py", 0)

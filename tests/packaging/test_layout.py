@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 from pathlib import Path
@@ -56,3 +57,16 @@ def test_the_architecture_page_names_every_folder_and_no_other() -> None:
     listed = {line.split("`")[1] for line in page.splitlines() if line.startswith("- `")}
     folders = {path.parent for package in ("server", "engine") for path in (ROOT / package).rglob("*.py")}
     assert listed == {f"{path.relative_to(ROOT)}/" for path in folders}
+
+
+def test_what_is_installed_imports_nothing_of_the_checkout() -> None:
+    modules = [path for package in ("server", "engine") for path in (ROOT / package).rglob("*.py")]
+    found = {}
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if {name.partition(".")[0] for name in names} & {"benchmarks", "scripts", "tests", "gpu_checks"}:
+                found[str(path.relative_to(ROOT))] = names
+    assert len(modules) > 20
+    assert found == {}

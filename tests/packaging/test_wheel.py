@@ -48,6 +48,20 @@ def test_its_name_and_version_are_those_of_the_project(wheel: Path) -> None:
     assert wheel.name.startswith(f"castor_serve-{project['version']}-py3-none-any")
 
 
+def test_its_commands_can_be_imported_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    commands = ["server.commands." + path.stem for path in (tmp_path / "server" / "commands").glob("[a-z]*.py")]
+    # None stands for a module that cannot be found, although this environment may have the checkout on its path.
+    code = f"import sys; sys.modules['benchmarks'] = None; import {', '.join(commands)}; print(server.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "server" / "__init__.py")
+
+
 @pytest.mark.product
 @pytest.mark.timeout(900)
 def test_it_installs_into_an_empty_environment_and_serves(wheel: Path, builtin_model: Path, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_the_numbers_are_those_of_the_server(castor: RunningServer, tmp_path: Pa
     assert all(outcome["error"] is None and outcome["counted_by"] == "usage" for outcome in outcomes)
     assert len(outcomes) + WARM_UP == requests
     assert sum(outcome["prompt_tokens"] for outcome in outcomes) < prompts
-    told = sum(outcome["output_tokens"] for outcome in outcomes)
-    assert told <= generated <= told + WARM_UP * WARM_UP_TOKENS
+    counted = sum(outcome["output_tokens"] for outcome in outcomes)
+    assert counted <= generated <= counted + WARM_UP * WARM_UP_TOKENS
     # Every token after the first arrived at some instant.
     for outcome in outcomes:
         assert sum(tokens for _, tokens in outcome["gaps"]) <= outcome["output_tokens"] - 1

@@ -19,7 +19,6 @@ from server.config.errors import ConfigError
 ANSWER = (gemini_event("a", 1), 0.01, gemini_event("b", 2, "STOP"))
 LOADS = {
     "throughput": ["1 stream", "2 streams", "30 a second", "0.5 of most"],
-    "R1": ["1 stream", "2 streams"],
     "R2": ["1 stream", "2 streams"],
     "R3": ["saturation", "0.5 of saturation"],
     "R4": ["apart", "shared"],
@@ -61,12 +60,12 @@ async def test_a_server_that_refuses_everything_ends_the_run() -> None:
 
 def test_every_scenario_says_what_it_asks() -> None:
     assert list(SCENARIOS) == [
-        *("throughput", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "frontend", "prefix", "intrusion"),
+        *("throughput", "R2", "R3", "R4", "R5", "R6", "prefix", "intrusion"),
     ]
     for name, scenario in SCENARIOS.items():
         assert scenario.plan.scenario == name
         assert scenario.question.endswith("?")
-        assert scenario.load or scenario.beside
+        assert scenario.load
         assert scenario.context(scenario.plan) % 256 == 0
         assert scenario.context(scenario.plan) > scenario.plan.prompt_tokens + scenario.plan.tokens
 

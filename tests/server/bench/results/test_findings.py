@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from support.measurements import found, measured
 
-from server.bench.load import Load
 from server.bench.results.findings import Results, quotient
-from server.bench.results.measure import Limits, Spread, summarise
-from server.bench.scenarios import BARE_CORE, MACHINE, SCENARIOS
-from server.bench.session import Measurement
-from server.bench.usage import Usage
-from server.bench.wire.counting import Outcome
-
-
-def measured(
-    server: str, number: int, name: str, tokens: int = 100, ttft: float = 1.0, itl: float = 0.1
-) -> Measurement:
-    """A load of one request and one second that gave so many tokens."""
-    outcome = Outcome(0.0, first=ttft, ended=2.0, output_tokens=tokens, counted_by="usage", gaps=[(itl, 1)] * 100)
-    load = Load([outcome], 1.0, 0.01)
-    summary = summarise(load, Limits(2.0, 0.2))
-    return Measurement(
-        server, number, name, "closed loop", 1, None, load, summary, Usage(20, 10 + number, 0.5, 0.1 * number)
-    )
-
-
-def found(scenario: str, *measurements: Measurement) -> dict[tuple[str, str], Spread]:
-    wanted = SCENARIOS[scenario]
-    assert wanted.find is not None
-    findings = wanted.find(Results(measurements), wanted.plan)
-    return {(finding.name, finding.server): finding.value for finding in findings}
+from server.bench.results.measure import Spread
+from server.bench.scenarios import SCENARIOS
 
 
 def test_ratios_are_those_of_the_same_round() -> None:
@@ -68,43 +46,31 @@ def test_quotients() -> None:
     assert quotient(1.0, 0.0) is quotient(None, 1.0) is quotient(1.0, None) is None
 
 
-def test_the_share_of_the_memory_bandwidth() -> None:
-    decode = measured("castor", 0, "1 stream", itl=0.1)
-    decode.numbers["weights_bytes"] = 500.0
-    findings = found("R1", decode, Measurement(MACHINE, 0, "bandwidth", numbers={"copy": 10_000.0, "read": 9_000.0}))
-    assert findings["weights are read at", "castor"].median == pytest.approx(0.5)
-    assert findings["copy bandwidth", MACHINE].median == pytest.approx(1e-5)
-
-
 def test_goodput_at_each_share() -> None:
-    findings = found("R3", measured("castor", 0, "0.5 of saturation"), measured("castor", 0, "1 of saturation", ttft=3))
+    findings = found(
+        SCENARIOS["R3"], measured("castor", 0, "0.5 of saturation"), measured("castor", 0, "1 of saturation", ttft=3)
+    )
     assert findings["goodput at 0.5 of saturation", "castor"].median == 1.0
     assert findings["goodput at 1 of saturation", "castor"].median == 0.0
     assert findings["kept both limits at 0.5 of saturation", "castor"].median == 1.0
 
 
 def test_schemas_against_free_text() -> None:
-    findings = found("R5", measured("castor", 0, "free 16", 100), measured("castor", 0, "schema 16", 95))
+    findings = found(SCENARIOS["R5"], measured("castor", 0, "free 16", 100), measured("castor", 0, "schema 16", 95))
     assert findings == {("schema against free text, 16 streams", "castor"): Spread(0.95, 0.95, 0.95, 1)}
 
 
 def test_what_cancelling_leaves() -> None:
     half = measured("castor", 0, "half cancelled", itl=0.2)
     half.numbers |= {"kv_blocks_held": 0.0, "seconds_until_free": 0.1}
-    findings = found("R6", measured("castor", 0, "undisturbed"), half)
+    findings = found(SCENARIOS["R6"], measured("castor", 0, "undisturbed"), half)
     assert findings["KV blocks held afterwards", "castor"].median == 0
     assert findings["p99 ITL of the others", "castor"].median == pytest.approx(2.0)
 
 
-def test_the_cost_of_the_front_end() -> None:
-    bare = Measurement(BARE_CORE, 0, "64 streams", numbers={"output_tokens_per_second": 100.0})
-    findings = found("frontend", measured("castor", 0, "64 streams", 92), bare)
-    assert findings["HTTP, process border and client at 64 streams", "castor"].median == pytest.approx(8.0)
-
-
 def test_prefixes_and_intrusions() -> None:
     first, second = measured("castor", 0, "first", ttft=1.0), measured("castor", 0, "second", ttft=0.1)
-    assert found("prefix", first, second)["TTFT first / second", "castor"].median == pytest.approx(10.0)
+    assert found(SCENARIOS["prefix"], first, second)["TTFT first / second", "castor"].median == pytest.approx(10.0)
     intruded = measured("castor", 0, "intruded", itl=0.2)
     intruded.numbers |= {
         "itl_p99_beside": 0.25,
@@ -112,13 +78,6 @@ def test_prefixes_and_intrusions() -> None:
         "intruder_ttft": 4.0,
         "intruder_prompt_tokens": 4100,
     }
-    findings = found("intrusion", measured("castor", 0, "alone"), intruded)
+    findings = found(SCENARIOS["intrusion"], measured("castor", 0, "alone"), intruded)
     assert findings["p99 ITL while the long prompt is computed", "castor"].median == pytest.approx(2.5)
     assert findings["p99 ITL of the whole load", "castor"].median == pytest.approx(2.0)
-
-
-def test_steps_of_the_scheduler() -> None:
-    names = [f"{part}_us_{number}" for part in ("schedule", "step") for number in ("mean", "p50", "p99")]
-    findings = found("R7", Measurement("castor", 0, "steps", numbers=dict.fromkeys(names, 5.0)))
-    assert len(findings) == 6
-    assert {value.median for value in findings.values()} == {5.0}
