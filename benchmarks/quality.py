@@ -42,7 +42,7 @@ from server.models.registry import engine_config, weights_of
 TEXT = Path(__file__).with_name("quality.txt")
 NORMAL_95 = 1.96
 LLAMA_TOP = 100
-"""Candidates asked of llama.cpp: the reference's top token is always among so many, or counted as missing."""
+"""Candidates requested from llama.cpp: the reference's top token is among them, or counted as missing."""
 
 
 @dataclass(slots=True)

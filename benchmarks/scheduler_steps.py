@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def model_info(vocab_size: int, requests: int, steps: int) -> ModelInfo:
-    """A model with room for everybody, so that nobody waits or is preempted."""
+    """A model with room for all requests, so that none waits or is preempted."""
     length = PROMPT + 2 * steps
     return ModelInfo(
         model_type="none",
@@ -123,9 +123,9 @@ def core_seconds(info: ModelInfo, tokenizer: Tokenizer, number: int, steps: int)
     taken: list[float] = []
     while len(taken) < steps:
         started = time.perf_counter()
-        told = core.step()
+        events = core.step()
         seconds = time.perf_counter() - started
-        if len(told) > number // 2:  # a character that is not complete yet is told with a later step
+        if len(events) > number // 2:  # an incomplete character comes with a later step
             taken.append(seconds)
     return taken
 

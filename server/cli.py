@@ -24,7 +24,7 @@ models = typer.Typer(help="The models of models.yaml.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 ModelsFile = Annotated[Path | None, typer.Option("--models", help="The models.yaml to use.")]
-CacheDir = Annotated[Path | None, typer.Option(help="Where prepared weights are kept.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Folder for prepared weights.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Entries of models.yaml; without any, all of them.")]
 
 
@@ -44,19 +44,21 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8080 unless set, 0 for a free one.")] = None,
     models: ModelsFile = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the server keeps its own data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for the server's own data.")] = None,
     cache_dir: CacheDir = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    drain_seconds: Annotated[float | None, typer.Option(help="Time for running requests when asked to end.")] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(help="Seconds that running requests get to finish at shutdown.")
+    ] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="File with one API key per line.")] = None,
     allow_no_keys: Annotated[
-        bool, typer.Option("--allow-no-keys", help="Serve other machines although there are no API keys.")
+        bool, typer.Option("--allow-no-keys", help="Serve other machines without API keys.")
     ] = False,
     trusted_proxies: Annotated[
         list[str] | None, typer.Option("--trusted-proxy", help="Address whose X-Forwarded-* headers count; repeatable.")
     ] = None,
     allowed_hosts: Annotated[
-        list[str] | None, typer.Option("--allowed-host", help="Further name of this server; repeatable.")
+        list[str] | None, typer.Option("--allowed-host", help="Additional host name of this server; repeatable.")
     ] = None,
     cors_origins: Annotated[
         list[str] | None, typer.Option("--cors-origin", help="Web origin that may use the server; repeatable.")
@@ -101,7 +103,7 @@ def chat(
 
 @app.command()
 def check(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
-    """Check settings, models.yaml and prepared weights, and say what would be served."""
+    """Check settings, models.yaml and prepared weights, and print what would be served."""
     from server.commands.models import check as run
 
     raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir)))
@@ -165,7 +167,7 @@ def list_models(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
 
 @models.command()
 def fetch(names: Names = None, models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
-    """Fetch and prepare weights; what is there already is not fetched again."""
+    """Fetch and prepare weights, except those that are prepared already."""
     from server.commands.models import fetch_models as run
 
     raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir), names or []))

@@ -23,7 +23,7 @@ PROGRAM_SECONDS = 1800
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What the programs get: the model as its engine is configured, the plan, and prompts like those of the servers."""
+    """The input of the programs: the engine's configuration, the plan, and prompts like those of the servers."""
 
     config: EngineConfig
     plan: Plan

@@ -32,7 +32,7 @@ START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 ASK_SECONDS = 60.0
 PORTS = range(20_000, 32_768)
-"""Below those that systems give to clients, so that nobody gets one between our look at it and the server's."""
+"""Below the range that systems give to clients, so that none takes a port between our check and the server's bind."""
 PORT_TRIES = 3
 LLAMA_CPP = ("llama.cpp", "llama.cpp-native")
 """The package's wheel, which runs on most processors, and the same release compiled for this very one."""
@@ -139,7 +139,7 @@ def gguf_file(spec: ModelSpec, settings: Settings) -> Path:
 def started(contender: Contender, sizes: Sizes) -> Iterator[Target]:
     """The server, ready, for the length of the block. Raises ``ConfigError`` with the end of its log if it fails."""
     with tempfile.TemporaryDirectory(prefix="castor-bench-") as name:
-        # Settings of the operator's own server, its keys above all, are none of the benchmark's business.
+        # Settings of the operator's own server, its keys above all, must not reach the benchmark.
         ours = {key: value for key, value in os.environ.items() if not key.startswith("CASTOR_")}
         # All get the same threads: Castor and transformers read the variable, llama.cpp gets an option.
         ours |= {
@@ -172,7 +172,7 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
 def _start(
     contender: Contender, sizes: Sizes, environment: Mapping[str, str], log: Path
 ) -> tuple[subprocess.Popen[bytes], BaseUrl]:
-    """The process and where it is ready; on another port where somebody else has taken the first one."""
+    """The process and where it is ready; on another port where the first one was taken meanwhile."""
     for last in (*[False] * (PORT_TRIES - 1), True):
         url = BaseUrl("http", "127.0.0.1", _free_port(), "")
         command = contender.command(url.port, sizes)
@@ -194,7 +194,7 @@ def _wait_until_ready(contender: Contender, process: subprocess.Popen[bytes], ur
     deadline = time.monotonic() + START_SECONDS
     while True:
         ready = asyncio.run(_is_ready(url, contender.ready_path))
-        status = process.poll()  # looked at last: whoever answers on the port of a dead process is somebody else
+        status = process.poll()  # polled last: on the port of a dead process another one may answer
         if status is not None:
             raise ConfigError(f"{contender.name} ended with status {status} before it was ready: {_tail(log)}")
         if ready:
@@ -221,7 +221,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait(STOP_SECONDS)
     finally:
-        process.kill()  # after a second Ctrl-C nobody waits any longer, and no server is left behind all the same
+        process.kill()  # a second Ctrl-C ends the wait, and must leave no server behind either
 
 
 def _tail(log: Path) -> str:
@@ -238,7 +238,7 @@ def _free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As servers do: what a connection of the last one leaves behind is in nobody's way.
+        # As servers do: closed connections of the last one must not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

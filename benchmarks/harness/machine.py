@@ -25,7 +25,7 @@ _ASK_LLAMA_CPP = "import xllamacpp; print(xllamacpp.get_system_info())"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What Castor's engine computes with. The peers get the same, else it would be machines that are compared."""
+    """What Castor's engine computes with. The peers get the same, so that servers are compared, not devices."""
 
     device: str
     threads: int
@@ -41,7 +41,7 @@ def choice_of(spec: ModelSpec) -> Choice:
     try:
         return Choice(**json.loads(said))
     except (ValueError, TypeError):
-        raise ConfigError(f"castor's engine did not tell its device and threads, but {said[-200:]!r}") from None
+        raise ConfigError(f"castor's engine did not print its device and threads, but {said[-200:]!r}") from None
 
 
 def llama_cpp_build(name: str, python: Path) -> str:
@@ -50,7 +50,7 @@ def llama_cpp_build(name: str, python: Path) -> str:
 
 
 def computes_on_gpu(build: str) -> bool:
-    """Whether a build has a backend beside that of the CPU: it tells each by name, as in ``CUDA : … | CPU : …``."""
+    """Whether a build has a backend beside that of the CPU: it lists each by name, as in ``CUDA : … | CPU : …``."""
     return bool(set(re.findall(r"(\w+) :", build)) - {"CPU"})
 
 
@@ -64,7 +64,7 @@ def build_in_words(name: str, build: str) -> str:
 
 
 def has_avx512() -> bool:
-    """Whether this processor has the extension; False where the system does not tell."""
+    """Whether this processor has the extension; False where the system does not say."""
     try:
         return re.search(r"^flags\s*:.*\bavx512f\b", CPU_INFO.read_text(), re.MULTILINE) is not None
     except OSError:

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,28 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP
 def describe(command: Sequence[str], packages: Mapping[str, Mapping[str, str]], root: Path) -> dict[str, Any]:
     """The environment of a run as JSON. ``packages`` are the versions for each server, ``root`` is the checkout.
 
-    ``load_average`` is that before the run: what else the machine had to do.
+    ``load_average`` is taken before the run: what else the machine was doing.
     """
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    # The kernel without what its builder added to the version.
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    with suppress(OSError):
+        system = f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {system}"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": public_command(command),
         **_commit(root),
-        "cpu": _cpu_model(),
+        "cpu": found[1] if found else platform.processor() or platform.machine(),
         "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": round(os.getloadavg()[0], 2),
         "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
-        "system": _system(),
+        "system": system,
         "python": platform.python_version(),
-        "packages": {server: dict(found) for server, found in packages.items()},
+        "packages": {server: dict(versions) for server, versions in packages.items()},
     }
 
 
@@ -56,25 +65,8 @@ def _without_folders(word: str) -> str:
     return Path(word).name if word.startswith(("/", "~", "./", "../")) else word
 
 
-def _system() -> str:
-    """The distribution, and the kernel without what its builder added to the version."""
-    kernel = f"{platform.system()} {platform.release().split('-')[0]}"
-    try:
-        return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {kernel}"
-    except OSError:
-        return kernel
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
 def _commit(root: Path) -> dict[str, Any]:
-    """Which version this is; nothing where ``root`` only lies inside somebody else's repository, installed there."""
+    """The commit and the number of changed files; empty where ``root`` is installed inside another repository."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != root.resolve():
         return {"commit": "", "changed_files": 0}

@@ -1,8 +1,8 @@
 """The load: requests one after the other on a number of streams, or at random instants, and what became of each.
 
-A closed loop asks again only when it has its answer, so a slow server is asked less: its latencies are those of that
-many patient clients, no more. An open loop asks at instants that were drawn beforehand, and its latencies count from
-these instants, also where the client itself was late.
+A closed loop sends its next request after an answer, so a slow server gets fewer: its latencies are those of that many
+patient clients, no more. An open loop sends at instants that were drawn beforehand, and its latencies count from these
+instants, also where the client itself was late.
 """
 
 from __future__ import annotations

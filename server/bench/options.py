@@ -1,4 +1,4 @@
-"""The options of a run as they are written on a command line. Light: ``castor`` imports this whatever it is asked."""
+"""The options of a run as they are written on a command line. ``castor`` imports them for every command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Output = Annotated[Path, typer.Option(help="Folder for the JSON and the plots.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the operator asked for; None leaves a size to the scenario. Only scenarios of the harness take bytes."""
+    """The options of every run. None leaves a size to the scenario; only the harness sets ``weights_bytes``."""
 
     model: str | None = None
     scenario: str = "throughput"

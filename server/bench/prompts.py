@@ -1,4 +1,4 @@
-"""What is asked: the same of every server in a run, and nothing twice, so that caches help none more than others."""
+"""The prompts: the same for every server of a run, and none twice, so that caches favour no server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class Prompts:
 
     def stories(self, number: int, max_tokens: int) -> list[Call]:
         """Short prompts that make a model write on: some 45 tokens with the template of the built-in model."""
-        return [Call(_story(next(self._numbers)), max_tokens) for _ in range(number)]
+        return [
+            Call(f"Tell me a story about the number {next(self._numbers)} and a dragon.", max_tokens)
+            for _ in range(number)
+        ]
 
     def words(self, number: int, prompt_words: int, max_tokens: int) -> list[Call]:
         """Prompts of about so many tokens that share nothing but the template."""
@@ -63,10 +66,6 @@ class Prompts:
             Call(f"{self.text(min(next(inputs), 4 * prompt_words))}. Go on.", min(next(outputs), 4 * max_tokens))
             for _ in range(number)
         ]
-
-
-def _story(number: int) -> str:
-    return f"Tell me a story about the number {number} and a dragon."
 
 
 def _lognormal(source: random.Random, mean: float, sigma: float) -> Iterator[int]:

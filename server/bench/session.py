@@ -135,7 +135,7 @@ class Session:
         return measurement
 
     async def metric(self, name: str) -> float:
-        """The sum of a metric's samples as the server tells it. Raises ``ConfigError`` if it tells no such metric."""
+        """The sum of a metric's samples at /metrics. Raises ``ConfigError`` if the server exports no such metric."""
         headers = self.target.dialect.headers(self.target.api_key)
         try:
             status, body = await get(self.target.url, "/metrics", headers)
@@ -143,7 +143,7 @@ class Session:
             raise ConfigError(f"{self.target.name} does not answer at /metrics: {error}") from None
         found = metric_samples(body.decode(errors="replace"), name) if status == 200 else []
         if not found:
-            raise ConfigError(f"{self.target.name} tells no {name} at /metrics, which {self.plan.scenario} needs")
+            raise ConfigError(f"{self.target.name} exports no {name} at /metrics, which {self.plan.scenario} needs")
         return sum(found)
 
 

@@ -17,7 +17,7 @@ INTERVAL_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Usage:
-    """Bytes, seconds of one core, and cores; None where /proc does not tell.
+    """Bytes, seconds of one core, and cores; None where /proc does not have them.
 
     ``peak_rss`` is the most memory that was seen; RSS counts a page that several processes share in each of them.
     ``last_pss``, in which each has its share of a page, is that of the end: for PSS the kernel walks through all pages,
@@ -112,5 +112,5 @@ def _grown(before: float | None, after: float | None) -> float | None:
 def _text(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # it ended, or belongs to somebody else
+    except OSError:  # it ended, or belongs to another user
         return ""

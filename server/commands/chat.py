@@ -63,8 +63,13 @@ def chat(url: str, model: str | None, api_key: str | None) -> int:
     contents: list[Content] = []
     while line := _read_line():
         contents.append({"role": "user", "parts": [{"text": line}]})
+        answer = ""
         try:
-            contents.append({"role": "model", "parts": [{"text": _print_pieces(client.stream(name, contents))}]})
+            for piece in client.stream(name, contents):
+                answer += piece
+                print(piece, end="", flush=True)
+            print()
+            contents.append({"role": "model", "parts": [{"text": answer}]})
         except (ChatError, OSError) as error:
             contents.pop()
             print(f"\n[{error}]")
@@ -77,15 +82,6 @@ def _read_line() -> str:
     except EOFError:
         print()
         return ""
-
-
-def _print_pieces(pieces: Iterator[str]) -> str:
-    answer = ""
-    for piece in pieces:
-        answer += piece
-        print(piece, end="", flush=True)
-    print()
-    return answer
 
 
 def _text_of(chunk: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from engine.weights.sources import SourceError, prepare, prepared_folder
 from server.commands.terminal import bars, console, reporter
 from server.config.errors import ConfigError
-from server.config.models_file import ModelSpec, load_specs
+from server.config.models_file import load_specs
 from server.config.settings import Settings
 from server.families.transformers_import import require_library
 from server.models.registry import weights_of
@@ -40,7 +40,11 @@ def list_models(settings: Settings) -> int:
 def fetch_models(settings: Settings, names: list[str]) -> int:
     """Fetch and prepare the weights of the named entries, or of all."""
     terminal = console()
-    for spec in _chosen(load_specs(models_file(settings)), names):
+    known = {spec.name: spec for spec in load_specs(models_file(settings))}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"no model is named {name!r}; models.yaml has {', '.join(known)}")
+    for spec in [known[name] for name in names or known]:
         with bars(terminal) as lines:
             folder = prepare(spec.where(), spec.sha256, settings.cache_dir, reporter(lines, spec.name))
         terminal.print(f"{spec.name}: ready in {folder}", soft_wrap=True)
@@ -58,28 +62,15 @@ def check(settings: Settings) -> int:
     output.print(f"models: {path.resolve()}, {len(specs)} in all")
     problems = 0
     for spec in specs:
-        problem = _problem(spec, settings)
-        problems += problem is not None
-        output.print(f"{spec.name}: {problem or f'prepared, loads at {spec.load}'}")
+        try:
+            weights_of(spec, settings.cache_dir)
+            output.print(f"{spec.name}: prepared, loads at {spec.load}")
+        except SourceError as error:
+            problems += 1
+            output.print(f"{spec.name}: {error}")
     return 1 if problems else 0
 
 
 def _output() -> Console:
     """Standard output for results, with nothing cut off or broken, so that it can be copied and searched."""
     return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def _problem(spec: ModelSpec, settings: Settings) -> str | None:
-    try:
-        weights_of(spec, settings.cache_dir)
-    except SourceError as error:
-        return str(error)
-    return None
-
-
-def _chosen(specs: list[ModelSpec], names: list[str]) -> list[ModelSpec]:
-    known = {spec.name: spec for spec in specs}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"no model is named {name!r}; models.yaml has {', '.join(known)}")
-    return [known[name] for name in names] or specs

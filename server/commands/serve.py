@@ -28,7 +28,7 @@ def serve(settings: Settings, path: Path | None) -> NoReturn:
         with bars(terminal) as lines:
             prepare(specs[0].where(), None, settings.cache_dir, reporter(lines, specs[0].name))
     for spec in specs:
-        if spec.load == "start":  # what is missing is better told now than to the first client
+        if spec.load == "start":  # refused here, not at the first request
             weights_of(spec, settings.cache_dir)
     registry = Registry(specs, settings.cache_dir)
     port = listener.getsockname()[1]

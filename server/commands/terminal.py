@@ -13,14 +13,14 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from engine.api.engine import EngineState
 from server.config.settings import Settings
-from server.models.registry import Entry, Registry
+from server.models.registry import Registry
 
 POLL_SECONDS = 0.2
 _QUESTION = {"contents": [{"parts": [{"text": "What is the capital of France?"}]}]}
 
 
 def console() -> Console:
-    """The terminal, or the log that stands in for it."""
+    """Standard error: a terminal or a log."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -39,7 +39,7 @@ class Bars:
         self._terminal = terminal
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
 
     def show(self, name: str, step: str, share: float) -> None:
         """``name`` is at ``share`` (0 to 1) of ``step``."""
@@ -47,8 +47,8 @@ class Bars:
             if name not in self._tasks:
                 self._tasks[name] = self._progress.add_task(name, total=1.0, step=step)
             self._progress.update(self._tasks[name], completed=share, step=step)
-        elif step and self._told.get(name) != step:
-            self._told[name] = step
+        elif step and self._printed.get(name) != step:
+            self._printed[name] = step
             self._terminal.print(f"{name}: {step}", soft_wrap=True)
 
 
@@ -64,7 +64,7 @@ def bars(terminal: Console) -> Iterator[Bars]:
 
 
 async def watch_loading(registry: Registry, terminal: Console) -> bool:
-    """Show how the models load until each has been ready or has failed, be it once; whether any is ready."""
+    """Show the loading progress until every model is ready or has failed once; return whether any is ready."""
     loading = registry.required()
     with bars(terminal) as lines:
         while loading := [entry for entry in loading if entry.health().state is EngineState.LOADING]:
@@ -82,7 +82,11 @@ async def watch_loading(registry: Registry, terminal: Console) -> bool:
 def say_ready(registry: Registry, settings: Settings, port: int, terminal: Console) -> None:
     """Where the server is, what it serves, and a line to try."""
     url = base_url(settings.host, port)
-    lines = [f"Castor is ready on {url}", *(f"  model  {_model_line(entry)}" for entry in registry.entries())]
+    lines = [f"Castor is ready on {url}"]
+    for entry in registry.entries():
+        aliases = f" (also as {', '.join(entry.aliases)})" if entry.aliases else ""
+        state = "" if entry.health().state is EngineState.READY else f" [{entry.health().state}]"
+        lines.append(f"  model  {entry.name}{aliases}{state}")
     first = next((e for e in registry.entries() if e.health().state is EngineState.READY), None)
     if first is not None:
         key = ' -H "x-goog-api-key: $KEY"' if settings.api_keys else ""
@@ -101,8 +105,3 @@ def base_url(host: str, port: int) -> str:
 def reporter(lines: Bars, name: str) -> Callable[[str, float], None]:
     """A progress callback ``(step, share)`` for one thing."""
     return lambda step, share: lines.show(name, step, share)
-
-
-def _model_line(entry: Entry) -> str:
-    state = "" if entry.health().state is EngineState.READY else f" [{entry.health().state}]"
-    return entry.name + (f" (also as {', '.join(entry.aliases)})" if entry.aliases else "") + state

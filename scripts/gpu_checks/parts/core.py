@@ -206,7 +206,7 @@ def _one_arrival(
     if not clients.times[name]:
         return None
     waited, steps_until = clients.times[name][0] - arrived, clients.steps - steps
-    # What the last of these steps has for the others may be told within the next one.
+    # What the last of these steps has for the others may be reported within the next one.
     clients.step_while(lambda: clients.steps < steps + steps_until + 2)
     before, beside = _pauses(clients, streams, quiet, arrived), _pauses(clients, streams, arrived, math.inf)
     return _Arrival(waited, steps_until, median(before), max(beside))

@@ -74,7 +74,14 @@ class Results:
 
     def over_rounds(self, value: Callable[[int], float | None]) -> Spread | None:
         """A number of each round; rounds that lack a measurement it needs are left out."""
-        return spread(_value_or_none(value, number) for number in self.rounds)
+
+        def of_round(number: int) -> float | None:
+            try:
+                return value(number)
+            except KeyError:
+                return None
+
+        return spread(map(of_round, self.rounds))
 
     def totals(self) -> list[LoadTotals]:
         """The medians of every load on every server."""
@@ -136,10 +143,3 @@ def number_of(measurement: Measurement | None, name: str) -> float | None:
 def quotient(above: float | None, below: float | None) -> float | None:
     """The quotient, None where it has no meaning."""
     return above / below if above is not None and below else None
-
-
-def _value_or_none(value: Callable[[int], float | None], number: int) -> float | None:
-    try:
-        return value(number)
-    except KeyError:
-        return None

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from server.bench.results.findings import LoadTotals, Results
-from server.bench.results.measure import Spread
+from server.bench.results.findings import Results
 
 PANELS = (
     ("Output tokens/s", (("output_tokens_per_second", "-", ""),), 1.0, "linear"),
@@ -51,8 +50,8 @@ def plot(results: Results, title: str, path: Path) -> None:
 
 def _line(axis: Any, results: Results, server: str, number: str, style: str, label: str, factor: float) -> bool:
     """Draw a server's line; whether there was anything to draw."""
-    by_load = {total.load: total for total in results.totals() if total.server == server}
-    found = [(place, _value(by_load.get(load), number)) for place, load in enumerate(results.loads)]
+    by_load = {total.load: total.numbers for total in results.totals() if total.server == server}
+    found = [(place, by_load.get(load, {}).get(number)) for place, load in enumerate(results.loads)]
     points = [(place, value) for place, value in found if value is not None and value.least > 0]
     if points:
         axis.errorbar(
@@ -68,7 +67,3 @@ def _line(axis: Any, results: Results, server: str, number: str, style: str, lab
             label=label,
         )
     return bool(points)
-
-
-def _value(total: LoadTotals | None, number: str) -> Spread | None:
-    return None if total is None else total.numbers.get(number)

@@ -20,7 +20,7 @@ from server.bench.wire.counting import Outcome
 FORMAT = 1
 MIB = 1024 * 1024
 NOISE_CORES = 0.1
-"""What others may take of the machine before that is said."""
+"""Cores that other processes may use before a note mentions it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,10 @@ def write(content: dict[str, Any], folder: Path) -> Path:
     number = 2
     while path.exists():
         path, number = path.with_name(f"{moment}-{content['scenario']}-{number}.json"), number + 1
-    entries = [f"{json.dumps(key)}: {_lines(value)}" for key, value in content.items()]
+    entries = []
+    for key, value in content.items():
+        lines = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if isinstance(value, list) and value else None
+        entries.append(f"{json.dumps(key)}: {lines or json.dumps(value)}")
     path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
     return path
 
@@ -84,34 +87,38 @@ def show(results: Results, findings: Iterable[Finding], terminal: Console) -> No
     if found:
         table = Table("finding", "server", "median", "least", "most", "unit", "goal", title="Findings")
         for finding in found:
-            table.add_row(finding.name, finding.server, *_spread(finding.value), finding.unit, finding.goal)
+            numbers = (finding.value.median, finding.value.least, finding.value.most)
+            texts = (f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}" for number in numbers)
+            table.add_row(finding.name, finding.server, *texts, finding.unit, finding.goal)
         terminal.print(table)
     for note in notes(totals):
         terminal.print(note, soft_wrap=True)
 
 
 def notes(totals: Sequence[LoadTotals]) -> list[str]:
-    """What the reader of the numbers must be told."""
-    told = []
+    """What has to be known to read the numbers."""
+    lines = []
     for total in totals:
         where = f"{total.server}, {total.load}"
         errors = total.numbers["errors"].most
         if errors:
-            told.append(f"! {where}: up to {errors:.0f} requests of a round failed; the JSON has the reasons")
+            lines.append(f"! {where}: up to {errors:.0f} requests of a round failed; the JSON has the reasons")
         if "chunks" in total.counted_by:
-            told.append(f"! {where}: the server told no token counts, so chunks were counted, which may hold several")
+            lines.append(
+                f"! {where}: the server reports no token counts; chunks, maybe of several tokens, were counted"
+            )
         if (total.most_other_cores or 0.0) > NOISE_CORES:
             cores = f"{total.most_other_cores:.2f} cores"
-            told.append(f"! {where}: others took {cores} of this machine; measure on a quiet one")
+            lines.append(f"! {where}: other processes used {cores} of this machine; measure on an idle one")
         share = total.numbers["client_cpu_share"].most
         if share > 0.25:
-            told.append(f"! {where}: the client itself took {share:.0%} of a core")
+            lines.append(f"! {where}: the client itself used {share:.0%} of a core")
     if any(total.numbers["requests"].median < TAIL_SAMPLES for total in totals):
-        told.append(f"A p99 is told of {TAIL_SAMPLES} values or more: of fewer it would be nearly their maximum.")
+        lines.append(f"p99 needs at least {TAIL_SAMPLES} samples: with fewer it would be close to the maximum.")
     closed = any(total.kind == "closed loop" for total in totals)
     if closed:
-        told.append("Closed loops ask again only after an answer: their latencies say nothing of arrivals at random.")
-    return told
+        lines.append("A closed loop sends its next request after an answer: it says nothing of random arrivals.")
+    return lines
 
 
 def _load_table(totals: list[LoadTotals]) -> Table:
@@ -156,12 +163,6 @@ def _plain(value: Spread | None, factor: float = 1) -> str:
     return f"{number:.1f}" if abs(number) < 100 else f"{number:.0f}"
 
 
-def _spread(value: Spread) -> list[str]:
-    return [
-        f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}" for number in (value.median, value.least, value.most)
-    ]
-
-
 def _measurement(measurement: Measurement) -> dict[str, Any]:
     load = measurement.load
     return {
@@ -183,9 +184,3 @@ def _request(outcome: Outcome) -> dict[str, Any]:
     values = asdict(outcome)
     values["gaps"] = [(round(seconds, 5), round(tokens, 3)) for seconds, tokens in outcome.gaps]
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
-
-
-def _lines(value: Any) -> str:
-    if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(json.dumps(entry) for entry in value) + "\n]"
-    return json.dumps(value)

@@ -1,4 +1,4 @@
-"""How many tokens an answer has and when they came, from what the events of its stream tell."""
+"""How many tokens an answer has and when they arrived, from the events of its stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Outcome:
     """One request. All instants are seconds since the load began; ``intended`` is when it was to be sent.
 
     ``gaps`` are the pauses between two arrivals of text after the first, each with the number of tokens that ended it.
-    ``counted_by`` is "usage" where the server told the number of tokens, "chunks" where the chunks were counted.
+    ``counted_by`` is "usage" where the server reported the number of tokens, "chunks" where the chunks were counted.
     """
 
     intended: float
@@ -38,8 +38,8 @@ class Outcome:
 class TokenCounter:
     """Follows one stream and fills its outcome.
 
-    Servers that tell the running total with each chunk (Gemini) give exact gaps. For the others a chunk with text
-    counts as one token until the total at the end tells how many there were to a chunk.
+    Servers that report the running total with each chunk (Gemini) give exact gaps. For the others a chunk with text
+    counts as one token until the total at the end gives the mean number of tokens per chunk.
     """
 
     def __init__(self, outcome: Outcome) -> None:
@@ -68,7 +68,7 @@ class TokenCounter:
         self._counted, self._last = count, now
 
     def settle(self) -> None:
-        """The stream has ended, or nobody reads it any more."""
+        """The stream has ended, or is no longer read."""
         outcome = self._outcome
         if self._total is None:
             outcome.output_tokens = self._chunks

@@ -14,7 +14,7 @@ from urllib.parse import quote
 class Call:
     """What a request asks for. ``max_tokens`` bounds the answer; ``schema`` is a JSON Schema that it must follow.
 
-    ``hang_up_after`` is the number of arrivals of text after the first at which the client goes away.
+    ``hang_up_after`` is the number of arrivals of text after the first at which the client hangs up.
     """
 
     prompt: str
@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one event of a stream tells; None where it does not tell it.
+    """What one event of a stream reports; None for what it leaves out.
 
     ``has_text`` is whether the answer grew. ``output_tokens`` is the running total of the answer's tokens.
     """
@@ -39,7 +39,7 @@ class Progress:
 
 
 class Dialect(Protocol):
-    """How a kind of server is asked and understood."""
+    """The API of a kind of server: its requests and its events."""
 
     name: str
 
@@ -52,7 +52,7 @@ class Dialect(Protocol):
         ...
 
     def read(self, event: bytes) -> Progress:
-        """What the data of one server-sent event tells. Raises ``ValueError`` for one that this kind never sends."""
+        """The progress in the data of a server-sent event. Raises ``ValueError`` for one that this kind never sends."""
         ...
 
 
