@@ -47,7 +47,7 @@ class Candidate:
         return self._matcher is not None or self._thoughts.forced is not None
 
     @property
-    def ends_by_tokens(self) -> bool:
+    def is_deferrable(self) -> bool:
         """Whether nothing in the text, a grammar or thoughts can end it or say what comes next."""
         sampling = self._sequence.request.sampling
         return not sampling.stop and sampling.grammar is None and sampling.thinking is None

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -65,9 +66,11 @@ class WorkerCore(Protocol):
 
     def step(self) -> list[RequestEvents]: ...
 
-    def tell_early(self, tell: Callable[[list[RequestEvents]], None]) -> None: ...
+    def stream_during_forward(self, stream: Callable[[list[RequestEvents]], None]) -> None: ...
 
     def stats(self) -> EngineStats: ...
+
+    def close(self) -> None: ...
 
 
 Progress = Callable[[str, float], None]
@@ -120,7 +123,7 @@ def serve(core: WorkerCore, border: Border) -> None:
     On a GPU what a step has to tell goes out while the next one is computed, in a message of its own.
     """
     if core.info.device != "cpu":
-        core.tell_early(lambda events: border.send(StepEvents(events, core.stats())))
+        core.stream_during_forward(lambda events: border.send(StepEvents(events, core.stats())))
     while True:
         if not core.has_work:
             border.wait()
@@ -163,7 +166,8 @@ def run(address: str, config: EngineConfig, build: CoreFactory) -> int:
         try:
             core = _loaded(build, config, border.loading)
             border.send(Ready(core.info))
-            serve(core, border)
+            with closing(core):
+                serve(core, border)
         except ModelRefused as refusal:
             border.send(Refused(str(refusal)))
             return EXIT_REFUSED

@@ -138,7 +138,7 @@ class Scheduler:
         sequence.blocks.extend(self._pool.allocate(missing, prefix))
         sequence.num_computed = len(prefix) * self._pool.block_size
         if sequence not in self._preempted:
-            sequence.num_cached = sequence.num_computed
+            sequence.num_cached_tokens = sequence.num_computed
         return True
 
     def _grow(self, sequence: Sequence) -> bool:

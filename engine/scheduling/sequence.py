@@ -23,7 +23,7 @@ class Sequence:
     candidate: int
     tokens: list[int]
     num_computed: int = 0
-    num_cached: int = 0
+    num_cached_tokens: int = 0
     blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
 
     @property

@@ -109,6 +109,9 @@ class ScriptedCore:
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self._live), steps=self._steps)
 
+    def close(self) -> None:
+        """It has no threads."""
+
 
 def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
     """Load as ``config.path`` says; "once:FILE" hangs until FILE exists, which it makes; FOLDER/hangs is enough."""

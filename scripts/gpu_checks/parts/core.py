@@ -58,7 +58,7 @@ class Clients:
 
     def __post_init__(self) -> None:
         if self.core.info.device != "cpu":  # as the engine's process does
-            self.core.tell_early(self._note)
+            self.core.stream_during_forward(self._note)
 
     def submit(self, name: str, prompt: list[int], answer: int) -> None:
         """Ask for an answer of that many tokens, chosen greedily."""

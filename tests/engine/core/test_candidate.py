@@ -13,7 +13,7 @@ from engine.api.errors import RequestRefused
 from engine.api.events import ErrorKind, FinishReason
 from engine.api.requests import Request, Thinking
 from engine.constraints import masks
-from engine.constraints.contracts import Matcher
+from engine.constraints.contracts import Grammars, Matcher
 from engine.constraints.masks import Mask
 from engine.core.core import Core
 
@@ -183,8 +183,8 @@ def test_the_end_of_the_grammar_needs_no_further_forward() -> None:
 
 
 def test_an_empty_grammar_ends_without_a_token() -> None:
-    core, _ = make_core(ScriptedSampler(ids("x")), grammars=Literals())
-    core._grammars = type("Empty", (), {"build": lambda self, grammar: Literal(())})()
+    empty: Grammars = type("Empty", (), {"build": lambda self, grammar: Literal(())})()
+    core, _ = make_core(ScriptedSampler(ids("x")), grammars=empty)
     result = run_to_end(core, make_request(grammar="-"))["r"]
     assert (result.tokens, result.reasons) == ({}, {0: FinishReason.STOP})
 

@@ -44,7 +44,7 @@ def told_early(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     def both(core: Core) -> list[RequestEvents]:
         told: list[RequestEvents] = []
-        core.tell_early(told.extend)
+        core.stream_during_forward(told.extend)
         later = step(core)
         merged = {events.request_id: events for events in told}
         for events in later:

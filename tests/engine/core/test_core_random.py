@@ -81,7 +81,7 @@ def serve(
     runner.refuse = refuse_poison
     told: dict[str, Told] = {}
     if early:
-        core.tell_early(lambda events: tell(told, events))
+        core.stream_during_forward(lambda events: tell(told, events))
     while step <= LAST_ARRIVAL or core.has_work:
         for guest in plan:
             if guest.arrival == step:

@@ -83,7 +83,7 @@ def test_siblings_wait_for_the_prompt_and_share_its_blocks() -> None:
     batch = run(scheduler)
     assert [work.sequence for work in batch[2:]] == siblings
     assert all(sibling.blocks[:10] == first.blocks[:10] for sibling in siblings)
-    assert [sibling.num_cached for sibling in siblings] == [40, 40]
+    assert [sibling.num_cached_tokens for sibling in siblings] == [40, 40]
     assert pool.num_used == 11 + 2 + 1
 
 
@@ -127,7 +127,7 @@ def test_cached_tokens_of_a_preempted_sequence_are_those_of_its_first_admission(
     scheduler.remove(old)
     run(scheduler)
     assert young.num_computed > 4
-    assert young.num_cached == 0
+    assert young.num_cached_tokens == 0
 
 
 def test_a_newcomer_leaves_a_block_for_each_running_sequence() -> None:

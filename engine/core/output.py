@@ -1,0 +1,128 @@
+"""From sampled tokens to events: the text of candidates, and their ends and those of their requests."""
+
+from __future__ import annotations
+
+import logging
+
+from tokenizers import Tokenizer
+
+from engine.api.engine import ModelInfo
+from engine.api.events import ErrorKind, FinishReason, RequestError, RequestEvents
+from engine.api.requests import Request
+from engine.core.candidate import Candidate
+from engine.core.request_state import RequestState
+from engine.failures import NOT_FAILURES
+from engine.scheduling.contracts import Sampled
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Sequence
+from engine.text.detokenizer import Detokenizer, hidden_ids
+from engine.text.stops import StopMatcher
+from engine.text.streamer import Streamer
+
+log = logging.getLogger(__name__)
+
+
+class Output:
+    """Feeds candidates with their tokens, and ends them; ``requests`` are those in flight, by id.
+
+    With ``defers``, the text of tokens that cannot end their candidate is not made before ``feed_deferred``, which the
+    loop calls while the device computes the next step.
+    """
+
+    def __init__(
+        self, requests: dict[str, RequestState], scheduler: Scheduler, tokenizer: Tokenizer, info: ModelInfo
+    ) -> None:
+        self.defers = False
+        self._requests = requests
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._hidden = hidden_ids(tokenizer)
+        self._info = info
+
+    def open(self, request: Request) -> RequestState:
+        """The state of a request, with its candidates before their first token."""
+        sampling, candidates = request.sampling, {}
+        for number in range(request.candidates):
+            sequence = Sequence(request, number, list(request.prompt))
+            detokenizer = Detokenizer(self._tokenizer, self._hidden.difference(sampling.markers))
+            streamer = Streamer(detokenizer, StopMatcher(sampling.stop, sampling.stop_exempt))
+            candidates[sequence] = Candidate(sequence, streamer, self._info.vocab_size)
+        return RequestState(request, candidates)
+
+    def take(self, state: RequestState, sequence: Sequence, sampled: Sampled) -> None:
+        """Add a token to an open candidate; end the candidate if that was its last."""
+        candidate, sampling = state.open[sequence], sequence.request.sampling
+        reason = candidate.reason  # known since its mask was computed: then the token means nothing
+        if reason is None and sampled.token_id in sampling.stop_ids:
+            reason = FinishReason.STOP
+        elif reason is None:
+            if self.defers and candidate.is_deferrable:
+                state.deferred.append((sequence, sampled))
+            else:
+                state.deltas += candidate.feed(sampled)
+                reason = candidate.reason
+            sequence.tokens.append(sampled.token_id)
+            at_limit = sequence.num_sampled >= sampling.max_tokens or len(sequence.tokens) >= self._info.max_context
+            if reason is None and at_limit:
+                reason = FinishReason.MAX_TOKENS
+        if reason is None:
+            return
+        self._feed_deferred_of(state)
+        if sequence in state.open:  # its text could be made
+            state.deltas += candidate.flush()
+            # The rest of the text may have completed a stop string.
+            self._close(state, sequence, candidate.reason or reason)
+            if not state.open:
+                state.finish()
+
+    def feed_deferred(self) -> None:
+        """Make the text of all deferred tokens."""
+        for state in [state for state in self._requests.values() if state.deferred]:
+            self._feed_deferred_of(state)
+
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
+        """End the request of a sequence that could not be computed or written."""
+        state = self._requests[sequence.request.id]
+        log.error("request %s failed in a step", state.request.id, exc_info=error)
+        self.abort(state, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")
+
+    def abort(self, state: RequestState, kind: ErrorKind, message: str) -> None:
+        """End a request with all its candidates; the text of its tokens is still made."""
+        self._feed_deferred_of(state)
+        if not state.done:
+            for sequence in list(state.open):
+                self._close(state, sequence, FinishReason.ABORTED)
+            state.finish(RequestError(kind, message))
+
+    def take_deltas(self) -> list[RequestEvents]:
+        """What is new of the requests that go on."""
+        return [state.take_events() for state in self._requests.values() if state.deltas and not state.done]
+
+    def take_events(self) -> list[RequestEvents]:
+        """What is new of all requests; those that are done are forgotten."""
+        events = []
+        for state in list(self._requests.values()):
+            if state.deltas or state.finished:
+                events.append(state.take_events())
+            if state.done:
+                del self._requests[state.request.id]
+        return events
+
+    def _feed_deferred_of(self, state: RequestState) -> None:
+        """Feed the candidates of a request with their deferred tokens; if one fails, the request ends."""
+        deferred, state.deferred = state.deferred, []
+        for place, (sequence, sampled) in enumerate(deferred):
+            try:
+                state.deltas += state.open[sequence].feed(sampled)
+            except NOT_FAILURES:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the log has the trace
+                for unfed, _ in deferred[place:]:
+                    unfed.tokens.pop()  # only tokens that are in a delta count
+                self.fail(sequence, error)
+                return
+
+    def _close(self, state: RequestState, sequence: Sequence, reason: FinishReason) -> None:
+        state.close(sequence, reason)
+        if state.is_enqueued:
+            self._scheduler.remove(sequence)
