@@ -17,7 +17,8 @@ from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import block_bytes, plan_blocks
 from engine.cache.memory import memory_budget, running_limit
-from engine.constraints.grammar import GrammarBuilder
+from engine.constraints.contracts import Grammars
+from engine.constraints.missing import MissingGrammars
 from engine.core.core import Core
 from engine.device.cpu_count import cores
 from engine.failures import NOT_FAILURES, sentence
@@ -48,8 +49,14 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     return Core(runner, BatchSampler(), tokenizer, config, grammars=grammars)
 
 
-def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> GrammarBuilder | None:
+def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> Grammars | None:
     """None, with a warning, for a tokenizer that llguidance cannot work with."""
+    try:
+        from engine.constraints.grammar import GrammarBuilder
+    except ModuleNotFoundError as error:
+        if error.name != "llguidance":
+            raise
+        return MissingGrammars()
     try:
         return GrammarBuilder(tokenizer, info.vocab_size, info.eos_ids)
     except NOT_FAILURES:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from engine.api.engine import EngineConfig
@@ -106,7 +107,8 @@ def _load_weights(
                 folder,
                 config=config,
                 dtype=dtype,
-                device_map={"": device},
+                # Straight to the device; without accelerate, by way of the machine's memory.
+                device_map={"": device} if is_accelerate_available() else None,
                 attn_implementation="eager",
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -120,7 +122,7 @@ def _load_weights(
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")
-    model: nn.Module = module.eval()
+    model: nn.Module = module.eval().to(device)
     return model
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -47,6 +46,8 @@ def read_blocks(folder: Path) -> dict[str, tuple[torch.Tensor, str]]:
 
 
 def _gguf_name(model: Any, name: str) -> str:
+    import gguf  # only to write: whoever reads blocks needs torch alone
+
     config = model.config.get_text_config()
     architecture = next((a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == config.model_type), None)
     table = gguf.get_tensor_name_map(architecture or gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -55,6 +56,8 @@ def _gguf_name(model: Any, name: str) -> str:
 
 def _rows(weight: np.ndarray, tensor: Any, config: Any) -> np.ndarray | None:
     """The order of the tensor's rows that makes the weight; None where none does."""
+    import gguf
+
     unpacked = gguf.dequantize(tensor.data, tensor.tensor_type)
     if unpacked.shape != weight.shape:
         return None
