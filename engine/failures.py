@@ -1,15 +1,39 @@
-"""What a border of the engine takes for a failure: all that is raised, but for what ends or unwinds the interpreter."""
+"""What counts as a failure at a border of the engine, and how it reads as one line."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.api.errors import ModelRefused
 
 NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 """Passed on by a border, which then catches ``BaseException``: a panic of Rust code (tokenizers, llguidance,
 safetensors) comes as an exception that is no ``Exception``."""
 
 
+def first_line(error: BaseException) -> str:
+    """The message of an error without the trace or the advice that libraries append; may be empty."""
+    return str(error).strip().partition("\n")[0]
+
+
 def sentence(error: BaseException) -> str:
     """What was raised as one line for people; the trace goes to the log."""
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    line = first_line(error)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+@contextmanager
+def refused_as(message: str) -> Iterator[None]:
+    """Raise ``ModelRefused(message: error)`` for whatever a library raises on the files of somebody's model.
+
+    Broad because nobody can list what parsers raise on a broken file. For calls of libraries only: errors of the
+    engine's own code must stay visible as such.
+    """
+    try:
+        yield
+    except NOT_FAILURES:
+        raise
+    except BaseException as error:
+        raise ModelRefused(f"{message}: {sentence(error)}") from error

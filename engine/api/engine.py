@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
+from engine.api.errors import ModelRefused
 from engine.api.events import Event
 from engine.api.requests import Request
 
-# --- The engine as its users see it --------------------------------------------------------------
+_LEAST = {"block_size": 1, "max_running": 1, "max_waiting": 0, "threads": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,9 @@ class EngineConfig:
     ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; None means the default of the
     device, and ``ModelInfo`` tells it. ``native`` lets C code compute models that it fits on a CPU; it is compiled once
     into ``cache_dir``, or anew at each start without one. ``cuda_graphs`` has a GPU replay recorded decode steps.
+
+    Raises ``ModelRefused`` for a number outside its bounds, naming field, value and limit; ``max_context`` is checked
+    where the model's own limit is known (``engine.model.eligibility``).
     """
 
     path: str
@@ -38,6 +43,16 @@ class EngineConfig:
     native: bool = True
     cache_dir: str | None = None
     cuda_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ModelRefused(f"{name} is {value}; give {least} or more")
+        if not self.step_target_ms > 0:
+            raise ModelRefused(f"step_target_ms is {self.step_target_ms}; give milliseconds above 0")
+        if self.kv_memory is not None and not 0 < self.kv_memory < inf:
+            raise ModelRefused(f"kv_memory is {self.kv_memory}; give a share above 0 and up to 1, or bytes")
 
 
 @dataclass(frozen=True, slots=True)

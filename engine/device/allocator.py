@@ -10,6 +10,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from engine.failures import first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,7 +46,7 @@ def take_first_memory(device: torch.device) -> None:
         settings = next((os.environ[name] for name in SETTINGS if _IN_PARTS in os.environ.get(name, "")), None)
         if settings is None:
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         _log.warning("%s gives no memory in parts, so the cache may be smaller (%s): %s", device, _WHOLE, reason)
         torch._C._accelerator_setAllocatorSettings(settings.replace(_IN_PARTS, _WHOLE))
         torch.empty(1, device=device)

@@ -1,25 +1,61 @@
-"""What only a GPU can do: be lost, and have memory that is taken and used by nobody."""
+"""The state of a GPU: whether it is lost, what a failed kernel means, and how much memory is free or idle."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from engine.api.errors import EngineUnavailable
+from engine.api.errors import EngineError, EngineUnavailable
+from engine.device.machine_memory import available_bytes
+from engine.failures import first_line, sentence
+
+
+class DeviceError(Exception):
+    """Code for the device failed, and a slower way may be tried; the message is one line, ``cause`` what was raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(sentence(cause))
+        self.cause = cause
+
+
+@contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Raise ``DeviceError`` for whatever compilers, drivers and kernels raise while a model is loaded.
+
+    The one broad ``except`` of loading: what they raise cannot be listed without each of them at hand, and a kernel
+    that does not run must not keep a model from being served. Passed on are errors of the engine and
+    ``torch.OutOfMemoryError``, which no slower way would avoid. Raises ``EngineUnavailable`` where the device is lost.
+    """
+    try:
+        yield
+    except (EngineError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        require_device(device)
+        raise DeviceError(error) from error
 
 
 def require_device(device: torch.device) -> None:
     """Wait for what a GPU has to do. Raises ``EngineUnavailable`` if it is lost; a CPU never is.
 
     A bad address in a kernel or a fault of the hardware makes every later call of this process fail too, whatever it
-    asks for, and also where the first error was told as that of an innocent call.
+    asks for, and also where the first error was reported on an unrelated later call.
     """
     if device.type != "cuda":
         return
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise EngineUnavailable(f"the device {device} is lost: {reason}") from error
+        raise EngineUnavailable(f"the device {device} is lost: {first_line(error)}") from error
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the device, or for a CPU the system and the limits of this process, would still give."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_bytes()
 
 
 def idle_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from engine.api.errors import ModelRefused
-from engine.failures import NOT_FAILURES, sentence
+from engine.failures import refused_as, sentence
 
 MAX_BYTES = 4 << 20
 
@@ -38,13 +38,9 @@ def read_config(folder: Path) -> Any:
     How attention is computed is not the file's to say: transformers would fetch the code that it names from a hub.
     """
     _check(folder / "config.json")
-    try:
+    with refused_as(f"the config.json in {folder} is not understood"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         config._attn_implementation = "eager"  # of its parts too
-    except NOT_FAILURES:
-        raise
-    except BaseException as error:
-        raise ModelRefused(f"the config.json in {folder} is not understood: {sentence(error)}") from error
     return config
 
 

@@ -13,6 +13,7 @@ from engine.api.errors import ModelRefused
 from engine.attention.base import AttentionOptions
 from engine.cache.layout import KVShape
 from engine.device.cuda_health import require_device
+from engine.failures import first_line
 from engine.model import attention_hook
 
 _TOKENS = 4
@@ -109,8 +110,8 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -
         raise  # another day it may fit
     except (RuntimeError, ValueError, LookupError, AttributeError) as error:
         require_device(model.device)
-        first = str(error).partition("\n")[0]
-        raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {first}") from error
+        line = first_line(error)
+        raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {line}") from error
     finally:
         for module in model.modules():
             attention_hook.unbind(module)

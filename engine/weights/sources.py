@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from engine.api.errors import EngineError
+from engine.failures import first_line
 
 CONVERTER_VERSION = 2
 """Part of the key of a prepared folder: raise it when the converter writes something else: all is converted anew."""
@@ -290,8 +291,7 @@ def _hub_snapshot(source: HubSource, cache_dir: Path, work: Path, progress: Prog
     except RepositoryNotFoundError:
         raise SourceError(f"the hub has no model {source.repo}, or it needs a login (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        reason = str(error).splitlines()[0]
-        raise SourceError(f"{source.repo} cannot be downloaded from the hub: {reason}") from None
+        raise SourceError(f"{source.repo} cannot be downloaded from the hub: {first_line(error)}") from None
     progress("download", 1.0)
     link = work / "snapshot"
     link.symlink_to(_checked_folder(Path(place)).resolve(), target_is_directory=True)
