@@ -23,7 +23,7 @@ from engine.core.grammar_queue import GrammarQueue
 from engine.core.output import Output
 from engine.core.request_state import RequestState, refused
 from engine.failures import NOT_FAILURES
-from engine.scheduling.chunk_budget import CostOverDecodes, FittedCost, StepPacer
+from engine.scheduling.chunk_budget import CostOverDecodes, StepCost, StepPacer
 from engine.scheduling.contracts import Runner, Sampled, Sampler
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk
@@ -37,8 +37,8 @@ GRAMMAR_WAIT = 0.05
 class Core:
     """Serves many requests with one runner. Not thread-safe: one caller submits, cancels and steps, then closes.
 
-    Deadlines are compared with ``clock``, steps are measured with ``timer``, both in seconds. Without ``grammars``,
-    requests that have one are refused.
+    ``cost`` models the steps of the device, by default those of a CPU. Deadlines are compared with ``clock``, steps are
+    measured with ``timer``, both in seconds. Without ``grammars``, requests that have one are refused.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Core:
         tokenizer: Tokenizer,
         config: EngineConfig,
         *,
+        cost: StepCost | None = None,
         grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
         timer: Callable[[], float] = time.perf_counter,
@@ -58,8 +59,7 @@ class Core:
         capacity = runner.info.num_blocks * runner.info.block_size
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
         self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
-        cost = CostOverDecodes() if runner.info.device == "cpu" else FittedCost()
-        pacer = StepPacer(config.step_target_ms, cost)
+        pacer = StepPacer(config.step_target_ms, cost or CostOverDecodes())
         self._scheduler = Scheduler(self._pool, pacer, runner.info.max_running)
         self._requests: dict[str, RequestState] = {}
         self._output = Output(self._requests, self._scheduler, tokenizer, runner.info)

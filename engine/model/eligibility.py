@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
-from engine.failures import NOT_FAILURES, sentence
+from engine.failures import refused_as, sentence
+from engine.model.architecture import SUPPORTED_LAYERS
 from engine.model.config_file import read_config
-
-SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 def config_of(folder: Path) -> Any:
@@ -82,13 +81,8 @@ def _first_layer(model_class: Any, config: Any) -> str:
 
 def _without_memory(model_class: Any, config: Any) -> nn.Module:
     """The model that a configuration describes, with weights that have shapes and no values."""
-    try:
-        with torch.device("meta"):
-            model: nn.Module = model_class(config)
-    except NOT_FAILURES:
-        raise
-    except BaseException as error:
-        raise ModelRefused(f"{config.model_type} cannot be built as its config.json says: {sentence(error)}") from error
+    with refused_as(f"{config.model_type} cannot be built as its config.json says"), torch.device("meta"):
+        model: nn.Module = model_class(config)
     return model
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.device.allocator import take_first_memory
-from engine.failures import NOT_FAILURES, sentence
+from engine.failures import refused_as
 from engine.model import attention_hook
 from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights
 from engine.model.probe import Probe, probe
@@ -43,6 +43,11 @@ class LoadedModel:
     max_context: int
     limit: str
     config_eos_ids: tuple[int, ...]
+
+    @property
+    def windows(self) -> set[int | None]:
+        """The sliding windows of its layers, in tokens; None for layers that see the whole past."""
+        return {layer.sliding_window for layer in self.probe.layers}
 
 
 def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
@@ -101,24 +106,19 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 def _load_weights(
     folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device, progress: Progress
 ) -> nn.Module:
-    with _reported(progress):
-        try:
-            module, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                # Straight to the device; without accelerate, by way of the machine's memory.
-                device_map={"": device} if is_accelerate_available() else None,
-                attn_implementation="eager",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except NOT_FAILURES:
-            raise
-        except BaseException as error:
-            raise ModelRefused(f"the weights in {folder} cannot be loaded: {sentence(error)}") from error
+    with _reported(progress), refused_as(f"the weights in {folder} cannot be loaded"):
+        module, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            # Straight to the device; without accelerate, by way of the machine's memory.
+            device_map={"": device} if is_accelerate_available() else None,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")

@@ -1,4 +1,4 @@
-"""A loaded model in words: what its engine tells the front end, and what it logs about its memory."""
+"""Describes a loaded model: the ``ModelInfo`` for the front end, and the log lines about its memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterable
 
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.cache.layout import KVPlan
-from engine.cache.memory import running_limit
 from engine.device.cuda_health import idle_bytes
 from engine.model.loader import LoadedModel
 
 _log = logging.getLogger(__name__)
 
 
-def model_info(model: LoadedModel, plan: KVPlan, config: EngineConfig, eos_ids: Iterable[int]) -> ModelInfo:
+def model_info(
+    model: LoadedModel, plan: KVPlan, config: EngineConfig, max_running: int, eos_ids: Iterable[int]
+) -> ModelInfo:
     """What the engine says of itself. ``eos_ids`` beyond the vocabulary end nothing."""
     module = model.module
     return ModelInfo(
@@ -26,7 +27,7 @@ def model_info(model: LoadedModel, plan: KVPlan, config: EngineConfig, eos_ids: 
         max_context=plan.max_context,
         block_size=config.block_size,
         num_blocks=plan.num_blocks,
-        max_running=running_limit(config.max_running, module.device),
+        max_running=max_running,
         eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
     )
 

@@ -13,6 +13,7 @@ from engine.cache.kv_tensors import KVCache
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.model.probe import set_attention
+from engine.model.rewrites import difference
 from engine.native.decoder import describe, require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.native.library import load_library
@@ -77,9 +78,9 @@ def _require_equal(runner: NativeRunner, tokens: list[int], expected: torch.Tens
     for start, end in zip([0, *ends], ends, strict=False):
         sequence.tokens = tokens[:end]
         (found,) = runner.forward([ScheduledChunk(sequence, start, end - start)])
-        difference = (found - expected[end - 1]).abs().max() / expected[end - 1].abs().max()
-        if not difference <= TOLERANCE:
-            raise DifferentNumbers(f"its logits differ from the model's own by {difference:.1e} of the largest")
+        apart = difference(found, expected[end - 1])
+        if apart > TOLERANCE:
+            raise DifferentNumbers(f"its logits differ from the model's own by {apart:.1e} of the largest")
 
 
 def _own_logits(module: nn.Module, tokens: list[int]) -> torch.Tensor:

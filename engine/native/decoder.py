@@ -17,6 +17,7 @@ from torch import nn
 
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.model.architecture import ATTENTION_PARTS, HEAD_NORMS, LAYER_PARTS, MLP_PARTS
 from engine.model.probe import ProbedLayer
 from engine.native import library
 from engine.native.errors import NotNative
@@ -25,11 +26,6 @@ from engine.native.verify import Turns
 
 Blocks = Mapping[str, tuple[torch.Tensor, str]]
 """Blocks of a GGUF file by the name of the weight that they make: bytes [channels, groups, bytes] and their type."""
-
-LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-HEAD_NORMS = {"q_norm", "k_norm"}
-MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 @dataclass(slots=True)
@@ -92,7 +88,7 @@ def _require_sizes(module: Any, hidden: int, shape: KVShape) -> None:
     _require_map(head, hidden, getattr(head, "out_features", None))
 
 
-def _require_parts(module: nn.Module, parts: set[str], optional: Set[str] = frozenset()) -> None:
+def _require_parts(module: nn.Module, parts: Set[str], optional: Set[str] = frozenset()) -> None:
     children = {name for name, _ in module.named_children()}
     if not parts <= children <= parts | optional:
         raise NotNative(f"{type(module).__name__} has the parts {sorted(children)}")

@@ -1,4 +1,4 @@
-"""What the C code computes, said in torch: shows that a model is of this formula while its weights are still whole.
+"""The torch reference of the C forward: shows that a model is of this formula while its weights are still whole.
 
 Tokens are placed all over the context, because some models change far from its beginning: their queries grow, for
 example. Each token sees itself alone, so that no other needs to be computed. What tokens see of each other is compared
@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 from engine.attention.base import AttentionOptions
 from engine.model import attention_hook
 from engine.model.probe import ProbedLayer
+from engine.model.rewrites import difference
 from engine.native.errors import NotNative
 
 TOLERANCE = 1e-4
@@ -131,6 +132,6 @@ def _require_plain(options: AttentionOptions, scaling: float, name: str) -> None
 
 
 def _require_equal(found: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    difference = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-    if not difference <= TOLERANCE:
-        raise NotNative(f"{name}: differs from the formula of the C code by {difference:.1e} of the largest number")
+    apart = difference(found, expected)
+    if apart > TOLERANCE:
+        raise NotNative(f"{name}: differs from the formula of the C code by {apart:.1e} of the largest number")

@@ -1,4 +1,4 @@
-"""Products that share their input are computed as one: queries, keys and values; gate and up.
+"""Fuses linears that share an input (QKV, gate/up): one product over the joined weights.
 
 A decode step waits for memory and for launches: one product over the joined weights reads as much and starts once. The
 model's own code stays as it is: the first of a group of linear layers computes for all, the others hand out their part.
@@ -6,42 +6,77 @@ model's own code stays as it is: the first of a group of linear layers computes 
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.model.architecture import SHARED_INPUT
+from engine.model.loader import LoadedModel
 from engine.model.probe import dry_run
-
-_log = logging.getLogger(__name__)
-
-GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# How far apart the same product may be when computed in another order, in shares of the largest result: some steps of
-# the type's precision.
-_TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-_Calls = list[tuple[str, torch.Tensor]]
+from engine.model.rewrites import REORDERED_SUMS, difference
 
 
-def fuse(model: Any) -> int:
-    """Join what can be joined in a loaded model, before its layers are bound; returns the number of groups.
+@dataclass(frozen=True, slots=True)
+class LinearGroup:
+    """Linear layers of ``parent`` that share an input, by name in the order of their calls."""
 
-    A group stays as it was where a dry run shows that its layers do not share their input, or where the joined product
-    of a random input differs from the single ones by more than rounding.
-    """
-    found = [(parent, members) for parent in model.modules() for members in _groups_of(parent)]
-    calls = _observe(model, [parent for parent, _ in found])
-    total, joined = len(found), 0
-    while found:
-        # Taken out of the list: what held all groups to the end would hold all their weights twice.
-        parent, members = found.pop()
-        order = _shared_order(calls[parent], members)
-        if order is not None:
-            joined += _join(parent, {name: members[name] for name in order})
-    _log.info("%d of %d groups of weights are computed as one", joined, total)
-    return joined
+    parent: nn.Module
+    members: dict[str, nn.Linear]
+
+
+class FuseLinears:
+    """The ``Rewrite`` of linear layers that a dry run shows to share their input."""
+
+    name = "groups of linears that share an input"
+    tolerance = REORDERED_SUMS
+
+    def find(self, model: LoadedModel) -> list[LinearGroup]:
+        """The groups whose members were each called once, and all with one and the same tensor."""
+        found = [LinearGroup(parent, members) for parent in model.module.modules() for members in _groups_of(parent)]
+        calls: dict[nn.Module, list[tuple[str, torch.Tensor]]] = {group.parent: [] for group in found}
+        handles = []
+        for group in found:
+            for name, layer in group.members.items():
+
+                def note(_: nn.Module, inputs: Any, parent: nn.Module = group.parent, name: str = name) -> None:
+                    calls[parent].append((name, inputs[0]))
+
+                handles.append(layer.register_forward_pre_hook(note))
+        try:
+            if found:
+                dry_run(model.module)
+        finally:
+            for handle in handles:
+                handle.remove()
+        sharing = []
+        for group in found:
+            mine = [(name, source) for name, source in calls[group.parent] if name in group.members]
+            once = sorted(name for name, _ in mine) == sorted(group.members)
+            if once and all(source is mine[0][1] for _, source in mine):
+                sharing.append(LinearGroup(group.parent, {name: group.members[name] for name, _ in mine}))
+        return sharing
+
+    def stand_ins(self, place: LinearGroup) -> list[list[nn.Module]]:
+        """One: a stand-in for each member."""
+        joined = _Joined(list(place.members.values()))
+        return [[_First(joined), *(_Other(joined, number) for number in range(1, len(place.members)))]]
+
+    def compare(self, place: LinearGroup, stand_in: list[nn.Module]) -> tuple[float, torch.dtype]:
+        """The largest difference of a member, in the order of the calls."""
+        layers = list(place.members.values())
+        weight = layers[0].weight
+        source = torch.randn(3, layers[0].in_features, generator=torch.Generator().manual_seed(0))
+        source = source.to(weight.device, weight.dtype)
+        with torch.inference_mode():
+            apart = [difference(new(source), layer(source)) for layer, new in zip(layers, stand_in, strict=True)]
+        return max(apart), weight.dtype
+
+    def swap(self, place: LinearGroup, stand_in: list[nn.Module]) -> None:
+        for name, new in zip(place.members, stand_in, strict=True):
+            setattr(place.parent, name, new)
 
 
 class _Joined:
@@ -105,9 +140,10 @@ class _Other(nn.Module):  # type: ignore[misc]
 def _groups_of(parent: nn.Module) -> list[dict[str, nn.Linear]]:
     children = dict(parent.named_children())
     groups = []
-    for names in GROUPS:
+    for names in SHARED_INPUT:
         members = {name: children[name] for name in names if _is_plain(children.get(name))}
-        if len(members) > 1 and len({_kind(layer) for layer in members.values()}) == 1:
+        kinds = {(x.in_features, x.weight.dtype, x.weight.device, x.bias is None) for x in members.values()}
+        if len(members) > 1 and len(kinds) == 1:
             groups.append(members)
     return groups
 
@@ -116,63 +152,3 @@ def _is_plain(layer: Any) -> bool:
     """A linear layer and nothing more: no subclass, no hooks, no forward of its own (as offloading gives it)."""
     hooked = type(layer) is nn.Linear and (layer._forward_hooks or layer._forward_pre_hooks)
     return type(layer) is nn.Linear and not hooked and "forward" not in vars(layer)
-
-
-def _kind(layer: nn.Linear) -> tuple[Any, ...]:
-    return layer.in_features, layer.weight.dtype, layer.weight.device, layer.bias is None
-
-
-def _observe(model: Any, parents: list[nn.Module]) -> dict[nn.Module, _Calls]:
-    """Which members were called with what, in order, by a dry run."""
-    calls: dict[nn.Module, _Calls] = {parent: [] for parent in parents}
-    handles = []
-    for parent in calls:
-        for name in (name for members in _groups_of(parent) for name in members):
-
-            def note(_layer: nn.Module, inputs: tuple[Any, ...], parent: nn.Module = parent, name: str = name) -> None:
-                calls[parent].append((name, inputs[0]))
-
-            handles.append(getattr(parent, name).register_forward_pre_hook(note))
-    try:
-        if calls:
-            dry_run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _shared_order(calls: _Calls, members: dict[str, nn.Linear]) -> list[str] | None:
-    """The members in the order of their calls, if each was called once and all with one and the same input."""
-    mine = [(name, source) for name, source in calls if name in members]
-    order = [name for name, _ in mine]
-    if sorted(order) != sorted(members) or any(source is not mine[0][1] for _, source in mine):
-        return None
-    return order
-
-
-def _join(parent: nn.Module, members: dict[str, nn.Linear]) -> bool:
-    """Replace the members, first called first, if the results agree."""
-    layers = list(members.values())
-    joined = _Joined(layers)
-    stand_ins: list[nn.Module] = [_First(joined), *(_Other(joined, number) for number in range(1, len(layers)))]
-    if not _agree(layers, stand_ins):
-        _log.warning("The weights of %s are computed one by one: together they differ", type(parent).__name__)
-        return False
-    for name, stand_in in zip(members, stand_ins, strict=True):
-        setattr(parent, name, stand_in)
-    return True
-
-
-def _agree(layers: list[nn.Linear], stand_ins: list[nn.Module]) -> bool:
-    """Whether both give the same for a random input, in the order of the calls."""
-    weight = layers[0].weight
-    source = torch.randn(3, layers[0].in_features, generator=torch.Generator().manual_seed(0))
-    source = source.to(weight.device, weight.dtype)
-    with torch.inference_mode():
-        for layer, stand_in in zip(layers, stand_ins, strict=True):
-            expected, found = layer(source).float(), stand_in(source).float()
-            # Written so that NaN disagrees.
-            if not (found - expected).abs().max() <= _TOLERANCE.get(weight.dtype, 0.0) * expected.abs().max():
-                return False
-    return True

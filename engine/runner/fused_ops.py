@@ -1,56 +1,75 @@
-"""Chains of small operators that a GPU computes as one: normalisation by the root mean square, rotary positions.
+"""Fuses RMSNorm and RoPE: operators that take a GPU less time than their launch, as one kernel each.
 
-A decode step of a small batch is made of operators that take the device less time than their launch. What replaces them
-is our kernel where it gives the same numbers as the model's own code, tried at load on random numbers.
+Our kernels take the place of the model's own code where they give the same numbers (``engine.model.rewrites``).
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from triton import JITFunction
 
-from engine.device.cuda_health import require_device
-from engine.model.probe import Probe
+from engine.model.architecture import RMS_NORM, ROTATE
+from engine.model.loader import LoadedModel
+from engine.model.rewrites import ROUNDING, Rewrite, difference
 from engine.runner.fused_ops_kernels import norm_kernel, rotate_kernel
 
-_log = logging.getLogger(__name__)
-
-# How far apart results may be, in shares of the largest: one rounding of the type.
-_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-_ROTATE = "apply_rotary_pos_emb"
 _INTERPRETED = not isinstance(norm_kernel, JITFunction)
-
-
-def shorten(model: Any, probe: Probe) -> int:
-    """Replace what can be replaced in a loaded model; returns the number of places.
-
-    What a compiler or driver has against it is logged. Raises ``OutOfMemoryError``, and ``EngineUnavailable`` where the
-    device is lost.
-    """
-    places = 0
-    try:
-        places += _replace_norms(model)
-        places += _replace_rotations(probe)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
-        require_device(model.device)
-        reason = str(error).strip().partition("\n")[0]
-        _log.warning("Small operators are computed one by one: %s: %s", type(error).__name__, reason)
-    _log.info("%d chains of small operators are computed as one", places)
-    return places
-
 
 # --- Normalisation -------------------------------------------------------------------------------
 
 
-class _Norm(nn.Module):  # type: ignore[misc]
+@dataclass(frozen=True, slots=True)
+class NormPlace:
+    """A norm by the root mean square with a learned scale, the child ``name`` of ``parent``."""
+
+    parent: nn.Module
+    name: str
+    norm: Any
+    eps: float
+
+
+class FuseNorms:
+    """The ``Rewrite`` of RMSNorms."""
+
+    name = "RMSNorms"
+    tolerance = ROUNDING
+
+    def find(self, model: LoadedModel) -> list[NormPlace]:
+        places = []
+        for parent in model.module.modules():
+            for name, child in parent.named_children():
+                if type(child).__name__.endswith(RMS_NORM) and len(list(child.parameters())) == 1:
+                    eps = getattr(child, "variance_epsilon", getattr(child, "eps", None))
+                    weight = getattr(child, "weight", None)
+                    scales = isinstance(weight, torch.Tensor) and weight.dim() == 1
+                    if scales and isinstance(eps, float) and not child._forward_hooks and "forward" not in vars(child):
+                        places.append(NormPlace(parent, name, child, eps))
+        return places
+
+    def stand_ins(self, place: NormPlace) -> list[FusedNorm]:
+        """Families differ in whether the scale is the weight or one more, and in when they round."""
+        return [FusedNorm(place.norm, place.eps, offset, first) for offset in (0.0, 1.0) for first in (True, False)]
+
+    def compare(self, place: NormPlace, stand_in: FusedNorm) -> tuple[float, torch.dtype]:
+        weight = place.norm.weight
+        numbers = torch.randn(1, 3, 2, weight.shape[0], generator=torch.Generator().manual_seed(0))
+        source = numbers.to(weight.device, weight.dtype).transpose(1, 2)
+        with torch.inference_mode():
+            return difference(stand_in(source), place.norm(source)), weight.dtype
+
+    def swap(self, place: NormPlace, stand_in: FusedNorm) -> None:
+        setattr(place.parent, place.name, stand_in)
+
+
+class FusedNorm(nn.Module):  # type: ignore[misc]
     """Stands in for a normalisation by the root mean square with a learned scale."""
 
     def __init__(self, original: nn.Module, eps: float, offset: float, round_first: bool) -> None:
@@ -63,7 +82,10 @@ class _Norm(nn.Module):  # type: ignore[misc]
     def forward(self, source: torch.Tensor) -> torch.Tensor:
         size = source.shape[-1]
         out = torch.empty(source.shape, dtype=source.dtype, device=source.device)
-        source = _two_strides(source)
+        # The kernel walks through rows in one piece that two strides count. All in one dimension otherwise: strides of
+        # dimensions of size 1 may be anything, also in what is contiguous.
+        walks = source.stride(-1) == 1 and source.dim() >= 2 and source.shape[:-3].numel() == 1
+        source = source if walks else source.contiguous().view(-1, size)
         inner = source.shape[-2]
         norm_kernel[(source.numel() // size,)](
             out,
@@ -82,65 +104,61 @@ class _Norm(nn.Module):  # type: ignore[misc]
         return out
 
 
-def _replace_norms(model: Any) -> int:
-    places = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            stand_in = _norm_like(child) if type(child).__name__.endswith("RMSNorm") else None
-            if stand_in is not None:
-                setattr(parent, name, stand_in)
-                places += 1
-    return places
-
-
-def _norm_like(original: nn.Module) -> _Norm | None:
-    """Our normalisation in the arrangement that is closest to ``original``, if it is close enough."""
-    weight = getattr(original, "weight", None)
-    eps = getattr(original, "variance_epsilon", getattr(original, "eps", None))
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(eps, float):
-        return None
-    if len(list(original.parameters())) != 1 or original._forward_hooks or "forward" in vars(original):
-        return None
-    numbers = torch.randn(1, 3, 2, weight.shape[0], generator=torch.Generator().manual_seed(0))
-    source = numbers.to(weight.device, weight.dtype).transpose(1, 2)
-    with torch.inference_mode():
-        expected = original(source).float()
-        candidates = [_Norm(original, eps, offset, first) for offset in (0.0, 1.0) for first in (True, False)]
-        apart = [float((candidate(source).float() - expected).abs().max()) for candidate in candidates]
-    best = min(range(len(apart)), key=apart.__getitem__)
-    enough = apart[best] <= _TOLERANCE.get(weight.dtype, 0.0) * float(expected.abs().max())
-    return candidates[best] if enough else None
-
-
-def _two_strides(source: torch.Tensor) -> torch.Tensor:
-    """The rows as the kernel can walk through them: each in one piece, counted by the two dimensions before it."""
-    walks = source.stride(-1) == 1 and source.dim() >= 2 and source.shape[:-3].numel() == 1
-    # All in one dimension: strides of dimensions of size 1 may be anything, also in what is contiguous.
-    return source if walks else source.contiguous().view(-1, source.shape[-1])
-
-
 # --- Rotary positions ----------------------------------------------------------------------------
 
 Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def _replace_rotations(probe: Probe) -> int:
-    """The function stands in the module of the model's code, for all models of that code in this process."""
-    places = 0
-    for name in {type(layer.module).__module__ for layer in probe.layers}:
-        module = sys.modules[name]
-        original = getattr(module, _ROTATE, None)
-        if original is None or hasattr(original, "castor_original"):
-            continue
-        weight = next(probe.layers[0].module.parameters())
-        size = probe.layers[0].shape.key_size
-        if _rotates_alike(original, size, weight):
-            setattr(module, _ROTATE, _rotation(original))
-            places += 1
-    return places
+@dataclass(frozen=True, slots=True)
+class RotationPlace:
+    """The function of a model's code that rotates heads of ``size`` numbers of the type of ``like``, on its device."""
+
+    code: ModuleType
+    size: int
+    like: torch.Tensor
 
 
-def _rotation(original: Rotate) -> Rotate:
+class FuseRotations:
+    """The ``Rewrite`` of rotary positions. It holds for all models of the same code in this process."""
+
+    name = "functions that rotate by positions"
+    tolerance = ROUNDING
+
+    def find(self, model: LoadedModel) -> list[RotationPlace]:
+        layers = model.probe.layers
+        size, like = layers[0].shape.key_size, next(layers[0].module.parameters())
+        codes = [sys.modules[name] for name in sorted({type(layer.module).__module__ for layer in layers})]
+        functions = [(code, getattr(code, ROTATE, None)) for code in codes]
+        return [
+            RotationPlace(code, size, like)
+            for code, rotate in functions
+            if rotate is not None and not hasattr(rotate, "castor_original")
+        ]
+
+    def stand_ins(self, place: RotationPlace) -> list[Rotate]:
+        return [fused_rotation(getattr(place.code, ROTATE))]
+
+    def compare(self, place: RotationPlace, stand_in: Rotate) -> tuple[float, torch.dtype]:
+        """Calls the kernel itself, because ``stand_in`` gives the original what it does not take."""
+        generator, like, size = torch.Generator().manual_seed(0), place.like, place.size
+
+        def numbers(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(like.device, like.dtype)
+
+        q, k = numbers(1, 5, 4, size).transpose(1, 2), numbers(1, 2, 5, size)
+        cos, sin = numbers(1, 5, size), numbers(1, 5, size)
+        try:
+            expected = stand_in.castor_original(q, k, cos, sin)  # type: ignore[attr-defined]
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
+            return inf, like.dtype  # another signature, another form of angles
+        found = _rotated(q, k, cos, sin)
+        return max(difference(new, old) for new, old in zip(found, expected, strict=True)), like.dtype
+
+    def swap(self, place: RotationPlace, stand_in: Rotate) -> None:
+        setattr(place.code, ROTATE, stand_in)
+
+
+def fused_rotation(original: Rotate) -> Rotate:
     """``original`` for what our kernel takes, else itself."""
 
     def apply_rotary_pos_emb(
@@ -190,25 +208,8 @@ def _rotated(
     return out.transpose(0, 1)[None], other.transpose(0, 1)[None]
 
 
-def _rotates_alike(original: Rotate, size: int, like: torch.Tensor) -> bool:
-    generator = torch.Generator().manual_seed(0)
-
-    def numbers(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(like.device, like.dtype)
-
-    q, k = numbers(1, 5, 4, size).transpose(1, 2), numbers(1, 2, 5, size)
-    cos, sin = numbers(1, 5, size), numbers(1, 5, size)
-    try:
-        expected = original(q, k, cos, sin)
-    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
-        return False  # another signature, another form of angles
-    for wanted, found in zip(expected, _rotated(q, k, cos, sin), strict=True):
-        if wanted.shape != found.shape:
-            return False
-        if not (found - wanted).abs().max() <= _TOLERANCE.get(like.dtype, 0.0) * wanted.abs().max():
-            return False
-    return True
-
-
 def _power_of_two(size: int) -> int:
     return int(1 << (size - 1).bit_length())
+
+
+FUSED_OPS: tuple[Rewrite, ...] = (FuseNorms(), FuseRotations())

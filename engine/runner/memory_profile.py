@@ -1,4 +1,4 @@
-"""The largest steps that can come, tried at load: whether the device computes them, and what memory they take.
+"""Profiles the peak memory of the largest step at load, and finds out whether our kernels run.
 
 What is left after that is the cache's. Kernels are compiled here too, so that the first request does not wait for them.
 """
@@ -18,7 +18,7 @@ from engine.attention.base import AttentionBackend
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.constraints.masks import Mask, all_but
-from engine.device.cuda_health import require_device
+from engine.device.cuda_health import DeviceError, device_errors
 from engine.model.loader import LoadedModel
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
@@ -29,47 +29,38 @@ _log = logging.getLogger(__name__)
 
 Attention = Callable[[KVCache, Iterable[int | None]], AttentionBackend]
 _REMEDY = "at run time Triton needs a C compiler (cc, gcc or clang, or what CC names) and the headers of Python"
-# All tokens are equally likely in a trial, so that the sampler must look at the whole vocabulary.
+# All tokens are equally likely in the profile, so that the sampler must look at the whole vocabulary.
 _SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=20)
 
 
-def attention_for(device: torch.device) -> Attention:
-    """The backend of a device: our kernels on a GPU, unless Triton is missing."""
-    if device.type != "cuda":
-        return ReferenceAttention
-    try:
-        from engine.attention.triton_paged import TritonAttention
-    except ImportError as error:
-        _log.warning("Triton cannot be imported (%s): attention copies the whole past at each step, slowly", error)
-        return ReferenceAttention
-    return TritonAttention
+def profile_steps(
+    model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention
+) -> tuple[Attention, int]:
+    """Run the largest steps with ``attention``, or with the reference where its kernels do not run here.
 
-
-def try_steps(model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention) -> tuple[Attention, int]:
-    """Run the largest steps on a GPU; returns the backend that can, and the bytes to keep for steps.
-
-    Raises ``ModelRefused`` where the memory does not even hold the steps.
+    Returns the backend that ran, and the bytes to keep for steps. Raises ``ModelRefused`` where the memory does not
+    even hold the steps, and what the model itself raises.
     """
     try:
-        return attention, step_bytes(model, info, config, attention)
+        with device_errors(torch.device(info.device)):
+            return attention, step_bytes(model, info, config, attention)
     except torch.OutOfMemoryError as error:
         raise ModelRefused(
             f"the weights leave no room for a step of {MAX_CHUNK} tokens and {info.max_running} answers; lower "
             f"max_running, or free memory on {info.device}"
         ) from error
-    except Exception as error:
-        require_device(torch.device(info.device))
+    except DeviceError as error:
         if attention is ReferenceAttention:
-            raise
-        reason = _first_line(error)
+            raise error.cause from None
+        reason = str(error)
     # What fails without our kernels too is the model's own fault, and raised as that.
-    found = try_steps(model, info, config, ReferenceAttention)
+    profiled = profile_steps(model, info, config, ReferenceAttention)
     _log.warning("The Triton kernels do not run here; attention will be slow: %s; %s", reason, _REMEDY)
-    return found
+    return profiled
 
 
 def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention) -> int:
-    """What steps take of the device at most beside weights and pages.
+    """The most that steps take of the device beside weights and cache, in bytes.
 
     Once for a step with as much prefill as the scheduler may ever allow, and its sampling: what torch has to take for
     that beyond what it holds already. Once more for the recorded decodes (``cuda_graphs``), which have memory of
@@ -79,7 +70,7 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     layers = model.probe.layers
     device = torch.device(info.device)
     cache = KVCache([layer.shape for layer in layers], 1, info.block_size, dtype=model.module.dtype, device=device)
-    runner = ModelRunner(model, attention(cache, {layer.sliding_window for layer in layers}), info)
+    runner = ModelRunner(model, attention(cache, model.windows), info)
     _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
     decodes = _memory_of(lambda: runner.forward(decode_step(info)), device)
     prefill = _memory_of(lambda: _whole_step(runner, prefill_step(info)), device)
@@ -103,7 +94,7 @@ def prefill_step(info: ModelInfo) -> list[ScheduledChunk]:
 def _chunk(info: ModelInfo, num_tokens: int) -> ScheduledChunk:
     blocks = [0] * -(-num_tokens // info.block_size)
     tokens = [0] * num_tokens
-    return ScheduledChunk(Sequence(Request("trial", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
+    return ScheduledChunk(Sequence(Request("profile", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
 
 
 def _whole_step(runner: ModelRunner, batch: list[ScheduledChunk]) -> None:
@@ -133,7 +124,3 @@ def _memory_of(compute: Callable[[], object], device: torch.device) -> _Memory:
     memory = _Memory(torch.cuda.max_memory_allocated(device) - used, torch.cuda.max_memory_reserved(device) - taken)
     torch.cuda.empty_cache()
     return memory
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

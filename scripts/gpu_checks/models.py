@@ -20,7 +20,8 @@ from engine.attention.gather import ReferenceAttention
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel
 from engine.model.probe import probe, set_attention
-from engine.runner.cuda import gpu_runner
+from engine.platforms.cuda import CudaPlatform
+from engine.platforms.recipe import start_model
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.sequence import Sequence
 from gpu_checks.machine import Machine
@@ -169,7 +170,10 @@ def make_runner(machine: Machine, model: LoadedModel, max_context: int, **config
     """
     given = EngineConfig(path="", device=str(machine.device), max_context=max_context, block_size=BLOCK_SIZE, **config)
     model = LoadedModel(model.module, model.probe, min(model.max_context, max_context), "", ())
-    return gpu_runner(model, given, (), lambda *_: None, attention=machine.attention, record=machine.record)
+    platform = CudaPlatform(machine.device, attention=machine.attention, record=machine.record)
+    runner = start_model(lambda: model, given, (), lambda *_: None, platform)
+    assert isinstance(runner, ModelRunner)
+    return runner
 
 
 def problem_of(machine: Machine, runner: ModelRunner) -> str:

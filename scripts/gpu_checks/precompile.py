@@ -100,12 +100,13 @@ def _tuned_attention(machine: Machine, stages: int, keys: int) -> None:
 
 def _model(machine: Machine, name: str) -> None:
     """The kernels of a model's layers, by one layer of it."""
-    from engine.runner.fused_ops import shorten
+    from engine.model.rewrites import apply_rewrites
+    from engine.runner.fused_ops import FUSED_OPS
 
     family, config = shape_of(machine, name)
     config = {**config, "vocab_size": 512, "num_hidden_layers": 1}
     model = loaded(random_module(family, machine.dtype, machine.device, **config))
-    shorten(model.module, model.probe)
+    apply_rewrites(model, FUSED_OPS)
     (layer,) = model.probe.layers
     heads = model.module.config.num_attention_heads
     _launch(machine, heads, layer.shape, AttentionOptions(layer.shape.key_size**-0.5), machine.dtype)

@@ -1,9 +1,11 @@
-"""Our normalisation and rotation against the models' own code."""
+"""Fused RMSNorm and RoPE against the models' own code."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,8 +21,19 @@ from engine.api.engine import EngineConfig
 from engine.api.errors import EngineUnavailable
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
-from engine.model.loader import load_model
-from engine.runner.fused_ops import _norm_like, _rotates_alike, _rotation, shorten
+from engine.device import cuda_health
+from engine.model.loader import LoadedModel, load_model
+from engine.model.probe import Probe
+from engine.model.rewrites import apply_rewrites
+from engine.runner.fused_ops import (
+    FUSED_OPS,
+    FusedNorm,
+    FuseNorms,
+    FuseRotations,
+    Rotate,
+    RotationPlace,
+    fused_rotation,
+)
 
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
 # Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; and the
@@ -35,13 +48,34 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+def install_fused_ops(model: LoadedModel) -> int:
+    return apply_rewrites(model, FUSED_OPS)
+
+
+def fused(norm: nn.Module) -> Any:
+    """What a model has in place of its ``norm`` after the rewrite."""
+    module = nn.ModuleDict({"norm": norm})
+    module.device = torch.device("cpu")  # type: ignore[assignment]
+    apply_rewrites(LoadedModel(module, Probe([], 0), 0, "", ()), [FuseNorms()])
+    return module["norm"]
+
+
+def rotates_alike(rotate: Rotate) -> bool:
+    code = ModuleType("code")
+    code.apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+    rewrite, place = FuseRotations(), RotationPlace(code, 20, torch.zeros(1))
+    (stand_in,) = rewrite.stand_ins(place)
+    apart, dtype = rewrite.compare(place, stand_in)
+    return apart <= rewrite.tolerance[dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_of_every_arrangement(name: str, dtype: torch.dtype) -> None:
     norm = NORMS[name](80, eps=1e-5).to(dtype)
     nn.init.normal_(norm.weight)
-    ours = _norm_like(norm)
-    assert ours is not None
+    ours = fused(norm)
+    assert isinstance(ours, FusedNorm)
     rows = torch.randn(1, 7, 5, 80).to(dtype)
     # Flat, one row, heads before tokens, a batch of one row each, a slice of a joined product, and what no two strides
     # can walk.
@@ -59,19 +93,19 @@ def test_norms_of_another_kind_are_left_alone() -> None:
         def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
             return super().forward(hidden_states) * 1.01
 
-    assert _norm_like(OddRMSNorm(16)) is None
+    odd = OddRMSNorm(16)
+    assert fused(odd) is odd
     hooked = LlamaRMSNorm(16)
     hooked.register_forward_hook(lambda module, inputs, output: output)
-    assert _norm_like(hooked) is None
+    assert fused(hooked) is hooked
 
 
 def test_rotations_and_what_is_none() -> None:
     original = modeling_llama.apply_rotary_pos_emb
-    like = torch.zeros(1)
-    assert _rotates_alike(original, 20, like)
-    assert not _rotates_alike(lambda q, k, cos, sin: original(q, k, sin, cos), 20, like)
-    assert not _rotates_alike(lambda x, cos: x, 20, like)
-    ours = _rotation(original)
+    assert rotates_alike(original)
+    assert not rotates_alike(lambda q, k, cos, sin: original(q, k, sin, cos))
+    assert not rotates_alike(lambda x, cos: x)
+    ours = fused_rotation(original)
     q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 3, 2, 20).transpose(1, 2)
     for size in (20, 10):  # the whole head; less of it is what the model's own code does
         cos, sin = torch.randn(1, 3, size), torch.randn(1, 3, size)
@@ -87,13 +121,13 @@ def test_models_are_the_same(family: str, tmp_path: Path) -> None:
     text = [3 + (i * i) % 250 for i in range(21)]
     expected = plain_logits(plain_model(folder), text)
     loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
-    assert shorten(loaded.module, loaded.probe) == places
-    assert shorten(loaded.module, loaded.probe) in (0, places - (places > 0))
+    assert install_fused_ops(loaded) == places
+    assert install_fused_ops(loaded) in (0, places - (places > 0))
 
     def attention(cache: KVCache, windows: set[int | None]) -> ReferenceAttention:
         return ReferenceAttention(cache, windows)
 
-    model = PagedModel(folder, attention, change=lambda module: shorten(module, loaded.probe))
+    model = PagedModel(folder, attention, change=lambda module: install_fused_ops(replace(loaded, module=module)))
     (found,) = model.run([text])
     assert found
     assert all((row - expected[index]).abs().max() < 1e-4 for index, row in found.items())
@@ -112,16 +146,16 @@ def test_memory_that_runs_out_and_a_lost_device_are_not_the_kernels_fault(
     def be_lost(_device: torch.device) -> None:
         raise EngineUnavailable("the device is lost")
 
-    chains = sys.modules["engine.runner.fused_ops"]
+    fused_ops = sys.modules["engine.runner.fused_ops"]
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
-    monkeypatch.setattr(chains, "norm_kernel", Broken(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(fused_ops, "norm_kernel", Broken(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
-        shorten(loaded.module, loaded.probe)
-    monkeypatch.setattr(chains, "norm_kernel", Broken(RuntimeError("CUDA error: an illegal memory access")))
-    monkeypatch.setattr(chains, "require_device", be_lost)
+        install_fused_ops(loaded)
+    monkeypatch.setattr(fused_ops, "norm_kernel", Broken(RuntimeError("CUDA error: an illegal memory access")))
+    monkeypatch.setattr(cuda_health, "require_device", be_lost)
     with pytest.raises(EngineUnavailable):
-        shorten(loaded.module, loaded.probe)
+        install_fused_ops(loaded)
 
 
 def test_kernels_that_do_not_run_leave_the_model_alone(
@@ -134,17 +168,17 @@ def test_kernels_that_do_not_run_leave_the_model_alone(
     monkeypatch.setattr(sys.modules["engine.runner.fused_ops"], "norm_kernel", Broken())
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
-    assert shorten(loaded.module, loaded.probe) == 0
+    assert install_fused_ops(loaded) == 0
     assert "no such architecture" in caplog.text
     assert isinstance(loaded.module.model.norm, LlamaRMSNorm)
 
 
 def test_a_model_of_the_same_code_on_a_cpu_keeps_its_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     original = modeling_llama.apply_rotary_pos_emb
-    chains = sys.modules["engine.runner.fused_ops"]
-    monkeypatch.setattr(chains, "_rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
-    monkeypatch.setattr(chains, "_INTERPRETED", False)
+    fused_ops = sys.modules["engine.runner.fused_ops"]
+    monkeypatch.setattr(fused_ops, "_rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
+    monkeypatch.setattr(fused_ops, "_INTERPRETED", False)
     q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 2, 3, 20)
     cos, sin = torch.randn(1, 3, 20), torch.randn(1, 3, 20)
-    for found, expected in zip(_rotation(original)(q, k, cos, sin), original(q, k, cos, sin), strict=True):
+    for found, expected in zip(fused_rotation(original)(q, k, cos, sin), original(q, k, cos, sin), strict=True):
         assert torch.equal(found, expected)

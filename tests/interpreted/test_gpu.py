@@ -1,4 +1,4 @@
-"""The runner of a GPU, put together on a CPU: the trial, the sizes, the recordings and the results."""
+"""The recipe of a GPU on a CPU: the profile, the sizes, the recordings and the results."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from engine.attention.gather import ReferenceAttention
 from engine.attention.triton_paged import TritonAttention
 from engine.build import load_tokenizer
 from engine.core.core import Core
-from engine.model.loader import load_model
-from engine.runner.cuda import gpu_runner
+from engine.model.loader import Progress, load_model
+from engine.platforms.cuda import CudaPlatform
+from engine.platforms.recipe import start_model
+from engine.runner.cuda_graphs import Recorder
+from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.scheduling.contracts import Runner
@@ -39,20 +42,28 @@ def config_of(folder: Path, **config: float) -> EngineConfig:
     return EngineConfig(path=str(folder), device="cpu", **given)  # type: ignore[arg-type]
 
 
+def gpu_runner(
+    config: EngineConfig,
+    *,
+    record: Recorder = again,
+    attention: Attention = TritonAttention,
+    eos_ids: tuple[int, ...] = (),
+    progress: Progress = silent,
+) -> ModelRunner:
+    platform = CudaPlatform(torch.device("cpu"), attention=attention, record=record)
+    runner = start_model(lambda: load_model(config, silent), config, eos_ids, progress, platform)
+    assert isinstance(runner, ModelRunner)
+    return runner
+
+
 @pytest.mark.parametrize("graphs", [True, False])
 def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path, "qwen3", num_hidden_layers=2)
     config = config_of(folder, cuda_graphs=graphs)
     stages: list[str] = []
-    runner = gpu_runner(
-        load_model(config, silent),
-        config,
-        (2,),
-        lambda stage, _done: stages.append(stage),
-        attention=TritonAttention,
-        record=again,
-    )
-    assert runner.info.eos_ids == (2,)
+    runner = gpu_runner(config, eos_ids=(2,), progress=lambda stage, _done: stages.append(stage))
+    assert 2 in runner.info.eos_ids
+    assert stages[:3] == ["joining weights", "trying the largest step", "allocating cache"]
     assert ("recording decode steps" in stages) is graphs
     text = [5 + (i * i) % 200 for i in range(40)]
     sequence = make_sequence(text[:37], [2, 0, 1])
@@ -67,12 +78,12 @@ def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     per_block = 2 * 2 * 2 * 16 * 16 * 4
     config = config_of(folder, kv_memory=float(4 * per_block))
-    runner = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+    runner = gpu_runner(config)
     assert runner.info.num_blocks == 3
     assert runner.info.max_context == 48
     config = config_of(folder, kv_memory=float(per_block))
     with pytest.raises(ModelRefused, match="kv_memory"):
-        gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
+        gpu_runner(config)
 
 
 def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
@@ -81,7 +92,7 @@ def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
 
 def test_a_model_that_cannot_be_recorded_is_served_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
-    runner = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=refuse)
+    runner = gpu_runner(config, record=refuse)
     assert not runner.replays
     assert "not recorded and will be slower: called a synchronizing CUDA operation" in caplog.text
     assert len(runner.forward([ScheduledChunk(make_sequence([5, 6], [0]), 0, 2)])) == 1
@@ -94,7 +105,7 @@ def test_a_device_that_is_lost_while_it_records_is_not_served(tmp_path: Path, mo
     monkeypatch.setattr(ModelRunner, "check", be_lost)
     config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
     with pytest.raises(EngineUnavailable):
-        gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=refuse)
+        gpu_runner(config, record=refuse)
 
 
 def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tuple[int, ...]]:
@@ -118,10 +129,8 @@ def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tup
 def test_a_core_says_the_same_with_it(tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
     config = config_of(folder, max_running=3)
-    ours = gpu_runner(load_model(config, silent), config, (), silent, attention=TritonAttention, record=again)
-    plain = gpu_runner(
-        load_model(config, silent), replace(config, cuda_graphs=False), (), silent, attention=ReferenceAttention
-    )
+    ours = gpu_runner(config)
+    plain = gpu_runner(replace(config, cuda_graphs=False), attention=ReferenceAttention)
     assert ours.replays
     assert not plain.replays
     found = answers(ours, folder, config)

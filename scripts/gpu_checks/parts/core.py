@@ -11,12 +11,14 @@ from itertools import pairwise
 from statistics import median, quantiles
 from typing import NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 
 from engine.api.engine import EngineConfig
 from engine.api.events import ErrorKind, RequestEvents
 from engine.api.requests import Request, SamplingParams
 from engine.core.core import Core
+from engine.platforms.recipe import platform_of
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
 from gpu_checks import goals
@@ -104,7 +106,8 @@ def run(check: Check) -> None:
 
 def _start(runner: ModelRunner, tokenizer: Tokenizer) -> Clients:
     config = EngineConfig(path="", max_running=runner.info.max_running)
-    return Clients(Core(runner, BatchSampler(), tokenizer, config))
+    cost = platform_of(torch.device(runner.info.device)).step_cost()
+    return Clients(Core(runner, BatchSampler(), tokenizer, config, cost=cost))
 
 
 def _many_clients(check: Check, made: Made, start: Callable[[], Clients], load: Load) -> None:

@@ -1,4 +1,4 @@
-"""The size of the cache: bytes, pages, and a context that it is sure to hold."""
+"""The size of the cache: pages, and a context that it is sure to hold."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.api.errors import ModelRefused
-from engine.cache import memory
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape, block_bytes, plan_blocks
-from engine.cache.memory import CPU_LIMIT_BYTES, memory_budget
 
 CPU = torch.device("cpu")
 SHAPES = [KVShape(2, 16, 16), KVShape(1, 32, 8)]
@@ -24,28 +22,6 @@ def test_bytes_of_a_page_are_those_of_the_tensors() -> None:
     assert not any(tensor.any() for tensor in tensors)
     assert cache.keys[1].shape == (5, 4, 1, 32)
     assert cache.values[1].shape == (5, 4, 1, 8)
-
-
-def test_the_budget_is_bytes_a_share_or_the_default() -> None:
-    assert memory_budget(5e6, CPU) == 5_000_000
-    assert 0 < memory_budget(None, CPU) <= CPU_LIMIT_BYTES
-    assert memory_budget(0.001, CPU) < memory_budget(0.9, CPU)
-
-
-def test_more_bytes_than_a_gpu_has_left_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    gpu = torch.device("cuda", 0)
-    assert memory_budget(800.0, gpu, reserved=200) == 800
-    with pytest.raises(ModelRefused, match=r"kv_memory is 801 bytes, but 800 are free on cuda:0 .* 200 for steps"):
-        memory_budget(801.0, gpu, reserved=200)
-    assert memory_budget(0.5, gpu, reserved=200) == 400
-    assert memory_budget(5000.0, CPU, reserved=200) == 5000
-
-
-@pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_a_budget_of_nothing_is_refused(bad: float) -> None:
-    with pytest.raises(ModelRefused, match="kv_memory"):
-        memory_budget(bad, CPU)
 
 
 def test_a_cache_smaller_than_a_page_is_refused_with_both_numbers() -> None:

@@ -1,9 +1,10 @@
-"""Joined weights: which are, that nothing changes by it, and what is left alone."""
+"""Fused linears: which are, that nothing changes by it, and what is left alone."""
 
 from __future__ import annotations
 
 import random
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from support.tiny import tiny_model_folder
 from torch import nn
 
 from engine.api.engine import EngineConfig
-from engine.model.loader import load_model
-from engine.runner import fused_linear
-from engine.runner.fused_linear import fuse
+from engine.model.loader import LoadedModel, load_model
+from engine.model.rewrites import apply_rewrites
+from engine.runner.fused_linear import FuseLinears, LinearGroup
 
 JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
@@ -38,12 +39,17 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+def fuse(model: LoadedModel) -> int:
+    return apply_rewrites(model, [FuseLinears()])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_joined_weights_change_nothing(family: str, tmp_path: Path) -> None:
     joined, config = FAMILIES[family]
     folder = lively_model_folder(tmp_path, family, **config)
     counts: list[int] = []
-    model = PagedModel(folder, change=lambda module: counts.append(fuse(module)))
+    probed = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+    model = PagedModel(folder, change=lambda module: counts.append(fuse(replace(probed, module=module))))
     assert counts == [joined]
     plain = plain_model(folder)
     rnd = random.Random(0)
@@ -54,26 +60,26 @@ def test_joined_weights_change_nothing(family: str, tmp_path: Path) -> None:
         assert all((row - expected[index]).abs().max() < 1e-4 for index, row in found.items())
 
 
-def loaded(folder: Path, **config: Any) -> Any:
+def loaded(folder: Path, **config: Any) -> LoadedModel:
     tiny_model_folder(folder, **config)
-    return load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None).module
+    return load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_parameters_are_the_same_numbers_in_fewer_tensors(bias: bool, tmp_path: Path) -> None:
     model = loaded(tmp_path, attention_bias=bias, mlp_bias=bias)
-    before = {name: layer.weight.clone() for name, layer in model.named_modules() if name.endswith("_proj")}
-    count = sum(parameter.numel() for parameter in model.parameters())
+    before = {name: layer.weight.clone() for name, layer in model.module.named_modules() if name.endswith("_proj")}
+    count = sum(parameter.numel() for parameter in model.module.parameters())
     assert fuse(model) == 4
-    after = {name: layer.weight for name, layer in model.named_modules() if name.endswith("_proj")}
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    after = {name: layer.weight for name, layer in model.module.named_modules() if name.endswith("_proj")}
+    assert sum(parameter.numel() for parameter in model.module.parameters()) == count
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_another_input_and_another_order_are_computed_alone(tmp_path: Path) -> None:
     model = loaded(tmp_path, attention_bias=True)
-    attention = model.model.layers[0].self_attn
+    attention = model.module.model.layers[0].self_attn
     layers = attention.q_proj, attention.k_proj, attention.v_proj
     fuse(model)
     a, b = torch.randn(1, 3, 64), torch.randn(1, 5, 64)
@@ -91,7 +97,7 @@ def test_layers_that_are_more_than_linear_are_left_alone(tmp_path: Path) -> None
         pass
 
     model = loaded(tmp_path)
-    first, second = model.model.layers
+    first, second = model.module.model.layers
     first.self_attn.k_proj = first.self_attn.v_proj = Special(64, 32, bias=False)
     second.mlp.up_proj.register_forward_hook(lambda layer, inputs, output: output * 2)
     assert fuse(model) == 2
@@ -101,15 +107,15 @@ def test_layers_that_are_more_than_linear_are_left_alone(tmp_path: Path) -> None
 
 def test_no_more_than_one_group_is_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(tmp_path, num_hidden_layers=6)
-    originals = [weakref.ref(layer) for name, layer in model.named_modules() if name.endswith(JOINED)]
+    originals = [weakref.ref(layer) for name, layer in model.module.named_modules() if name.endswith(JOINED)]
     alive: list[int] = []
-    join = fused_linear._join
+    stand_ins = FuseLinears.stand_ins
 
-    def counting(*group: Any) -> bool:
+    def counting(rewrite: FuseLinears, place: LinearGroup) -> list[list[nn.Module]]:
         alive.append(sum(layer() is not None for layer in originals))
-        return join(*group)
+        return stand_ins(rewrite, place)
 
-    monkeypatch.setattr(fused_linear, "_join", counting)
+    monkeypatch.setattr(FuseLinears, "stand_ins", counting)
     assert fuse(model) == 12
     assert len(originals) == 6 * 5
     # A layer's queries, keys and values are a group, its gate and up another; the last one is still at hand.
@@ -117,9 +123,12 @@ def test_no_more_than_one_group_is_held_twice(tmp_path: Path, monkeypatch: pytes
     assert not any(layer() for layer in originals)
 
 
-def test_numbers_that_differ_undo_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_differ_undo_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     model = loaded(tmp_path)
     cat = torch.cat
     monkeypatch.setattr(torch, "cat", lambda parts, **where: cat(parts, **where) * 1.001)
     assert fuse(model) == 0
-    assert isinstance(model.model.layers[0].mlp.gate_proj, nn.Linear)
+    assert isinstance(model.module.model.layers[0].mlp.gate_proj, nn.Linear)
+    assert "4 of the groups of linears that share an input are not fused: a stand-in differs by" in caplog.text

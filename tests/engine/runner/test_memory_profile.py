@@ -14,9 +14,10 @@ from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import EngineUnavailable
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
+from engine.device import cuda_health
 from engine.model.loader import load_model
 from engine.runner import memory_profile
-from engine.runner.memory_profile import attention_for, decode_step, prefill_step, step_bytes, try_steps
+from engine.runner.memory_profile import decode_step, prefill_step, profile_steps, step_bytes
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.chunk_budget import MAX_CHUNK
 
@@ -36,10 +37,6 @@ def test_no_step_of_the_scheduler_is_larger(max_context: int, max_running: int) 
     assert [work.num_tokens for work in decode_step(info)] == [1] * max_running
 
 
-def test_a_cpu_has_the_reference() -> None:
-    assert attention_for(torch.device("cpu")) is ReferenceAttention
-
-
 class Broken(ReferenceAttention):
     def __init__(self, cache: KVCache, windows: Iterable[int | None]) -> None:
         raise ValueError("out of resource: shared memory\nmore")
@@ -49,7 +46,7 @@ def test_steps_run_and_broken_kernels_are_replaced(tmp_path: Path, caplog: pytes
     config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
     model = load_model(config, lambda stage, done: None)
     assert step_bytes(model, INFO, config, ReferenceAttention) == 0
-    assert try_steps(model, INFO, config, Broken) == (ReferenceAttention, 0)
+    assert profile_steps(model, INFO, config, Broken) == (ReferenceAttention, 0)
     assert "ValueError: out of resource: shared memory" in caplog.text
     assert "C compiler" in caplog.text
 
@@ -64,7 +61,7 @@ def test_what_fails_with_any_attention_is_not_said_to_be_the_kernels_fault(
     config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
     model = load_model(config, lambda stage, done: None)
     with pytest.raises(RuntimeError, match="Half"):
-        try_steps(model, INFO, config, Broken)
+        profile_steps(model, INFO, config, Broken)
     assert "Triton" not in caplog.text
 
 
@@ -72,10 +69,10 @@ def test_a_lost_device_is_not_tried_with_another_attention(tmp_path: Path, monke
     def be_lost(_device: torch.device) -> None:
         raise EngineUnavailable("the device is lost")
 
-    monkeypatch.setattr(memory_profile, "require_device", be_lost)
+    monkeypatch.setattr(cuda_health, "require_device", be_lost)
     config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
     with pytest.raises(EngineUnavailable):
-        try_steps(load_model(config, lambda stage, done: None), INFO, config, Broken)
+        profile_steps(load_model(config, lambda stage, done: None), INFO, config, Broken)
 
 
 def test_sampling_with_masks_counts_once_and_recorded_decodes_for_their_own_memory(

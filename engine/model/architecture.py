@@ -1,0 +1,24 @@
+"""What transformers calls the parts of decoder models: all that the engine knows of families by name.
+
+Names only say where to look. Whether a part computes what its name suggests is shown by comparison at load.
+"""
+
+from __future__ import annotations
+
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Layer types of a configuration that a paged cache can serve."""
+
+SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linear layers of one module that are usually called with the same input."""
+
+RMS_NORM = "RMSNorm"
+"""How the class names of norms by the root mean square end."""
+
+ROTATE = "apply_rotary_pos_emb"
+"""The function of a family's module that rotates queries and keys by their positions."""
+
+# The parts of a Llama-like decoder: what the C forward computes.
+LAYER_PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
+ATTENTION_PARTS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+HEAD_NORMS = frozenset({"q_norm", "k_norm"})
+MLP_PARTS = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})

@@ -1,0 +1,65 @@
+"""The contract between the start-up recipe and the platforms that it starts models on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.cache.kv_tensors import KVCache
+from engine.model.loader import LoadedModel, Progress
+from engine.runner.memory_profile import Attention
+from engine.scheduling.chunk_budget import StepCost
+from engine.scheduling.contracts import Runner
+
+
+class Platform(Protocol):
+    """A kind of device. The methods stand in the order in which ``engine.platforms.recipe`` calls them."""
+
+    max_running: int
+    """Sequences that run at once by default."""
+    scratch_blocks: int
+    """Blocks of the cache that no sequence gets."""
+
+    def rewrite(self, model: LoadedModel, progress: Progress) -> None:
+        """Replace parts of the model by faster ones that compute the same numbers."""
+        ...
+
+    def profile(
+        self, model: LoadedModel, info: ModelInfo, config: EngineConfig, progress: Progress, /
+    ) -> tuple[Attention, int]:
+        """The attention backend that runs here, and the bytes to keep for the largest step beside weights and cache.
+
+        Raises ``ModelRefused`` where the memory does not even hold that step.
+        """
+        ...
+
+    def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
+        """Bytes for the cache: ``kv_memory`` itself above 1, up to 1 that share of what is free and not ``reserved``.
+
+        None is the default of the platform. Raises ``ModelRefused`` for more than the device can give.
+        """
+        ...
+
+    def bind(
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        cache: KVCache,
+        info: ModelInfo,
+        config: EngineConfig,
+        progress: Progress,
+        /,
+    ) -> Runner:
+        """The runner that computes the model over the cache.
+
+        Raises ``WeightsGone`` where the model has to be loaded again and computed by transformers' own modules.
+        """
+        ...
+
+    def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
+        """Record the decode steps of a runner that ``bind`` returned, where the platform replays them."""
+        ...
+
+    def step_cost(self) -> StepCost:
+        """How the cost of a step follows from its prefill tokens, to be learned from the steps of one engine."""
+        ...

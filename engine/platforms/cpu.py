@@ -1,0 +1,72 @@
+"""Models on a CPU: C code where it computes the model's own numbers, else transformers' modules."""
+
+from __future__ import annotations
+
+import logging
+
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.device.machine_memory import available_bytes
+from engine.model.loader import LoadedModel, Progress
+from engine.native.build import native_runner
+from engine.native.errors import NotNative, WeightsGone
+from engine.runner.memory_profile import Attention
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.chunk_budget import CostOverDecodes, StepCost
+from engine.scheduling.contracts import Runner
+
+_log = logging.getLogger(__name__)
+
+# The other three quarters are for packing the weights, which are loaded by then, for steps, for what the allocator
+# holds back, and for the front end and further models under the same limit.
+CACHE_SHARE = 0.25
+CACHE_LIMIT_BYTES = 2 << 30
+
+
+class CpuPlatform:
+    """``Platform`` of the processor."""
+
+    max_running = 64
+    scratch_blocks = 0
+
+    def rewrite(self, model: LoadedModel, progress: Progress) -> None:
+        """Nothing: no operator is slower than its launch here, and the C code needs the model as it is."""
+
+    def profile(
+        self, _model: LoadedModel, _info: ModelInfo, _config: EngineConfig, _progress: Progress, /
+    ) -> tuple[Attention, int]:
+        """Nothing is kept for steps: the default of ``cache_bytes`` leaves room for them."""
+        return ReferenceAttention, 0
+
+    def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
+        """Default: a quarter of the free memory and 2 GiB at most. Bytes are taken as given, because untouched pages
+        take no memory."""
+        free = max(0, available_bytes() - reserved)
+        if kv_memory is None:
+            return min(CACHE_LIMIT_BYTES, int(free * CACHE_SHARE))
+        return int(kv_memory if kv_memory > 1 else free * kv_memory)
+
+    def bind(
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        cache: KVCache,
+        info: ModelInfo,
+        config: EngineConfig,
+        progress: Progress,
+    ) -> Runner:
+        try:
+            return native_runner(model, cache, info, config, progress)
+        except WeightsGone:
+            raise
+        except NotNative as reason:
+            level = logging.WARNING if config.native else logging.INFO
+            _log.log(level, "Computed by torch, which is slower, and not natively: %s", str(reason))
+        return ModelRunner(model, attention(cache, model.windows), info)
+
+    def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
+        """Nothing: a CPU has no launches to save."""
+
+    def step_cost(self) -> StepCost:
+        return CostOverDecodes()

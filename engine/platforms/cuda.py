@@ -1,0 +1,108 @@
+"""Models on a GPU: fused operators, our attention kernels, a cache sized after a profile, recorded decode steps."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.errors import ModelRefused
+from engine.attention.gather import ReferenceAttention
+from engine.cache.kv_tensors import KVCache
+from engine.device.cuda_health import free_bytes
+from engine.failures import first_line
+from engine.model.loader import LoadedModel, Progress
+from engine.model.rewrites import apply_rewrites
+from engine.runner.cuda_graphs import CudaRecorder, Recorder
+from engine.runner.fused_linear import FuseLinears
+from engine.runner.memory_profile import Attention, profile_steps
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.chunk_budget import FittedCost, StepCost
+from engine.scheduling.contracts import Runner
+
+_log = logging.getLogger(__name__)
+
+CACHE_SHARE = 0.92  # of what the largest steps have left free
+
+
+class CudaPlatform:
+    """``Platform`` of one GPU. ``attention`` and ``record`` stand in for our kernels and CUDA's recordings, for those
+    who compare them and for tests on a CPU."""
+
+    max_running = 256  # a step of 64 decodes reads the weights for little more than half of the tokens that it could
+    scratch_blocks = 1  # for what pads recorded steps
+
+    def __init__(
+        self, device: torch.device, *, attention: Attention | None = None, record: Recorder | None = None
+    ) -> None:
+        self._device = device
+        self._attention = attention
+        self._record = record
+
+    def rewrite(self, model: LoadedModel, progress: Progress) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # Triton, streams and graphs follow the current device, not the tensors
+        progress("joining weights", 0.0)
+        apply_rewrites(model, [FuseLinears()])
+        try:
+            from engine.runner.fused_ops import FUSED_OPS
+        except ImportError:
+            return  # without Triton, which ``triton_attention`` warns of
+        apply_rewrites(model, FUSED_OPS)
+
+    def profile(
+        self, model: LoadedModel, info: ModelInfo, config: EngineConfig, progress: Progress
+    ) -> tuple[Attention, int]:
+        progress("trying the largest step", 0.0)
+        return profile_steps(model, info, config, self._attention or triton_attention())
+
+    def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
+        """Default: 0.92 of the free memory."""
+        free = max(0, free_bytes(self._device) - reserved)
+        if kv_memory is None or kv_memory <= 1:
+            return int(free * (kv_memory or CACHE_SHARE))
+        if kv_memory > free:
+            raise ModelRefused(
+                f"kv_memory is {int(kv_memory)} bytes, but {free} are free on {self._device} beside the weights and "
+                f"{reserved} for steps; lower it, or give a share above 0 and up to 1"
+            )
+        return int(kv_memory)
+
+    def bind(
+        self,
+        model: LoadedModel,
+        attention: Attention,
+        cache: KVCache,
+        info: ModelInfo,
+        _config: EngineConfig,
+        _progress: Progress,
+        /,
+    ) -> Runner:
+        return ModelRunner(model, attention(cache, model.windows), info)
+
+    def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
+        """Steps that cannot be recorded are computed as all others are."""
+        if not config.cuda_graphs:
+            return
+        assert isinstance(runner, ModelRunner)
+        try:
+            runner.record_decodes(scratch_block, self._record or CudaRecorder(), progress)
+        except RuntimeError as error:
+            runner.check()  # which also waits until nothing uses the memory of the recordings any more
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            reason = "there is no memory for it; lower kv_memory" if out_of_memory else first_line(error)
+            _log.warning("Decode steps are not recorded and will be slower: %s", reason)
+
+    def step_cost(self) -> StepCost:
+        return FittedCost()
+
+
+def triton_attention() -> Attention:
+    """Our kernels, unless Triton is missing."""
+    try:
+        from engine.attention.triton_paged import TritonAttention
+    except ImportError as error:
+        _log.warning("Triton cannot be imported (%s): attention copies the whole past at each step, slowly", error)
+        return ReferenceAttention
+    return TritonAttention

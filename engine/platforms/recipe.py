@@ -1,0 +1,92 @@
+"""Starts a model, the same way on every platform: load, rewrite, profile, plan, bind, capture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from engine.api.engine import EngineConfig
+from engine.api.errors import ModelRefused
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import KVPlan, block_bytes, plan_blocks
+from engine.device.cuda_health import free_bytes
+from engine.model.loader import LoadedModel, Progress
+from engine.model.summary import log_summary, model_info
+from engine.native.errors import WeightsGone
+from engine.platforms.base import Platform
+from engine.platforms.cpu import CpuPlatform
+from engine.platforms.cuda import CudaPlatform
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.contracts import Runner
+
+_log = logging.getLogger(__name__)
+
+
+def platform_of(device: torch.device) -> Platform:
+    """The platform that a device belongs to."""
+    return CudaPlatform(device) if device.type == "cuda" else CpuPlatform()
+
+
+def start_model(
+    load: Callable[[], LoadedModel],
+    config: EngineConfig,
+    eos_ids: Iterable[int],
+    progress: Progress,
+    platform: Platform | None = None,
+) -> Runner:
+    """The runner of a model, with a cache as large as the configured memory allows. Raises ``ModelRefused``.
+
+    ``eos_ids`` are end tokens beside those of the model's own configuration. ``platform`` is by default that of the
+    device that the model was loaded to.
+    """
+    model = load()
+    platform = platform or platform_of(model.module.device)
+    device, dtype = model.module.device, model.module.dtype
+    eos_ids = {*model.config_eos_ids, *eos_ids}
+    max_running = config.max_running or platform.max_running
+    with _refused_without_memory("joining weights", device, "free memory there, or serve a smaller model"):
+        platform.rewrite(model, progress)
+
+    unplanned = model_info(model, KVPlan(1, model.max_context), config, max_running, eos_ids)
+    attention, reserved = platform.profile(model, unplanned, config, progress)
+
+    progress("allocating cache", 0.0)
+    shapes = [layer.shape for layer in model.probe.layers]
+    per_block = block_bytes(shapes, config.block_size, dtype)
+    budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - platform.scratch_blocks * per_block)
+    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, max_running)
+    num_blocks = plan.num_blocks + platform.scratch_blocks
+    purpose = f"a KV cache of {num_blocks * per_block} bytes"
+    with _refused_without_memory(purpose, device, "lower kv_memory, or free memory there", reserved):
+        cache = KVCache(shapes, num_blocks, config.block_size, dtype=dtype, device=device)
+    info = model_info(model, plan, config, max_running, eos_ids)
+    log_summary(model, plan, config.block_size, per_block, reserved)
+
+    try:
+        runner = platform.bind(model, attention, cache, info, config, progress)
+    except WeightsGone as error:
+        reason = str(error)  # in words: what keeps the exception keeps the packed weights that its frames hold
+    else:
+        platform.capture(runner, plan.num_blocks, config, progress)
+        return runner
+    _log.warning("Computed by torch, which is slower, and not natively: %s", reason)
+    # Only here, where the exception and with it the packed weights are gone: both would not fit into the memory.
+    del model
+    model = load()
+    return ModelRunner(model, attention(cache, model.windows), info)
+
+
+@contextmanager
+def _refused_without_memory(purpose: str, device: torch.device, advice: str, reserved: int = 0) -> Iterator[None]:
+    """Raise ``ModelRefused`` where memory runs out: loading again would find no more of it."""
+    free = free_bytes(device)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelRefused(
+            f"there is not enough memory on {device} for {purpose}: {free} bytes are free and {reserved} of them kept "
+            f"for steps; {advice}"
+        ) from error
