@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from server.convert.rendering import Message
 from server.convert.turns import Reopen, Turn, check_counts, problem, turns_of
 from server.families.family import Family
-from server.families.table import CASTOR
+from server.families.tagged_calls import CASTOR
 from server.wire.content import FunctionCall
 from server.wire.requests import GenerateContentRequest
 from server.wire.support import joined
@@ -57,9 +57,7 @@ def _in_words(turn: Turn, before: Turn | None) -> Message:
 
 
 def _written(call: FunctionCall) -> str:
-    syntax = CASTOR.call
-    arguments = json.dumps(call.args or {}, ensure_ascii=False)
-    return f"{syntax.before}{call.name}{syntax.between}{arguments}{syntax.after}"
+    return CASTOR.call.write((call.name, json.dumps(call.args or {}, ensure_ascii=False)))
 
 
 def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
@@ -81,7 +79,7 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
             for result in (following.results if following else ())
         }
         calls = list(enumerate(turn.calls))
-        groups = [calls] if family.call.parallel or not calls else [[call] for call in calls]
+        groups = [calls] if family.call.is_parallel or not calls else [[call] for call in calls]
         for place, group in enumerate(groups):
             spoken = turn if place == 0 else Turn(turn.role)
             yield _assistant(spoken, [(count + index, call) for index, call in group], family)
@@ -91,7 +89,7 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
 
 def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Family) -> Message:
     text, thoughts = turn.text, turn.thoughts
-    if calls and not family.call.parallel:  # such templates have one place for what stands before a call
+    if calls and not family.call.is_parallel:  # such templates have one place for what stands before a call
         text, thoughts = ("", f"{thoughts}\n{text}") if text and thoughts else (text, thoughts)
     message = Message(role="assistant", content=text)
     if calls:

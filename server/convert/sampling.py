@@ -54,7 +54,7 @@ def answer_syntax(
     stop sequences are for what the model says, not for what it calls. Where nothing ends a call, none counts after it:
     calls end an answer."""
     family = tokenizer.family
-    span = (family.call.begin or family.call.before, family.call.end or _NEVER)
+    span = (family.call.trigger or family.call.call_start, family.call.terminator or _NEVER)
     return replace(
         sampling,
         grammar=grammar,

@@ -69,7 +69,7 @@ def end_ids(folder: Path, tokenizer: Any, family: Family) -> Iterator[int]:
         yield from (token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int))
     if tokenizer.eos_token_id is not None:
         yield tokenizer.eos_token_id
-    yield from (tokenizer.get_added_vocab()[end] for end in family.ends if end in tokenizer.get_added_vocab())
+    yield from (tokenizer.get_added_vocab()[end] for end in family.end_tokens if end in tokenizer.get_added_vocab())
     if tokenizer.chat_template is None:
         return
     # The special token that the template writes right behind an assistant's text, if it writes one.

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from server.errors import FieldViolation
+from server.families.tagged_calls import CASTOR_PROMPT
 from server.wire.fields import shown
 from server.wire.json_schema import MAX_NESTING, TYPES
 from server.wire.requests import GenerateContentRequest
@@ -169,7 +170,7 @@ def _any_of(texts: Sequence[str]) -> str:
 
 
 def castor_prompt(tools: Tools) -> str:
-    """What models whose templates know nothing of functions are told. Short: small models lose a long one."""
+    """What models whose templates know nothing of functions are told."""
     outlines = [
         {"name": function.name}
         | ({"description": function.description} if function.description else {})
@@ -177,17 +178,7 @@ def castor_prompt(tools: Tools) -> str:
         for function in tools.functions
     ]
     functions = "\n".join(json.dumps(outline, ensure_ascii=False) for outline in outlines)
-    return _PROMPT.replace("FUNCTIONS", functions)
-
-
-_PROMPT = """You can call these functions:
-FUNCTIONS
-
-To call a function, answer with its name and arguments as JSON, in this form:
-<tool_call>
-{"name": "function_name", "arguments": {"argument": "value"}}
-</tool_call>
-If no function helps, answer the user in plain words."""
+    return CASTOR_PROMPT.replace("FUNCTIONS", functions)
 
 
 def _declaration_problems(

@@ -4,88 +4,121 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Field = Mapping[str, Any]
+ResponseField = Mapping[str, Any]
 """One field of a response template of transformers (``transformers.utils.chat_parsing``)."""
 
 
 @dataclass(frozen=True, slots=True)
-class CallSyntax:
-    """How calls are written: ``opening``, calls joined by ``separator``, ``closing``; a call is ``before``, the name,
-    ``between``, the arguments, ``after``.
+class JsonArguments:
+    """The arguments are a JSON object."""
 
-    ``begin`` is the text that tells that a call begins and ``end`` the one that ends it; "" where nothing but the
-    beginning or the end of the answer does. ``arguments`` are a JSON object, the parameters in XML-like tags, or an
-    object with bare keys and texts between ``quote``, which is a token. ``field`` reads calls back: ``tool_calls`` of
-    the response template. ``parallel`` tells that an answer may hold several calls, ``repeats`` that the same call may
-    stand in it twice.
+
+@dataclass(frozen=True, slots=True)
+class TaggedArguments:
+    """Each argument stands in tags of its own: texts as they are, all else as JSON."""
+
+    start: str
+    """Before a value; ``{name}`` stands for the argument's name."""
+    end: str
+    """After a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class BareKeyArguments:
+    """An object that is JSON but for its bare keys and the quotes around its texts."""
+
+    quote: str
+    """A token of its own, before and after each text."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How a model writes function calls, in this order:
+
+    ``section_start``, for each call ``call_start``, the name, ``name_args_separator``, the arguments and ``call_end``,
+    with ``call_separator`` between two calls, and ``section_end``.
     """
 
-    field: Field
-    begin: str
-    end: str
-    before: str
-    between: str
-    after: str
-    opening: str = ""
-    separator: str = "\n"
-    closing: str = ""
-    arguments: Literal["json", "xml", "quoted"] = "json"
-    quote: str = ""
-    parallel: bool = True
-    repeats: bool = True
+    response_field: ResponseField
+    """Reads calls back: the field ``tool_calls`` of the response template."""
+    trigger: str
+    """The text by which an answer is known to call; "" where a call is only known by standing at the beginning."""
+    terminator: str
+    """The text that ends a call; "" where only the next call or the end of the answer does."""
+    call_start: str
+    name_args_separator: str
+    call_end: str
+    call_separator: str = "\n"
+    section_start: str = ""
+    section_end: str = ""
+    arguments: JsonArguments | TaggedArguments | BareKeyArguments = JsonArguments()
+    is_parallel: bool = True
+    """Whether an answer may hold several calls."""
+    keeps_duplicates: bool = True
+    """Whether a call that equals an earlier one of its answer is a call too."""
+
+    def write(self, *calls: tuple[str, str]) -> str:
+        """Calls as the model writes them: of each the name, and the arguments in the model's own notation."""
+        texts = [f"{self.call_start}{name}{self.name_args_separator}{args}{self.call_end}" for name, args in calls]
+        return f"{self.section_start}{self.call_separator.join(texts)}{self.section_end}"
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is known of a family of models.
-
-    ``signs`` are literals that are all in the chat template. ``thought`` are the texts around
-    thoughts, None where the model cannot think. ``markers`` are the texts of tokens, often special ones, that the
-    parser must see. ``ends`` are tokens that end an answer, besides those that the model's files name. ``lead`` is
-    what stands before an answer's plain text. ``renders_tools`` is False where Castor's own prompt declares functions
-    and shows calls. ``thinking_switch`` is the template's variable that turns thinking on or off, ``effort_switch``
-    the one that takes low, medium or high, if it has them. ``reasoning_key`` is where messages hold earlier thoughts.
-    """
+    """What is known of the models whose chat templates are alike."""
 
     name: str
-    signs: tuple[str, ...]
+    recognised_by: tuple[str, ...]
+    """Literals that are all in the family's chat templates."""
     call: CallSyntax
     thought: tuple[str, str] | None = None
+    """The texts around thoughts; None where the model cannot think."""
     markers: tuple[str, ...] = ()
-    ends: tuple[str, ...] = ()
-    lead: str = ""
-    content: Field = field(default_factory=lambda: {"content": "text", "content_args": {"strip": False}})
-    other_fields: Mapping[str, Field] = field(default_factory=dict)
+    """The texts of tokens, often special ones, that the parser of answers must see."""
+    end_tokens: tuple[str, ...] = ()
+    """Tokens that end an answer, besides those that the model's files name."""
+    answer_header: str = ""
+    """What the model writes before an answer's plain text."""
+    content: ResponseField = field(default_factory=lambda: {"content": "text", "content_args": {"strip": False}})
+    """Reads plain text back."""
+    markup_fields: Mapping[str, ResponseField] = field(default_factory=dict)
+    """Read what is neither text nor thought nor call; it is dropped."""
     renders_tools: bool = True
+    """False where Castor's own prompt declares the functions and shows the calls."""
     thinking_switch: str | None = None
+    """The template's variable that turns thinking on or off, if it has one."""
     effort_switch: str | None = None
+    """The template's variable that takes low, medium or high, if it has one."""
     reasoning_key: str = "reasoning_content"
-    own_fields: Mapping[str, Field] | None = None
+    """The key of a message under which the template looks for earlier thoughts."""
+    own_fields: Mapping[str, ResponseField] | None = None
+    """The fields of the tokenizer's own response template; they replace those of the family."""
 
     @property
     def exempt(self) -> tuple[tuple[str, str], ...]:
-        """Where stop sequences do not count although it is no call: the lead, from its beginning to its end."""
-        if not self.lead:
+        """Where stop sequences do not count although it is no call: the header of an answer, from its beginning to its
+        end."""
+        if not self.answer_header:
             return ()
-        end = self.lead.rindex("<")
-        return ((self.lead[:end], self.lead[end:]),)
+        end = self.answer_header.rindex("<")
+        return ((self.answer_header[:end], self.answer_header[end:]),)
 
     def response_template(self, calls: bool) -> dict[str, Any]:
         """What transformers' ``ResponseParser`` needs: fields ``reasoning_content``, ``tool_calls`` and ``content``,
-        and sometimes others that hold nothing but markup. Without ``calls`` a call is plain text.
+        and those of markup. Without ``calls`` a call is plain text.
 
-        The parser's prefix is what the prompt already wrote of the answer, the opened thoughts or nothing.
+        The parser's prefix is what the prompt already wrote of the answer: the opening of its thoughts or nothing.
         """
-        fields: dict[str, Field] = dict(self.own_fields) if self.own_fields else self._fields()
+        fields: dict[str, ResponseField]
+        if self.own_fields:
+            fields = dict(self.own_fields)
+        else:
+            fields = {"tool_calls": self.call.response_field, "content": self.content, **self.markup_fields}
+            if self.thought:
+                begin, end = self.thought
+                fields["reasoning_content"] = {"open": begin, "close": end, "content": "text"}
         if not calls:
             fields.pop("tool_calls", None)
         return {"defaults": {}, "fields": {n: dict(f) for n, f in fields.items()}, "start_anchor_pattern": r"\A"}
-
-    def _fields(self) -> dict[str, Field]:
-        fields: dict[str, Field] = {"tool_calls": self.call.field, "content": self.content, **self.other_fields}
-        if self.thought:
-            begin, end = self.thought
-            fields["reasoning_content"] = {"open": begin, "close": end, "content": "text"}
-        return fields

@@ -2,7 +2,7 @@
 
 llguidance compiles most schemas in milliseconds, but nobody can tell beforehand which take minutes and gigabytes, and a
 compilation cannot be interrupted. So a child does it that may be killed (`server/offload`). What runs there is
-`enforced`, `chosen` and `tool_grammar`.
+`enforced`, `chosen` and `checked_tool_call_grammar`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.families.family import Family
 from server.grammar.llguidance import chosen, enforced, load
 from server.grammar.response_format import ENUM, answer_form
 from server.grammar.schema_closure import check_size
-from server.grammar.tool_calls import free_arguments, tool_grammar
+from server.grammar.tool_calls import checked_tool_call_grammar, free_arguments
 from server.observability.logs import log
 from server.offload.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
 from server.wire.generation import GenerationConfig
@@ -73,9 +73,11 @@ class GrammarCompiler:
         Raises ``ResourceExhausted``.
         """
         try:
-            return await self._once(owner, "tools", tool_grammar, tools, family, dict(atom_ids))
+            return await self._once(owner, "tools", checked_tool_call_grammar, tools, family, dict(atom_ids))
         except InvalidArgument:
-            return await self._once(owner, "tools", tool_grammar, free_arguments(tools), family, dict(atom_ids))
+            return await self._once(
+                owner, "tools", checked_tool_call_grammar, free_arguments(tools), family, dict(atom_ids)
+            )
 
     async def close(self) -> None:
         """End the children."""

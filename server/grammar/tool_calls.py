@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from server.convert.tools import Function, Tools
+from server.convert.tools import Tools
 from server.errors import InvalidArgument
-from server.families.family import CallSyntax, Family
+from server.families.family import BareKeyArguments, Family, TaggedArguments
 from server.grammar.bare_key_values import ValueRules, any_value_rules
 from server.grammar.llguidance import JSON_STYLE, accepted, repaired
 
@@ -33,20 +33,24 @@ Schema = Mapping[str, Any]
 
 _ANY_OBJECT: Schema = {"type": "object"}
 _TEXT = r"/(.|\n)*/"
-_PARAMETER_END = "\n</parameter>\n"
 
 
-def tool_grammar(tools: Tools, family: Family, atom_ids: Mapping[str, int]) -> str:
+def checked_tool_call_grammar(tools: Tools, family: Family, atom_ids: Mapping[str, int]) -> str:
     """The grammar for ``SamplingParams.grammar``. Schemas of arguments constrain as far as they can; those that cannot
-    be compiled together leave the arguments free. Takes as long as `grammars.py` says.
+    be compiled together leave the arguments free. Takes as long as `llguidance.py` says.
     """
     until = time.monotonic() + REPAIR_SECONDS
+    schemas: list[Schema | None] = []
     try:
-        schemas = [_schema(function, until) for function in tools.allowed]
-        return accepted(written(tools, schemas, family, atom_ids), "tools")
+        for parameters in (function.parameters for function in tools.allowed):
+            takes_none = not parameters or (
+                parameters.get("properties") == {} and not parameters.get("additionalProperties")
+            )
+            schemas.append(None if parameters is None or takes_none else repaired(parameters, until))
+        return accepted(tool_call_grammar(tools, schemas, family, atom_ids), "tools")
     except InvalidArgument:
         free = [_ANY_OBJECT] * len(tools.allowed)
-        return accepted(written(tools, free, family, atom_ids), "tools")
+        return accepted(tool_call_grammar(tools, free, family, atom_ids), "tools")
 
 
 def free_arguments(tools: Tools) -> Tools:
@@ -55,107 +59,98 @@ def free_arguments(tools: Tools) -> Tools:
     return replace(tools, allowed=allowed)
 
 
-def written(tools: Tools, schemas: Sequence[Schema | None], family: Family, atom_ids: Mapping[str, int]) -> str:
+def tool_call_grammar(
+    tools: Tools, schemas: Sequence[Schema | None], family: Family, atom_ids: Mapping[str, int]
+) -> str:
     """The grammar, in Lark; ``schemas`` are those of the arguments of the allowed functions, None for no arguments."""
     lark = "\n".join(_Grammar(family, atom_ids).rules(tools, schemas))
     return json.dumps({"grammars": [{"lark_grammar": lark}]}, ensure_ascii=False)
 
 
-def led(grammar: str, family: Family, atom_ids: Mapping[str, int]) -> str:
+def with_answer_header(grammar: str, family: Family, atom_ids: Mapping[str, int]) -> str:
     """The grammar of an answer behind what the family's models write before it, such as the header of a channel."""
-    if not family.lead:
+    if not family.answer_header:
         return grammar
     (answer,) = json.loads(grammar)["grammars"]
-    start = f"start: {_Grammar(family, atom_ids).literal(family.lead)} @answer"
+    start = f"start: {_Grammar(family, atom_ids).literal(family.answer_header)} @answer"
     return json.dumps({"grammars": [{"lark_grammar": start}, {"name": "answer", **answer}]}, ensure_ascii=False)
 
 
-def _schema(function: Function, until: float) -> Schema | None:
-    parameters = function.parameters
-    if not parameters or (parameters.get("properties") == {} and not parameters.get("additionalProperties")):
-        return None
-    return repaired(parameters, until)
-
-
 class _Grammar:
+    """Writes rules in Lark; ``atom_ids`` are the tokens that are written by their number."""
+
     def __init__(self, family: Family, atom_ids: Mapping[str, int]) -> None:
         self._family = family
         self._ids = atom_ids
-        self._extra: list[str] = []
+        self._argument_rules: list[str] = []
         longest_first = sorted(atom_ids, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if atom_ids else "(?!)")
 
     def rules(self, tools: Tools, schemas: Sequence[Schema | None]) -> list[str]:
         syntax = self._family.call
-        start = self._must_call(syntax) if tools.must_call else self._may_call(syntax)
-        head = (syntax.opening + syntax.before).removeprefix(syntax.begin)
-        most = MAX_CALLS if syntax.repeats else MAX_UNLEARNED_CALLS
-        more = f"({self.literal(syntax.separator + syntax.before)} call){{0,{most - 1}}}"
         names = [f"call_{index}" for index in range(len(schemas))]
-        return [
+        most = MAX_CALLS if syntax.keeps_duplicates else MAX_UNLEARNED_CALLS
+        more = f"({self.literal(syntax.call_separator + syntax.call_start)} call){{0,{most - 1}}}"
+        behind_trigger = (syntax.section_start + syntax.call_start).removeprefix(syntax.trigger)
+        calls = f"call {more if syntax.is_parallel else ''} {self.literal(syntax.section_end)}"
+        lines = [
             "%llguidance {}",
-            *start,
-            f"calls: {self.literal(head)} call {more if syntax.parallel else ''} {self.literal(syntax.closing)}",
+            *self._start(tools.must_call),
+            f"calls: {self.literal(behind_trigger)} {calls}",
             f"call: {' | '.join(names)}",
-            *(
-                f"{rule}: {self.literal(function.name + syntax.between)} {self._arguments(schema)} "
-                f"{self.literal(syntax.after)}"
-                for rule, function, schema in zip(names, tools.allowed, schemas, strict=True)
-            ),
-            f"value[suffix={_quoted(_PARAMETER_END)}]: {_TEXT}",
-            *self._extra,
         ]
+        for rule, function, schema in zip(names, tools.allowed, schemas, strict=True):
+            head = self.literal(function.name + syntax.name_args_separator)
+            lines.append(f"{rule}: {head} {self._arguments(schema)} {self.literal(syntax.call_end)}")
+        if isinstance(syntax.arguments, TaggedArguments):
+            lines.append(f"value[suffix={_quoted(syntax.arguments.end)}]: {_TEXT}")
+        return [*lines, *self._argument_rules]
 
-    def _must_call(self, syntax: CallSyntax) -> list[str]:
-        return [f"start: {self.literal(syntax.begin)} calls"]
-
-    def _may_call(self, syntax: CallSyntax) -> list[str]:
-        if self._family.lead:
-            return [
-                f"start: {self.literal(self._family.lead)} TEXT | {self.literal(syntax.begin)} calls",
-                _rule_text(),
-            ]
-        if not syntax.begin:  # an answer that begins like a call is one
+    def _start(self, must_call: bool) -> list[str]:
+        """How an answer begins, up to the trigger of its calls."""
+        trigger, header = self._family.call.trigger, self._family.answer_header
+        text_rule = f"TEXT: {_TEXT}"
+        if must_call:
+            return [f"start: {self.literal(trigger)} calls"]
+        if header:
+            return [f"start: {self.literal(header)} TEXT | {self.literal(trigger)} calls", text_rule]
+        if not trigger:  # an answer that begins like a call is one
             return [r"start: TEXT | calls", r"TEXT: /(\s*[^{\s](.|\n)*)?/"]
-        if self._special.match(syntax.begin):
-            return [f"start: TEXT ({self.literal(syntax.begin)} calls)?", _rule_text()]
-        return ["start: TEXT | begun calls", f"begun[lazy]: TEXT {_quoted(syntax.begin)}", _rule_text()]
+        if self._special.match(trigger):
+            return [f"start: TEXT ({self.literal(trigger)} calls)?", text_rule]
+        return ["start: TEXT | begun calls", f"begun[lazy]: TEXT {_quoted(trigger)}", text_rule]
 
     def _arguments(self, schema: Schema | None) -> str:
         match self._family.call.arguments:
-            case "quoted":
-                return self._quoted_values(schema) if schema else '"{}"'
-            case "xml":
-                return self._parameters(schema) if schema else ""
+            case TaggedArguments() as tags:
+                return self._tagged_arguments(tags, schema) if schema else ""
+            case BareKeyArguments(quote) if schema:
+                term = self.literal(quote)
+                values = ValueRules(term, f"args_{len(self._argument_rules)}")
+                name = values.of(schema)
+                shared = [] if self._argument_rules else any_value_rules(term)
+                self._argument_rules += [*shared, *values.rules]
+                return name
             case _:
                 return _json(schema) if schema else '"{}"'
 
-    def _quoted_values(self, schema: Schema) -> str:
-        quote = self.literal(self._family.call.quote)
-        values = ValueRules(quote, f"args_{len(self._extra)}")
-        name = values.of(schema)
-        self._extra += values.rules if self._extra else [*any_value_rules(quote), *values.rules]
-        return name
-
-    def _parameters(self, schema: Schema) -> str:
-        """Parameters in the order of their declaration; those that are not required may be left out."""
+    def _tagged_arguments(self, tags: TaggedArguments, schema: Schema) -> str:
+        """Arguments in the order of their declaration; those that are not required may be left out."""
         definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
-        required = schema.get("required", ())
+        end = _quoted(tags.end)
         parts = []
-        for name, kind in schema.get("properties", {}).items():
-            tag = self.literal(f"<parameter={name}>\n")
-            part = f"({tag} {self._value(kind, definitions)})"
-            parts.append(part if name in required else f"{part}?")
+        for name, declared in schema.get("properties", {}).items():
+            value = declared if isinstance(declared, dict) else {}
+            choices = value.get("enum", ())
+            if choices and all(isinstance(choice, str) for choice in choices):
+                term = f"({' | '.join(map(_quoted, choices))}) {end}"
+            elif _may_be_text(value):
+                term = "value"
+            else:
+                term = f"{_json({**value, **definitions})} {end}"
+            part = f"({self.literal(tags.start.format(name=name))} {term})"
+            parts.append(part if name in schema.get("required", ()) else f"{part}?")
         return " ".join(parts)
-
-    def _value(self, kind: Any, definitions: Schema) -> str:
-        schema = kind if isinstance(kind, dict) else {}
-        choices = schema.get("enum", ())
-        if choices and all(isinstance(choice, str) for choice in choices):
-            return f"({' | '.join(map(_quoted, choices))}) {_quoted(_PARAMETER_END)}"
-        if _may_be_text(schema):
-            return "value"
-        return f"{_json({**schema, **definitions})} {_quoted(_PARAMETER_END)}"
 
     def literal(self, text: str) -> str:
         """A text of ours, with its special tokens by number."""
@@ -170,10 +165,6 @@ def _may_be_text(schema: Schema) -> bool:
         plain = not schema.keys() & {"enum", "const", "$ref", "allOf", "anyOf", "oneOf"}
         return plain or any(_may_be_text(choice) for choice in choices if isinstance(choice, dict))
     return "string" in ([kinds] if isinstance(kinds, str) else kinds)
-
-
-def _rule_text() -> str:
-    return f"TEXT: {_TEXT}"
 
 
 def _quoted(text: str) -> str:

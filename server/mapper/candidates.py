@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.api.events import CandidateFinished, Delta, FinishReason
-from server.families.answer_parser import PartsParser, Piece, Text, Thought
 from server.mapper.logprobs import Step, TokenText, logprobs_result
+from server.mapper.parts import PartsParser, Piece, Text, Thought
 from server.mapper.thought_signature import Signer
 
 _REASONS = {

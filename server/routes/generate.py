@@ -21,13 +21,13 @@ from server.convert.sampling import answer_syntax, capped, sampling_params
 from server.convert.thinking import with_open_thought
 from server.convert.tools import Tools
 from server.errors import DeadlineExceeded, InvalidArgument, wants_array
-from server.families.answer_parser import PartsParser, answer_parser
 from server.grammar.compiler import GrammarCompiler
 from server.grammar.response_format import answer_form
-from server.grammar.tool_calls import led
+from server.grammar.tool_calls import with_answer_header
 from server.http.json_body import to_json
 from server.http.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.mapper.candidates import Reading
+from server.mapper.parts import PartsParser, answer_parser
 from server.mapper.stream import Answer
 from server.models.registry import Entry
 from server.observability.request_record import RequestRecord
@@ -117,7 +117,7 @@ async def _grammar(
     owner = request.state.identity
     if chat.tools is None:
         grammar = await compiler.answer(config, owner)
-        return grammar and led(grammar, tokenizer.family, tokenizer.atom_ids)
+        return grammar and with_answer_header(grammar, tokenizer.family, tokenizer.atom_ids)
     form = answer_form(config)
     if form is not None:
         field = "generation_config.response_mime_type"

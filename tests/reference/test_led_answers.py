@@ -19,9 +19,9 @@ from engine.build import build_core
 from engine.core.core import Core
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.sampling import answer_syntax
-from server.families.answer_parser import Text, Thought, answer_parser
 from server.grammar.compiler import GrammarCompiler
-from server.grammar.tool_calls import led
+from server.grammar.tool_calls import with_answer_header
+from server.mapper.parts import Text, Thought, answer_parser
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 
@@ -63,7 +63,7 @@ async def answered(
     start, end = tokenizer.thought_ids
     sampling = SamplingParams(300, seed=seed, stop_ids=(EOS_ID,), stop=tuple(config.get("stopSequences", ())))
     thinking = Thinking(start, end, budget=budget)
-    written = led(grammar, family, tokenizer.atom_ids)
+    written = with_answer_header(grammar, family, tokenizer.atom_ids)
     sampling = answer_syntax(sampling, tokenizer, False, thinking, written)
     core.submit(Request("one", prompt=(10, 11, 12), sampling=sampling))
     text, reason = "", None

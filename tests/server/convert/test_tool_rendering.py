@@ -18,7 +18,8 @@ from server.convert.messages import chat_messages
 from server.convert.rendering import Message, TemplateInput
 from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
-from server.families.answer_parser import Call, answer_parser
+from server.families.tool_call_reader import ToolCall
+from server.mapper.parts import answer_parser
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
 
@@ -120,7 +121,7 @@ async def test_calls_are_read_back_as_they_were(tokenizer: ChatTokenizer) -> Non
         spoken = turn.rpartition("<|end_header_id|>\n\n")[2]
         parser = new_parser()
         pieces = [*parser.feed(spoken), *parser.flush(FinishReason.STOP)]
-        found += [(piece.name, piece.args) for piece in pieces if isinstance(piece, Call)]
+        found += [(piece.name, piece.args) for piece in pieces if isinstance(piece, ToolCall)]
     assert found == CALLS
 
 

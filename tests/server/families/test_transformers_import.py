@@ -62,7 +62,8 @@ from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.rendering import TemplateInput
 from server.families.table import FAMILIES
 from server.families.transformers_import import library
-from server.families.answer_parser import Call, answer_parser
+from server.families.tool_call_reader import ToolCall
+from server.mapper.parts import answer_parser
 library()
 before = set(sys.modules)
 async def render():
@@ -75,7 +76,7 @@ tool = {{"type": "function", "function": {{"name": "f", "parameters": {{"type": 
 hermes = next(family for family in FAMILIES if family.name == "hermes")
 parser = answer_parser(hermes, [tool])()
 pieces = parser.feed('<tool_call>{{"name": "f", "arguments": {{}}}}</tool_call>') + parser.flush(FinishReason.STOP)
-assert any(isinstance(piece, Call) for piece in pieces), pieces
+assert any(isinstance(piece, ToolCall) for piece in pieces), pieces
 print([name for name in set(sys.modules) - before if name.partition(".")[0] in ("transformers", "torch")])
 """)
     assert said == "[]\n"

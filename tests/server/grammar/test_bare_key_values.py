@@ -21,13 +21,16 @@ from tokenizers import AddedToken
 
 from engine.api.events import FinishReason
 from server.convert.tools import Function, Tools
-from server.families.answer_parser import AnswerSyntax, Call
-from server.families.table import FAMILIES
+from server.families.answer_syntax import AnswerSyntax
+from server.families.channels import GEMMA4 as GEMMA
+from server.families.family import BareKeyArguments
+from server.families.tool_call_reader import ToolCall
 from server.grammar.llguidance import repaired
-from server.grammar.tool_calls import written
+from server.grammar.tool_calls import tool_call_grammar
+from server.mapper.parts import PartsParser
 
-GEMMA = next(family for family in FAMILIES if family.call.arguments == "quoted")
-QUOTE = GEMMA.call.quote
+assert isinstance(GEMMA.call.arguments, BareKeyArguments)
+QUOTE = GEMMA.call.arguments.quote
 TOKENIZER = tiny_tokenizer()
 TOKENIZER.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in GEMMA.markers])
 ATOMS = {text: TOKENIZER.token_to_id(text) for text in GEMMA.markers}
@@ -36,7 +39,7 @@ MODEL = LLTokenizer(TOKENIZER.to_str(), n_vocab=TOKENIZER.get_vocab_size(), eos_
 
 def grammar(parameters: Any) -> str:
     function = Function("f", "", parameters)
-    return written(
+    return tool_call_grammar(
         Tools((function,), (function,), must_call=True), [repaired(parameters, time.monotonic() + 60)], GEMMA, ATOMS
     )
 
@@ -52,8 +55,7 @@ def accepts(parameters: Any) -> Callable[[str], bool]:
     def whole(arguments: str) -> bool:
         matcher = LLMatcher(MODEL, made)
         assert not matcher.is_error(), matcher.get_error()
-        call = GEMMA.call
-        ids = TOKENIZER.encode(f"{call.before}f{call.between}{arguments}{call.after}", add_special_tokens=False).ids
+        ids = TOKENIZER.encode(GEMMA.call.write(("f", arguments)), add_special_tokens=False).ids
         return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
     return whole
@@ -61,11 +63,11 @@ def accepts(parameters: Any) -> Callable[[str], bool]:
 
 def arguments_of(text: str) -> dict[str, Any]:
     """The arguments that the mapper reads from an answer."""
-    parser = AnswerSyntax(GEMMA, [Function("f").for_template()]).parser()
+    parser = PartsParser(AnswerSyntax(GEMMA, [Function("f").for_template()]))
     pieces = [*parser.feed(text), *parser.flush(FinishReason.STOP)]
     assert parser.problem == "", (parser.problem, text)
     (call,) = pieces
-    assert isinstance(call, Call)
+    assert isinstance(call, ToolCall)
     return call.args
 
 
@@ -147,7 +149,7 @@ def test_a_key_that_is_no_word_is_quoted_and_read_back() -> None:
     whole = accepts({"type": "object", "properties": {"x y": {"type": "integer"}, "größe": {"type": "integer"}}})
     text = f"{{{QUOTE}x y{QUOTE}:1,größe:2}}"
     assert whole(text)
-    assert arguments_of(f"{GEMMA.call.before}f{text}{GEMMA.call.after}") == {"x y": 1, "größe": 2}
+    assert arguments_of(GEMMA.call.write(("f", text))) == {"x y": 1, "größe": 2}
 
 
 def test_open_objects_hold_what_is_not_declared() -> None:

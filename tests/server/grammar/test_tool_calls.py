@@ -13,9 +13,10 @@ from tokenizers import AddedToken
 
 from server.convert.template_probe import is_atom
 from server.convert.tools import Function, Tools
-from server.families.family import CallSyntax, Family
-from server.families.table import CASTOR, FAMILIES
-from server.grammar.tool_calls import MAX_CALLS, MAX_UNLEARNED_CALLS, tool_grammar
+from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
+from server.families.table import FAMILIES
+from server.families.tagged_calls import CASTOR
+from server.grammar.tool_calls import MAX_CALLS, MAX_UNLEARNED_CALLS, checked_tool_call_grammar
 
 SCHEMA = {
     "type": "OBJECT",
@@ -28,14 +29,19 @@ SCHEMA = {
 }
 ADD, NOW, OTHER = Function("add", "", SCHEMA), Function("now"), Function("other")
 FIT = {
-    "json": '{"a": 1, "b": "two; <b>"}',
-    "xml": "<parameter=a>\n1\n</parameter>\n<parameter=b>\n two\nlines\n</parameter>\n<parameter=c>\nx\n</parameter>\n",
-    "quoted": '{a:1,b:<|"|>two; <b> {c:1}<|"|>,c:<|"|>x<|"|>}',
+    JsonArguments: '{"a": 1, "b": "two; <b>"}',
+    TaggedArguments: "<parameter=a>\n1\n</parameter>\n<parameter=b>\n two\nlines\n</parameter>\n"
+    "<parameter=c>\nx\n</parameter>\n",
+    BareKeyArguments: '{a:1,b:<|"|>two; <b> {c:1}<|"|>,c:<|"|>x<|"|>}',
 }
 UNFIT = {
-    "json": ['{"b": "x"}', '{"a": "x"}', '{"a": 1, "d": 1}', '{"a": 1, "c": "z"}', "1"],
-    "xml": ["", "<parameter=a>\nx\n</parameter>\n", "<parameter=a>\n1\n</parameter>\n<parameter=c>\nz\n</parameter>\n"],
-    "quoted": [
+    JsonArguments: ['{"b": "x"}', '{"a": "x"}', '{"a": 1, "d": 1}', '{"a": 1, "c": "z"}', "1"],
+    TaggedArguments: [
+        "",
+        "<parameter=a>\nx\n</parameter>\n",
+        "<parameter=a>\n1\n</parameter>\n<parameter=c>\nz\n</parameter>\n",
+    ],
+    BareKeyArguments: [
         '{b:<|"|>x<|"|>}',
         '{a:<|"|>x<|"|>}',
         "{a:1,d:1}",
@@ -46,14 +52,9 @@ UNFIT = {
         "1",
     ],
 }
-NOTHING = {"json": "{}", "xml": "", "quoted": "{}"}
+NOTHING = {JsonArguments: "{}", TaggedArguments: "", BareKeyArguments: "{}"}
 
 Accepts = Callable[[str], str]
-
-
-def written(call: CallSyntax, *calls: tuple[str, str]) -> str:
-    each = [call.before + name + call.between + arguments + call.after for name, arguments in calls]
-    return call.opening + call.separator.join(each) + call.closing
 
 
 async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools) -> Accepts:
@@ -63,7 +64,7 @@ async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools
     tokenizer.add_special_tokens(tokens) if special else tokenizer.add_tokens(tokens)
     added = tokenizer.get_added_tokens_decoder()
     atom_ids = {token.content: index for index, token in added.items() if is_atom(token)}
-    grammar = tool_grammar(tools, family, atom_ids)
+    grammar = checked_tool_call_grammar(tools, family, atom_ids)
     model = LLTokenizer(tokenizer.to_str(), n_vocab=tokenizer.get_vocab_size(), eos_token=[EOS_ID])
 
     def accepts(text: str) -> str:
@@ -79,7 +80,7 @@ async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools
 
 # Gemma's quotes are special tokens in every tokenizer that has them; other markers may be plain text.
 SETTINGS = [(family, True) for family in (*FAMILIES, CASTOR)]
-SETTINGS += [(family, False) for family, _ in SETTINGS if family.call.arguments != "quoted"]
+SETTINGS += [(family, False) for family, _ in SETTINGS if not isinstance(family.call.arguments, BareKeyArguments)]
 every_family = pytest.mark.parametrize(
     ("family", "special"), SETTINGS, ids=lambda value: getattr(value, "name", f"special={value}")
 )
@@ -88,41 +89,41 @@ every_family = pytest.mark.parametrize(
 @every_family
 async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD, NOW, OTHER), (ADD, NOW), must_call=True))
-    call, kind = family.call, family.call.arguments
-    assert accepts(written(call, ("now", NOTHING[kind]))) == "whole"
-    assert accepts(written(call, ("add", FIT[kind]))) == "whole"
+    call, kind = family.call, type(family.call.arguments)
+    assert accepts(call.write(("now", NOTHING[kind]))) == "whole"
+    assert accepts(call.write(("add", FIT[kind]))) == "whole"
     assert accepts("") == "head"
     assert accepts("Hello") == "none"
-    assert accepts(written(call, ("other", NOTHING[kind]))) == "none"
+    assert accepts(call.write(("other", NOTHING[kind]))) == "none"
     for arguments in UNFIT[kind]:
-        assert accepts(written(call, ("add", arguments))) == "none"
+        assert accepts(call.write(("add", arguments))) == "none"
 
 
 @every_family
 async def test_calls_come_to_an_end(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((NOW,), (NOW,), must_call=True))
-    call = ("now", NOTHING[family.call.arguments])
-    learned = MAX_CALLS if family.call.repeats else MAX_UNLEARNED_CALLS
-    many = learned if family.call.parallel else 1
-    assert accepts(written(family.call, *[call] * many)) == "whole"
-    assert accepts(written(family.call, *[call] * (many + 1))) == "none"
-    assert accepts(written(family.call, call) + " And") == "none"
+    call = ("now", NOTHING[type(family.call.arguments)])
+    learned = MAX_CALLS if family.call.keeps_duplicates else MAX_UNLEARNED_CALLS
+    many = learned if family.call.is_parallel else 1
+    assert accepts(family.call.write(*[call] * many)) == "whole"
+    assert accepts(family.call.write(*[call] * (many + 1))) == "none"
+    assert accepts(family.call.write(call) + " And") == "none"
 
 
 @every_family
 async def test_who_may_call_is_free_until_a_call_begins(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD,), (ADD,)))
-    call, kind = family.call, family.call.arguments
-    good = written(call, ("add", FIT[kind]))
-    assert accepts(family.lead) == "whole"
-    assert accepts(family.lead + 'Hello <b> {"a": [1]}\n') == "whole"
+    call, kind = family.call, type(family.call.arguments)
+    good = call.write(("add", FIT[kind]))
+    assert accepts(family.answer_header) == "whole"
+    assert accepts(family.answer_header + 'Hello <b> {"a": [1]}\n') == "whole"
     assert accepts(good) == "whole"
-    assert accepts(written(call, ("sub", FIT[kind]))) == "none"
+    assert accepts(call.write(("sub", FIT[kind]))) == "none"
     for arguments in UNFIT[kind]:
-        assert accepts(written(call, ("add", arguments))) == "none"
-    if call.begin and not family.lead:
+        assert accepts(call.write(("add", arguments))) == "none"
+    if call.trigger and not family.answer_header:
         assert accepts("I add.\n" + good) == "whole"
-        assert accepts("I add.\n" + call.begin) == "head"
+        assert accepts("I add.\n" + call.trigger) == "head"
         assert accepts(good + " Done.") == "none"
 
 
@@ -137,8 +138,8 @@ async def test_who_may_call_is_free_until_a_call_begins(tmp_path: Path, family: 
 async def test_a_schema_that_cannot_be_enforced_is_relaxed(tmp_path: Path, schema: Any) -> None:
     function = Function("f", "", schema)
     accepts = await grammar_of(tmp_path, CASTOR, True, Tools((function,), (function,), must_call=True))
-    assert accepts(written(CASTOR.call, ("f", '{"a": "y"}'))) == "whole"
-    assert accepts(written(CASTOR.call, ("f", '"y"'))) == "none"
+    assert accepts(CASTOR.call.write(("f", '{"a": "y"}'))) == "whole"
+    assert accepts(CASTOR.call.write(("f", '"y"'))) == "none"
 
 
 async def test_parameters_keep_their_kinds_in_tags(tmp_path: Path) -> None:
@@ -149,11 +150,11 @@ async def test_parameters_keep_their_kinds_in_tags(tmp_path: Path) -> None:
     }
     definitions = {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}}
     function = Function("f", "", {"type": "object", "properties": properties, "$defs": definitions})
-    family = next(family for family in FAMILIES if family.call.arguments == "xml")
+    family = next(family for family in FAMILIES if isinstance(family.call.arguments, TaggedArguments))
     accepts = await grammar_of(tmp_path, family, True, Tools((function,), (function,), must_call=True))
 
     def given(name: str, value: str) -> str:
-        return accepts(written(family.call, ("f", f"<parameter={name}>\n{value}\n</parameter>\n")))
+        return accepts(family.call.write(("f", f"<parameter={name}>\n{value}\n</parameter>\n")))
 
     assert [given("list", "[1, 2]"), given("list", "x")] == ["whole", "none"]
     assert [given("text", "null"), given("text", "two\nlines")] == ["whole", "whole"]

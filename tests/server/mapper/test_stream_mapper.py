@@ -21,9 +21,9 @@ from engine.api.events import (
     TopLogprob,
 )
 from server.errors import DeadlineExceeded
-from server.families.answer_parser import answer_parser
 from server.families.table import FAMILIES
 from server.mapper.candidates import Reading
+from server.mapper.parts import answer_parser
 from server.mapper.stream import Answer
 from server.mapper.thought_signature import Signer
 

@@ -1,0 +1,71 @@
+"""How the answers to one request are to be read: the family's syntax, and what the request declares and demands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from server.families.family import Family
+from server.families.transformers_import import library
+
+
+class AnswerSyntax:
+    """What the candidates of a request have in common for those who read them.
+
+    ``tools`` are the declared functions as chat templates get them; where there are none, nothing is a call.
+    ``open_thought`` says that the prompt ends within thoughts. ``constrained`` says that a grammar rules what comes
+    after the thoughts: from there on a marker is just text.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        tools: Sequence[Mapping[str, Any]] = (),
+        open_thought: bool = False,
+        constrained: bool = False,
+    ) -> None:
+        self.constrained = constrained and not tools
+        self.tools = [dict(tool) for tool in tools]
+        self.tool_names = frozenset(tool["function"]["name"] for tool in tools)
+        self.prefix = family.thought[0] if open_thought and family.thought else ""
+        """What the prompt already wrote of the answer."""
+        self.trigger = family.call.trigger if tools else ""
+        self.keeps_duplicates = family.call.keeps_duplicates
+        self._response_template = family.response_template(calls=bool(tools))
+
+    @cached_property
+    def regions(self) -> Any:
+        """The family's response template for the library's parser, with every field as plain text."""
+        fields = {name: _as_text(field) for name, field in self._response_template["fields"].items()}
+        load = library().chat_parsing.response_templates.load_response_template
+        return load({**self._response_template, "fields": fields})
+
+    @cached_property
+    def call_field(self) -> Any:
+        """The field that reads a call's text; None where nothing is a call."""
+        load = library().chat_parsing.response_templates.load_response_template
+        return load(self._response_template).fields.get("tool_calls")
+
+    @property
+    def quotes_json(self) -> bool:
+        """Whether calls hold JSON with ordinary strings, in which a marker is just text."""
+        field = self.call_field
+        return field is not None and field.content == "json" and "string_delims" not in field.content_args
+
+    @property
+    def calls_in_tags(self) -> bool:
+        """Whether calls are not JSON: then only the last marker shows that one is whole."""
+        return self.call_field is not None and self.call_field.content != "json"
+
+
+def _as_text(field: Mapping[str, Any]) -> dict[str, Any]:
+    """A field that delivers its text as it is, with what its opening captured."""
+    kept = {key: value for key, value in field.items() if key in ("open", "open_pattern", "close", "close_pattern")}
+    if "open_pattern" in kept:
+        # White space beside a call is dropped anyway; the search for it would take time with the square of its length.
+        kept["open_pattern"] = kept["open_pattern"].removeprefix(r"\s*")
+    captured = re.findall(r"\(\?P<(\w+)>", field.get("open_pattern", "") + field.get("close_pattern", ""))
+    transform = {"body": "{content}"} | {name: f"{{{name}}}" for name in captured}
+    return {**kept, "repeats": True, "content": "text", "content_args": {"strip": False}, "transform": transform}

@@ -1,0 +1,69 @@
+"""Families that write calls as plain JSON: as a list behind a marker (Phi, Granite 3), or with no marker (Llama 3)."""
+
+from __future__ import annotations
+
+from server.families.family import CallSyntax, Family
+from server.families.tagged_calls import THINK
+
+
+def json_list(marker: str, end_marker: str = "") -> CallSyntax:
+    """Calls as one JSON list between ``marker`` and ``end_marker``; "" where the answer ends with the list."""
+    return CallSyntax(
+        response_field={
+            "open": marker,
+            **({"close": end_marker} if end_marker else {}),
+            "content": "json",
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}},
+            "transform_each": True,
+        },
+        trigger=marker,
+        terminator=end_marker,
+        section_start=f"{marker}[",
+        call_start='{"name": "',
+        name_args_separator='", "arguments": ',
+        call_end="}",
+        call_separator=", ",
+        section_end=f"]{end_marker}",
+    )
+
+
+PHI = Family(
+    name="phi",
+    recognised_by=("<|/tool_call|>",),
+    call=json_list("<|tool_call|>", "<|/tool_call|>"),
+    thought=THINK,
+    markers=("<|tool_call|>", "<|/tool_call|>", *THINK),
+)
+
+GRANITE = Family(
+    name="granite",
+    recognised_by=("<|tool_call|>",),
+    call=json_list("<|tool_call|>"),
+    thought=THINK,
+    markers=("<|tool_call|>", *THINK),
+)
+
+LLAMA3 = Family(
+    name="llama3",
+    recognised_by=("<|eot_id|>", '"parameters": '),
+    call=CallSyntax(
+        response_field={
+            "open_pattern": r'(?:\A\s{0,8}(?:<\|python_tag\|>)?|(?<=\}\s{0,4};\s{0,4}))(?=\{\s{0,8}"name"\s?:\s?")',
+            "close_pattern": r'(?<=\})\s{0,4};\s{0,4}(?=\{\s{0,8}"name"\s?:\s?")',
+            "repeats": True,
+            "content": "json",
+            "transform": {
+                "type": "function",
+                "function": {"name": "{content.name}", "arguments": "{content.parameters}"},
+            },
+        },
+        trigger="",
+        terminator="",
+        call_start='{"name": "',
+        name_args_separator='", "parameters": ',
+        call_end="}",
+        call_separator="; ",
+    ),
+    markers=("<|python_tag|>",),
+    end_tokens=("<|eom_id|>",),
+)

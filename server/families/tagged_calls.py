@@ -1,0 +1,84 @@
+"""Families that write a call between ``<tool_call>`` tags: Hermes and its many heirs, Qwen's XML, and Castor itself.
+
+Castor's own family is every model that no other family knows, and every one whose template cannot show functions: a
+prompt asks it to write calls as Hermes does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from server.families.family import CallSyntax, Family, TaggedArguments
+
+THINK = ("<think>", "</think>")
+"""The texts around thoughts in most families that think."""
+
+_MARKERS = ("<tool_call>", "</tool_call>", *THINK)
+
+_JSON_IN_TAGS = CallSyntax(
+    response_field={
+        "open_pattern": r"\s*<tool_call>",
+        "close": "</tool_call>",
+        "repeats": True,
+        "content": "json",
+        "transform": {"type": "function", "function": "{content}"},
+    },
+    trigger="<tool_call>",
+    terminator="</tool_call>",
+    call_start='<tool_call>\n{"name": "',
+    name_args_separator='", "arguments": ',
+    call_end="}\n</tool_call>",
+)
+
+CASTOR = Family(
+    name="castor",
+    recognised_by=(),
+    # Models that never learned to call make the same call again for as long as they may.
+    call=replace(_JSON_IN_TAGS, keeps_duplicates=False),
+    thought=THINK,
+    markers=_MARKERS,
+    renders_tools=False,
+)
+
+CASTOR_PROMPT = """You can call these functions:
+FUNCTIONS
+
+To call a function, answer with its name and arguments as JSON, in this form:
+<tool_call>
+{"name": "function_name", "arguments": {"argument": "value"}}
+</tool_call>
+If no function helps, answer the user in plain words."""
+"""Declares functions to models whose templates cannot; ``FUNCTIONS`` stands for these. Small models lose a long one."""
+
+HERMES = Family(
+    name="hermes",
+    recognised_by=("<tool_call>",),
+    call=_JSON_IN_TAGS,
+    thought=THINK,
+    markers=_MARKERS,
+)
+"""What Hermes, Qwen 2.5 and 3, and Granite 4 learned."""
+
+QWEN_XML = Family(
+    name="qwen-xml",
+    recognised_by=("<function=", "<parameter="),
+    call=CallSyntax(
+        response_field={
+            "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
+            "close_pattern": r"</function>\s*</tool_call>",
+            "repeats": True,
+            "content": "xml-inline",
+            "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"},
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        trigger="<tool_call>",
+        terminator="</tool_call>",
+        call_start="<tool_call>\n<function=",
+        name_args_separator=">\n",
+        call_end="</function>\n</tool_call>",
+        arguments=TaggedArguments(start="<parameter={name}>\n", end="\n</parameter>\n"),
+    ),
+    thought=THINK,
+    markers=_MARKERS,
+)
+"""Qwen3-Coder and Qwen 3.5."""

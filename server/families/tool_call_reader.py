@@ -1,0 +1,124 @@
+"""The text of calls as names and arguments.
+
+A call is read when it is complete, so that one that cannot be read ends a candidate and nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.api.events import FinishReason
+from server.families.answer_syntax import AnswerSyntax
+from server.families.splitter import BrokenCall, CallEnd, Region, RegionEvent, RegionStart, RegionText
+from server.families.transformers_import import library
+
+MAX_DEPTH = 64
+"""Of a call's arguments: whoever gets them has to write and read them as JSON."""
+
+_CAST = {"start_anchor_pattern": r"\A", "fields": {"tool_calls": {"content": "json"}}}
+"""Reads calls that are JSON already: the way to the library's casting of arguments by their schemas."""
+_UNREADABLE = "The model wrote a function call that cannot be read."
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A complete call of a declared function."""
+
+    id: str
+    name: str
+    args: dict[str, Any]
+
+
+class UnreadableCall(ValueError):
+    """A call is complete and cannot be made; the message is a sentence for the client."""
+
+
+class ToolCallReader:
+    """Reads the calls of one candidate: ``feed`` events of its splitter, ``flush`` when the answer ended.
+
+    ``problem`` says why the candidate's call cannot be made; nothing is to be read after it.
+    """
+
+    def __init__(self, syntax: AnswerSyntax) -> None:
+        self.problem = ""
+        self._syntax = syntax
+        self._texts: list[str] = []
+        self._is_open = False
+        self._made: set[str] = set()
+
+    def feed(self, event: RegionEvent) -> list[ToolCall]:
+        """The calls that ``event`` completes."""
+        match event:
+            case RegionStart(region):
+                self._is_open, self._texts = region is Region.CALL, []
+            case RegionText(Region.CALL, text):
+                self._texts.append(text)
+            case CallEnd(captures):
+                self._is_open = False
+                try:
+                    calls = self._calls("".join(self._texts), captures)
+                except UnreadableCall as problem:
+                    self.problem = str(problem)
+                    return []
+                return [call for call in calls if self._syntax.keeps_duplicates or self._is_new(call)]
+            case BrokenCall():
+                self.problem = _UNREADABLE
+        return []
+
+    def flush(self, reason: FinishReason) -> None:
+        """The answer ended. A call that is not complete is a problem, unless a limit cut it off."""
+        if reason is not FinishReason.STOP:
+            self.problem = ""
+        elif self._is_open:
+            self.problem = "The model ended its answer in the middle of a function call."
+
+    def _calls(self, text: str, captures: Mapping[str, str]) -> list[ToolCall]:
+        """What the text of a region says. Raises ``UnreadableCall``."""
+        parsing = library().chat_parsing
+        try:
+            found = parsing.content_parsers.process_field(text, self._syntax.call_field, captures)
+            functions = [_function(call) for call in (found if isinstance(found, list) else [found])]
+            written = json.dumps(functions, allow_nan=False)
+            cast = parsing.parse_response(written, _CAST, prefix="", tools=self._syntax.tools)["tool_calls"]
+        except (ValueError, KeyError, RecursionError):
+            raise UnreadableCall(_UNREADABLE) from None
+        calls = []
+        for call in cast:
+            name, args = call["function"]["name"], call["function"]["arguments"]
+            if name not in self._syntax.tool_names:
+                raise UnreadableCall(f"The model called {name[:128]!r}, which is not among the declared functions.")
+            if not isinstance(args, dict):
+                raise UnreadableCall(f"The model called {name} with arguments that are not an object.")
+            if _is_deeper(args, MAX_DEPTH):
+                raise UnreadableCall(f"The model called {name} with arguments nested deeper than {MAX_DEPTH} levels.")
+            calls.append(ToolCall(f"call_{secrets.token_hex(8)}", name, args))
+        return calls
+
+    def _is_new(self, call: ToolCall) -> bool:
+        """Whether the answer does not hold this very call yet; from now on it does."""
+        before = len(self._made)
+        self._made.add(json.dumps([call.name, call.args], sort_keys=True))
+        return len(self._made) > before
+
+
+def _function(call: Any) -> dict[str, Any]:
+    """A call as templates write it: models leave out empty arguments, or write the object as a text of JSON."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("no function is named")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str) and arguments.strip().startswith("{"):
+        arguments = json.loads(arguments)
+    return {"function": {"name": function["name"], "arguments": {} if arguments is None else arguments}}
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether ``value`` is nested more than ``depth`` levels."""
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(child, depth - 1) for child in children)
