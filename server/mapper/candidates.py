@@ -1,4 +1,4 @@
-"""One candidate as it grows: what was gained since it was last told, and what is said when it ends."""
+"""One candidate as it grows: what is new since the last chunk, and how it ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.api.events import CandidateFinished, Delta, FinishReason
-from server.mapper.logprobs import Step, TokenText, logprobs_result
+from server.mapper.logprobs import ScoredToken, TokenText, logprobs_result
 from server.mapper.parts import PartsParser, Piece, Text, Thought
 from server.mapper.thought_signature import Signer
 
@@ -33,24 +33,28 @@ class Reading:
 PLAIN = Reading()
 
 
-class Candidate:
-    """Gathers a candidate's deltas. ``tokens`` counts the tokens of its answer so far, ``thoughts`` those before it."""
+class CandidateBuilder:
+    """Makes the chunks of one candidate from what the engine adds to it.
+
+    ``tokens`` counts the tokens of its answer so far, ``thoughts`` those before it. ``finished`` is the engine's last
+    word on it, None until then, and ``is_closed`` says that its last chunk was made.
+    """
 
     def __init__(self, index: int, token_text: TokenText, reading: Reading = PLAIN) -> None:
         self.tokens = 0
         self.thoughts = 0
         self.finished: CandidateFinished | None = None
-        self.told = False
+        self.is_closed = False
         self._index = index
         self._token_text = token_text
         self._parser = reading.new_parser() if reading.new_parser else None
         self._parts = _Parts(reading)
-        self._steps: list[Step] = []
+        self._scored_tokens: list[ScoredToken] = []
         self._logprob_sum = 0.0
         self._scored = 0
 
-    def grow(self, delta: Delta) -> None:
-        """Take what the engine added. Log-probabilities, of the answer alone, wait here until there is a part."""
+    def add(self, delta: Delta) -> None:
+        """What the engine added. Log-probabilities, of the answer alone, wait here until there is a part."""
         if delta.text:
             for piece in self._parser.feed(delta.text) if self._parser else [Text(delta.text)]:
                 self._parts.add(piece)
@@ -60,8 +64,8 @@ class Candidate:
         self.tokens += len(delta.token_ids)
         if delta.logprobs:
             self._scored += len(delta.logprobs)
-            self._steps += map(Step, delta.token_ids, delta.logprobs)
-            self._logprob_sum += sum(step.chosen for step in delta.logprobs)
+            self._scored_tokens += map(ScoredToken, delta.token_ids, delta.logprobs)
+            self._logprob_sum += sum(logprobs.chosen for logprobs in delta.logprobs)
 
     def finish(self, event: CandidateFinished) -> None:
         """The engine is done with this candidate."""
@@ -72,36 +76,36 @@ class Candidate:
         self._parts.end_thoughts()
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is a part to tell now. Calls wait for the end of the answer, which follows them.
+    def has_pending_parts(self) -> bool:
+        """Whether there is a part for a chunk. Calls wait for the end of the answer, which follows them.
 
         Clients that call functions by themselves (google-genai 1.60) look for calls in a stream's last chunk only.
         """
-        return bool(self._parts) and not self._parts.calling
+        return bool(self._parts) and not self._parts.has_call
 
-    def piece(self) -> dict[str, Any]:
-        """The candidate of one chunk: what was gained since the last one. Its content always has a part and a role."""
+    def chunk(self) -> dict[str, Any]:
+        """What is new since the last chunk. Its content always has a part and a role."""
         parts = self._parts.take() or [{"text": ""}]
-        piece: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": self._index}
-        if self._steps:
-            piece["logprobsResult"] = logprobs_result(self._steps, self._token_text)
-        self._steps = []
-        return piece
+        chunk: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": self._index}
+        if self._scored_tokens:
+            chunk["logprobsResult"] = logprobs_result(self._scored_tokens, self._token_text)
+        self._scored_tokens = []
+        return chunk
 
-    def ending(self) -> dict[str, Any]:
-        """The last piece, with the finish reason and the totals."""
+    def last_chunk(self) -> dict[str, Any]:
+        """The last one, with the finish reason and the totals."""
         assert self.finished is not None
-        self.told = True
-        piece = self.piece()
+        self.is_closed = True
+        chunk = self.chunk()
         problem = self._parser.problem if self._parser else ""
         message = problem or self.finished.message
-        piece["finishReason"] = "MALFORMED_FUNCTION_CALL" if problem else _REASONS[self.finished.reason]
+        chunk["finishReason"] = "MALFORMED_FUNCTION_CALL" if problem else _REASONS[self.finished.reason]
         if message:
-            piece["finishMessage"] = message
-        piece["tokenCount"] = self.tokens
+            chunk["finishMessage"] = message
+        chunk["tokenCount"] = self.tokens
         if self._scored:
-            piece["avgLogprobs"] = self._logprob_sum / self._scored
-        return piece
+            chunk["avgLogprobs"] = self._logprob_sum / self._scored
+        return chunk
 
 
 class _Parts:
@@ -117,7 +121,7 @@ class _Parts:
         self._thoughts: list[str] = []
         self._thinking = False
         self._signature: dict[str, str] = {}
-        self.calling = False
+        self.has_call = False
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -136,7 +140,7 @@ class _Parts:
             self._write(piece.text)
         else:
             self._join()
-            self.calling = True
+            self.has_call = True
             call = {"id": piece.id, "name": piece.name, "args": piece.args}
             self._parts.append({"functionCall": call, **self._signature})
 
@@ -153,7 +157,7 @@ class _Parts:
             self._parts[-1] |= self._signature
 
     def take(self) -> list[dict[str, Any]]:
-        """The parts since the last time."""
+        """The parts that are new since the last call."""
         self._join()
         taken, self._parts = self._parts, []
         return taken

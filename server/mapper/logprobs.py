@@ -10,26 +10,26 @@ from engine.api.events import TokenLogprobs
 TokenText = Callable[[int], str]
 
 
-class Step(NamedTuple):
-    """One decoding step: the sampled token and the raw log-probabilities there."""
+class ScoredToken(NamedTuple):
+    """A sampled token and the raw log-probabilities at its step."""
 
     token_id: int
     logprobs: TokenLogprobs
 
 
-def logprobs_result(steps: Sequence[Step], token_text: TokenText) -> dict[str, Any]:
-    """``chosenCandidates`` and ``topCandidates``, one entry per step each; the latter only where any were asked for.
+def logprobs_result(tokens: Sequence[ScoredToken], token_text: TokenText) -> dict[str, Any]:
+    """``chosenCandidates`` and ``topCandidates``, one entry per token each; the latter only where any were asked for.
 
-    ``logProbabilitySum`` sums the chosen tokens of these steps.
+    ``logProbabilitySum`` sums those of the sampled tokens.
     """
-    chosen = [_candidate(step.token_id, step.logprobs.chosen, token_text) for step in steps]
+    chosen = [_candidate(token.token_id, token.logprobs.chosen, token_text) for token in tokens]
     result: dict[str, Any] = {"chosenCandidates": chosen}
-    if any(step.logprobs.top for step in steps):
+    if any(token.logprobs.top for token in tokens):
         result["topCandidates"] = [
-            {"candidates": [_candidate(top.token_id, top.logprob, token_text) for top in step.logprobs.top]}
-            for step in steps
+            {"candidates": [_candidate(top.token_id, top.logprob, token_text) for top in token.logprobs.top]}
+            for token in tokens
         ]
-    return result | {"logProbabilitySum": sum(step.logprobs.chosen for step in steps)}
+    return result | {"logProbabilitySum": sum(token.logprobs.chosen for token in tokens)}
 
 
 def _candidate(token_id: int, logprob: float, token_text: TokenText) -> dict[str, Any]:

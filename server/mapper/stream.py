@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.api.events import CandidateFinished, Delta, Event, FinishReason, RequestFinished
 from server.errors import as_api_error
-from server.mapper.candidates import PLAIN, Candidate, Reading
+from server.mapper.candidates import PLAIN, CandidateBuilder, Reading
 from server.mapper.logprobs import TokenText
 from server.mapper.usage import usage_metadata
 
@@ -28,14 +28,15 @@ class Answer:
         reading: Reading = PLAIN,
         document_tokens: int = 0,
     ) -> None:
-        self._head = {"modelVersion": model_version, "createTime": _now(), "responseId": response_id}
+        created = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        self._head = {"modelVersion": model_version, "createTime": created, "responseId": response_id}
         self._prompt_tokens = prompt_tokens
         self._document_tokens = document_tokens
         self._cached_tokens: int | None = None
-        self._candidates = [Candidate(index, token_text, reading) for index in range(candidates)]
+        self._candidates = [CandidateBuilder(index, token_text, reading) for index in range(candidates)]
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
-        """The response when all is said. Raises ``ApiError`` where the request failed."""
+        """The response, when the answer is complete. Raises ``ApiError`` where the request failed."""
         async with aclosing(events):
             async for event in events:
                 self._take(event)
@@ -49,13 +50,13 @@ class Answer:
         async with aclosing(events):
             async for event in events:
                 self._take(event)
-                if news := self._news(event):
-                    yield self._response(news)
+                if changed := self._changed(event):
+                    yield self._response(changed)
 
     def _take(self, event: Event) -> None:
         match event:
             case Delta(candidate=index):
-                self._candidates[index].grow(event)
+                self._candidates[index].add(event)
             case CandidateFinished(candidate=index, reason=reason) if reason is not FinishReason.ABORTED:
                 self._candidates[index].finish(event)
             case RequestFinished(error=error, cached_tokens=cached):
@@ -63,26 +64,22 @@ class Answer:
                     raise as_api_error(error)
                 self._cached_tokens = cached
 
-    def _news(self, event: Event) -> list[Candidate]:
-        """The candidates that this event gives something to tell about."""
+    def _changed(self, event: Event) -> list[CandidateBuilder]:
+        """The candidates that have a chunk because of this event."""
         match event:
             case Delta(candidate=index):
                 grown = self._candidates[index]
-                return [grown] if grown.has_news else []
+                return [grown] if grown.has_pending_parts else []
             case CandidateFinished(candidate=index):
                 others_open = any(candidate.finished is None for candidate in self._candidates)
                 ended = self._candidates[index]
                 return [ended] if others_open and ended.finished else []
             case _:
-                return [candidate for candidate in self._candidates if not candidate.told]
+                return [candidate for candidate in self._candidates if not candidate.is_closed]
 
-    def _response(self, candidates: list[Candidate]) -> dict[str, Any]:
-        told = [candidate.ending() if candidate.finished else candidate.piece() for candidate in candidates]
+    def _response(self, candidates: list[CandidateBuilder]) -> dict[str, Any]:
+        chunks = [candidate.last_chunk() if candidate.finished else candidate.chunk() for candidate in candidates]
         generated = sum(candidate.tokens for candidate in self._candidates)
         thoughts = sum(candidate.thoughts for candidate in self._candidates)
         usage = usage_metadata(self._prompt_tokens, generated, thoughts, self._cached_tokens, self._document_tokens)
-        return {"candidates": told, "usageMetadata": usage, **self._head}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return {"candidates": chunks, "usageMetadata": usage, **self._head}
