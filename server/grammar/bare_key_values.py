@@ -1,8 +1,7 @@
-"""The grammar of arguments that are nearly JSON: keys stand bare and texts between quotes that are tokens of their own.
+"""The grammar of arguments that are nearly JSON: bare keys, and texts between quotes that are tokens of their own.
 
-Gemma 4 writes calls so: ``{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>x<|"|>]}``. llguidance knows only JSON proper, so
-schemas become rules here; numbers are its own. What has no rule (patterns, keywords that combine schemas) admits more,
-never less.
+For example ``{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>x<|"|>]}``. llguidance knows only JSON proper, so schemas become
+rules here; numbers are its own. What has no rule (patterns, keywords that combine schemas) admits more, never less.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 class ValueRules:
     """Collects rules in Lark; ``quote`` is the quote as a term of a rule, ``prefix`` keeps names of rules apart.
 
-    Schemas are those of `grammars.repaired`: they compile, and refer to nothing but their own ``$defs``.
+    Schemas are those of `llguidance.repaired`: they compile, and refer to nothing but their own ``$defs``.
     """
 
     def __init__(self, quote: str, prefix: str) -> None:
@@ -53,7 +52,15 @@ class ValueRules:
         if not isinstance(schema, Mapping):
             return ANY
         if "$ref" in schema:
-            return self._reference(schema["$ref"].rpartition("/")[2])
+            name = schema["$ref"].rpartition("/")[2]
+            if name not in self._definitions:
+                return ANY
+            if name not in self._referred:
+                # The name stands before the rule: a definition may refer to itself.
+                self._referred[name] = rule = f"{self._prefix}_def_{len(self._referred)}"
+                body = self._value(self._definitions[name])
+                self.rules.append(f"{rule}: {body}")
+            return self._referred[name]
         if "const" in schema or "enum" in schema:
             return self._one_of(self._literal(value) for value in schema.get("enum", [schema.get("const")]))
         for several in ("anyOf", "oneOf", "allOf"):
@@ -72,31 +79,21 @@ class ValueRules:
             bounds = {name: schema[name] for name in _BOUNDS if name in schema}
             return self._rule(f"%json {json.dumps({'type': kind, **bounds})}")
         if kind == "string":
-            return self._rule(f"{self._quote} {_text(schema)} {self._quote}")
+            least, most = min(schema.get("minLength", 0), MAX_LENGTH), schema.get("maxLength")
+            length = f"{least},{'' if most is None or most > MAX_LENGTH else most}"
+            text = _TEXT if length == "0," else rf"/[^\x01\x02]{{{length}}}/"
+            return self._rule(f"{self._quote} {text} {self._quote}")
         if kind == "array":
-            return self._rule(self._array(schema))
+            item = self._rule(self._value(schema.get("items")))
+            least, most = schema.get("minItems", 0), schema.get("maxItems")
+            if most == 0:
+                return self._rule('"[]"')
+            more = f'("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}' if most != 1 else ""
+            filled = f"{item} {more}"
+            return self._rule(f'"[" {filled} "]"' if least else f'"[" ({filled})? "]"')
         if kind == "object":
             return self._rule(self._object(schema))
         return ANY
-
-    def _reference(self, name: str) -> str:
-        if name not in self._definitions:
-            return ANY
-        if name not in self._referred:
-            # The name stands before the rule: a definition may refer to itself.
-            self._referred[name] = rule = f"{self._prefix}_def_{len(self._referred)}"
-            body = self._value(self._definitions[name])
-            self.rules.append(f"{rule}: {body}")
-        return self._referred[name]
-
-    def _array(self, schema: Schema) -> str:
-        item = self._rule(self._value(schema.get("items")))
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
-        if most == 0:
-            return '"[]"'
-        more = f'("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}' if most != 1 else ""
-        filled = f"{item} {more}"
-        return f'"[" {filled} "]"' if least else f'"[" ({filled})? "]"'
 
     def _object(self, schema: Schema) -> str:
         """Members in the order of their declaration. There are two rules for what follows each place: one for when
@@ -145,14 +142,6 @@ def any_value_rules(quote: str) -> list[str]:
         f"any_text: {quote} {_TEXT} {quote}",
         'any_scalar: %json {"type": ["number", "boolean", "null"]}',
     ]
-
-
-def _text(schema: Schema) -> str:
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
-    least, most = min(least, MAX_LENGTH), most if most is None or most <= MAX_LENGTH else None
-    if most is None:
-        return _TEXT if not least else rf"/[^\x01\x02]{{{least},}}/"
-    return rf"/[^\x01\x02]{{{least},{most}}}/"
 
 
 def _quoted(text: str) -> str:
