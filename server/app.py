@@ -16,25 +16,19 @@ from starlette.responses import Response
 from starlette.routing import Mount
 
 from engine.api.errors import EngineError
-from server.config.errors import ConfigError
 from server.config.settings import Settings
-from server.errors import ApiError, api_error_response
-from server.grammar.compiler import GrammarCompiler
+from server.errors import ApiError
+from server.http.error_response import api_error_response, http_error
 from server.http.middleware.auth import AuthMiddleware
 from server.http.middleware.forwarded import ForwardedMiddleware
 from server.http.middleware.host import HostMiddleware
 from server.http.middleware.record import RecordMiddleware
-from server.mapper.thought_signature import signature_key
-from server.media.documents import DocumentReader
 from server.models.registry import Registry
 from server.observability.logs import log
-from server.observability.metrics import Metrics
-from server.offload.fair import FairSlots
 from server.routes import api_routes
 from server.routes.ops import ops_routes
-from server.storage.files.store import FileLimits, FileStore
-from server.storage.files.upload import Uploads
-from server.version import castor_version
+from server.services import Services, build_services
+from server.storage.files.store import FileStore
 
 SWEEP_SECONDS = 60.0
 EXPOSED_HEADERS = ["X-Goog-Upload-URL", "X-Goog-Upload-Status", "X-Goog-Upload-Size-Received", "X-Castor-Ignored"]
@@ -42,36 +36,36 @@ EXPOSED_HEADERS = ["X-Goog-Upload-URL", "X-Goog-Upload-Status", "X-Goog-Upload-S
 
 
 def create_app(settings: Settings, registry: Registry) -> Starlette:
-    """The ASGI application; its lifespan loads the registry's models and unloads them.
-
-    ``app.state`` holds ``settings``, ``registry``, ``metrics``, ``files``, ``uploads``, ``documents``, ``grammars``,
-    ``large_requests``, ``signature_key`` and ``draining``, which the server sets when it ends. Raises ``ConfigError``
-    where the folder of data cannot be used.
+    """The ASGI application; its lifespan loads the registry's models and unloads them. ``app.state.services`` are its
+    `Services`. Raises ``ConfigError`` where the data folder cannot be used.
     """
-    metrics = Metrics(registry.entries, castor_version())
+    services = build_services(settings, registry)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        registry.start()
+        sweeping = asyncio.create_task(_sweep_files(services.files))
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await services.close()
+
     app = Starlette(
         routes=[*ops_routes(), Mount("/genai", routes=api_routes()), Mount("", routes=api_routes())],
-        middleware=_layers(settings, metrics),
+        middleware=_layers(services),
         exception_handlers={ApiError: _failed, EngineError: _failed, HTTPException: _failed},
-        lifespan=_lifespan,
+        lifespan=lifespan,
     )
     # A redirect to a path with or without a slash would be built from the client's own Host header.
     app.router.redirect_slashes = False
-    app.state.settings = settings
-    app.state.registry = registry
-    app.state.metrics = metrics
-    app.state.signature_key = signature_key(settings.data_dir)
-    app.state.files = _open_files(settings)
-    app.state.uploads = Uploads(app.state.files)
-    app.state.documents = DocumentReader(app.state.files)
-    app.state.grammars = GrammarCompiler()
-    app.state.large_requests = FairSlots(1, "Too many long requests are being read. Please try again later.")
-    app.state.draining = False
+    app.state.services = services
     return app
 
 
-def _layers(settings: Settings, metrics: Metrics) -> list[Middleware]:
+def _layers(services: Services) -> list[Middleware]:
     """Outermost first. Preflights carry no key, so they are answered before keys are asked for."""
+    settings = services.settings
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
@@ -83,38 +77,11 @@ def _layers(settings: Settings, metrics: Metrics) -> list[Middleware]:
     forwarded = Middleware(ForwardedMiddleware, settings.trusted_proxies)
     return [
         *([forwarded] if settings.trusted_proxies else []),
-        Middleware(RecordMiddleware, metrics, settings.api_keys),
+        Middleware(RecordMiddleware, services.metrics, settings.api_keys),
         *([cors] if settings.cors_origins else []),
         Middleware(HostMiddleware, settings),
         Middleware(AuthMiddleware, settings.api_keys),
     ]
-
-
-@asynccontextmanager
-async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    app.state.registry.start()
-    sweeping = asyncio.create_task(_sweep_files(app.state.files))
-    try:
-        yield
-    finally:
-        sweeping.cancel()
-        await app.state.registry.close()
-        await app.state.grammars.close()
-        app.state.files.close()
-
-
-def _open_files(settings: Settings) -> FileStore:
-    limits = FileLimits(
-        file_bytes=settings.max_file_bytes,
-        owner_bytes=settings.max_key_file_bytes,
-        total_bytes=settings.max_total_file_bytes,
-        lifetime=settings.file_hours * 3600,
-    )
-    folder = settings.data_dir / "files"
-    try:
-        return FileStore(folder, limits)
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"the folder of uploaded files {folder} cannot be used: {error}") from None
 
 
 async def _sweep_files(files: FileStore) -> None:
@@ -128,5 +95,6 @@ async def _sweep_files(files: FileStore) -> None:
 
 
 async def _failed(request: Request, failure: Exception) -> Response:
-    request.state.record.failed(failure)
-    return api_error_response(request, failure)
+    error = http_error(failure)
+    request.state.record.failed(error)
+    return api_error_response(request, error)

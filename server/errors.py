@@ -31,10 +31,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection
-from starlette.responses import Response
-
 from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
 from engine.api.events import ErrorKind, RequestError
 
@@ -265,44 +261,16 @@ def as_api_error(failure: BaseException | RequestError) -> ApiError:
             return Unavailable(str(failure) or "The model is not available now. Please try again later.")
         case RequestRefused():
             return InvalidArgument(str(failure))
-        case HTTPException():
-            return _from_http(failure)
         case (
             OSError(errno=errno.ENOSPC | errno.EDQUOT) | sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL)
         ):
             return ResourceExhausted("The disk of this server is full. Please try again later.", 60)
         case sqlite3.OperationalError():
             return Unavailable("The store of files cannot be used now. Please try again later.")
-        case ClientDisconnect():
-            return Cancelled("The client closed the connection.")
         case _:
             return Internal("An internal error has occurred. The server's log has the details.")
-
-
-def _from_http(failure: HTTPException) -> ApiError:
-    known = {404: NotFound, 405: MethodNotAllowed, 413: PayloadTooLarge}
-    kind: type[ApiError] = known.get(failure.status_code, InvalidArgument if failure.status_code < 500 else Internal)
-    return kind(failure.detail, headers=failure.headers) if kind in known.values() else kind(failure.detail)
 
 
 def error_json(error: ApiError) -> str:
     """The envelope on one line of ASCII with ``error`` as its first key."""
     return json.dumps(error.body(), separators=(",", ":"))
-
-
-def api_error_response(request: HTTPConnection, failure: BaseException) -> Response:
-    """The HTTP answer to a failure before the first byte of a body.
-
-    A call that asked for the JSON-array framing gets the error as the only item of an array (wire reference 2.2).
-    """
-    error = as_api_error(failure)
-    text = error_json(error)
-    if wants_array(request):
-        text = f"[{text}]"
-    return Response(text, error.code, headers=error.headers, media_type="application/json")
-
-
-def wants_array(request: HTTPConnection) -> bool:
-    """Whether the answer is to be a streamed JSON array: a streaming method without ``alt=sse``."""
-    streaming = request.url.path.endswith(":streamGenerateContent")
-    return streaming and request.query_params.get("alt", "").lower() != "sse"

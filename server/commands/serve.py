@@ -15,6 +15,7 @@ from server.families.transformers_import import require_library
 from server.http.serving import CastorServer, bind, settle
 from server.models.registry import Registry, weights_of
 from server.observability.logs import configure_logging
+from server.services import Services
 
 
 def serve(settings: Settings, path: Path | None) -> NoReturn:
@@ -40,4 +41,6 @@ def serve(settings: Settings, path: Path | None) -> NoReturn:
         else:
             server.end(exit_code=1)
 
-    CastorServer(create_app(settings, registry), settings, announce).run(sockets=[listener])
+    app = create_app(settings, registry)
+    services: Services = app.state.services
+    CastorServer(app, settings, announce, services.draining.set, registry.close).run(sockets=[listener])

@@ -15,7 +15,6 @@ from server.convert.tools import Tools, castor_prompt, read_tools
 from server.convert.turns import Reopen
 from server.errors import InvalidArgument
 from server.grammar.schema_closure import check_size
-from server.media.documents import NO_DOCUMENTS, Documents
 from server.wire.requests import GenerateContentRequest
 
 COUNTED_CHARACTERS = 2_000_000
@@ -45,16 +44,17 @@ def conversation(
     spec: ModelSpec,
     tokenizer: ChatTokenizer,
     reopen: Reopen = no_thoughts,
-    documents: Documents = NO_DOCUMENTS,
+    emptied: GenerateContentRequest | None = None,
     owner: str = "",
 ) -> Conversation:
-    """A request as the model will see it. Takes seconds for the longest. Raises ``InvalidArgument``."""
+    """A request, its documents as texts, as the model will see it; ``emptied`` is the same with nothing in their stead,
+    None where there are none. Takes seconds for the longest. Raises ``InvalidArgument``."""
     family = tokenizer.family
     tools = read_tools(request, tokenizer.control_texts)
     if tools:
         check_size([function.parameters for function in tools.functions], "tools", times=TOOLS_TIMES)
     options, thinking = thinking_for(request.generation_config, family, spec, tokenizer)
-    written = partial(
+    messages_of = partial(
         chat_messages,
         has_system_role=tokenizer.has_system_role,
         family=family,
@@ -62,40 +62,31 @@ def conversation(
         control_texts=tokenizer.control_texts,
         reopen=reopen if family.thought else no_thoughts,
     )
-    messages = written(documents.within(request))
+    messages = messages_of(request)
     declared = tools.for_template() if tools and family.renders_tools else []
     chat = TemplateInput(messages, declared, options)
-    bare = None
-    if documents:
-        bare = TemplateInput(written(documents.within(request, emptied=True)), declared, options, chat.size)
+    bare = None if emptied is None else TemplateInput(messages_of(emptied), declared, options, chat.size)
     # Templates strip white space at the ends.
     characters = sum(len(message["content"].strip()) for message in messages)
     return Conversation(chat, bare, tools, thinking, characters, owner)
 
 
-async def prompt_tokens(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> int:
-    """How many tokens the prompt has, also beyond a context of ``context`` tokens. Raises ``InvalidArgument``."""
+async def prompt_tokens(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[int, int]:
+    """How many tokens the prompt has, also beyond a context of ``context`` tokens, and how many of them its documents
+    brought. Raises ``InvalidArgument``."""
     most = max(COUNTED_CHARACTERS, context * tokenizer.longest_token)
     if conversation.characters > most:
         raise InvalidArgument(
             f"The input has {conversation.characters} characters; at most {most} are counted at once. "
             "Count it in parts."
         )
-    return await tokenizer.count(conversation.chat, owner=conversation.owner)
+    total = await tokenizer.count(conversation.chat, owner=conversation.owner)
+    return total, await _document_tokens(total, conversation, tokenizer)
 
 
-async def document_tokens(prompt_tokens: int, conversation: Conversation, tokenizer: ChatTokenizer) -> int:
-    """How many tokens of a prompt its documents brought: those that are not there when they are empty."""
-    if conversation.bare is None:
-        return 0
-    try:
-        return prompt_tokens - await tokenizer.count(conversation.bare, owner=conversation.owner)
-    except InvalidArgument:  # nothing else is said
-        return prompt_tokens
-
-
-async def prompt_within(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> list[int]:
-    """The prompt, if it leaves room for an answer in a context of ``context`` tokens. Raises ``InvalidArgument``.
+async def prompt_within(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list[int], int]:
+    """The prompt, if it leaves room for an answer in a context of ``context`` tokens, and how many of its tokens its
+    documents brought. Raises ``InvalidArgument``.
 
     Texts that cannot fit are refused before they are encoded, which takes seconds and gigabytes for the longest.
     """
@@ -105,9 +96,20 @@ async def prompt_within(context: int, conversation: Conversation, tokenizer: Cha
             f"The input of {conversation.characters} characters exceeds the maximum number of tokens allowed ({most})."
         )
     try:
-        return await tokenizer.render(conversation.chat, owner=conversation.owner, most=most)
-    except TooManyTokens as prompt:
+        prompt = await tokenizer.render(conversation.chat, owner=conversation.owner, most=most)
+    except TooManyTokens as too_long:
         raise InvalidArgument(
-            f"The input token count ({prompt.count}) exceeds the maximum number of tokens allowed ({most}): "
+            f"The input token count ({too_long.count}) exceeds the maximum number of tokens allowed ({most}): "
             f"the model's context of {context} tokens holds the input and at least one token of the answer."
         ) from None
+    return prompt, await _document_tokens(len(prompt), conversation, tokenizer)
+
+
+async def _document_tokens(prompt_tokens: int, conversation: Conversation, tokenizer: ChatTokenizer) -> int:
+    """How many tokens of a prompt its documents brought: those that are not there when they are empty."""
+    if conversation.bare is None:
+        return 0
+    try:
+        return prompt_tokens - await tokenizer.count(conversation.bare, owner=conversation.owner)
+    except InvalidArgument:  # nothing else is said
+        return prompt_tokens

@@ -8,11 +8,12 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
 
@@ -59,8 +60,10 @@ async def received(
                 yield piece
 
 
-async def read_body(request: Request, limit: int, stall_seconds: float = STALL_SECONDS) -> bytes:
-    """The body, of at most ``limit`` bytes, within the ``body_seconds`` of the app's settings.
+async def read_body(
+    request: Request, limit: int, stall_seconds: float = STALL_SECONDS, total_seconds: float = TOTAL_SECONDS
+) -> bytes:
+    """The body, of at most ``limit`` bytes, within ``total_seconds``.
 
     Raises ``PayloadTooLarge`` as soon as it is known to be longer, and what `received` raises.
     """
@@ -68,7 +71,7 @@ async def read_body(request: Request, limit: int, stall_seconds: float = STALL_S
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     body = io.BytesIO()  # it gives its bytes away without a copy
-    async with aclosing(received(request, stall_seconds, request.app.state.settings.body_seconds)) as pieces:
+    async with aclosing(received(request, stall_seconds, total_seconds)) as pieces:
         async for piece in pieces:
             if body.tell() + len(piece) > limit:
                 raise _too_large(limit)
@@ -104,6 +107,11 @@ def parse_json(raw: bytes) -> Any:
 def to_json(value: Any) -> str:
     """One line of ASCII: U+2028 and its like, unescaped, break clients that split lines there."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """The HTTP answer with this body."""
+    return Response(to_json(value), headers=headers, media_type="application/json")
 
 
 def _check_size(raw: bytes) -> None:

@@ -83,15 +83,24 @@ class CastorServer(uvicorn.Server):
     """Serves until SIGINT or SIGTERM, then drains: no new connections, ``drain_seconds`` for what is running, and then
     the engines are closed, which gives every request in flight its terminal error.
 
-    ``announce`` runs beside the server once it accepts connections.
+    ``announce`` runs beside the server once it accepts connections, ``begin_drain`` when it stops to accept them, and
+    ``close_engines`` after the drain.
     """
 
-    def __init__(self, app: Starlette, settings: Settings, announce: Callable[[CastorServer], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        settings: Settings,
+        announce: Callable[[CastorServer], Awaitable[None]],
+        begin_drain: Callable[[], None],
+        close_engines: Callable[[], Awaitable[None]],
+    ) -> None:
         super().__init__(uvicorn_config(app, settings))
         self.exit_code = 0
-        self._app = app
         self._drain_seconds = settings.drain_seconds
         self._announce = announce
+        self._begin_drain = begin_drain
+        self._close_engines = close_engines
         self._announcing: asyncio.Future[None] | None = None
         self._is_process = False
 
@@ -132,7 +141,7 @@ class CastorServer(uvicorn.Server):
         self._announcing = asyncio.ensure_future(self._announce(self))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.draining = True
+        self._begin_drain()
         if self._announcing is not None:
             self._announcing.cancel()
         closing = asyncio.create_task(self._close_after_drain())
@@ -141,4 +150,4 @@ class CastorServer(uvicorn.Server):
 
     async def _close_after_drain(self) -> None:
         await asyncio.sleep(self._drain_seconds)
-        await self._app.state.registry.close()
+        await self._close_engines()

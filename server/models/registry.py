@@ -208,7 +208,9 @@ class Registry:
         return list(self._entries.values())
 
     def resolve(self, name: str) -> Entry:
-        """The entry with this name, else with this alias, else with the first pattern that fits. Else ModelNotFound."""
+        """The entry with this name, else with this alias, else with the first pattern that fits; ``models/x`` and ``x``
+        mean the same. Raises ``ModelNotFound``."""
+        name = name.removeprefix("models/")
         found = self._entries.get(name) or self._exact.get(name)
         if found is not None:
             return found

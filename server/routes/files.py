@@ -12,44 +12,45 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.errors import InvalidArgument
-from server.http.json_body import to_json
+from server.http.json_body import json_response
 from server.http.middleware.forwarded import HOST, PREFIX
-from server.storage.files.store import FileStore, StoredFile
+from server.services import Services
+from server.storage.files.store import StoredFile
 from server.wire.files import DEFAULT_PAGE, MAX_PAGE, ListFilesRequest
 from server.wire.message import parse
 
 DOWNLOAD_BYTES = 256 * 1024
 
 
-async def list_files(request: Request, version: str) -> Response:
+async def list_files(request: Request, services: Services, version: str) -> Response:
     """GET files?pageSize&pageToken: the caller's own, newest first"""
     wanted = parse(
         ListFilesRequest, {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
     )
     size = int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE
-    files, token = await asyncio.to_thread(_store(request).page, request.state.identity, size, wanted.page_token)
+    files, token = await asyncio.to_thread(services.files.page, request.state.identity, size, wanted.page_token)
     page: dict[str, Any] = {"files": [file_resource(request, version, file) for file in files]} if files else {}
-    return _json(page | ({"nextPageToken": token} if token else {}))
+    return json_response(page | ({"nextPageToken": token} if token else {}))
 
 
-async def get_file(request: Request, version: str, file_id: str) -> Response:
+async def get_file(request: Request, services: Services, version: str, file_id: str) -> Response:
     """GET files/{id}"""
-    file = await asyncio.to_thread(_store(request).get, file_id, request.state.identity)
-    return _json(file_resource(request, version, file))
+    file = await asyncio.to_thread(services.files.get, file_id, request.state.identity)
+    return json_response(file_resource(request, version, file))
 
 
-async def delete_file(request: Request, version: str, file_id: str) -> Response:  # noqa: ARG001 - the shape of them all
+async def delete_file(request: Request, services: Services, version: str, file_id: str) -> Response:  # noqa: ARG001
     """DELETE files/{id}"""
-    await asyncio.to_thread(_store(request).delete, file_id, request.state.identity)
-    return _json({})
+    await asyncio.to_thread(services.files.delete, file_id, request.state.identity)
+    return json_response({})
 
 
-async def download_file(request: Request, version: str, file_id: str) -> Response:  # noqa: ARG001
+async def download_file(request: Request, services: Services, version: str, file_id: str) -> Response:  # noqa: ARG001
     """GET files/{id}:download?alt=media: the bytes"""
     alt = request.query_params.get("alt", "media")
     if alt != "media":
         raise InvalidArgument.at("alt", f"alt is {alt[:64]!r}, but files are downloaded with alt=media")
-    store = _store(request)
+    store = services.files
     file = await asyncio.to_thread(store.get, file_id, request.state.identity)
     blob = await asyncio.to_thread(store.open, file)
     # What a stranger has uploaded must not become a page of this origin.
@@ -99,14 +100,5 @@ async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:
         blob.close()
 
 
-def _store(request: Request) -> FileStore:
-    store: FileStore = request.app.state.files
-    return store
-
-
 def _timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _json(value: Any) -> Response:
-    return Response(to_json(value), media_type="application/json")

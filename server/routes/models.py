@@ -12,8 +12,9 @@ from starlette.responses import Response
 from engine.api.errors import EngineUnavailable
 from server.convert.sampling import DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, output_limit
 from server.errors import InvalidArgument
-from server.http.json_body import to_json
+from server.http.json_body import json_response
 from server.models.registry import Entry
+from server.services import Services
 from server.wire.generation import MAX_TEMPERATURE
 from server.wire.message import parse
 from server.wire.requests import DEFAULT_PAGE, MAX_PAGE, ListModelsRequest
@@ -21,55 +22,49 @@ from server.wire.requests import DEFAULT_PAGE, MAX_PAGE, ListModelsRequest
 METHODS = ["generateContent", "countTokens"]
 
 
-async def list_models(request: Request) -> Response:
+async def list_models(request: Request, services: Services) -> Response:
     """GET models?pageSize&pageToken: real names in file order, no aliases"""
-    entries = request.app.state.registry.entries()
+    entries = services.registry.entries()
     known = {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
     wanted = parse(ListModelsRequest, known)
     start = _start(wanted.page_token, len(entries))
     end = start + (int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE)
     page: dict[str, Any] = {"models": [model_resource(entry) for entry in entries[start:end]]}
     if end < len(entries):
-        page["nextPageToken"] = _token(end)
-    return Response(to_json(page), media_type="application/json")
+        page["nextPageToken"] = base64.urlsafe_b64encode(f"models:{end}".encode()).decode().rstrip("=")
+    return json_response(page)
 
 
-async def get_model(request: Request, entry: Entry) -> Response:  # noqa: ARG001 - the shape of all methods on a model
+async def get_model(_request: Request, _: Services, entry: Entry) -> Response:
     """GET models/{model}, also by alias"""
-    return Response(to_json(model_resource(entry)), media_type="application/json")
+    return json_response(model_resource(entry))
 
 
 def model_resource(entry: Entry) -> dict[str, Any]:
     """A Model. What only a loaded model tells is left out while it loads."""
     spec = entry.spec
+    try:
+        info = entry.engine.describe()
+        thinks = entry.tokenizer.family.thought is not None
+    except EngineUnavailable:
+        abilities: dict[str, Any] = {"outputTokenLimit": spec.max_output_tokens}
+    else:
+        # The longest input leaves room for one token of the answer.
+        limits = {"inputTokenLimit": info.max_context - 1, "outputTokenLimit": output_limit(spec, info)}
+        abilities = {**limits, "thinking": thinks}
     return {
         "name": f"models/{entry.name}",
         "baseModelId": entry.name,
         "version": entry.version,
         "displayName": spec.display_name or entry.name,
         "description": spec.description,
-        **_loaded(entry),
+        **abilities,
         "supportedGenerationMethods": METHODS,
         "temperature": DEFAULT_TEMPERATURE if spec.temperature is None else spec.temperature,
         "maxTemperature": MAX_TEMPERATURE,
         "topP": DEFAULT_TOP_P if spec.top_p is None else spec.top_p,
         "topK": DEFAULT_TOP_K if spec.top_k is None else spec.top_k,
     }
-
-
-def _loaded(entry: Entry) -> dict[str, Any]:
-    """What a loaded model can do. The longest input leaves room for one token of the answer."""
-    try:
-        info = entry.engine.describe()
-        thinks = entry.tokenizer.family.thought is not None
-    except EngineUnavailable:
-        return {"outputTokenLimit": entry.spec.max_output_tokens}
-    limit = output_limit(entry.spec, info)
-    return {"inputTokenLimit": info.max_context - 1, "outputTokenLimit": limit, "thinking": thinks}
-
-
-def _token(start: int) -> str:
-    return base64.urlsafe_b64encode(f"models:{start}".encode()).decode().rstrip("=")
 
 
 def _start(token: str, count: int) -> int:

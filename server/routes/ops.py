@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from engine.api.engine import EngineState
-from server.models.registry import Entry
+from server.services import services_of
 from server.version import castor_version
 
 
@@ -26,31 +26,30 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 once every model marked ``load: start`` can answer; until then, and while draining, 503 with the reasons.
 
-    Where there are API keys, only callers with one are told of models. Asking here has what failed tried again too: a
+    Where there are API keys, only callers with one see the models. Asking here has what failed tried again too: a
     load balancer sends no requests before the answer is 200.
     """
-    state = request.app.state
-    if not state.draining:
-        state.registry.start()
-    required = state.registry.required()
-    ready = all(entry.health().state is EngineState.READY for entry in required)
-    status = "draining" if state.draining else "ready" if ready else "loading"
+    services = services_of(request)
+    registry, draining = services.registry, services.draining.is_set()
+    if not draining:
+        registry.start()
+    ready = all(entry.health().state is EngineState.READY for entry in registry.required())
+    status = "draining" if draining else "ready" if ready else "loading"
     body: dict[str, Any] = {"status": status}
-    if request.state.identity or not state.settings.api_keys:
-        body["models"] = {entry.name: _model_state(entry) for entry in state.registry.entries()}
+    if request.state.identity or not services.settings.api_keys:
+        healths = [(entry, entry.health()) for entry in registry.entries()]
+        body["models"] = {
+            entry.name: {
+                "state": str(health.state),
+                "detail": health.detail,
+                "progress": round(health.progress, 3),
+                "load": entry.spec.load,
+            }
+            for entry, health in healths
+        }
     return JSONResponse(body, 200 if status == "ready" else 503)
 
 
 async def metrics(request: Request) -> Response:
     """Everything for Prometheus. Where there are API keys, this needs one: scrapers can send a Bearer token."""
-    return Response(request.app.state.metrics.exposition(), media_type="text/plain; version=0.0.4")
-
-
-def _model_state(entry: Entry) -> dict[str, Any]:
-    health = entry.health()
-    return {
-        "state": str(health.state),
-        "detail": health.detail,
-        "progress": round(health.progress, 3),
-        "load": entry.spec.load,
-    }
+    return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")

@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import InvalidArgument, PayloadTooLarge
-from server.http.json_body import parse_json, read_body, received, to_json
+from server.http.json_body import json_response, parse_json, read_body, received
 from server.routes.files import base_url, file_resource
 from server.routes.reading import ignored_header
+from server.services import Services
 from server.storage.files.intake import intake, take_whole
 from server.storage.files.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
 from server.storage.files.store import StoredFile
-from server.storage.files.upload import NewFile, Uploads, UploadStatus
+from server.storage.files.upload import NewFile
 from server.storage.files.upload_url import UPLOAD_ID, upload_id_of
 from server.wire.files import CreateFileRequest, File
 from server.wire.message import parse
@@ -47,96 +48,94 @@ _COMMANDS = ("start", "upload", "upload, finalize", "finalize", "query", "cancel
 _PROTOCOLS = {"resumable": "resumable", "multipart": "multipart", "raw": "raw", "media": "raw"}
 
 
-async def upload_file(request: Request, version: str) -> Response:
+async def upload_file(request: Request, services: Services, version: str) -> Response:
     """POST upload/{version}/files: start an upload, go on with one, or send a whole file"""
     upload_id = upload_id_of(request.scope)
     if upload_id:
-        return await _go_on(request, version, upload_id)
-    if UPLOAD_ID in request.query_params:
-        raise InvalidArgument(f"{UPLOAD_ID} must be given once, and be what the answer to start told")
-    match _protocol(request):
+        return await _go_on(request, services, version, upload_id)
+    query, headers = request.query_params, request.headers
+    if UPLOAD_ID in query:
+        raise InvalidArgument(f"{UPLOAD_ID} must be given once, and must be the upload_id returned by start")
+    protocol = headers.get("x-goog-upload-protocol") or query.get("upload_protocol") or query.get("uploadType")
+    if protocol is None and headers.get("content-type", "").startswith("multipart/"):
+        protocol = "multipart"
+    if protocol is None and "x-goog-upload-command" in headers:
+        protocol = "resumable"
+    match _PROTOCOLS.get((protocol or "").lower()):
         case "resumable":
-            return await _start(request, version)
+            return await _start(request, services, version)
         case "multipart":
-            file = await _from_form(request)
+            return _final(request, version, await _from_form(request, services))
+        case "raw":
+            return _final(request, version, await _from_raw(request, services))
         case _:
-            file = await _from_raw(request)
-    return _told(request, version, file)
-
-
-def _protocol(request: Request) -> str:
-    """The form of an upload that begins. Raises ``InvalidArgument`` where none is named or known."""
-    query = request.query_params
-    named = request.headers.get("x-goog-upload-protocol") or query.get("upload_protocol") or query.get("uploadType")
-    if named is None and request.headers.get("content-type", "").startswith("multipart/"):
-        return "multipart"
-    if named is None and "x-goog-upload-command" in request.headers:
-        return "resumable"
-    if named is None or named.lower() not in _PROTOCOLS:
-        raise InvalidArgument(
-            f"X-Goog-Upload-Protocol is {(named or '')[:64]!r}, but must be resumable, multipart or raw; "
-            "or send a form with the part file as multipart/form-data"
-        )
-    return _PROTOCOLS[named.lower()]
+            raise InvalidArgument(
+                f"X-Goog-Upload-Protocol is {(protocol or '')[:64]!r}, but must be resumable, multipart or raw; "
+                "or send a form with the part file as multipart/form-data"
+            )
 
 
 # --- Resumable uploads ---------------------------------------------------------------------------
 
 
-async def _start(request: Request, version: str) -> Response:
+async def _start(request: Request, services: Services, version: str) -> Response:
     command = _command(request)
     if command != "start":
         raise InvalidArgument(
             f"X-Goog-Upload-Command is {command!r}, but this URL starts uploads; "
-            "send the others to the URL that the answer to start names in X-Goog-Upload-URL"
+            "send the others to the URL that start returns in X-Goog-Upload-URL"
         )
-    stall_seconds = request.app.state.settings.body_stall_seconds
-    said = _read_metadata(request, await read_body(request, MAX_METADATA_BYTES, stall_seconds))
-    size = said.size_bytes
+    settings = services.settings
+    raw = await read_body(request, MAX_METADATA_BYTES, settings.body_stall_seconds, settings.body_seconds)
+    metadata = _read_metadata(request, raw)
+    size = metadata.size_bytes
     if (declared := request.headers.get("x-goog-upload-header-content-length")) is not None:
         size = _whole_number("X-Goog-Upload-Header-Content-Length", declared)
-        if said.size_bytes not in (None, size):
+        if metadata.size_bytes not in (None, size):
+            stated = metadata.size_bytes
             raise InvalidArgument.at(
                 "file.size_bytes",
-                f"* File.size_bytes: {said.size_bytes} is not what X-Goog-Upload-Header-Content-Length says: {size}",
+                f"* File.size_bytes: {stated} is not what X-Goog-Upload-Header-Content-Length says: {size}",
             )
     name = request.headers.get("x-goog-upload-file-name", "")
     mime_type = request.headers.get("x-goog-upload-header-content-type", "")
-    upload_id = await asyncio.to_thread(_uploads(request).start, _new_file(request, said, name, mime_type, size))
+    new = _new_file(request, metadata, name, mime_type, size)
+    upload_id = await asyncio.to_thread(services.uploads.start, new)
     url = f"{base_url(request)}/upload/{version}/files?{UPLOAD_ID}={upload_id}"
     headers = {
         "X-Goog-Upload-URL": url,
         "X-Goog-Upload-Control-URL": url,
         "X-Goog-Upload-Chunk-Granularity": str(GRANULARITY),
         "X-Goog-Upload-Status": "active",
-        **ignored_header(request.state.record),
+        **ignored_header(request.state.record.ignored),
     }
-    return Response("{}", media_type="application/json", headers=headers)
+    return json_response({}, headers)
 
 
-async def _go_on(request: Request, version: str, upload_id: str) -> Response:
-    uploads = _uploads(request)
+async def _go_on(request: Request, services: Services, version: str, upload_id: str) -> Response:
+    uploads = services.uploads
     command = _command(request)
     if command == "cancel":
         await asyncio.to_thread(uploads.cancel, upload_id)
-        return Response("{}", media_type="application/json", headers={"X-Goog-Upload-Status": "cancelled"})
+        return json_response({}, {"X-Goog-Upload-Status": "cancelled"})
     if command == "start":
         raise InvalidArgument("X-Goog-Upload-Command is 'start', but this URL belongs to an upload that was started")
     if command.startswith("upload"):
-        await _take_chunk(request, uploads, upload_id)
+        stated = request.headers.get("x-goog-upload-offset")
+        if stated is None:
+            raise InvalidArgument(
+                "X-Goog-Upload-Offset is missing: send how many bytes of the file come before this chunk"
+            )
+        offset = _whole_number("X-Goog-Upload-Offset", stated)
+        async with intake(uploads, upload_id, offset) as taking, aclosing(_body(request, services)) as pieces:
+            async for piece in pieces:
+                await taking.add(piece)
     if command.endswith("finalize"):
-        return _told(request, version, await asyncio.to_thread(uploads.finish, upload_id))
-    return _standing(request, version, await asyncio.to_thread(uploads.status, upload_id))
-
-
-async def _take_chunk(request: Request, uploads: Uploads, upload_id: str) -> None:
-    stated = request.headers.get("x-goog-upload-offset")
-    if stated is None:
-        raise InvalidArgument("X-Goog-Upload-Offset is missing: send how many bytes of the file come before this chunk")
-    offset = _whole_number("X-Goog-Upload-Offset", stated)
-    async with intake(uploads, upload_id, offset) as taking, aclosing(_body(request)) as pieces:
-        async for piece in pieces:
-            await taking.add(piece)
+        return _final(request, version, await asyncio.to_thread(uploads.finish, upload_id))
+    status = await asyncio.to_thread(uploads.status, upload_id)
+    if status.file is not None:
+        return _final(request, version, status.file)
+    return json_response({}, {"X-Goog-Upload-Status": "active", "X-Goog-Upload-Size-Received": str(status.received)})
 
 
 def _command(request: Request) -> str:
@@ -156,53 +155,47 @@ def _whole_number(header: str, text: str) -> int:
 # --- Whole files ---------------------------------------------------------------------------------
 
 
-async def _from_raw(request: Request) -> StoredFile:
+async def _from_raw(request: Request, services: Services) -> StoredFile:
     length = request.headers.get("content-length")
     size = None if length is None else _whole_number("Content-Length", length)
     name, mime_type = request.headers.get("x-goog-upload-file-name", ""), request.headers.get("content-type", "")
     new = _new_file(request, File(), name, "" if mime_type == _CURLS_OWN else mime_type, size)
-    async with aclosing(_body(request)) as pieces:
-        return await take_whole(_uploads(request), new, pieces)
+    async with aclosing(_body(request, services)) as pieces:
+        return await take_whole(services.uploads, new, pieces)
 
 
-async def _from_form(request: Request) -> StoredFile:
+async def _from_form(request: Request, services: Services) -> StoredFile:
     """Parts of multipart/form-data by their names, parts of multipart/related by their places."""
-    uploads = _uploads(request)
     length = request.headers.get("content-length", "")
-    most = request.app.state.files.limits.file_bytes + FORM_OVERHEAD
+    most = services.files.limits.file_bytes + FORM_OVERHEAD
     if length.isdigit() and int(length) > most:
         raise PayloadTooLarge(f"The body has {length[:20]} bytes; a form with a file has at most {most}.")
     reader = MultipartReader(request.headers.get("content-type", ""))
-    said = None
-    async with aclosing(_events(request, reader, most)) as events:
+    metadata = None
+    async with aclosing(_events(_body(request, services), reader, most)) as events:
         async for part in events:
             if not isinstance(part, PartBegins):
                 continue
-            if _is_metadata(reader, part, said):
-                said = _read_metadata(request, await _whole_part(events))
+            if reader.is_form and part.name not in ("metadata", "file"):
+                raise InvalidArgument(
+                    f"The form has a part with the name {part.name[:64]!r}; "
+                    "it can have metadata (JSON, optional) and file"
+                )
+            if reader.is_form and part.name == "metadata" and metadata is not None:
+                raise InvalidArgument("The form has two parts with the name metadata; send one")
+            if part.name == "metadata" if reader.is_form else metadata is None:
+                metadata = _read_metadata(request, await _whole_part(events))
                 continue
-            said = said or File()
-            new = _new_file(request, said, part.filename, part.content_type, said.size_bytes)
+            metadata = metadata or File()
+            new = _new_file(request, metadata, part.filename, part.content_type, metadata.size_bytes)
             async with aclosing(_file_bytes(events)) as pieces:
-                return await take_whole(uploads, new, pieces)
+                return await take_whole(services.uploads, new, pieces)
     raise InvalidArgument("The body has no part with the name file; send the bytes of the file in one")
 
 
-def _is_metadata(reader: MultipartReader, part: PartBegins, said: File | None) -> bool:
-    if not reader.is_form:
-        return said is None
-    if part.name not in ("metadata", "file"):
-        raise InvalidArgument(
-            f"The form has a part with the name {part.name[:64]!r}; it can have metadata (JSON, optional) and file"
-        )
-    if part.name == "metadata" and said is not None:
-        raise InvalidArgument("The form has two parts with the name metadata; send one")
-    return part.name == "metadata"
-
-
-async def _events(request: Request, reader: MultipartReader, most: int) -> AsyncGenerator[Event, None]:
+async def _events(body: AsyncGenerator[bytes, None], reader: MultipartReader, most: int) -> AsyncGenerator[Event, None]:
     read = 0
-    async with aclosing(_body(request)) as pieces:
+    async with aclosing(body) as pieces:
         async for piece in pieces:
             read += len(piece)
             if read > most:
@@ -236,10 +229,10 @@ async def _file_bytes(events: AsyncGenerator[Event, None]) -> AsyncGenerator[byt
 # --- What all forms share ------------------------------------------------------------------------
 
 
-def _new_file(request: Request, said: File, name: str, mime_type: str, size: int | None) -> NewFile:
+def _new_file(request: Request, metadata: File, name: str, mime_type: str, size: int | None) -> NewFile:
     """What is known of a file when its first byte comes. Raises ``InvalidArgument`` for a type that is none."""
     declared = (
-        said.mime_type
+        metadata.mime_type
         or mime_type
         or mimetypes.guess_type(f"file{PurePath(name).suffix}")[0]
         or "application/octet-stream"
@@ -248,7 +241,7 @@ def _new_file(request: Request, said: File, name: str, mime_type: str, size: int
         raise InvalidArgument.at(
             "file.mime_type", f"* File.mime_type: {declared[:64]!r} must be a type and a subtype, such as text/plain"
         )
-    return NewFile(request.state.identity, said.name, said.display_name or name, declared, size)
+    return NewFile(request.state.identity, metadata.name, metadata.display_name or name, declared, size)
 
 
 def _read_metadata(request: Request, raw: bytes) -> File:
@@ -261,28 +254,16 @@ def _read_metadata(request: Request, raw: bytes) -> File:
     return message.file
 
 
-def _body(request: Request) -> AsyncGenerator[bytes, None]:
-    settings = request.app.state.settings
+def _body(request: Request, services: Services) -> AsyncGenerator[bytes, None]:
+    settings = services.settings
     return received(request, settings.body_stall_seconds, settings.body_seconds, LEAST_RATE)
 
 
-def _standing(request: Request, version: str, status: UploadStatus) -> Response:
-    if status.file is not None:
-        return _told(request, version, status.file)
-    headers = {"X-Goog-Upload-Status": "active", "X-Goog-Upload-Size-Received": str(status.received)}
-    return Response("{}", media_type="application/json", headers=headers)
-
-
-def _told(request: Request, version: str, file: StoredFile) -> Response:
+def _final(request: Request, version: str, file: StoredFile) -> Response:
+    """The answer of an upload that is complete."""
     headers = {
         "X-Goog-Upload-Status": "final",
         "X-Goog-Upload-Size-Received": str(file.size),
-        **ignored_header(request.state.record),
+        **ignored_header(request.state.record.ignored),
     }
-    answer = to_json({"file": file_resource(request, version, file)})
-    return Response(answer, media_type="application/json", headers=headers)
-
-
-def _uploads(request: Request) -> Uploads:
-    uploads: Uploads = request.app.state.uploads
-    return uploads
+    return json_response({"file": file_resource(request, version, file)}, headers)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from server.grammar.schema_dialects import JSON_SCHEMA, NO_EFFECT, OPENAPI
-from server.routes import SERVED
+from server.routes import MODEL_METHODS
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -97,7 +97,7 @@ def described(schema: str, seen: tuple[str, ...] = ()) -> Iterator[list[str]]:
 def test_every_method_of_the_discovery_document_is_walked() -> None:
     assert set(DISCOVERY["methods"]) == set(REQUESTS)
     of_models = {name.removeprefix("models.") for name in REQUESTS if name.startswith("models.")}
-    assert of_models == {*SERVED, "list", "get"}
+    assert of_models == {*MODEL_METHODS, "list", "get"}
 
 
 @pytest.mark.parametrize("method", DISCOVERY["methods"])
@@ -128,7 +128,7 @@ def sent(body: Any, page: Page, message: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["case"])
 def test_every_field_that_clients_sent_has_one_fate(row: dict[str, Any], page: Page) -> None:
     path = row["path"].partition("?")[0]
-    served = next((f"models.{verb}" for verb in SERVED if path.endswith(f":{verb}")), None)
+    served = next((f"models.{verb}" for verb in MODEL_METHODS if path.endswith(f":{verb}")), None)
     if re.search(r"\bfiles\b", path):
         command = {name.lower(): value for name, value in row["headers"].items()}.get("x-goog-upload-command")
         if command != "start":

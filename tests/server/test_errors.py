@@ -7,8 +7,6 @@ import sqlite3
 from typing import Any
 
 import pytest
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 
 from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
 from engine.api.events import ErrorKind, RequestError
@@ -17,7 +15,6 @@ from server.errors import (
     FieldViolation,
     InvalidArgument,
     ModelNotFound,
-    api_error_response,
     as_api_error,
     error_json,
 )
@@ -29,11 +26,6 @@ from server.errors import (
         (Overloaded(""), 429, "RESOURCE_EXHAUSTED"),
         (EngineUnavailable("loading"), 503, "UNAVAILABLE"),
         (RequestRefused("no"), 400, "INVALID_ARGUMENT"),
-        (HTTPException(404), 404, "NOT_FOUND"),
-        (HTTPException(405), 405, "UNIMPLEMENTED"),
-        (HTTPException(418), 400, "INVALID_ARGUMENT"),
-        (HTTPException(502), 500, "INTERNAL"),
-        (ClientDisconnect(), 499, "CANCELLED"),
         (RuntimeError("secret"), 500, "INTERNAL"),
         (RequestError(ErrorKind.DEADLINE, "late"), 504, "DEADLINE_EXCEEDED"),
     ],
@@ -89,19 +81,3 @@ def test_a_bad_key_is_a_bad_request() -> None:
 def test_an_unknown_model_is_named_in_full() -> None:
     assert ModelNotFound("x").message.startswith("models/x is not found")
     assert ModelNotFound("tunedModels/x").message.startswith("tunedModels/x is not found")
-
-
-@pytest.mark.parametrize(
-    ("path", "query", "array"),
-    [
-        ("/v1/models/m:streamGenerateContent", b"", True),
-        ("/v1/models/m:streamGenerateContent", b"alt=json", True),
-        ("/v1/models/m:streamGenerateContent", b"alt=sse&key=x", False),
-        ("/v1/models/m:generateContent", b"", False),
-    ],
-)
-def test_the_error_of_a_json_array_is_its_only_item(path: str, query: bytes, array: bool) -> None:
-    scope = {"type": "http", "path": path, "query_string": query, "headers": [], "server": ("h", 1), "scheme": "http"}
-    body = json.loads(bytes(api_error_response(Request(scope), ModelNotFound("m")).body))
-    assert isinstance(body, list) is array
-    assert (body[0] if array else body)["error"]["code"] == 404

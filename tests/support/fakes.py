@@ -34,6 +34,7 @@ from server.config.models_file import ModelSpec
 from server.config.settings import Settings
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.models.registry import Registry
+from server.services import Services
 
 INFO = ModelInfo(
     model_type="llama",
@@ -152,6 +153,12 @@ class Harness:
     client: httpx.AsyncClient
     app: Any
     engine: ScriptedEngine
+
+    @property
+    def services(self) -> Services:
+        """What the application works with."""
+        services: Services = self.app.state.services
+        return services
 
     async def generate(self, body: Any, model: str = "tiny", **options: Any) -> httpx.Response:
         return await self.client.post(f"/v1beta/models/{model}:generateContent", json=body, **options)

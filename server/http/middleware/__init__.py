@@ -5,7 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.types import Receive, Send
 
-from server.errors import ApiError, api_error_response
+from server.errors import ApiError
+from server.http.error_response import api_error_response
 
 
 async def refuse(request: Request, refusal: ApiError, reason: str, receive: Receive, send: Send) -> None:

@@ -8,7 +8,8 @@ import re
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import Cancelled, api_error_response, as_api_error
+from server.errors import Cancelled, as_api_error
+from server.http.error_response import api_error_response
 from server.observability.logs import log
 from server.observability.metrics import Metrics
 from server.observability.request_record import RequestRecord

@@ -11,8 +11,6 @@ import math
 import socket
 from collections.abc import Iterable
 from contextlib import aclosing, suppress
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -22,17 +20,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message
 
-from server.config.settings import Settings
-from server.errors import ApiError, InvalidArgument, PayloadTooLarge, RequestTimeout, api_error_response
+from server.errors import ApiError, InvalidArgument, PayloadTooLarge, RequestTimeout
 from server.http.connection import BoundedHttp
+from server.http.error_response import api_error_response
 from server.http.json_body import MAX_CONTAINERS, MAX_VALUES, parse_json, read_body, received, to_json
 
 SECONDS = 60.0
-
-
-def app(body_seconds: float = SECONDS) -> SimpleNamespace:
-    """As much of an application as reading a body needs."""
-    return SimpleNamespace(state=SimpleNamespace(settings=Settings(Path(), Path(), body_seconds=body_seconds)))
 
 
 def request(*chunks: bytes, **headers: str) -> Request:
@@ -43,10 +36,10 @@ def request(*chunks: bytes, **headers: str) -> Request:
         return next(messages)
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "headers": named, "app": app()}, receive)
+    return Request({"type": "http", "headers": named}, receive)
 
 
-def dripping(pieces: Iterable[bytes], seconds: float, body_seconds: float = SECONDS) -> Request:
+def dripping(pieces: Iterable[bytes], seconds: float) -> Request:
     """A body of which the first piece is there and the others come with pauses."""
     left = iter(pieces)
     begun = False
@@ -58,7 +51,7 @@ def dripping(pieces: Iterable[bytes], seconds: float, body_seconds: float = SECO
         piece = next(left, None)
         return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
 
-    return Request({"type": "http", "headers": [], "app": app(body_seconds)}, receive)
+    return Request({"type": "http", "headers": []}, receive)
 
 
 async def test_chunks_are_joined() -> None:
@@ -81,7 +74,7 @@ async def test_an_encoded_body_is_refused_by_name() -> None:
 
 async def test_a_body_has_its_time_in_all_however_steadily_it_comes() -> None:
     with pytest.raises(RequestTimeout, match=r"not complete after 0\.3 seconds; send it faster"):
-        await read_body(dripping(itertools.repeat(b" "), 0.01, body_seconds=0.3), 10**9)
+        await read_body(dripping(itertools.repeat(b" "), 0.01), 10**9, total_seconds=0.3)
 
 
 async def test_a_file_has_the_time_that_its_bytes_need() -> None:
@@ -98,13 +91,12 @@ async def test_a_file_has_the_time_that_its_bytes_need() -> None:
 async def test_a_client_that_drips_is_told_and_its_connection_is_closed() -> None:
     async def read(request: Request) -> Response:
         try:
-            await read_body(request, 10**9)
+            await read_body(request, 10**9, total_seconds=0.3)
         except ApiError as failure:
             return api_error_response(request, failure)
         return Response()
 
     application = Starlette(routes=[Route("/", read, methods=["POST"])])
-    application.state.settings = app(body_seconds=0.3).state.settings
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application, http=BoundedHttp, lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve([listener]))

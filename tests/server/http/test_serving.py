@@ -112,7 +112,9 @@ class Running:
         self.registry = Registry(
             [spec], folder, start_engine=lambda config, name: self.engine, read_tokenizer=ChatTokenizer
         )
-        self.server = CastorServer(create_app(self.settings, self.registry), self.settings, self._announce)
+        app = create_app(self.settings, self.registry)
+        draining = app.state.services.draining
+        self.server = CastorServer(app, self.settings, self._announce, draining.set, self.registry.close)
 
     async def _announce(self, server: CastorServer) -> None:
         terminal = Console(file=self.words, width=80)

@@ -48,7 +48,7 @@ async def prompt(harness: Harness, body: Any) -> str:
     answer = await harness.generate(body)
     assert answer.status_code == 200, answer.text
     ids = harness.engine.requests[-1].prompt
-    tokenizer = harness.app.state.registry.entries()[0].tokenizer
+    tokenizer = harness.services.registry.entries()[0].tokenizer
     return "".join(map(tokenizer.token_text, ids))
 
 
@@ -148,7 +148,7 @@ async def test_every_document_that_cannot_be_read_is_named(harness: Harness) -> 
 
 
 async def test_control_tokens_in_a_document_stay_text(harness: Harness) -> None:
-    tokenizer = harness.app.state.registry.entries()[0].tokenizer
+    tokenizer = harness.services.registry.entries()[0].tokenizer
     control = next(text for text in tokenizer.control_texts if text.strip("<>|"))
     await prompt(harness, ask("?"))
     plain = harness.engine.requests[-1].prompt.count(tokenizer.special_ids.get(control, -1))

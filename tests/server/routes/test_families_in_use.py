@@ -60,7 +60,7 @@ def saying(text: str) -> Answering:
 
 
 def prompt_text(harness: Harness) -> str:
-    tokenizer = harness.app.state.registry.entries()[0].tokenizer
+    tokenizer = harness.services.registry.entries()[0].tokenizer
     return "".join(map(tokenizer.token_text, harness.engine.requests[-1].prompt))
 
 
@@ -68,7 +68,7 @@ def prompt_text(harness: Harness) -> str:
 async def test_a_tool_loop_in_the_words_of_the_family(name: str, tmp_path: Path) -> None:
     async with serving(template_folder(tmp_path / "model", name)) as harness:
         harness.engine.info = replace(INFO, max_context=100_000)
-        family = harness.app.state.registry.entries()[0].tokenizer.family
+        family = harness.services.registry.entries()[0].tokenizer.family
         await harness.generate({"contents": [ASKED], "tools": TOOLS})
         thinking = harness.engine.requests[-1].sampling.thinking
         opened = thinking is not None and thinking.open

@@ -37,7 +37,7 @@ async def test_readyz_tells_each_model_until_all_required_can_answer(folder: Pat
         info, server.engine.info = server.engine.info, None
         loading = await server.client.get("/readyz")
         server.engine.info = info
-        server.app.state.draining = True
+        server.services.draining.set()
         draining = await server.client.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert ready.json()["models"]["later"]["state"] == "stopped"

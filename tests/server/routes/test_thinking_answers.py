@@ -77,7 +77,7 @@ async def whole(harness: Harness, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompt_text(harness: Harness) -> str:
-    tokenizer = harness.app.state.registry.entries()[0].tokenizer
+    tokenizer = harness.services.registry.entries()[0].tokenizer
     return "".join(map(tokenizer.token_text, harness.engine.requests[-1].prompt))
 
 

@@ -315,8 +315,8 @@ async def test_a_form_that_is_wrong_leaves_nothing_behind(harness: Harness, body
     assert answer.status_code == 400, answer.text
     assert any(word in message(answer) for word in words.split("|")), message(answer)
     assert (await harness.client.get("/v1beta/files")).json() == {}
-    assert list(harness.app.state.files.blobs.iterdir()) == []
-    assert harness.app.state.files.catalog.blobs() == {}
+    assert list(harness.services.files.blobs.iterdir()) == []
+    assert harness.services.files.catalog.blobs() == {}
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ async def test_quotas_name_both_numbers(quota: Harness) -> None:
         assert "hold 100 bytes, and 51 more" in message(full)
         assert "limit of 150" in message(full)
     assert (await kept(50, told=False)).status_code == 200
-    assert len(list(quota.app.state.files.blobs.iterdir())) == 2
+    assert len(list(quota.services.files.blobs.iterdir())) == 2
 
 
 async def test_a_form_that_cannot_fit_is_refused_before_it_is_read(quota: Harness) -> None:
