@@ -18,6 +18,7 @@ FREE = -1
 
 _EFFORTS = {"MINIMAL": "low", "LOW": "low", "MEDIUM": "medium", "HIGH": "high", "XHIGH": "high"}
 _TAIL_TOKENS = 16
+_NO_CONFIG = ThinkingConfig()
 
 
 def thinking_for(
@@ -29,7 +30,7 @@ def thinking_for(
     sets the budget, and is passed to templates that take one.
     Raises ``InvalidArgument`` where budget and level are both given.
     """
-    wanted = config.thinking_config or ThinkingConfig()
+    wanted = config.thinking_config or _NO_CONFIG
     budget = FREE if wanted.thinking_budget is None else wanted.thinking_budget
     if wanted.thinking_level is not None:
         if wanted.thinking_budget is not None:

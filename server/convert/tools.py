@@ -28,6 +28,7 @@ _DATA = frozenset(("default", "example", "examples", "enum", "const"))
 _NAMED = frozenset(("properties", "patternProperties", "$defs", "defs", "definitions"))
 _CHOOSING = ("ANY", "VALIDATED")
 _NAMED_KEYS = 8
+_NO_CONFIG = FunctionCallingConfig()
 _WORD = re.compile(r"\w*")
 
 
@@ -74,7 +75,7 @@ def read_tools(request: GenerateContentRequest, control_texts: Sequence[str] = (
         for place, tool in enumerate(request.tools)
         for index, declaration in enumerate(tool.function_declarations)
     ]
-    config = (request.tool_config and request.tool_config.function_calling_config) or FunctionCallingConfig()
+    config = (request.tool_config and request.tool_config.function_calling_config) or _NO_CONFIG
     problems = [*_declaration_problems(declared, control_texts), *_mode_problems(declared, config)]
     if problems:
         raise joined(problems)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import BinaryIO
 
-from server.convert.turns import check_counts
 from server.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from server.media.media_types import (
     PDF,
@@ -84,7 +83,6 @@ class DocumentReader:
         """Every document of a request. Raises ``InvalidArgument`` naming each that cannot be read, ``NotFound`` or
         ``PermissionDenied`` for a file that is not there or not the caller's, and ``ResourceExhausted`` while too many
         of others are being read."""
-        check_counts(request)
         found = list(_parts_with_documents(request))
         if len(found) > MAX_DOCUMENTS:
             raise InvalidArgument.at(
