@@ -27,7 +27,7 @@ from server.models.registry import Registry
 from server.observability.logs import log
 from server.routes import api_routes
 from server.routes.ops import ops_routes
-from server.services import Services, build_services
+from server.services import build_services
 from server.storage.files.store import FileStore
 
 SWEEP_SECONDS = 60.0
@@ -51,21 +51,6 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
             sweeping.cancel()
             await services.close()
 
-    app = Starlette(
-        routes=[*ops_routes(), Mount("/genai", routes=api_routes()), Mount("", routes=api_routes())],
-        middleware=_layers(services),
-        exception_handlers={ApiError: _failed, EngineError: _failed, HTTPException: _failed},
-        lifespan=lifespan,
-    )
-    # A redirect to a path with or without a slash would be built from the client's own Host header.
-    app.router.redirect_slashes = False
-    app.state.services = services
-    return app
-
-
-def _layers(services: Services) -> list[Middleware]:
-    """Outermost first. Preflights carry no key, so they are answered before keys are asked for."""
-    settings = services.settings
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
@@ -74,14 +59,24 @@ def _layers(services: Services) -> list[Middleware]:
         expose_headers=EXPOSED_HEADERS,
         max_age=600,
     )
-    forwarded = Middleware(ForwardedMiddleware, settings.trusted_proxies)
-    return [
-        *([forwarded] if settings.trusted_proxies else []),
+    # Outermost first. Preflights carry no key, so they are answered before keys are asked for.
+    layers = [
+        *([Middleware(ForwardedMiddleware, settings.trusted_proxies)] if settings.trusted_proxies else []),
         Middleware(RecordMiddleware, services.metrics, settings.api_keys),
         *([cors] if settings.cors_origins else []),
         Middleware(HostMiddleware, settings),
         Middleware(AuthMiddleware, settings.api_keys),
     ]
+    app = Starlette(
+        routes=[*ops_routes(), Mount("/genai", routes=api_routes()), Mount("", routes=api_routes())],
+        middleware=layers,
+        exception_handlers={ApiError: _failed, EngineError: _failed, HTTPException: _failed},
+        lifespan=lifespan,
+    )
+    # A redirect to a path with or without a slash would be built from the client's own Host header.
+    app.router.redirect_slashes = False
+    app.state.services = services
+    return app
 
 
 async def _sweep_files(files: FileStore) -> None:

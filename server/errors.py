@@ -11,7 +11,7 @@
     ├── MethodNotAllowed      405 UNIMPLEMENTED       a known path with another HTTP method
     ├── RequestTimeout        408 DEADLINE_EXCEEDED   the body stalled or took too long
     ├── AlreadyExists         409 ALREADY_EXISTS      the name is taken
-    ├── Aborted               409 ABORTED             another request is at it
+    ├── Aborted               409 ABORTED             another request changes the same
     ├── PayloadTooLarge       413 INVALID_ARGUMENT    the body is over the limit
     ├── ResourceExhausted     429 RESOURCE_EXHAUSTED  the queue is full; carries RetryInfo
     ├── Cancelled             499 CANCELLED           the client hung up
@@ -163,7 +163,7 @@ class PayloadTooLarge(ApiError):
 
 
 class ResourceExhausted(ApiError):
-    """The queue is full; the client is told when to try again, in RetryInfo and in ``Retry-After``."""
+    """The queue is full; RetryInfo and ``Retry-After`` say when to try again."""
 
     code = 429
     status = "RESOURCE_EXHAUSTED"
@@ -180,7 +180,7 @@ class Cancelled(ApiError):
 
 
 class Internal(ApiError):
-    """Something of ours failed; the message tells nothing about the inside."""
+    """Something of ours failed; the message says nothing about the inside."""
 
     code = 500
     status = "INTERNAL"
@@ -249,7 +249,7 @@ _BY_KIND: dict[ErrorKind, type[ApiError]] = {
 
 
 def as_api_error(failure: BaseException | RequestError) -> ApiError:
-    """What a client is told about any failure. What is not known here is ``Internal``, without its text."""
+    """Any failure as a client sees it. What is not known here is ``Internal``, without its text."""
     match failure:
         case ApiError():
             return failure

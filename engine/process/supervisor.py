@@ -150,7 +150,7 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
         finally:
             worker.kill("was no longer wanted")
             if not await worker.gone(_KILL_SECONDS):
-                _log.error("The killed engine process %d does not go away", worker.pid)
+                _log.error("The killed engine process %d did not exit after SIGKILL", worker.pid)
 
 
 def _bind(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:

@@ -200,7 +200,7 @@ class Pipeline:
             abilities = frozenset({THINKING} if loaded.thought_ids is not None else ())
             message, ignored = review(parsed, Capabilities(abilities, frozenset(entry.spec.lenient)))
             for name in filter(None, message.models):
-                if self._registry.resolve(name) is not entry:
+                if self._registry.resolve(name.removeprefix("models/")) is not entry:
                     description = f"{name[:64]!r} is not the model of the path, {entry.name!r}"
                     raise InvalidArgument.at("model", f"* GenerateContentRequest.model: {description}")
             generation = message.as_generation()
@@ -235,7 +235,7 @@ class Pipeline:
 
 @asynccontextmanager
 async def time_limit(deadline: float) -> AsyncIterator[None]:
-    """Ends the reading of a request at ``deadline``, as ``time.monotonic()`` tells it. Raises ``DeadlineExceeded``."""
+    """Raises ``DeadlineExceeded`` where a request is still being read at ``deadline`` (of ``time.monotonic()``)."""
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
             yield

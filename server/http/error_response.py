@@ -20,7 +20,7 @@ from server.errors import (
 
 
 def http_error(failure: BaseException) -> ApiError:
-    """What a client is told about any failure, those of starlette among them."""
+    """Any failure as a client sees it, those of starlette among them."""
     match failure:
         case HTTPException(status_code=code, detail=detail, headers=headers):
             known = {404: NotFound, 405: MethodNotAllowed, 413: PayloadTooLarge}

@@ -115,7 +115,7 @@ def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Respo
 
 
 def _check_size(raw: bytes) -> None:
-    """Commas and brackets in texts are told from others only where the bytes alone do not settle it."""
+    """Commas and brackets in texts are distinguished from others only where the bytes alone do not settle it."""
     if raw.count(b",") < MAX_VALUES and raw.count(b"{") + raw.count(b"[") <= MAX_CONTAINERS:
         return
     bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_STRUCTURE)

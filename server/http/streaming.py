@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.errors import ApiError, as_api_error, error_json
+from server.errors import as_api_error, error_json
 from server.http.json_body import to_json
 from server.observability.logs import log
 from server.observability.request_record import RequestRecord
@@ -72,11 +72,15 @@ class StreamedAnswer(Response):
         try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
-                    await self._tell(send, to_json(chunk))
+                    await self._send_item(send, to_json(chunk))
         except Exception as failure:  # the border: the status is sent, so the body must say it
             if not self._begun:
                 raise
-            await self._tell(send, error_json(self._failed(failure)))
+            error = as_api_error(failure)
+            if error is not failure:
+                log.error("stream broke", request=self._record.id, exc_info=failure)
+            self._record.failed(error)
+            await self._send_item(send, error_json(error))
         finally:
             pulse.cancel()
         await self._send(send, self._framing.closing, more=False)
@@ -90,7 +94,7 @@ class StreamedAnswer(Response):
             else:
                 await self._send(send, KEEP_ALIVE)
 
-    async def _tell(self, send: Send, text: str) -> None:
+    async def _send_item(self, send: Send, text: str) -> None:
         between = self._framing.between if self._items else ""
         self._items += 1
         await self._send(send, f"{between}{self._framing.before}{text}{self._framing.after}")
@@ -104,18 +108,11 @@ class StreamedAnswer(Response):
             await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": more})
             self._sent_at = time.monotonic()
 
-    def _failed(self, failure: Exception) -> ApiError:
-        error = as_api_error(failure)
-        if error is not failure:
-            log.error("stream broke", request=self._record.id, exc_info=failure)
-        self._record.failed(error)
-        return error
-
 
 async def until_hangup(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, which is cancelled as soon as the client goes away. Raises ``ClientDisconnect`` then.
 
-    The request's body must have been read: what ``receive`` tells next is the disconnect.
+    The request's body must have been read: what comes next from ``receive`` is the disconnect.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnect(receive))

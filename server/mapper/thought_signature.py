@@ -65,7 +65,9 @@ def signature_key(data_dir: Path) -> bytes:
             path.chmod(0o600)
         key = path.read_bytes() if path.exists() else _new_key(path)
     except OSError as error:
-        raise ConfigError(f"the key of thought signatures at {path} is out of reach: {error.strerror}") from None
+        raise ConfigError(
+            f"the key of thought signatures at {path} cannot be read or created: {error.strerror}"
+        ) from None
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{path} holds {len(key)} bytes, not the {KEY_BYTES} of a key: remove it to get a new one")
     return key

@@ -128,7 +128,7 @@ class DocumentReader:
         if uri is None or (":/" in data.file_uri and not data.file_uri.startswith(("http://", "https://"))):
             raise Unreadable(
                 f"{shown(data.file_uri)} is no file of this server. Nothing is fetched from other addresses: upload "
-                "the file (POST upload/v1beta/files), and send the uri that the answer tells"
+                "the file (POST upload/v1beta/files), and send the uri it returns"
             )
         try:
             file = await asyncio.to_thread(self._store.get, uri[1], owner)

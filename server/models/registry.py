@@ -1,11 +1,11 @@
 """The models that this server offers: names and aliases to entries, and the loading and unloading of each.
 
 An entry begins without an engine. Starting it finds the prepared weights, starts the engine and loads the tokenizer
-beside it; whoever asks before that is done is told how far it is.
+beside it; until then, callers get its loading progress.
 
 What could not be loaded is tried again when somebody asks for it, so that an operator who has mended a folder need not
 restart the server. That holds for every reason: a model may be refused because half of it has been copied, and nobody
-can tell which failures pass. In between the entry rests, and whoever asks is told the failure: for ``REST_SECONDS`` or
+can tell which failures pass. In between the entry rests, and callers get the failure: for ``REST_SECONDS`` or
 as long as the failed attempt took, whichever is more, so that clients who ask without pause have a machine load at most
 half of the time. An engine that has worked is started again by its own supervisor, whether anybody asks or not, and
 becomes a matter of this module only where its model is refused then.
@@ -40,7 +40,7 @@ TOKENIZER_SECONDS = 300.0
 """What reading a tokenizer may take: seconds are usual, and files can be made that nobody ever has read."""
 
 EngineFactory = Callable[[EngineConfig, str], Engine]
-"""Starts the engine of the entry with this name; returns at once, ``health()`` tells how the loading goes."""
+"""Starts the engine of the entry with this name; returns at once, ``health()`` shows how the loading goes."""
 
 TokenizerFactory = Callable[[Path], "ChatTokenizer"]
 
@@ -103,7 +103,12 @@ class Entry:
         """The model's tokenizer. Raises ``EngineUnavailable`` until it is loaded; asking starts a sleeping entry."""
         self.start()
         if self._tokenizer is None:
-            raise EngineUnavailable(_sentence(self.name, self.health()))
+            health = self.health()
+            if health.state is EngineState.LOADING:
+                raise EngineUnavailable(
+                    f"The model {self.name} is loading ({health.progress:.0%}). Please try again later."
+                )
+            raise EngineUnavailable(f"The model {self.name} is not available: {health.detail or health.state}.")
         return self._tokenizer
 
     def start(self) -> None:
@@ -147,7 +152,7 @@ class Entry:
     async def _load(self, folder: Path) -> None:
         """One attempt. Engine and tokenizer are read from the same files, so both are used or neither is."""
         began = time.monotonic()
-        # Whatever libraries make of somebody's files is a failure to be told, a panic of their Rust code too.
+        # Whatever libraries raise over somebody's files is a failure to report, a panic of their Rust code too.
         (read,) = await asyncio.gather(self._read(folder), return_exceptions=True)
         if isinstance(read, BaseException):
             self._tokenizer_error = f"the tokenizer of {self.name} cannot be loaded: {read}"
@@ -208,9 +213,7 @@ class Registry:
         return list(self._entries.values())
 
     def resolve(self, name: str) -> Entry:
-        """The entry with this name, else with this alias, else with the first pattern that fits; ``models/x`` and ``x``
-        mean the same. Raises ``ModelNotFound``."""
-        name = name.removeprefix("models/")
+        """The entry with this name, else with this alias, else with the first pattern that fits. Else ModelNotFound."""
         found = self._entries.get(name) or self._exact.get(name)
         if found is not None:
             return found
@@ -247,12 +250,6 @@ def engine_config(spec: ModelSpec, folder: Path, cache_dir: Path) -> EngineConfi
         native=spec.native,
         cache_dir=str(cache_dir),
     )
-
-
-def _sentence(name: str, health: Health) -> str:
-    if health.state is EngineState.LOADING:
-        return f"The model {name} is loading ({health.progress:.0%}). Please try again later."
-    return f"The model {name} is not available: {health.detail or health.state}."
 
 
 class _NoEngine:

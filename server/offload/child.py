@@ -1,6 +1,6 @@
 """The program of a child process that works for the server and may be killed at any time: jobs in, results out.
 
-``python -m server.offload.child MEMORY``, in bytes. Started by `children.py`, which tells how the two speak.
+``python -m server.offload.child MEMORY``, in bytes. Started by `children.py`, which says how the two speak.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ def main() -> None:
     """Work until the input ends."""
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    _limit_memory(int(sys.argv[1]))
+    memory = int(sys.argv[1])
+    for what, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        with suppress(ValueError, OSError):  # a system that knows no such limit
+            resource.setrlimit(what, (limit, limit))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "wb") as score:
+        score.write(_FIRST_KILLED)
     _say(answers, READY, None)
     while head := jobs.read(LENGTH.size):
         try:
@@ -50,14 +55,6 @@ def _say(answers: BinaryIO, kind: bytes, content: Any) -> None:
     body = msgspec.msgpack.encode(content)
     answers.write(kind + LENGTH.pack(len(body)) + body)
     answers.flush()
-
-
-def _limit_memory(most: int) -> None:
-    for what, limit in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        with suppress(ValueError, OSError):  # a system that knows no such limit
-            resource.setrlimit(what, (limit, limit))
-    with suppress(OSError), open("/proc/self/oom_score_adj", "wb") as score:
-        score.write(_FIRST_KILLED)
 
 
 def _limit_time(seconds: float) -> None:

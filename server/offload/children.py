@@ -56,8 +56,8 @@ class ChildDied(Exception):
 class ChildProcesses:
     """At most ``number`` processes, started when they are needed, each of at most ``memory`` bytes of addresses.
 
-    Callers take turns by owner (`fair.py`); where too many wait, or one too long, they are told ``busy``. A new process
-    does ``prepare`` first, such as importing what its jobs need.
+    Callers take turns by owner (`fair.py`); where too many wait, or one too long, ``busy`` is why. A new process does
+    ``prepare`` first, such as importing what its jobs need.
     """
 
     def __init__(self, number: int, memory: int, busy: str, prepare: Callable[[], None] | None = None) -> None:
@@ -76,7 +76,11 @@ class ChildProcesses:
         and ``ChildDied``. Who is cancelled has the job's child killed.
         """
         async with self._slots.of(owner, patience):
-            child = self._rested() or await _start(self._command)
+            child = None
+            while self._idle and (child is None or not child.is_running):  # the system may have ended some meanwhile
+                child = self._idle.pop()
+            if child is None or not child.is_running:
+                child = await _start(self._command)
             try:
                 if self._prepare is not None and not child.is_prepared:
                     await child.do(self._prepare, (), START_SECONDS)
@@ -94,14 +98,6 @@ class ChildProcesses:
         self._closed = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(child.kill() for child in idle))
-
-    def _rested(self) -> _Child | None:
-        """One that has nothing to do; the system may have ended others meanwhile."""
-        while self._idle:
-            child = self._idle.pop()
-            if child.is_running:
-                return child
-        return None
 
     async def _retire(self, child: _Child) -> None:
         """Nothing came for a while."""
@@ -143,7 +139,12 @@ class _Child:
         except TimeoutError:
             raise TookTooLong from None
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise await self._death() from None
+            status = await self._process.wait()
+            if status in _OUT_OF_MEMORY:
+                raise TookTooMuch from None
+            if status == -signal.SIGXCPU:
+                raise TookTooLong from None
+            raise ChildDied(f"a helper process ended with status {status}") from None
         self.is_free = True
         if kind == REFUSAL:
             message, violations = content
@@ -176,14 +177,6 @@ class _Child:
         head = await self._answers.readexactly(1 + LENGTH.size)
         body = await self._answers.readexactly(LENGTH.unpack(head[1:])[0])
         return head[:1], msgspec.msgpack.decode(body)
-
-    async def _death(self) -> Exception:
-        status = await self._process.wait()
-        if status in _OUT_OF_MEMORY:
-            return TookTooMuch()
-        if status == -signal.SIGXCPU:
-            return TookTooLong()
-        return ChildDied(f"a helper process ended with status {status}")
 
 
 async def _start(command: tuple[str, ...]) -> _Child:

@@ -50,10 +50,13 @@ class FairSlots:
             async with asyncio.timeout(patience):
                 await turn
         except BaseException as end:
+            own_left = self._waiting.get(owner)
             if turn.done() and not turn.cancelled():  # the slot came in the same moment
                 self._hand_on()
-            else:
-                self._forget(owner, turn)
+            elif own_left is not None and turn in own_left:
+                own_left.remove(turn)
+                if not own_left:
+                    del self._waiting[owner]
             if isinstance(end, TimeoutError):
                 raise ResourceExhausted(self._busy) from None
             raise
@@ -72,10 +75,3 @@ class FairSlots:
                 turn.set_result(None)
                 return
         self._free += 1
-
-    def _forget(self, owner: str, turn: asyncio.Future[None]) -> None:
-        own = self._waiting.get(owner)
-        if own is not None and turn in own:
-            own.remove(turn)
-            if not own:
-                del self._waiting[owner]

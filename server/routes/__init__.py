@@ -7,7 +7,7 @@ behind the last colon. ``models/`` in front of a name is optional (wire referenc
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,8 @@ UNSERVED_COLLECTIONS = (
 _ANY = "any"
 _V = r"(?:v\d\w*/)?"
 _VERSION = r"(?:(?P<version>v\d\w*)/)?"
+"""The same for answers that hold addresses of files, which have the version of the request."""
 _DEFAULT_VERSION = "v1beta"
-"""Of the addresses of files, where a request names none."""
 _MODEL = rf"{_V}(?P<model>.*)"
 _FILE = rf"(?:download/)?{_VERSION}files/(?:https?://[^?#]*/files/)?(?P<file_id>[^/:]+)"
 """google-genai puts a whole uri behind ``files/`` when it is asked for the file with that uri."""
@@ -85,16 +85,10 @@ ROUTES = (
 """The first path that fits decides. A refusal is for its HTTP method alone: with another one, the next path may fit."""
 MODEL_METHODS = tuple(route.method for route in ROUTES if route.path.startswith(_MODEL))
 """What a model is asked to do: POST models/{model}:{method}."""
-
-
-def _by_path(routes: Iterable[Route]) -> list[tuple[re.Pattern[str], dict[str, Route]]]:
-    found: dict[str, dict[str, Route]] = {}
-    for route in routes:
-        found.setdefault(route.path, {})[route.http] = route
-    return [(re.compile(path, re.DOTALL | re.ASCII), methods) for path, methods in found.items()]
-
-
-_BY_PATH = _by_path(ROUTES)
+_BY_PATH = [
+    (re.compile(path, re.DOTALL | re.ASCII), {route.http: route for route in ROUTES if route.path == path})
+    for path in dict.fromkeys(route.path for route in ROUTES)
+]
 
 
 def api_routes() -> list[routing.BaseRoute]:
@@ -111,7 +105,16 @@ async def dispatch(request: Request) -> Response:
             continue
         route = routes.get(request.method) or routes.get(_ANY)
         if route is not None:
-            return await _answer(request, route, found.groupdict())
+            arguments: dict[str, Any] = found.groupdict()
+            services, model = services_of(request), ""
+            if "version" in arguments:
+                arguments["version"] = arguments["version"] or _DEFAULT_VERSION
+            if "model" in arguments:
+                arguments["entry"] = services.registry.resolve(arguments.pop("model").removeprefix("models/"))
+                model = arguments["entry"].name
+            if route.method:
+                request.state.record.resolved(model, route.method)
+            return await route.answer(request, services, **arguments)
         allowed = [route.http for route in routes.values() if route.method]
         if allowed:
             raise MethodNotAllowed(
@@ -119,16 +122,3 @@ async def dispatch(request: Request) -> Response:
                 headers={"Allow": ", ".join(allowed)},
             )
     raise nothing_here(request)
-
-
-async def _answer(request: Request, route: Route, arguments: dict[str, Any]) -> Response:
-    services = services_of(request)
-    if "version" in arguments:
-        arguments["version"] = arguments["version"] or _DEFAULT_VERSION
-    model = ""
-    if "model" in arguments:
-        arguments["entry"] = services.registry.resolve(arguments.pop("model"))
-        model = arguments["entry"].name
-    if route.method:
-        request.state.record.resolved(model, route.method)
-    return await route.answer(request, services, **arguments)

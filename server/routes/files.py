@@ -65,7 +65,7 @@ async def download_file(request: Request, services: Services, version: str, file
 
 
 def file_resource(request: Request, version: str, file: StoredFile) -> dict[str, Any]:
-    """A File as the API tells it (wire reference 2.6)."""
+    """A File as the API shows it (wire reference 2.6)."""
     uri = f"{base_url(request)}/{version}/files/{file.id}"
     return {
         "name": f"files/{file.id}",

@@ -27,7 +27,15 @@ async def list_models(request: Request, services: Services) -> Response:
     entries = services.registry.entries()
     known = {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
     wanted = parse(ListModelsRequest, known)
-    start = _start(wanted.page_token, len(entries))
+    token, start = wanted.page_token, 0
+    if token:
+        try:
+            kind, _, digits = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode().partition(":")
+            start = int(digits) if kind == "models" else -1
+        except (binascii.Error, ValueError):
+            start = -1
+        if not 0 < start < len(entries):
+            raise InvalidArgument.at("page_token", f"* ListModelsRequest.page_token: {token[:64]!r} is not one of ours")
     end = start + (int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE)
     page: dict[str, Any] = {"models": [model_resource(entry) for entry in entries[start:end]]}
     if end < len(entries):
@@ -41,7 +49,7 @@ async def get_model(_request: Request, _: Services, entry: Entry) -> Response:
 
 
 def model_resource(entry: Entry) -> dict[str, Any]:
-    """A Model. What only a loaded model tells is left out while it loads."""
+    """A Model. What only a loaded model knows is left out while it loads."""
     spec = entry.spec
     try:
         info = entry.engine.describe()
@@ -65,16 +73,3 @@ def model_resource(entry: Entry) -> dict[str, Any]:
         "topP": DEFAULT_TOP_P if spec.top_p is None else spec.top_p,
         "topK": DEFAULT_TOP_K if spec.top_k is None else spec.top_k,
     }
-
-
-def _start(token: str, count: int) -> int:
-    if not token:
-        return 0
-    try:
-        kind, _, digits = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode().partition(":")
-        start = int(digits) if kind == "models" else -1
-    except (binascii.Error, ValueError):
-        start = -1
-    if not 0 < start < count:
-        raise InvalidArgument.at("page_token", f"* ListModelsRequest.page_token: {token[:64]!r} is not one of ours")
-    return start

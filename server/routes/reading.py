@@ -29,9 +29,10 @@ async def read_as(
     request: Request,
     services: Services,
     entry: Entry,
-    preparing: Callable[[Incoming, Entry, Caller, float], Coroutine[Any, Any, T]],
+    prepare: Callable[[Incoming, Entry, Caller, float], Coroutine[Any, Any, T]],
 ) -> T:
-    """Read the body, and let the pipeline prepare the message until the client hangs up.
+    """What ``prepare``, a method of the pipeline, makes of the body as a message of this ``kind``. It has the seconds
+    of ``X-Server-Timeout``, else of the model's entry, and ends when the client hangs up.
 
     Raises ``ApiError``, ``EngineUnavailable`` and ``ClientDisconnect``.
     """
@@ -51,7 +52,7 @@ async def read_as(
         raw = await read_body(request, settings.max_body_bytes, settings.body_stall_seconds, settings.body_seconds)
     message = Incoming(lambda: parse(kind, parse_json(raw)), len(raw))
     caller = Caller(request.state.identity, request.state.record.ignored)
-    return await until_hangup(request.receive, preparing(message, entry, caller, deadline))
+    return await until_hangup(request.receive, prepare(message, entry, caller, deadline))
 
 
 def ignored_header(ignored: Sequence[str]) -> dict[str, str]:

@@ -67,7 +67,12 @@ async def upload_file(request: Request, services: Services, version: str) -> Res
         case "multipart":
             return _final(request, version, await _from_form(request, services))
         case "raw":
-            return _final(request, version, await _from_raw(request, services))
+            length = headers.get("content-length")
+            size = None if length is None else _whole_number("Content-Length", length)
+            name, mime_type = headers.get("x-goog-upload-file-name", ""), headers.get("content-type", "")
+            new = _new_file(request, File(), name, "" if mime_type == _CURLS_OWN else mime_type, size)
+            async with aclosing(_body(request, services)) as pieces:
+                return _final(request, version, await take_whole(services.uploads, new, pieces))
         case _:
             raise InvalidArgument(
                 f"X-Goog-Upload-Protocol is {(protocol or '')[:64]!r}, but must be resumable, multipart or raw; "
@@ -152,16 +157,7 @@ def _whole_number(header: str, text: str) -> int:
     return int(text)
 
 
-# --- Whole files ---------------------------------------------------------------------------------
-
-
-async def _from_raw(request: Request, services: Services) -> StoredFile:
-    length = request.headers.get("content-length")
-    size = None if length is None else _whole_number("Content-Length", length)
-    name, mime_type = request.headers.get("x-goog-upload-file-name", ""), request.headers.get("content-type", "")
-    new = _new_file(request, File(), name, "" if mime_type == _CURLS_OWN else mime_type, size)
-    async with aclosing(_body(request, services)) as pieces:
-        return await take_whole(services.uploads, new, pieces)
+# --- Forms ---------------------------------------------------------------------------------------
 
 
 async def _from_form(request: Request, services: Services) -> StoredFile:

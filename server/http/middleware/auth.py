@@ -40,7 +40,13 @@ class AuthMiddleware:
 
     def _identify(self, request: Request) -> str:
         """The identity of the caller: a stable hash of the key. Raises ``ApiError``."""
-        sent = _keys_sent(request)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        # Latin-1 gives back the bytes that were sent, whatever they were.
+        query = parse_qsl(request.scope["query_string"].decode("latin-1"), encoding="latin-1")
+        keys = [request.headers.get("x-goog-api-key", "")]
+        keys += [value for name, value in query if name == "key"]
+        keys += [token] if scheme.lower() == "bearer" else []
+        sent = [key.strip().encode("latin-1") for key in keys if key.strip()]  # an empty one is as good as none
         if not sent:
             raise PermissionDenied(
                 "Method doesn't allow unregistered callers (callers without established identity). "
@@ -51,17 +57,6 @@ class AuthMiddleware:
             if any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
                 return hashlib.blake2b(digest, digest_size=16, person=b"castor-identity").hexdigest()
         raise ApiKeyInvalid()
-
-
-def _keys_sent(request: Request) -> list[bytes]:
-    """The keys in a request, as bytes; an empty one is as good as none."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    # Latin-1 gives back the bytes that were sent, whatever they were.
-    query = parse_qsl(request.scope["query_string"].decode("latin-1"), encoding="latin-1")
-    candidates = [request.headers.get("x-goog-api-key", "")]
-    candidates += [value for name, value in query if name == "key"]
-    candidates += [token] if scheme.lower() == "bearer" else []
-    return [key.strip().encode("latin-1") for key in candidates if key.strip()]
 
 
 def _digest(key: bytes) -> bytes:

@@ -24,22 +24,18 @@ class ForwardedMiddleware:
         self._app = ProxyHeadersMiddleware(any_app, trusted_hosts=list(trusted_proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # It hides the proxy's own address, which tells whether to trust: so this comes first.
+        # It hides the proxy's own address, which decides whether to trust: so this comes first.
         if scope["type"] == "http" and scope["client"] and scope["client"][0] in self._app.trusted_hosts:
-            _take_over(scope)
+            host, prefix = (_first(scope, name) for name in (b"x-forwarded-host", b"x-forwarded-prefix"))
+            if HOST.fullmatch(host):
+                others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+                scope["headers"] = [(b"host", host.encode()), *others]
+            if _PREFIX.fullmatch(prefix.rstrip("/")):
+                scope.setdefault("state", {})[PREFIX] = prefix.rstrip("/")
         any_scope: Any = scope
         any_receive: Any = receive
         any_send: Any = send
         await self._app(any_scope, any_receive, any_send)
-
-
-def _take_over(scope: Scope) -> None:
-    host, prefix = (_first(scope, name) for name in (b"x-forwarded-host", b"x-forwarded-prefix"))
-    if HOST.fullmatch(host):
-        others = [(name, value) for name, value in scope["headers"] if name != b"host"]
-        scope["headers"] = [(b"host", host.encode()), *others]
-    if _PREFIX.fullmatch(prefix.rstrip("/")):
-        scope.setdefault("state", {})[PREFIX] = prefix.rstrip("/")
 
 
 def _first(scope: Scope, wanted: bytes) -> str:

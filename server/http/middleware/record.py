@@ -67,7 +67,12 @@ class _Exchange:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - the last border before the server library; Rust panics are none
-            await self._unexpected(scope, error)
+            log.error("unexpected exception", request=self._record.id, path=self._record.path, exc_info=error)
+            failure = as_api_error(error)
+            self._record.failed(failure)
+            if not self._started:  # an answer that has begun is cut off: the server library does so when no more comes
+                answer = api_error_response(Request(scope), failure)
+                await answer(scope, self._receive, self.send)
         else:
             if not self._complete:
                 self._abandoned()
@@ -85,12 +90,3 @@ class _Exchange:
         """The answer did not reach its end; where no failure says why, the client went away."""
         if not self._record.error:
             self._record.failed(Cancelled("The client closed the connection."))
-
-    async def _unexpected(self, scope: Scope, error: BaseException) -> None:
-        """Once the answer has begun it can only be cut off, which the server library does when nothing more comes."""
-        log.error("unexpected exception", request=self._record.id, path=self._record.path, exc_info=error)
-        failure = as_api_error(error)
-        self._record.failed(failure)
-        if not self._started:
-            answer = api_error_response(Request(scope), failure)
-            await answer(scope, self._receive, self.send)

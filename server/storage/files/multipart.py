@@ -110,17 +110,12 @@ class MultipartReader:
             raise InvalidArgument(
                 f"Part {self._parts} of the form has no name; name the parts metadata (JSON, optional) and file"
             )
-        self._events.append(
-            PartBegins(_text(name), _filename(options), _text(self._headers.get("content-type", b"")).strip())
-        )
+        # The last step of the name, whatever the client's system writes between the steps.
+        filename = _text(options.get(b"filename", b"")).replace("\\", "/").rpartition("/")[2]
+        self._events.append(PartBegins(_text(name), filename, _text(self._headers.get("content-type", b"")).strip()))
 
     def _on_end(self) -> None:
         self._ended = True
-
-
-def _filename(options: dict[bytes, bytes]) -> str:
-    """The last step of the name, whatever the client's system writes between the steps."""
-    return _text(options.get(b"filename", b"")).replace("\\", "/").rpartition("/")[2]
 
 
 def _text(data: bytes) -> str:

@@ -85,11 +85,27 @@ class FileStore:
         return found
 
     def page(self, owner: str, size: int, token: str) -> tuple[list[StoredFile], str]:
-        """At most ``size`` files of an owner, newest first, and the token of the next page, "" on the last one."""
-        rows = self.catalog.page(owner, size + 1, _place(token), self.clock())
+        """At most ``size`` files of an owner, newest first, and the token of the next page, "" on the last one.
+
+        Raises ``InvalidArgument`` for a token that this server has not made.
+        """
+        before = _END
+        if token:
+            try:
+                place = _TOKEN.fullmatch(base64.urlsafe_b64decode(token.encode()).decode())
+            except ValueError:
+                place = None
+            if place is None:
+                raise InvalidArgument.at(
+                    "page_token", f"* ListFilesRequest.page_token: {token[:64]!r} is not a nextPageToken of this server"
+                )
+            before = float(place[1]), place[2]
+        rows = self.catalog.page(owner, size + 1, before, self.clock())
         files = [file for file in map(stored, rows[:size]) if file]
-        more = len(rows) > size and bool(files)
-        return files, _token(files[-1]) if more else ""
+        if len(rows) <= size or not files:
+            return files, ""
+        last = files[-1]
+        return files, base64.urlsafe_b64encode(f"{last.created:.9f} {last.id}".encode()).decode()
 
     def delete(self, file_id: str, owner: str) -> None:
         """Raises as `get` does. Downloads that have begun go on. A file that is on its way is dropped, and its name is
@@ -168,22 +184,3 @@ def stored(row: Row) -> StoredFile | None:
         row.expires,
         row.blob,
     )
-
-
-def _token(last: StoredFile) -> str:
-    return base64.urlsafe_b64encode(f"{last.created:.9f} {last.id}".encode()).decode()
-
-
-def _place(token: str) -> tuple[float, str]:
-    """Where a page begins. Raises ``InvalidArgument`` for what is no token of ours."""
-    if not token:
-        return _END
-    try:
-        found = _TOKEN.fullmatch(base64.urlsafe_b64decode(token.encode()).decode())
-    except ValueError:
-        found = None
-    if found is None:
-        raise InvalidArgument.at(
-            "page_token", f"* ListFilesRequest.page_token: {token[:64]!r} is not a nextPageToken of this server"
-        )
-    return float(found[1]), found[2]

@@ -1,6 +1,6 @@
 """Uploads: bytes on their way into the store, in pieces that may be repeated, resumed and interrupted at any moment.
 
-The catalog tells how many bytes of an upload are safely in its blob. What lies behind them was being written when a
+The catalog says how many bytes of an upload are safely in its blob. What lies behind them was being written when a
 process died, and is written again. A lock on the blob keeps a second writer out, also one in another process.
 """
 
@@ -35,8 +35,8 @@ _NO_UPLOAD = "This upload does not exist: it was cancelled, has expired, or is l
 @dataclass(frozen=True, slots=True)
 class NewFile:
     """What a client says of a file that it is about to send. ``name`` is the one that it chooses, with or without
-    ``files/``; ``size`` in bytes, None where it does not tell. ``whole`` tells that it comes in one request: nobody can
-    go on with its upload, so what a crash leaves of it goes soon."""
+    ``files/``; ``size`` in bytes, None where it is not declared. ``whole``: it comes in one request, and nobody can go
+    on with its upload, so what a crash leaves of it goes soon."""
 
     owner: str
     name: str = ""
@@ -96,14 +96,26 @@ class Uploads:
         )
 
     def finish(self, upload_id: str) -> StoredFile:
-        """Make the file visible, all at once; again for an upload that is complete it only tells the file.
+        """Make the file visible, all at once; for an upload that is complete already it only returns the file.
 
         Raises ``InvalidArgument`` where bytes are missing, ``NotFound``, and ``Aborted`` while a writer is open.
         """
         row, descriptor = self._locked(upload_id)
         try:
             if row.sha256 is None:
-                self._complete(row, descriptor)
+                if row.size not in (None, row.received):
+                    raise InvalidArgument(
+                        f"The upload declared {row.size} bytes, but {row.received} were received. "
+                        "Send the rest, then finalize."
+                    )
+                os.ftruncate(descriptor, row.received)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                with os.fdopen(os.dup(descriptor), "rb") as blob:
+                    digest = hashlib.file_digest(blob, "sha256").digest()
+                os.fsync(descriptor)
+                _sync_folder(self._store.blobs)
+                now = self._store.clock()
+                self._store.catalog.complete(row, digest, now, now + self._store.limits.lifetime)
         finally:
             os.close(descriptor)
         file = self.status(upload_id).file
@@ -132,36 +144,22 @@ class Uploads:
         blob = self._row(upload_id).blob
         descriptor = os.open(self._store.blobs / blob, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            return self._standing(upload_id, descriptor), descriptor
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Aborted(
+                    "Another request is writing to this upload. Wait for it, then query the offset."
+                ) from None
+            row = self._row(upload_id)
+            if os.fstat(descriptor).st_size < row.received:
+                self._store.catalog.forget(row.blob)
+                raise NotFound("The bytes of this upload were lost on the server's disk. Start a new one.")
+            return row, descriptor
         except BaseException as failure:
             os.close(descriptor)
             if isinstance(failure, NotFound):  # it was cancelled, perhaps just before its blob was made here
                 self._store.discard(blob)
             raise
-
-    def _standing(self, upload_id: str, descriptor: int) -> Row:
-        """Lock the blob of an upload, and see what there is of it."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Aborted("Another request is writing to this upload. Wait for it, then query the offset.") from None
-        row = self._row(upload_id)
-        if os.fstat(descriptor).st_size < row.received:
-            self._store.catalog.forget(row.blob)
-            raise NotFound("The bytes of this upload were lost on the server's disk. Start a new one.")
-        return row
-
-    def _complete(self, row: Row, descriptor: int) -> None:
-        if row.size not in (None, row.received):
-            raise InvalidArgument(
-                f"The upload declared {row.size} bytes, but {row.received} were received. Send the rest, then finalize."
-            )
-        os.ftruncate(descriptor, row.received)
-        digest = _sha256(descriptor)
-        os.fsync(descriptor)
-        _sync_folder(self._store.blobs)
-        now = self._store.clock()
-        self._store.catalog.complete(row, digest, now, now + self._store.limits.lifetime)
 
     def _new_row(self, new: NewFile) -> Row:
         name = new.name.removeprefix("files/")
@@ -249,23 +247,23 @@ class Writer:
                 os.close(self._descriptor)
 
     def _append(self, data: bytes) -> None:
-        if self.received + len(data) > self._held:
-            self._reserve(self.received + len(data))
+        end = self.received + len(data)
+        if end > self._held:  # the upload has not declared its size
+            with self._store.catalog.changing() as db:
+                used = usage(db, self._row.owner, self._store.clock())
+                _check_room(self._store.limits, used, end, before=self._held)
+                hold(db, self._row, end)
+            self._held = end
         self._store.need_disk(len(data))
         if self.received == self._safe:
             os.ftruncate(self._descriptor, self.received)
-        _write_all(self._descriptor, data, self.received)
-        self.received += len(data)
+        left, offset = memoryview(data), self.received
+        while left:
+            written = os.pwrite(self._descriptor, left, offset)
+            left, offset = left[written:], offset + written
+        self.received = end
         if self.received - self._safe >= KEPT_EVERY or self._store.clock() - self._kept_at >= KEPT_SECONDS:
             self._keep()
-
-    def _reserve(self, received: int) -> None:
-        """Room for an upload that has not told its size."""
-        with self._store.catalog.changing() as db:
-            used = usage(db, self._row.owner, self._store.clock())
-            _check_room(self._store.limits, used, received, before=self._held)
-            hold(db, self._row, received)
-        self._held = received
 
     def _keep(self) -> None:
         if self.received == self._safe:
@@ -295,19 +293,6 @@ def _check_room(limits: FileLimits, used: Usage, wanted: int, *, before: int = 0
                 "Delete files, or wait until some expire.",
                 retry_seconds=60,
             )
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
-
-
-def _sha256(descriptor: int) -> bytes:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _sync_folder(folder: Path) -> None:

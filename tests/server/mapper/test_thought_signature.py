@@ -98,5 +98,5 @@ def test_a_key_that_is_none_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="out of reach"):
+    with pytest.raises(ConfigError, match="cannot be read or created"):
         signature_key(tmp_path / "file")
