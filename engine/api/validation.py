@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite
+from itertools import chain
 
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import MAX_LOGPROBS, SAMPLING_FIELDS, SamplingParams
 
-MAX_LOGPROBS = 20
 # Far beyond any use; they bound what one request can make the engine remember.
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 4096
@@ -24,19 +24,7 @@ def refusal(request: Request, info: ModelInfo, config: EngineConfig) -> str | No
 
 
 def _problems(request: Request, info: ModelInfo, config: EngineConfig) -> Iterator[str]:
-    yield from _prompt_problems(request.prompt, info)
-    most = info.max_running + config.max_waiting
-    if not 1 <= request.candidates <= most:
-        yield f"candidates is {request.candidates}; ask for 1 to {most}."
-    if request.deadline is not None and request.deadline != request.deadline:
-        yield "deadline is not a number; give a monotonic instant in seconds, or none."
-    yield from _sampling_problems(request.sampling)
-    yield from _stop_problems(request.sampling)
-    yield from _grammar_problems(request.sampling)
-    yield from _thinking_problems(request.sampling, info)
-
-
-def _prompt_problems(prompt: tuple[int, ...], info: ModelInfo) -> Iterator[str]:
+    prompt = request.prompt
     if not prompt:
         yield "prompt is empty; give at least one token."
         return
@@ -48,49 +36,40 @@ def _prompt_problems(prompt: tuple[int, ...], info: ModelInfo) -> Iterator[str]:
     outside = min(prompt) if min(prompt) < 0 else max(prompt)
     if not 0 <= outside < info.vocab_size:
         yield f"prompt has the token id {outside}; the model knows 0 to {info.vocab_size - 1}."
+    most = info.max_running + config.max_waiting
+    if not 1 <= request.candidates <= most:
+        yield f"candidates is {request.candidates}; ask for 1 to {most}."
+    if request.deadline is not None and request.deadline != request.deadline:
+        yield "deadline is not a number; give a monotonic instant in seconds, or none."
+    yield from _sampling_problems(request.sampling, info)
 
 
-def _sampling_problems(sampling: SamplingParams) -> Iterator[str]:
+def _sampling_problems(sampling: SamplingParams, info: ModelInfo) -> Iterator[str]:
     if sampling.max_tokens < 1:
         yield f"max_tokens is {sampling.max_tokens}; ask for at least 1."
-    if not (isfinite(sampling.temperature) and sampling.temperature >= 0):
-        yield f"temperature is {sampling.temperature}; give a finite number that is not negative."
-    if not 0 <= sampling.top_p <= 1:
-        yield f"top_p is {sampling.top_p}; give a number from 0 to 1."
-    if sampling.top_k < 0:
-        yield f"top_k is {sampling.top_k}; give 0 (off) or a positive number."
-    for name in ("presence_penalty", "frequency_penalty"):
-        if not isfinite(value := getattr(sampling, name)):
-            yield f"{name} is {value}; give a finite number."
+    for field in SAMPLING_FIELDS.values():
+        value = getattr(sampling, field.name)
+        if value not in field.computed:
+            yield f"{field.name} is {value}; {field.advice}."
     if sampling.seed not in SEED_RANGE:
         yield f"seed is {sampling.seed}; give an integer of 64 bits."
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
         yield f"logprobs is {sampling.logprobs}; ask for 0 to {MAX_LOGPROBS}."
-
-
-def _stop_problems(sampling: SamplingParams) -> Iterator[str]:
-    if len(sampling.stop) > MAX_STOPS:
-        yield f"stop has {len(sampling.stop)} strings; give at most {MAX_STOPS}."
-    for stop in sampling.stop:
-        if not 1 <= len(stop) <= MAX_STOP_LENGTH:
-            yield f"stop has a string of {len(stop)} characters; give 1 to {MAX_STOP_LENGTH}."
-    if len(sampling.stop_exempt) > MAX_STOP_EXEMPT:
-        yield f"stop_exempt has {len(sampling.stop_exempt)} pairs; give at most {MAX_STOP_EXEMPT}."
-    for text in (text for pair in sampling.stop_exempt for text in pair):
-        if not 1 <= len(text) <= MAX_STOP_LENGTH:
-            yield f"stop_exempt has a string of {len(text)} characters; give 1 to {MAX_STOP_LENGTH}."
-
-
-def _grammar_problems(sampling: SamplingParams) -> Iterator[str]:
+    for name, entries, kind, most in (
+        ("stop", [(text,) for text in sampling.stop], "strings", MAX_STOPS),
+        ("stop_exempt", sampling.stop_exempt, "pairs", MAX_STOP_EXEMPT),
+    ):
+        if len(entries) > most:
+            yield f"{name} has {len(entries)} {kind}; give at most {most}."
+        for text in chain(*entries):
+            if not 1 <= len(text) <= MAX_STOP_LENGTH:
+                yield f"{name} has a string of {len(text)} characters; give 1 to {MAX_STOP_LENGTH}."
     if sampling.grammar is not None and not 1 <= len(sampling.grammar) <= MAX_GRAMMAR_LENGTH:
         yield f"grammar has {len(sampling.grammar)} characters; give 1 to {MAX_GRAMMAR_LENGTH}."
-
-
-def _thinking_problems(sampling: SamplingParams, info: ModelInfo) -> Iterator[str]:
-    named = {"markers": sampling.markers}
+    special = {"markers": sampling.markers}
     thinking = sampling.thinking
     if thinking is not None:
-        named |= {"thinking.start": thinking.start, "thinking.end": thinking.end}
+        special |= {"thinking.start": thinking.start, "thinking.end": thinking.end}
         if not thinking.end:
             yield "thinking.end is empty; give the token ids that end thoughts."
         longest = max(len(thinking.start), len(thinking.end))
@@ -98,7 +77,7 @@ def _thinking_problems(sampling: SamplingParams, info: ModelInfo) -> Iterator[st
             yield f"thinking has a marker of {longest} tokens; give at most {MAX_MARKER_LENGTH}."
         if thinking.budget is not None and thinking.budget < 0:
             yield f"thinking.budget is {thinking.budget}; give 0 or more, or none."
-    for name, token_ids in named.items():
+    for name, token_ids in special.items():
         outside = next((token_id for token_id in token_ids if not 0 <= token_id < info.vocab_size), None)
         if outside is not None:
             yield f"{name} has the token id {outside}; the model knows 0 to {info.vocab_size - 1}."

@@ -13,7 +13,8 @@ import torch
 
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import ModelRefused
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import everything_on
 from engine.attention.base import AttentionBackend
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 Attention = Callable[[KVCache, Iterable[int | None]], AttentionBackend]
 _REMEDY = "at run time Triton needs a C compiler (cc, gcc or clang, or what CC names) and the headers of Python"
 # All tokens are equally likely in the profile, so that the sampler must look at the whole vocabulary.
-_SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=20)
+_SAMPLING = everything_on()
 
 
 def profile_steps(

@@ -2,9 +2,10 @@
 
 1. raw log-softmax in float32, kept for the rows that report logprobs (``logprobs``);
 2. constraints: a token that the row's mask lacks gets a probability of zero (``constraints``);
-3. presence and frequency penalties over the response's tokens (``penalties``);
+3. repetition penalty over the tokens of prompt and answer, then presence and frequency penalties over those of the
+   answer (``penalties``, ``token_counts``);
 4. temperature: 0 takes the most likely token, the one with the lowest id among equals (``filters``);
-5. top_k, then top_p over what top_k left (``filters``);
+5. top_k, then top_p over what top_k left, then min_p (``filters``): the order of transformers;
 6. one uniform number from (seed, candidate, position) through the inverse of the cumulative distribution
    (``noise``, ``draw``).
 

@@ -36,8 +36,8 @@ def draw(logits: torch.Tensor, filters: Filters, uniforms: list[float]) -> list[
 
 
 def _widths(filters: Filters, vocab_size: int) -> list[int]:
-    """Rising, up to the vocabulary. One more than the largest top_k shows that nothing equal was cut off."""
-    enough = filters.largest_top_k + 1
+    """Rising, up to the vocabulary. One more than any row keeps shows that nothing equal was cut off."""
+    enough = filters.most_kept + 1
     widths = {max(width, enough) if enough <= WIDTHS[-1] else width for width in WIDTHS}
     return sorted({min(width, vocab_size) for width in widths} | {vocab_size})
 
@@ -45,14 +45,15 @@ def _widths(filters: Filters, vocab_size: int) -> list[int]:
 def _draw_within(scores: torch.Tensor, filters: Filters, points: torch.Tensor, width: int) -> list[int]:
     """Draw from the ``width`` best tokens, most likely first; ``_BEYOND`` for rows whose token may be another."""
     best, columns = ranked(scores, width)
-    cumulative = best.double().exp().cumsum(dim=-1)
+    weights = best.double().exp()
+    cumulative = weights.cumsum(dim=-1)
     if width == scores.shape[1]:
         total = cumulative[:, -1:]
     else:
         # The best score is 0, so its log-probability is the negative logarithm of the mass. A plain sum over a row may
         # be split over threads by the number of rows; log_softmax treats each row alike.
         total = scores.log_softmax(dim=-1).gather(1, columns[:, :1]).double().neg().exp()
-    mass = surviving_mass(cumulative, total, filters, scores.shape[1])
+    mass = surviving_mass(weights, cumulative, total, filters, scores.shape[1])
     # Below the mass even after rounding, so that the token found has a share in it.
     target = torch.minimum(points * mass, mass.nextafter(torch.zeros_like(mass)))
     place = torch.searchsorted(cumulative, target, right=True)

@@ -1,4 +1,4 @@
-"""Temperature, top_k and top_p as columns of numbers, one for each row that is sampled."""
+"""Temperature, top_k, top_p and min_p as columns of numbers, one for each row that is sampled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ UNKNOWN = torch.finfo(torch.float64).max
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """One number for each row, [rows, 1]; a ``top_k`` that is off counts the whole vocabulary."""
+    """One number for each row, [rows, 1]; a ``top_k`` that is off counts the whole vocabulary.
+
+    ``min_p`` is None where it is off in all rows. ``most_kept`` is the largest top_k: no row keeps more tokens.
+    """
 
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
-    largest_top_k: int
+    min_p: torch.Tensor | None
+    most_kept: int
 
     def __getitem__(self, rows: list[int]) -> Filters:
-        return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.largest_top_k)
+        min_p = None if self.min_p is None else self.min_p[rows]
+        return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], min_p, self.most_kept)
 
 
 def make_filters(sequences: Batch[Sequence], vocab_size: int, device: torch.device) -> Filters:
@@ -38,7 +43,8 @@ def make_filters(sequences: Batch[Sequence], vocab_size: int, device: torch.devi
         temperature=column([s.temperature for s in sampling]),
         top_k=torch.tensor(top_k, device=device)[:, None],
         top_p=column([s.top_p for s in sampling]),
-        largest_top_k=max(top_k),
+        min_p=column([s.min_p for s in sampling]) if any(s.min_p for s in sampling) else None,
+        most_kept=max(top_k),
     )
 
 
@@ -47,16 +53,28 @@ def scaled(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
     return (logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature.to(logits.dtype)
 
 
-def surviving_mass(cumulative: torch.Tensor, total: torch.Tensor, filters: Filters, vocab_size: int) -> torch.Tensor:
-    """How much probability top_k and then top_p leave, [rows, 1], in the unit of ``cumulative``.
+def surviving_mass(
+    weights: torch.Tensor, cumulative: torch.Tensor, total: torch.Tensor, filters: Filters, vocab_size: int
+) -> torch.Tensor:
+    """How much probability top_k, then top_p and then min_p leave, [rows, 1], in the unit of ``weights``.
 
-    ``cumulative`` [rows, width] runs over the tokens in descending order and may stop short of the vocabulary;
-    ``total`` is the whole row's mass. top_p keeps the fewest tokens whose share of what top_k left reaches it, at
-    least one. ``UNKNOWN`` where a filter cuts beyond the width.
+    ``weights`` [rows, width] are those of the tokens in descending order, from 1, and may stop short of the vocabulary;
+    ``cumulative`` are their sums, ``total`` is the whole row's mass. top_p keeps the fewest tokens whose share of what
+    top_k left reaches it, at least one. min_p keeps those whose weight is at least this share of the largest one.
+    ``UNKNOWN`` where the filters cut beyond the width.
     """
-    width = cumulative.shape[1]
+    width = weights.shape[1]
     by_top_k = cumulative.gather(1, filters.top_k.clamp(max=width) - 1)
     kept = torch.where(filters.top_k <= width, by_top_k, total.masked_fill(filters.top_k < vocab_size, UNKNOWN))
     reaching = torch.searchsorted(cumulative, filters.top_p * kept)
     nucleus = cumulative.gather(1, reaching.clamp(max=width - 1)).masked_fill(reaching >= width, UNKNOWN)
-    return torch.where(filters.top_p < 1, nucleus, kept)
+    nucleus = torch.where(filters.top_p < 1, nucleus, kept)
+    if filters.min_p is None:
+        return nucleus
+    likely = (weights >= filters.min_p).sum(dim=-1, keepdim=True)
+    by_min_p = cumulative.gather(1, likely - 1).masked_fill(likely == width, UNKNOWN)
+    # All filters keep the most likely tokens, so the one that keeps the fewest decides. That cannot be told where min_p
+    # cuts beyond the width and the others do too, nor where top_p keeps a share of an unknown mass.
+    both_beyond = (likely == width) & (filters.min_p > 0) & (nucleus > cumulative[:, -1:])
+    untold = both_beyond | ((filters.top_p < 1) & (kept == UNKNOWN))
+    return torch.minimum(nucleus, by_min_p).masked_fill(untold, UNKNOWN)

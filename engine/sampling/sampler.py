@@ -12,13 +12,16 @@ from engine.sampling.draw import draw
 from engine.sampling.filters import make_filters
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.noise import uniform
-from engine.sampling.penalties import penalised
+from engine.sampling.penalties import Penalties
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.sequence import Sequence
 
 
 class BatchSampler:
-    """``engine.scheduling.contracts.Sampler``; it keeps nothing between calls."""
+    """``engine.scheduling.contracts.Sampler``; between calls it keeps what ``Penalties`` counted."""
+
+    def __init__(self) -> None:
+        self._penalties = Penalties()
 
     def sample(self, logits: torch.Tensor, sequences: Batch[Sequence], masks: Batch[Mask | None]) -> list[Sampled]:
         """The next token for each row of ``logits`` [rows, vocabulary], out of those that its mask allows.
@@ -31,10 +34,10 @@ class BatchSampler:
             return []
         with torch.inference_mode():
             raw = logits.float()
-            possible = constrained(raw, masks)
-            if not possible.amax(dim=-1).isfinite().all():
+            scores = self._penalties.apply(constrained(raw, masks), sequences)
+            if not scores.amax(dim=-1).isfinite().all():
                 raise FloatingPointError("the model's logits are not finite")
-            tokens = _choose(penalised(possible, sequences), sequences)
+            tokens = _choose(scores, sequences)
             reports = token_logprobs(raw, sequences, tokens)
         return [Sampled(*pair) for pair in zip(tokens, reports, strict=True)]
 

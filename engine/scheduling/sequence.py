@@ -10,7 +10,7 @@ from typing import NamedTuple
 from engine.api.requests import Request
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """One candidate of one request while it lives in the engine.
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from test_sampler import sequence
+from transformers import MinPLogitsWarper
 
+from engine.api.sampling import SamplingParams
 from engine.sampling.draw import WIDTHS, draw
 from engine.sampling.filters import make_filters
 from engine.sampling.noise import uniform
@@ -26,17 +28,27 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_k": 2000, "top_p": 0.9003},
     {"temperature": 0.4},
 ]
+MIN_P_SETTINGS: list[dict[str, Any]] = [
+    {"min_p": 0.5},
+    {"min_p": 0.01},
+    {"min_p": 0.2, "temperature": 0.4},
+    {"min_p": 0.3, "top_k": 3000},
+    {"min_p": 0.03, "top_k": 3000, "top_p": 0.3},
+    {"min_p": 0.03, "top_k": 40, "top_p": 0.9003},
+]
 
 
-def oracle(row: torch.Tensor, point: float, temperature: float, top_k: int, top_p: float) -> tuple[int, float]:
+def oracle(row: torch.Tensor, point: float, params: SamplingParams) -> tuple[int, float]:
     """The token by a full stable sort, and how far the point lies from the next token's border (share of the mass)."""
-    scores = (row - row.max()) / temperature
+    scores = (row - row.max()) / params.temperature
     best, ids = scores.sort(descending=True, stable=True)
-    weights = best.double().exp()[: top_k or None]
+    weights = best.double().exp()[: params.top_k or None]
     share = weights / weights.sum()
-    if top_p < 1:
-        share = share[: int((share.cumsum(-1) < top_p).sum()) + 1]
-        share = share / share.sum()
+    if params.top_p < 1:
+        share = share[: int((share.cumsum(-1) < params.top_p).sum()) + 1]
+    kept = MinPLogitsWarper(params.min_p)(torch.empty(0), best[None, : len(share)])
+    share = share[kept[0].isfinite()]
+    share = share / share.sum()
     borders = share.cumsum(-1)
     place = min(int((borders <= point).sum()), len(share) - 1)
     return int(ids[place]), float((borders - point).abs().min())
@@ -45,6 +57,16 @@ def oracle(row: torch.Tensor, point: float, temperature: float, top_k: int, top_
 @pytest.mark.parametrize("spread", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_the_draw_equals_a_full_sort(spread: float, sampling: dict[str, Any]) -> None:
+    compare_with_a_full_sort(spread, sampling)
+
+
+@pytest.mark.parametrize("shape", ["wide", "peaked"])
+@pytest.mark.parametrize("sampling", MIN_P_SETTINGS, ids=str)
+def test_min_p_cuts_before_within_and_beyond_the_prefilter(shape: str, sampling: dict[str, Any]) -> None:
+    compare_with_a_full_sort(SHAPES[shape], sampling)
+
+
+def compare_with_a_full_sort(spread: float, sampling: dict[str, Any]) -> None:
     logits = torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(1)) * spread
     rnd = random.Random(2)
     points = [rnd.random() for _ in range(ROWS - 2)] + [0.0, 1 - 2.0**-53]
@@ -53,7 +75,7 @@ def test_the_draw_equals_a_full_sort(spread: float, sampling: dict[str, Any]) ->
     params = owner.request.sampling
     compared = 0
     for row, point, token in zip(logits, points, tokens, strict=True):
-        expected, distance = oracle(row, point, params.temperature, params.top_k, params.top_p)
+        expected, distance = oracle(row, point, params)
         # A point this close to a border may fall on either side by the rounding of the row's mass.
         if distance > 1e-6:
             assert token == expected

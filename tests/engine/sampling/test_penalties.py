@@ -1,11 +1,18 @@
-"""Penalties by their formula."""
+"""Penalties by their formula, and against transformers' own."""
 
 from __future__ import annotations
 
+import gc
+import math
+
+import pytest
 import torch
 from test_sampler import sequence
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from engine.sampling.penalties import penalised
+from engine.api.requests import Request, SamplingParams
+from engine.sampling.penalties import Penalties
+from engine.scheduling.sequence import Sequence
 
 
 def test_the_formula() -> None:
@@ -18,9 +25,58 @@ def test_the_formula() -> None:
     expected[0, 1] -= 0.5 + 2 * 0.25
     expected[0, 4] -= 0.5 + 0.25
     expected[1, 5] += 1.0
-    assert torch.equal(penalised(logits, owners), expected)
+    assert torch.equal(Penalties().apply(logits, owners), expected)
 
 
 def test_nothing_to_penalise_costs_no_copy() -> None:
     logits = torch.zeros(2, 6)
-    assert penalised(logits, [sequence((1,)), sequence(presence_penalty=1.0)]) is logits
+    assert Penalties().apply(logits, [sequence((1,)), sequence(presence_penalty=1.0)]) is logits
+
+
+@pytest.mark.parametrize("penalty", [1.1, 0.7, 30.0])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    """Of prompt and answer, at each step of an answer, also where a mask left a token no probability."""
+    generator = torch.Generator().manual_seed(7)
+    prompts = [torch.randint(500, (40,), generator=generator).tolist() for _ in range(4)]
+    owners = [
+        Sequence(Request("r", tuple(prompt), SamplingParams(8, repetition_penalty=penalty)), 0, [*prompt])
+        for prompt in prompts
+    ]
+    penalties, reference = Penalties(), RepetitionPenaltyLogitsProcessor(penalty)
+    for _ in range(5):
+        logits = torch.randn(4, 500, generator=generator) * 5
+        logits[:, ::7] = -math.inf
+        expected = reference(torch.tensor([owner.tokens for owner in owners]), logits.clone())
+        assert torch.equal(penalties.apply(logits, owners), expected)
+        for owner in owners:
+            owner.tokens += torch.randint(500, (3,), generator=generator).tolist()
+
+
+def test_the_repetition_penalty_comes_first_and_the_others_do_not_count_the_prompt() -> None:
+    owner = sequence((3, 3), repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
+    other = sequence((0,), presence_penalty=1.0)  # its prompt and its answer are token 0
+    logits = torch.tensor([[4.0, 4.0, 4.0, -4.0], [4.0, 4.0, 4.0, 4.0]])
+    expected = [[2.0, 4.0, 4.0, -8.0 - 0.5 - 0.5], [3.0, 4.0, 4.0, 4.0]]
+    assert Penalties().apply(logits, [owner, other]).tolist() == expected
+
+
+def test_rows_come_and_go() -> None:
+    """A sequence is penalised alike, whatever was sampled beside it before and however many steps it missed."""
+    penalties = Penalties()
+    owners = [sequence((n, n, 9), repetition_penalty=1.0 + n % 2, frequency_penalty=0.5) for n in range(6)]
+    for step in range(6):
+        batch = owners[step % 3 :: 2]
+        logits = torch.randn(len(batch), 16, generator=torch.Generator().manual_seed(step))
+        assert torch.equal(penalties.apply(logits, batch), Penalties().apply(logits, batch))
+        for owner in batch:
+            owner.tokens.append(step)
+
+
+def test_counts_do_not_outlive_their_sequence() -> None:
+    penalties = Penalties()
+    owners = [sequence((1,), presence_penalty=1.0) for _ in range(3)]
+    penalties.apply(torch.zeros(3, 4), owners)
+    assert len(penalties._counts) == 3
+    del owners[1:]
+    gc.collect()
+    assert len(penalties._counts) == 1

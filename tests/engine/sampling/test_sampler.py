@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from engine.api.requests import Request, SamplingParams
 from engine.constraints.masks import Mask, all_but, only
@@ -75,6 +82,27 @@ def test_draws_follow_the_distribution_that_top_k_and_top_p_leave(row: torch.Ten
     assert chi_square(tokens, expected) < bound(kept - 1)
 
 
+def test_draws_follow_the_distribution_of_transformers(row: torch.Tensor) -> None:
+    """All that transformers has too, in the order in which its ``generate`` applies it."""
+    said = (int(row.argmax()), 7)
+    scores = row[None]
+    for processor in (
+        RepetitionPenaltyLogitsProcessor(1.3),
+        TemperatureLogitsWarper(1.5),
+        TopKLogitsWarper(25),
+        TopPLogitsWarper(0.9),
+        MinPLogitsWarper(0.4),
+    ):
+        scores = processor(torch.tensor([[0, *said]]), scores)
+    settings = {"repetition_penalty": 1.3, "temperature": 1.5, "top_k": 25, "top_p": 0.9, "min_p": 0.4}
+    owners = [sequence(said, position=position, seed=9, **settings) for position in range(1, 4001)]
+    tokens = sample(row.expand(4000, -1), owners)
+    kept = int(scores.isfinite().sum())
+    assert 5 < kept < 20
+    assert len(set(tokens)) == kept
+    assert chi_square(tokens, scores[0].softmax(-1)) < bound(kept - 1)
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     logits = torch.randn(12, 3000, generator=torch.Generator().manual_seed(1)) * 3
     owners = [
@@ -86,6 +114,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
             logprobs=(None, 5)[i % 2],
             top_k=(0, 40, 2000)[i % 3],
             top_p=(1.0, 0.9)[i % 2],
+            min_p=(0.0, 0.0, 0.0, 0.1)[i % 4],
+            repetition_penalty=(1.0, 1.0, 1.2)[i % 3],
             frequency_penalty=(0.0, 0.5)[i % 2],
         )
         for i in range(12)
@@ -119,7 +149,7 @@ def test_greedy_and_sampled_rows_share_a_batch(row: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-30}, {"top_k": 1, "top_p": 0.5}]
+    "sampling", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-30}, {"top_k": 1, "top_p": 0.5}, {"min_p": 1.0}]
 )
 def test_filters_that_leave_one_token_are_greedy(row: torch.Tensor, sampling: dict[str, Any]) -> None:
     assert set(draws(row, 200, **sampling)) == {int(row.argmax())}
@@ -187,7 +217,13 @@ def test_logprobs_are_never_infinite() -> None:
     assert [top.token_id for top in result.logprobs.top] == [0, 1, 2]
 
 
-def test_penalties_apply_to_the_response_alone() -> None:
+def test_a_repetition_penalty_that_leaves_no_finite_number_fails(row: torch.Tensor) -> None:
+    """One over the least float is infinite: no token may be drawn from that."""
+    with pytest.raises(FloatingPointError):
+        sample(row[None], [sequence((int(row.argmax()),), repetition_penalty=1e-60)])
+
+
+def test_presence_and_frequency_penalties_apply_to_the_response_alone() -> None:
     logits = torch.tensor([[2.0, 1.9, 0.0]])
     prompt_only = sequence(temperature=0.0, presence_penalty=2.0)
     assert sample(logits, [prompt_only]) == [0]
