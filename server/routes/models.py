@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.api.errors import EngineUnavailable
-from server.convert.sampling import DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, output_limit
+from engine.api.sampling import SAMPLING_FIELDS
+from server.convert.sampling import entry_default, output_limit
 from server.errors import InvalidArgument
 from server.http.json_body import json_response
 from server.models.registry import Entry
 from server.services import Services
-from server.wire.generation import MAX_TEMPERATURE
 from server.wire.message import parse
 from server.wire.requests import DEFAULT_PAGE, MAX_PAGE, ListModelsRequest
 
@@ -60,6 +60,11 @@ def model_resource(entry: Entry) -> dict[str, Any]:
         # The longest input leaves room for one token of the answer.
         limits = {"inputTokenLimit": info.max_context - 1, "outputTokenLimit": output_limit(spec, info)}
         abilities = {**limits, "thinking": thinks}
+    defaults = {
+        field.wire_name: entry_default(field, spec)
+        for field in SAMPLING_FIELDS.values()
+        if field.wire_name and field.in_entry
+    }
     return {
         "name": f"models/{entry.name}",
         "baseModelId": entry.name,
@@ -68,8 +73,7 @@ def model_resource(entry: Entry) -> dict[str, Any]:
         "description": spec.description,
         **abilities,
         "supportedGenerationMethods": METHODS,
-        "temperature": DEFAULT_TEMPERATURE if spec.temperature is None else spec.temperature,
-        "maxTemperature": MAX_TEMPERATURE,
-        "topP": DEFAULT_TOP_P if spec.top_p is None else spec.top_p,
-        "topK": DEFAULT_TOP_K if spec.top_k is None else spec.top_k,
+        "temperature": defaults.pop("temperature"),
+        "maxTemperature": SAMPLING_FIELDS["temperature"].asked.high,
+        **defaults,
     }

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
+from engine.api.sampling import MAX_LOGPROBS, SAMPLING_FIELDS
 from server.wire.content import NO_MEDIA, MediaLevel
 from server.wire.fields import Bool, Float, Int32, Names, Object, Repeated, String
 from server.wire.message import Message
@@ -15,7 +16,6 @@ from server.wire.support import THINKING, Honoured, Refused
 MAX_CANDIDATES = 8
 MAX_STOP_SEQUENCES = 5
 MAX_STOP_CHARACTERS = 256
-MAX_TEMPERATURE = 2.0
 
 FORMAT_TYPES = ("APPLICATION_JSON", "TEXT_PLAIN")
 MIME_TYPES = ("text/plain", "application/json", "text/x.enum")
@@ -43,8 +43,12 @@ def _few(value: Any) -> Any:
     return value
 
 
+def _asked(name: str) -> Any:
+    asked = SAMPLING_FIELDS[name].asked
+    return Field(ge=asked.low, le=asked.high)
+
+
 _Stop = Annotated[String, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-_Penalty = Annotated[Float, Field(ge=-2, le=2)]
 
 
 class ThinkingConfig(Message):
@@ -87,11 +91,11 @@ class GenerationConfig(Message):
 
     other_names: ClassVar = {"_responseJsonSchema": "response_json_schema"}
 
-    temperature: Annotated[Annotated[Float, Field(ge=0, le=MAX_TEMPERATURE)] | None, Honoured("0 is greedy")] = None
+    temperature: Annotated[Annotated[Float, _asked("temperature")] | None, Honoured("0 is greedy")] = None
     top_p: Annotated[
-        Annotated[Float, Field(ge=0, le=1)] | None, Honoured("the most likely tokens that make up this share")
+        Annotated[Float, _asked("top_p")] | None, Honoured("the most likely tokens that make up this share")
     ] = None
-    top_k: Annotated[Annotated[Int32, Field(ge=0)] | None, Honoured("0 is off")] = None
+    top_k: Annotated[Annotated[Int32, _asked("top_k")] | None, Honoured("0 is off")] = None
     candidate_count: Annotated[
         Annotated[Int32, Field(ge=1, le=MAX_CANDIDATES)] | None,
         Honoured("1 to 8 answers to one prompt, which is computed once"),
@@ -101,11 +105,17 @@ class GenerationConfig(Message):
         Annotated[Repeated[_Stop], BeforeValidator(_few)],
         Honoured("up to 5; the first that comes up ends the answer and is not part of it"),
     ] = ()
-    presence_penalty: Annotated[_Penalty | None, Honoured("-2 to 2, once for each token that was said")] = None
-    frequency_penalty: Annotated[_Penalty | None, Honoured("-2 to 2, for each time that a token was said")] = None
+    presence_penalty: Annotated[
+        Annotated[Float, _asked("presence_penalty")] | None, Honoured("-2 to 2, once for each token that was said")
+    ] = None
+    frequency_penalty: Annotated[
+        Annotated[Float, _asked("frequency_penalty")] | None, Honoured("-2 to 2, for each time that a token was said")
+    ] = None
     seed: Annotated[Int32 | None, Honoured("the same seed and request give the same answer, also under load")] = None
     response_logprobs: Annotated[Bool, Honoured("log-probabilities of the chosen tokens")] = False
-    logprobs: Annotated[Annotated[Int32, Field(ge=0, le=20)] | None, Honoured("only with responseLogprobs")] = None
+    logprobs: Annotated[
+        Annotated[Int32, Field(ge=0, le=MAX_LOGPROBS)] | None, Honoured("only with responseLogprobs")
+    ] = None
     response_mime_type: Annotated[
         String, Honoured(f"must be one of {', '.join(MIME_TYPES)}", only=_served, code=400)
     ] = ""

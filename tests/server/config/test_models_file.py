@@ -29,6 +29,8 @@ models:
     temperature: 0.7
     top_p: 0.9
     top_k: 40
+    min_p: 0.05
+    repetition_penalty: 1.1
     lenient: [generationConfig.speechConfig, tools.googleSearch]
     thinking_levels: {low: 100, xhigh: -1}
   org/big:8b:
@@ -41,6 +43,7 @@ def test_reads_every_key_in_file_order() -> None:
     small, big = parse_specs(FULL)
     assert small.aliases == ("gemini-*", "tiny")
     assert (small.max_context, small.kv_memory, small.load, small.top_k) == (4096, 0.85, "request", 40)
+    assert (small.min_p, small.repetition_penalty) == (0.05, 1.1)
     assert small.lenient == ("generationConfig.speechConfig", "tools.googleSearch")
     assert small.thinking_levels == ThinkingLevels(512, 100, 4096, 16384, -1)
     assert big.thinking_levels == ThinkingLevels()
@@ -55,6 +58,14 @@ def test_reads_every_key_in_file_order() -> None:
         ("{source: x, max_context: true}", "max_context is True"),
         ("{source: x, max_waiting: null}", "max_waiting is None"),
         ("{source: x, temperature: .nan}", "a number from 0 to 2"),
+        ("{source: x, temperature: 2.1}", "temperature is 2.1, but must be a number from 0 to 2"),
+        ("{source: x, top_p: -1}", "top_p is -1, but must be a number from 0 to 1"),
+        ("{source: x, top_k: -1}", "top_k is -1, but must be a whole number of at least 0"),
+        ("{source: x, top_k: 1.5}", "top_k is 1.5, but must be a whole number of at least 0"),
+        ("{source: x, min_p: 1.1}", "min_p is 1.1, but must be a number from 0 to 1"),
+        ("{source: x, repetition_penalty: 0}", "repetition_penalty is 0, but must be a number above 0"),
+        ("{source: x, presence_penalty: 1}", "'presence_penalty' is unknown"),
+        ("{source: x, request_timeout: 0}", "seconds, above 0 and at most 86400"),
         ("{source: x, kv_memory: .inf}", "a share of the free GPU memory"),
         ("{source: x, kv_memory: 0}", "a share of the free GPU memory"),
         ("{source: x, dtype: int8}", "one of auto, float32"),

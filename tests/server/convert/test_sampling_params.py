@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from support.fakes import INFO
 
-from engine.api.requests import SamplingParams
+from engine.api.sampling import SAMPLING_FIELDS, SamplingParams
 from server.config.models_file import ModelSpec
 from server.convert.sampling import capped, output_limit, sampling_params
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
+from server.wire.support import camel
 
 SPEC = ModelSpec("m", "/m", max_output_tokens=100)
 
@@ -28,6 +29,28 @@ def test_requests_win_over_entries_over_defaults() -> None:
     assert (plain.temperature, plain.top_p, plain.top_k) == (1.0, 1.0, 0)
     assert (entry.temperature, entry.top_p, entry.top_k) == (0.7, 0.8, 5)
     assert (asked.temperature, asked.top_p, asked.top_k) == (0.0, 0.0, 0)
+
+
+def test_what_only_an_entry_can_set() -> None:
+    spec = replace(SPEC, min_p=0.05, repetition_penalty=1.1)
+    assert (params().min_p, params().repetition_penalty) == (0.0, 1.0)
+    assert (params(spec=spec).min_p, params(spec=spec).repetition_penalty) == (0.05, 1.1)
+    for name in ("minP", "min_p", "repetitionPenalty"):
+        with pytest.raises(InvalidArgument, match=name):
+            params(spec=spec, **{name: 0.5})
+
+
+def test_the_table_and_the_wire_name_the_same_fields() -> None:
+    for name, field in SAMPLING_FIELDS.items():
+        assert field.wire_name == (camel(name) if name in GenerationConfig.model_fields else None)
+        values = range(-3, 4)
+        if field.wire_name:
+            for value in values:
+                try:
+                    served = getattr(params(**{field.wire_name: value}), name) == min(value, INFO.vocab_size)
+                except InvalidArgument:
+                    served = False
+                assert served == (value in field.asked)
 
 
 def test_top_k_is_never_more_than_the_vocabulary() -> None:
