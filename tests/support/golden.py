@@ -163,7 +163,8 @@ async def _serving(server: Mapping[str, Any], folder: Path) -> AsyncIterator[Har
 
 
 def _prepare(harness: Harness, told: Mapping[str, Any]) -> None:
-    harness.app.state.draining = bool(told.get("draining"))
+    if told.get("draining"):
+        harness.app.state.services.draining.set()
     harness.engine.refusal = REFUSALS[told["refuse"]](told.get("message", SECRET)) if "refuse" in told else None  # type: ignore[assignment]
     if told.get("loading"):
         harness.engine.info = None
@@ -176,7 +177,7 @@ def _asked(harness: Harness, *, seeded: bool) -> Answer:
     """What the step's request became for the engine: its prompt as text, and how it samples where that is not the
     default. A model answers to these, so a client would see them change."""
     request = harness.engine.requests.pop()
-    tokenizer = harness.app.state.registry.entries()[0].tokenizer
+    tokenizer = harness.app.state.services.registry.entries()[0].tokenizer
     sampling = json.loads(json.dumps(asdict(request.sampling)))
     defaults = json.loads(json.dumps(asdict(SamplingParams(0))))
     changed = {name: value for name, value in sampling.items() if value != defaults[name]}
@@ -295,7 +296,7 @@ def _told(response: httpx.Response, words: Words) -> Answer:
 async def _raw(harness: Harness, sent: str, words: Words) -> Answer:
     """What a listening server says to these bytes until it closes the connection; the request asks for that."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn_config(harness.app, harness.app.state.settings)
+    config = uvicorn_config(harness.app, harness.app.state.services.settings)
     config.lifespan = "off"
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve([listener]))
