@@ -43,6 +43,7 @@ def main() -> None:
     run(core, requests(core, folder, task["warm_up"], task["warm_up_tokens"], "warm-up"), task["streams"])
     measured = requests(core, folder, task["prompts"], tokens, "measured")
     done = run(core, measured, task["streams"], task["least"], task["seconds"])
+    core.close()
     answer = {
         "output_tokens_per_second": done.tokens / done.seconds,
         "seconds": done.seconds,

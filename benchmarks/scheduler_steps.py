@@ -21,7 +21,7 @@ from engine.api.requests import Request, SamplingParams
 from engine.cache.block_pool import BlockPool
 from engine.constraints.masks import Mask
 from engine.core.core import Core
-from engine.scheduling.chunk_budget import FittedCost, StepPacer
+from engine.scheduling.chunk_budget import MIN_CHUNK, FittedCost, StepPacer
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk, Sequence
@@ -68,7 +68,8 @@ def main() -> None:
 
 def model_info(vocab_size: int, requests: int, steps: int) -> ModelInfo:
     """A model with room for all requests, so that none waits or is preempted."""
-    length = PROMPT + 2 * steps
+    # No answer may end before the last prompt is computed, which takes longest in the smallest chunks.
+    length = PROMPT + 2 * steps + requests * PROMPT // MIN_CHUNK
     return ModelInfo(
         model_type="none",
         num_parameters=0,
@@ -127,6 +128,7 @@ def core_seconds(info: ModelInfo, tokenizer: Tokenizer, number: int, steps: int)
         seconds = time.perf_counter() - started
         if len(events) > number // 2:  # an incomplete character comes with a later step
             taken.append(seconds)
+    core.close()
     return taken
 
 

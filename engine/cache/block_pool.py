@@ -15,9 +15,9 @@ class BlockPool:
 
     - used: held by at least one sequence (reference count > 0);
     - cached: held by nobody, but its content can still be found; reused for new content, least recently used first;
-    - free: without content that anybody could ask for.
+    - free: without content that could be found.
 
-    Every findable content has an identity that is never given twice, and a block is looked up by its parent's identity
+    Every indexed content has an identity that is never used twice, and a block is looked up by its parent's identity
     together with its own tokens. The dictionary compares both in full, so a hash collision cannot share a wrong block,
     and a chain of equal keys means an equal prefix under an equal salt.
     """
@@ -28,9 +28,9 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._findable: dict[_Key, int] = {}
+        self._index: dict[_Key, int] = {}
         self._keys: list[_Key | None] = [None] * num_blocks
-        # The identity of a block's content, which may be findable in another block that was computed at the same time.
+        # The identity of a block's content, which may be indexed as another block that was computed at the same time.
         self._identities = [-1] * num_blocks
         self._new_identity = count()
 
@@ -40,6 +40,7 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
+        """Blocks held by nobody whose content can still be found."""
         return len(self._cached)
 
     @property
@@ -60,7 +61,7 @@ class BlockPool:
         found: list[int] = []
         parent: int | str = salt
         for index in range((len(tokens) - 1) // self.block_size):
-            block = self._findable.get((parent, self._tokens_of(tokens, index)))
+            block = self._index.get((parent, self._tokens_of(tokens, index)))
             if block is None:
                 break
             found.append(block)
@@ -81,11 +82,11 @@ class BlockPool:
         return [*prefix, *(self._take() for _ in range(num_new))]
 
     def register(self, blocks: Sequence[int], index: int, tokens: Sequence[int], salt: str) -> None:
-        """Make block ``index`` of a sequence findable: it is full and computed, and those before it are registered."""
+        """Index block ``index`` of a sequence: it is full and computed, and those before it are registered."""
         parent = self._identities[blocks[index - 1]] if index else salt
         key = (parent, self._tokens_of(tokens, index))
         block = blocks[index]
-        twin = self._findable.setdefault(key, block)
+        twin = self._index.setdefault(key, block)
         if twin == block:
             self._keys[block] = key
             self._identities[block] = next(self._new_identity)
@@ -113,9 +114,9 @@ class BlockPool:
         assert len(idle) == self.num_available, "a block is free or cached twice"
         assert idle.isdisjoint(block for block, held in enumerate(holders) if held), "a used block is free"
         assert len(idle) == holders.count(0), "a block is lost"
-        assert all(self._keys[block] is None for block in self._free), "a free block is findable"
-        assert all(self._keys[block] == key for key, block in self._findable.items()), "a stale block is findable"
-        assert len(self._findable) == self.num_blocks - self._keys.count(None), "a key leads nowhere"
+        assert all(self._keys[block] is None for block in self._free), "a free block is indexed"
+        assert all(self._keys[block] == key for key, block in self._index.items()), "a stale block is indexed"
+        assert len(self._index) == self.num_blocks - self._keys.count(None), "a key leads nowhere"
 
     def _tokens_of(self, tokens: Sequence[int], index: int) -> tuple[int, ...]:
         return tuple(tokens[index * self.block_size : (index + 1) * self.block_size])
@@ -135,6 +136,6 @@ class BlockPool:
         block, _ = self._cached.popitem(last=False)
         key = self._keys[block]
         assert key is not None
-        del self._findable[key]
+        del self._index[key]
         self._keys[block] = None
         return block

@@ -1,4 +1,4 @@
-"""One candidate while it lives: which tokens it may take next, and what each token that it took has to tell."""
+"""One open candidate: which tokens may come next, and what each sampled token adds to its text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _NO_THINKING = Thinking((), ())
 class Candidate:
     """Follows a sequence's sampled tokens: through its thoughts, then through its answer's grammar, to text.
 
-    Tokens that may be the head of a start marker are held back until it is known what they are. The matcher takes them
-    meanwhile as long as its grammar allows them, and begins anew when they turn out to begin thoughts.
+    Tokens that may be the head of a start marker are held back until it is known what they are. The matcher consumes
+    them meanwhile as long as its grammar allows them, and restarts when they turn out to begin thoughts. Held tokens
+    that the grammar does not allow can only go on to the end of the marker: ``_off_grammar``.
     """
 
     def __init__(self, sequence: Sequence, streamer: Streamer, vocab_size: int) -> None:
@@ -31,11 +32,11 @@ class Candidate:
         self._vocab_size = vocab_size
         self._stop_ids = sampling.stop_ids
         self._thoughts = Thoughts(sampling.thinking or _NO_THINKING, constrained=sampling.grammar is not None)
-        self._tells_thoughts = self._thoughts.inside
+        self._text_is_thought = self._thoughts.inside
         self._held: list[Sampled] = []
         self._matcher: Matcher | None = None
-        self._astray = False
-        self._stuck = False
+        self._off_grammar = False
+        self._dead_end = False
 
     @property
     def num_thoughts(self) -> int:
@@ -48,7 +49,7 @@ class Candidate:
 
     @property
     def is_deferrable(self) -> bool:
-        """Whether nothing in the text, a grammar or thoughts can end it or say what comes next."""
+        """Whether its text can be made later: no stop string, grammar or thoughts decide about the next token."""
         sampling = self._sequence.request.sampling
         return not sampling.stop and sampling.grammar is None and sampling.thinking is None
 
@@ -57,7 +58,7 @@ class Candidate:
         """Why the candidate cannot go on, if so."""
         if self._streamer.stopped:
             return FinishReason.STOP
-        if self._stuck:
+        if self._dead_end:
             return FinishReason.MALFORMED
         if self._matcher is None or self._thoughts.inside or not self._matcher.stopped:
             return None
@@ -65,7 +66,7 @@ class Candidate:
 
     @property
     def message(self) -> str:
-        """What stood in the grammar's way, where the reason to end is that it could not be followed."""
+        """Why the grammar could not be followed to its end, for candidates that end as malformed."""
         error = self._matcher.error if self._matcher is not None else ""
         return f"The answer's grammar could not be followed to its end: {error or 'no token continues it.'}"
 
@@ -74,23 +75,26 @@ class Candidate:
         self._matcher = matcher
 
     def mask(self) -> Mask | None:
-        """Which tokens may come next, None for all; or None where the candidate turns out to have a reason to end."""
+        """Which tokens may come next. None for all, and where the candidate turns out to have a reason to end."""
         mask = self._allowed()
-        self._stuck = mask is not None and masks.is_empty(mask)
-        return None if self._stuck else mask
+        self._dead_end = mask is not None and masks.is_empty(mask)
+        return None if self._dead_end else mask
 
     def feed(self, sampled: Sampled) -> list[Delta]:
-        """Take the next token, which is none of the stop ids; returns what can be told now."""
+        """Take the next token, which is none of the stop ids; returns what is new since the last token."""
         thoughts, was_inside = self._thoughts, self._thoughts.inside
         thoughts.feed(sampled.token_id)
         self._held.append(sampled)
         if was_inside or thoughts.inside:
             if self._matcher is not None and not was_inside:
                 self._matcher.restart()
-                self._astray = False
+                self._off_grammar = False
             return list(self._release(len(self._held), thought=True))
         if self._matcher is not None:
-            self._match(self._matcher, sampled.token_id)
+            if thoughts.held and (self._off_grammar or not self._matcher.allows(sampled.token_id)):
+                self._off_grammar = True  # the head of a start marker, and the mask allows nothing but its rest
+            else:
+                self._matcher.consume(sampled.token_id)
         return list(self._release(len(self._held) - thoughts.held, thought=False))
 
     def flush(self) -> list[Delta]:
@@ -106,31 +110,25 @@ class Candidate:
         if thoughts.inside:
             return masks.all_but(self._stop_ids, self._vocab_size)  # an answer has to follow
         opening = [] if thoughts.opening is None else [thoughts.opening]
-        if self._astray:
+        if self._off_grammar:
             return masks.only(opening, self._vocab_size)
         mask = matcher.mask()
         if matcher.stopped:
             return None
         return masks.also(mask, [*opening, *self._stop_ids] if matcher.accepting else opening)
 
-    def _match(self, matcher: Matcher, token_id: int) -> None:
-        if self._thoughts.held and (self._astray or not matcher.allows(token_id)):
-            self._astray = True  # the head of a start marker, which the mask lets go on to its end alone
-        else:
-            matcher.consume(token_id)
-
     def _release(self, count: int, *, thought: bool) -> Iterator[Delta]:
         if not count:
             return
-        if thought != self._tells_thoughts:
+        if thought != self._text_is_thought:
             yield from self._flush_text()
-            self._tells_thoughts = thought
-        told, self._held = self._held[:count], self._held[count:]
-        text = "".join(self._streamer.feed(sampled.token_id, thought=thought) for sampled in told)
-        logprobs = tuple(sampled.logprobs for sampled in told if sampled.logprobs is not None)
-        token_ids = tuple(sampled.token_id for sampled in told)
+            self._text_is_thought = thought
+        released, self._held = self._held[:count], self._held[count:]
+        text = "".join(self._streamer.feed(sampled.token_id, thought=thought) for sampled in released)
+        logprobs = tuple(sampled.logprobs for sampled in released if sampled.logprobs is not None)
+        token_ids = tuple(sampled.token_id for sampled in released)
         yield Delta(self._sequence.candidate, token_ids, text, logprobs, thought)
 
     def _flush_text(self) -> Iterator[Delta]:
-        if text := self._streamer.flush(thought=self._tells_thoughts):
-            yield Delta(self._sequence.candidate, (), text, (), self._tells_thoughts)
+        if text := self._streamer.flush(thought=self._text_is_thought):
+            yield Delta(self._sequence.candidate, (), text, (), self._text_is_thought)

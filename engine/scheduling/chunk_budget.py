@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-# What the first steps may carry, of two sizes so that the fixed cost can be told from the price: harmless on a laptop,
-# enough to measure a GPU.
+# The chunks of the first steps, of two sizes so that the fixed cost can be told from the price of a token: harmless on
+# a laptop, enough to measure a GPU.
 FIRST_CHUNKS = (32, 64)
 # Below this a chunk saves hardly any time.
 MIN_CHUNK = 16
@@ -58,20 +58,18 @@ class StepPacer:
         fixed, price = self._cost.line
         share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
         worthwhile = fixed * (1 / share - 1)
-        seconds = max(self._allowed(num_decodes, num_waiting) - fixed, worthwhile)
+        if num_decodes:
+            beside = self._cost.decodes * STRETCH
+            allowed = max(beside, min(self._target, beside * num_waiting / num_decodes))
+        else:
+            allowed = self._target * ALONE_FACTOR
+        seconds = max(allowed - fixed, worthwhile)
         most = min(MAX_CHUNK, max(FIRST_CHUNKS[-1], GROWTH * self._cost.largest))
         return int(min(max(seconds / max(price, _TICK), MIN_CHUNK), most))
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
         self._cost.add(num_decodes, num_prefill_tokens, max(seconds, _TICK))
-
-    def _allowed(self, num_decodes: int, num_waiting: int) -> float:
-        """How many seconds the step may take."""
-        if not num_decodes:
-            return self._target * ALONE_FACTOR
-        beside = self._cost.decodes * STRETCH
-        return max(beside, min(self._target, beside * num_waiting / num_decodes))
 
 
 class StepCost(ABC):
@@ -105,10 +103,10 @@ class StepCost(ABC):
 
 
 class CostOverDecodes(StepCost):
-    """For devices that launch steps with prefill as those without, as a CPU does: decodes tell the fixed cost.
+    """For devices that launch steps with prefill as those without, as a CPU does: a decode step is the fixed cost.
 
-    Fitted there it would be wrong, because the price of a token doubles along a long prompt; the last steps of any size
-    tell the price.
+    A fit would be wrong there, because the price of a token doubles along a long prompt; the price comes from the last
+    steps of any size.
     """
 
     def __init__(self) -> None:
@@ -177,7 +175,7 @@ class FittedCost(StepCost):
         self._line = self._fitted()
         if num_decodes and not self.first_chunk:
             # A step with prefill does all that one without it does. While prompts come without a pause, nothing else
-            # tells that decodes have become cheaper.
+            # shows that decodes have become cheaper.
             self.decodes = min(self.decodes, self._line[0])
 
     def _fitted(self) -> tuple[float, float]:

@@ -18,7 +18,7 @@ class Sampled(NamedTuple):
 
 
 class Runner(Protocol):
-    """Computes a batch. Writes the keys and values of all its tokens into the pages."""
+    """Computes a batch. Writes the keys and values of all its tokens into their blocks."""
 
     info: ModelInfo
 
@@ -26,7 +26,7 @@ class Runner(Protocol):
         """Logits, one row for each chunk that samples, in the batch's order: float [rows, vocabulary].
 
         May return before the device is done; where nothing samples it waits, because the time of each step is measured.
-        After an error ``check`` tells whether the same chunk may be tried again.
+        After an error, ``check`` says whether the same chunk may be tried again.
         """
         ...
 
@@ -41,6 +41,6 @@ class Sampler(Protocol):
     def sample(self, logits: Any, sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
         """One token for each row of ``logits``; ``sequences`` are the rows' owners, in order.
 
-        ``masks`` tells for each row which tokens it may take, None for all.
+        ``masks`` has for each row the tokens that it may take, None for all.
         """
         ...

@@ -1,4 +1,4 @@
-"""Who runs next: decodes first, then prefill within the budget; the youngest gives way. Policy only, no torch."""
+"""Who runs next: decodes first, then prefill within the budget; the youngest is preempted. Policy only, no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scheduler:
         self._running: dict[Sequence, None] = {}
         self._parked: dict[str, dict[Sequence, None]] = {}
         self._preempted: set[Sequence] = set()
-        self._turned_away: tuple[Sequence, int] | None = None
+        self._blocked_head: tuple[Sequence, int] | None = None
 
     @property
     def num_running(self) -> int:
@@ -51,30 +51,41 @@ class Scheduler:
             self._parked[first.request.id] = dict.fromkeys(siblings)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended, wherever it is; its blocks stay findable until they are reused."""
+        """Forget a sequence that ended, wherever it is; its full blocks stay indexed until they are reused."""
         if sequence in self._running:
             del self._running[sequence]
             self._release(sequence)
         elif sequence in self._waiting:
             del self._waiting[sequence]
         else:
-            self._unpark(sequence)
+            siblings = self._parked[sequence.request.id]
+            del siblings[sequence]
+            if not siblings:
+                del self._parked[sequence.request.id]
         self._preempted.discard(sequence)
         if sequence.candidate == 0:
             self._admit_siblings(sequence.request.id)
-        if self._turned_away and self._turned_away[0] is sequence:
-            self._turned_away = None
+        if self._blocked_head and self._blocked_head[0] is sequence:
+            self._blocked_head = None
 
     def schedule(self) -> list[ScheduledChunk]:
         """The chunks of the next step, blocks allocated; empty only if nothing waits or runs."""
         batch = self._decodes()
         budget = self._pacer.prefill_budget(len(batch), self.num_running + self.num_waiting - len(batch))
-        budget = self._continue_prefills(batch, budget)
-        self._admit(batch, budget)
+        for sequence in self._running:
+            if budget <= 0:
+                break
+            if len(sequence.tokens) - sequence.num_computed > 1:
+                budget -= _add_chunk(batch, sequence, budget)
+        while budget > 0 and self._waiting and len(self._running) < self._max_running:
+            sequence = next(iter(self._waiting))
+            if not self._start(sequence):
+                break
+            budget -= _add_chunk(batch, sequence, budget)
         return batch
 
     def commit(self, chunk: ScheduledChunk) -> None:
-        """Note that a chunk is computed: its full blocks become findable, its siblings may come."""
+        """Note that a chunk is computed: its full blocks are indexed, its siblings may come."""
         sequence = chunk.sequence
         before, block_size = sequence.num_computed, self._pool.block_size
         sequence.num_computed = chunk.start + chunk.num_tokens
@@ -91,7 +102,7 @@ class Scheduler:
         everybody = {*self._running, *self._waiting, *parked}
         assert len(everybody) == self.num_running + self.num_waiting, "a sequence is in two places"
         assert everybody.issuperset(self._preempted), "a sequence that ended is remembered"
-        assert self._turned_away is None or self._turned_away[0] in everybody, "a sequence that ended is remembered"
+        assert self._blocked_head is None or self._blocked_head[0] in everybody, "a sequence that ended is remembered"
 
     def _decodes(self) -> list[ScheduledChunk]:
         batch = []
@@ -104,35 +115,20 @@ class Scheduler:
                 batch.append(ScheduledChunk(sequence, start, 1))
         return batch
 
-    def _continue_prefills(self, batch: list[ScheduledChunk], budget: int) -> int:
-        for sequence in self._running:
-            if budget <= 0:
-                break
-            if len(sequence.tokens) - sequence.num_computed > 1:
-                budget -= _add_chunk(batch, sequence, budget)
-        return budget
-
-    def _admit(self, batch: list[ScheduledChunk], budget: int) -> None:
-        while budget > 0 and self._waiting and len(self._running) < self._max_running:
-            sequence = next(iter(self._waiting))
-            if not self._start(sequence):
-                break
-            budget -= _add_chunk(batch, sequence, budget)
-
     def _start(self, sequence: Sequence) -> bool:
         """Move the first waiting sequence to the running ones, if the pool has room for it."""
         available = self._pool.num_available
-        # Looking up a long prompt is not free: a sequence that found no room is tried again only when there is more.
-        if self._turned_away and self._turned_away[0] is sequence and available <= self._turned_away[1]:
+        # Looking up a long prompt is not free: the head that found no room is tried again only when there is more.
+        if self._blocked_head and self._blocked_head[0] is sequence and available <= self._blocked_head[1]:
             return False
         prefix = self._pool.find_prefix(sequence.tokens, sequence.request.salt)
         missing = self._pool.blocks_for(len(sequence.tokens)) - len(prefix)
-        # One spare block for each running sequence, or the newcomer would soon give way to them; it also keeps one out
-        # that gave way in this very step.
+        # One spare block for each running sequence, or the newcomer would soon be preempted for them; this also keeps
+        # out one that was preempted in this very step.
         if not self._pool.can_allocate(missing + len(self._running), prefix):
-            self._turned_away = sequence, available
+            self._blocked_head = sequence, available
             return False
-        self._turned_away = None
+        self._blocked_head = None
         del self._waiting[sequence]
         self._running[sequence] = None
         sequence.blocks.extend(self._pool.allocate(missing, prefix))
@@ -142,22 +138,18 @@ class Scheduler:
         return True
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Give a decode its next block, at the cost of the youngest; False if that was the sequence itself."""
+        """Give a decode its next block, if need be that of the youngest; False if that is the sequence itself."""
         while not self._pool.can_allocate(1):
             assert len(self._running) > 1, "the pool cannot hold one sequence"
-            youngest = next(reversed(self._running))
-            self._preempt(youngest)
+            youngest, _ = self._running.popitem()
+            self._release(youngest)
+            self._preempted.add(youngest)
+            self._queue_first(youngest)
+            self.preemptions += 1
             if youngest is sequence:
                 return False
         sequence.blocks.extend(self._pool.allocate(1))
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.preemptions += 1
-        del self._running[sequence]
-        self._release(sequence)
-        self._preempted.add(sequence)
-        self._queue_first(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
@@ -167,12 +159,6 @@ class Scheduler:
     def _queue_first(self, sequence: Sequence) -> None:
         self._waiting[sequence] = None
         self._waiting.move_to_end(sequence, last=False)
-
-    def _unpark(self, sequence: Sequence) -> None:
-        siblings = self._parked[sequence.request.id]
-        del siblings[sequence]
-        if not siblings:
-            del self._parked[sequence.request.id]
 
     def _admit_siblings(self, request_id: str) -> None:
         for sibling in reversed(self._parked.pop(request_id, {})):

@@ -1,4 +1,4 @@
-"""A sequence while it lives, and the chunk of it that a step computes. No torch."""
+"""A sequence of tokens in the engine, and the chunk of it that a step computes. No torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from engine.api.requests import Request
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
-    """One candidate of one request while it lives in the engine.
+    """One candidate of one request, from its first prefill to its last token.
 
     ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
-    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. In an engine that is
-    an array, because each step copies it whole, and from a list that takes milliseconds where contexts are long.
+    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. The engine keeps them
+    in an array, because each step copies it whole, and from a list that takes milliseconds where contexts are long.
+    ``num_cached_tokens`` is the part of the prompt that was found in the prefix cache.
     """
 
     request: Request
