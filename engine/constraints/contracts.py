@@ -17,12 +17,12 @@ class Matcher(Protocol):
 
     @property
     def stopped(self) -> bool:
-        """Whether no further token can follow: the grammar is at its end, or ``error`` tells what is in the way."""
+        """Whether no further token can follow: the grammar is at its end, or ``error`` says why not."""
         ...
 
     @property
     def error(self) -> str:
-        """Which limit was met, or an empty string."""
+        """The limit that was exceeded, or an empty string."""
         ...
 
     def mask(self) -> Mask:
@@ -34,7 +34,7 @@ class Matcher(Protocol):
         ...
 
     def consume(self, token_id: int) -> None:
-        """Go on by a token."""
+        """Advance by a token."""
         ...
 
     def restart(self) -> None:
@@ -42,7 +42,7 @@ class Matcher(Protocol):
         ...
 
     def copy(self) -> Matcher:
-        """Another one at the same place, which goes its own way."""
+        """An independent matcher at the same place."""
         ...
 
 

@@ -1,9 +1,8 @@
-"""Grammars that answers must follow, by llguidance: one matcher for each candidate tells which tokens may come next."""
+"""Grammars that answers must follow, by llguidance: the matcher of a candidate computes which tokens may come next."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from secrets import token_hex
 from typing import Any
 
@@ -23,8 +22,8 @@ _NO_TOKEN = "NoExtensionBias"  # how llguidance says that no token continues a t
 class GrammarMatcher:
     """``engine.constraints.contracts.Matcher`` over an llguidance matcher. Not for two threads at once.
 
-    ``eos_ids`` are the tokens that llguidance allows where the answer may end. They are no part of the mask: which
-    tokens end an answer is the request's to say.
+    ``eos_ids`` are the tokens that llguidance allows where the answer may end. They are no part of the mask: the
+    request names the tokens that end its answer.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
@@ -74,7 +73,7 @@ class GrammarBuilder:
         rows = max(vocab_size, tokenizer.get_vocab_size())
         described = json.loads(tokenizer.to_str())
         controls = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        _take_out_of_text(described, {token: tokenizer.id_to_token(token) for token in controls.union(eos_ids)})
+        _rename_control_tokens(described, {token: tokenizer.id_to_token(token) for token in controls.union(eos_ids)})
         self._tokenizer = LLTokenizer(json.dumps(described), n_vocab=rows, eos_token=list(eos_ids))
 
     def build(self, grammar: str) -> GrammarMatcher:
@@ -94,11 +93,11 @@ def _error(matcher: LLMatcher) -> str:
     return matcher.get_error().partition("<backtrace>")[0].removesuffix("<non-verbose/>").strip()
 
 
-def _take_out_of_text(described: dict[str, Any], controls: dict[int, str | None]) -> None:
-    """Give control tokens names that nobody can write, in the content of a ``tokenizer.json``.
+def _rename_control_tokens(described: dict[str, Any], controls: dict[int, str | None]) -> None:
+    """Give control tokens names that no text can contain, in the content of a ``tokenizer.json``.
 
-    Where only one text can follow, llguidance has it cut into tokens, and would find a control token wherever the text
-    is its name. Named so, the tokens keep their ids, by which a grammar may still ask for them.
+    Where only one text can follow, llguidance tokenizes it, and would find a control token wherever the text is its
+    name. The renamed tokens keep their ids, by which a grammar may still name them.
     """
     known = {name: token_id for token_id, name in controls.items() if name is not None}
     secret = token_hex(16)
@@ -113,10 +112,7 @@ def _take_out_of_text(described: dict[str, Any], controls: dict[int, str | None]
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         model["merges"] = [pair for pair in model["merges"] if names.keys().isdisjoint([*pair, "".join(pair)])]
-    others = [token for token in described["added_tokens"] if token["content"] not in names]
-    described["added_tokens"] = sorted([*others, *_added(names, known)], key=lambda token: int(token["id"]))
-
-
-def _added(names: dict[str, str], known: dict[str, int]) -> Iterable[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return ({"id": known[name], "content": names[name], **flags, "special": True} for name in names)
+    added = [{"id": known[name], "content": names[name], **flags, "special": True} for name in names]
+    others = [token for token in described["added_tokens"] if token["content"] not in names]
+    described["added_tokens"] = sorted([*others, *added], key=lambda token: int(token["id"]))

@@ -62,14 +62,21 @@ class Executor:
         self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="mask")
 
     def launch(self, batch: list[ScheduledChunk]) -> InFlight:
-        """Start to compute a batch. Raises ``EngineUnavailable`` if the device is lost."""
+        """Start to compute a batch, and beside it the masks of candidates that need one.
+
+        Raises ``EngineUnavailable`` if the device is lost.
+        """
         started = self._timer()
         sampling = [chunk.sequence for chunk in batch if chunk.samples]
-        in_flight = InFlight(batch, sampling, [self._start_mask(sequence) for sequence in sampling], started)
+        masks: list[Future[Mask | None] | None] = []
+        for sequence in sampling:
+            candidate = self._requests[sequence.request.id].open[sequence]
+            masks.append(self._mask_threads.submit(candidate.mask) if candidate.is_constrained else None)
+        in_flight = InFlight(batch, sampling, masks, started)
         try:
             in_flight.logits = self._runner.forward(batch)
         except BaseException as error:  # noqa: BLE001 - raised again where no retry can help
-            wait(filter(None, in_flight.masks))  # a matcher is not for two threads
+            wait(filter(None, masks))  # a matcher is not for two threads
             in_flight.failed = True
             self._handle(error, batch)
         return in_flight
@@ -100,11 +107,6 @@ class Executor:
     def close(self) -> None:
         """End the threads."""
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
-
-    def _start_mask(self, sequence: Sequence) -> Future[Mask | None] | None:
-        """Have a mask computed while the model runs, if the candidate needs one."""
-        candidate = self._requests[sequence.request.id].open[sequence]
-        return self._mask_threads.submit(candidate.mask) if candidate.is_constrained else None
 
     def _sample(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
         wait(filter(None, in_flight.masks))  # all of them, also where one failed: a matcher is not for two threads

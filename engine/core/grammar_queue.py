@@ -48,21 +48,21 @@ class GrammarQueue:
             self._compiling.pop(state).cancel()
         if self._compiling and patience:
             wait(self._compiling.values(), patience, FIRST_COMPLETED)
-        compiled = [state for state, future in self._compiling.items() if future.done()]
-        return [(state, self._constrain(state, self._compiling.pop(state))) for state in compiled]
+        compiled = []
+        for state in [state for state, future in self._compiling.items() if future.done()]:
+            problem = ""
+            try:
+                matcher = self._compiling.pop(state).result()
+                for candidate in state.open.values():
+                    candidate.constrain(matcher.copy())
+            except NOT_FAILURES:
+                raise
+            except BaseException as error:
+                log.warning("request %s has a grammar that cannot be built", state.request.id, exc_info=error)
+                problem = str(error) if isinstance(error, RequestRefused) else "grammar cannot be compiled."
+            compiled.append((state, problem))
+        return compiled
 
     def close(self) -> None:
         """End the threads. One that compiles ends when it is done: compiling cannot be interrupted."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _constrain(self, state: RequestState, compiled: Future[Matcher]) -> str:
-        try:
-            matcher = compiled.result()
-            for candidate in state.open.values():
-                candidate.constrain(matcher.copy())
-        except NOT_FAILURES:
-            raise
-        except BaseException as error:
-            log.warning("request %s has a grammar that cannot be built", state.request.id, exc_info=error)
-            return str(error) if isinstance(error, RequestRefused) else "grammar cannot be compiled."
-        return ""

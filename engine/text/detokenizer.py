@@ -17,9 +17,9 @@ def hidden_ids(tokenizer: Tokenizer, markers: frozenset[int] = frozenset()) -> f
 class Detokenizer:
     """Turns one candidate's tokens into text.
 
-    All that is fed and flushed together equals ``tokenizer.decode`` of the same ids without the hidden ones, so an
-    answer reads the same streamed and whole. The prompt is no part of it: what a tokenizer does at the start of a text
-    (dropping a space) it does here, and a prompt cut inside a character cannot leak into the answer.
+    All that ``feed`` and ``flush`` return, joined, equals ``tokenizer.decode`` of the same ids without the hidden ones,
+    so an answer reads the same streamed and whole. The prompt is no part of it: what a tokenizer does at the start of a
+    text (dropping a space) it does here, and a prompt cut inside a character cannot leak into the answer.
 
     Each token is decoded behind the tokens of the piece before it, because decoders treat the first token of a text
     differently. ``tokenizers.decoders.DecodeStream`` does the same two microseconds a token faster, but has no flush,
@@ -29,8 +29,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
-        self._told: list[int] = []
-        self._told_text = ""
+        self._shown: list[int] = []
+        self._shown_text = ""
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
@@ -41,22 +41,22 @@ class Detokenizer:
         text = self._pending_text()
         if (not text or text.endswith("\ufffd")) and len(self._pending) <= MAX_PENDING:
             return ""
-        return self._tell(text)
+        return self._show(text)
 
     def flush(self) -> str:
         """What is left at the end; an incomplete character reads as U+FFFD."""
-        return self._tell(self._pending_text()) if self._pending else ""
+        return self._show(self._pending_text()) if self._pending else ""
 
     def _pending_text(self) -> str:
-        together = self._decode(self._told + self._pending)
-        if together.startswith(self._told_text):
-            return together[len(self._told_text) :]
-        # Bytes that are no text changed how the piece before them decodes; what was told stays told.
+        together = self._decode(self._shown + self._pending)
+        if together.startswith(self._shown_text):
+            return together[len(self._shown_text) :]
+        # Bytes that are no text changed how the piece before them decodes; what was shown stays.
         return self._decode(self._pending)
 
-    def _tell(self, text: str) -> str:
-        self._told, self._pending = self._pending, []
-        self._told_text = self._decode(self._told)
+    def _show(self, text: str) -> str:
+        self._shown, self._pending = self._pending, []
+        self._shown_text = self._decode(self._shown)
         return text
 
     def _decode(self, token_ids: list[int]) -> str:

@@ -296,6 +296,22 @@ def test_a_slow_grammar_keeps_nobody_waiting_and_can_be_cancelled() -> None:
     assert run_to_end(core)["slow"].text == {0: "slow", 1: "slow"}
 
 
+def test_a_closed_core_leaves_no_threads() -> None:
+    before = set(threading.enumerate())
+    literals = Literals()
+    core, _ = make_core(ScriptedSampler(ids("free")), grammars=literals)
+    run_to_end(core, make_request(grammar="abc"))
+    for name in ("slow", "slower", "queued"):
+        core.submit(make_request(name, grammar="slow"))
+    threads = set(threading.enumerate()) - before
+    assert {thread.name.partition("_")[0] for thread in threads} == {"grammar", "mask"}
+    core.close()
+    literals.gate.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 def test_preempted_candidates_with_grammars_and_thoughts_answer_as_alone() -> None:
     def requests() -> list[Request]:
         thinking = Thinking((30,), (40, 41), open=True, budget=9)
