@@ -1,4 +1,4 @@
-"""The engine as the front end uses it: requests cross to a supervised process, events come back as iterators."""
+"""The engine as the front end uses it: requests go to a supervised process, events come back as iterators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from engine.api.engine import EngineConfig, EngineState, EngineStats, Health, ModelInfo
+from engine.api.engine import EngineConfig, EngineState, Health, ModelInfo
 from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
 from engine.api.events import (
     CandidateFinished,
@@ -37,8 +37,8 @@ from engine.process.supervisor import COMMAND, RestartPolicy, WorkerProcess, wor
 _log = logging.getLogger("castor.engine")
 
 
-class _Flight:
-    """A request that the engine has not finished: what it has yielded so far and who waits for more."""
+class PendingRequest:
+    """A request that the engine has not finished: its events for the reader, and its counts so far."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -47,7 +47,8 @@ class _Flight:
         self._tokens = [0] * request.candidates
         self._open = set(range(request.candidates))
 
-    def tell(self, events: RequestEvents) -> None:
+    def push(self, events: RequestEvents) -> None:
+        """Count a step's events and pass them on to the reader, if there still is one."""
         for delta in events.deltas:
             self._tokens[delta.candidate] += len(delta.token_ids)
         for finished in events.finished:
@@ -63,14 +64,14 @@ class _Flight:
             for candidate in sorted(self._open)
         )
         done = RequestFinished(len(self.request.prompt), 0, sum(self._tokens), error)
-        self.tell(RequestEvents(self.request.id, finished=aborted, done=done))
+        self.push(RequestEvents(self.request.id, finished=aborted, done=done))
 
 
 class EventStream(AsyncIterator[Event]):
     """The events of one request, for one reader. Closed, cancelled or dropped early, it cancels the request."""
 
-    def __init__(self, flight: _Flight, abandon: Callable[[_Flight], None]) -> None:
-        self.flight = flight
+    def __init__(self, pending: PendingRequest, abandon: Callable[[PendingRequest], None]) -> None:
+        self.pending = pending
         self._abandon = abandon
         self._loop = asyncio.get_running_loop()
         self._ended = False
@@ -79,7 +80,7 @@ class EventStream(AsyncIterator[Event]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            event = await self.flight.events.get()
+            event = await self.pending.events.get()
         except asyncio.CancelledError:
             await self.aclose()
             raise
@@ -90,21 +91,21 @@ class EventStream(AsyncIterator[Event]):
         """Stop listening; does nothing after the last event."""
         if not self._ended:
             self._ended = True
-            self._abandon(self.flight)
+            self._abandon(self.pending)
 
     def __del__(self) -> None:
         # The collector may run in any thread, and after the loop has been closed.
         if not self._ended:
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._abandon, self.flight)
+                self._loop.call_soon_threadsafe(self._abandon, self.pending)
 
 
 class ProcessEngine:
     """One model in its own process, started again when it dies. Implements ``engine.api.engine.Engine``.
 
     Belongs to one event loop and never blocks it. ``name`` is for messages. A process that has requests and says
-    nothing for ``stall_seconds`` is killed; so is one that loads and tells no progress for ``load_stall_seconds``, and
-    that is not started again, because it would read the same files. ``stop_seconds`` bounds each stage of an orderly
+    nothing for ``stall_seconds`` is killed; so is one that loads and makes no progress for ``load_stall_seconds``,
+    which is not started again, because it would read the same files. ``stop_seconds`` bounds each stage of an orderly
     end.
     """
 
@@ -126,7 +127,7 @@ class ProcessEngine:
         self._command = command
         self._health = Health(EngineState.STOPPED, "not started")
         self._info: ModelInfo | None = None
-        self._flights: dict[str, _Flight] = {}
+        self._pending: dict[str, PendingRequest] = {}
         self._worker: WorkerProcess | None = None
         self._ready_since: float | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -136,7 +137,7 @@ class ProcessEngine:
         self._settled.set()
 
     def start(self) -> None:
-        """Begin to load, in the running event loop; ``health`` tells how far it is. Does nothing if started."""
+        """Begin to load, in the running event loop; see ``health`` for the progress. Does nothing if started."""
         if self._task is None:
             self._closing.clear()
             self._set_health(state=EngineState.LOADING, detail="starting")
@@ -161,43 +162,50 @@ class ProcessEngine:
 
     def submit(self, request: Request) -> EventStream:
         """Start a request. Raises ``Overloaded``, ``EngineUnavailable`` or, for an id in use, ``RequestRefused``."""
-        worker = self._require_ready()
-        if request.id in self._flights:
+        worker = self._worker
+        if self._health.state is not EngineState.READY or worker is None or self._closing.is_set():
+            raise EngineUnavailable(self._state_sentence())
+        if request.id in self._pending:
             raise RequestRefused(f"request id {request.id!r} is in use: give every request its own")
-        self._require_room(request)
+        running = sum(pending.request.candidates for pending in self._pending.values())
+        limit = self.describe().max_running + self._config.max_waiting
+        if running + request.candidates > limit:
+            raise Overloaded(
+                f"The engine of {self.name} has {running} candidates in flight, this request asks for "
+                f"{request.candidates} more and the limit is {limit}: try again later."
+            )
         try:
             message = submit(request)
         except (TypeError, ValueError) as error:
             raise RequestRefused(f"The request holds a value that cannot be passed on: {error}") from error
-        stream = EventStream(_Flight(request), self._abandon)
-        self._flights[request.id] = stream.flight
+        stream = EventStream(PendingRequest(request), self._abandon)
+        self._pending[request.id] = stream.pending
         worker.send(message)
-        if len(self._flights) == 1:
+        if len(self._pending) == 1:
             self._watch()
         return stream
 
     def cancel(self, request_id: str) -> None:
-        if request_id in self._flights and self._worker is not None:
+        if request_id in self._pending and self._worker is not None:
             self._worker.send(Cancel(request_id))
 
     async def close(self) -> None:
         """End the process in bounded time, whatever it is doing; requests in flight get their terminal error."""
         self._closing.set()
-        self._fail_flights(f"The engine of {self.name} is shutting down.")
+        self._fail_pending(f"The engine of {self.name} is shutting down.")
         task = self._task
         if task is not None:
-            await self._end_worker()
+            worker = self._worker
+            if worker is not None and self._health.state is EngineState.READY:
+                await worker.stop(self._stop_seconds)
+            elif worker is not None:
+                worker.kill("was closed while it loaded")
             await asyncio.wait({task}, timeout=self._stop_seconds)
             task.cancel()
             await asyncio.wait({task})
         self._task = None
         self._info = None
         self._set_health(state=EngineState.STOPPED, detail="closed")
-
-    def _require_ready(self) -> WorkerProcess:
-        if self._health.state is not EngineState.READY or self._worker is None or self._closing.is_set():
-            raise EngineUnavailable(self._state_sentence())
-        return self._worker
 
     def _state_sentence(self) -> str:
         health = self._health
@@ -207,27 +215,18 @@ class ProcessEngine:
             return f"The engine of {self.name} is loading ({health.detail}, {health.progress:.0%}): try again soon."
         return f"The engine of {self.name} cannot answer: {health.detail}."
 
-    def _require_room(self, request: Request) -> None:
-        running = sum(flight.request.candidates for flight in self._flights.values())
-        limit = self.describe().max_running + self._config.max_waiting
-        if running + request.candidates > limit:
-            raise Overloaded(
-                f"The engine of {self.name} has {running} candidates in flight, this request asks for "
-                f"{request.candidates} more and the limit is {limit}: try again later."
-            )
-
-    def _abandon(self, flight: _Flight) -> None:
-        """Nobody reads this request any more. It keeps its place until the engine has let go of it."""
-        if self._flights.get(flight.request.id) is flight and not flight.abandoned:
-            flight.abandoned = True
-            self.cancel(flight.request.id)
+    def _abandon(self, pending: PendingRequest) -> None:
+        """Cancel a request that nobody reads any more. It counts as pending until the engine has ended it."""
+        if self._pending.get(pending.request.id) is pending and not pending.abandoned:
+            pending.abandoned = True
+            self.cancel(pending.request.id)
 
     async def _supervise(self) -> None:
         """Keep a process alive until closed, refused or hopeless."""
         policy = RestartPolicy()
         try:
             while True:
-                cause = await self._live()
+                cause = await self._run_process()
                 if self._closing.is_set() or self._health.state is EngineState.FAILED:
                     return
                 lived = None if self._ready_since is None else time.monotonic() - self._ready_since
@@ -241,19 +240,16 @@ class ProcessEngine:
                     detail=f"its process {cause} and is started again",
                     restarts=self._health.restarts + 1,
                 )
-                if await self._closed_within(delay):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), delay)
+                if self._closing.is_set():
                     return
         finally:
             if self._health.state is EngineState.LOADING or self._health.state is EngineState.READY:
                 self._set_health(state=EngineState.FAILED, detail="it is not supervised any more")
 
-    async def _closed_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
-        return self._closing.is_set()
-
-    async def _live(self) -> str:
-        """One life of the process; returns how it ended."""
+    async def _run_process(self) -> str:
+        """Start a process and receive until it has ended; returns why it ended."""
         self._ready_since = None
         try:
             async with worker_process(self._config, self._command) as worker:
@@ -263,7 +259,7 @@ class ProcessEngine:
             return f"could not be started ({error})"
 
     async def _listen(self, worker: WorkerProcess) -> None:
-        """Take in what the process says until it has ended; then tell everyone who still waits for it."""
+        """Receive all messages of the process until it has ended; then fail the requests that are still pending."""
         self._worker = worker
         try:
             if self._closing.is_set():
@@ -276,7 +272,7 @@ class ProcessEngine:
         finally:
             self._worker = None
             # Why it ended may hold paths: that is for the operator and stands in the log.
-            self._fail_flights(f"The engine of {self.name} ended before the answer was complete: try again soon.")
+            self._fail_pending(f"The engine of {self.name} ended before the answer was complete: try again soon.")
             self._watch()
             if self._health.state is EngineState.READY:
                 self._set_health(state=EngineState.LOADING, detail="its process ended, it is started again")
@@ -284,7 +280,14 @@ class ProcessEngine:
     def _receive(self, worker: WorkerProcess, message: FromWorker) -> None:
         match message:
             case StepEvents(events, stats):
-                self._deliver(events, stats)
+                self._health = replace(self._health, stats=stats)
+                for step_events in events:
+                    pending = self._pending.get(step_events.request_id)
+                    if pending is not None:
+                        pending.push(step_events)
+                        if step_events.done is not None:
+                            del self._pending[step_events.request_id]
+                self._watch()
             case Loading(stage, fraction):
                 self._set_health(state=EngineState.LOADING, detail=stage, progress=fraction)
                 self._watch()
@@ -298,28 +301,18 @@ class ProcessEngine:
             case Failed(last_words):
                 worker.ended_because = f"failed ({last_words})"
 
-    def _deliver(self, events: list[RequestEvents], stats: EngineStats) -> None:
-        self._health = replace(self._health, stats=stats)
-        for told in events:
-            flight = self._flights.get(told.request_id)
-            if flight is not None:
-                flight.tell(told)
-                if told.done is not None:
-                    del self._flights[told.request_id]
-        self._watch()
-
-    def _fail_flights(self, sentence: str) -> None:
-        flights, self._flights = self._flights, {}
-        for flight in flights.values():
-            flight.fail(RequestError(ErrorKind.UNAVAILABLE, sentence))
+    def _fail_pending(self, sentence: str) -> None:
+        failed, self._pending = self._pending, {}
+        for pending in failed.values():
+            pending.fail(RequestError(ErrorKind.UNAVAILABLE, sentence))
 
     def _watch(self) -> None:
-        """Start to count anew how long the process has been silent although somebody waits for it."""
+        """Restart the timer that kills a process which is silent while requests or its loading wait for it."""
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm = None
         loop = asyncio.get_running_loop()
-        if self._flights:
+        if self._pending:
             self._alarm = loop.call_later(self._stall_seconds, self._stalled)
         elif self._worker is not None and self._health.state is EngineState.LOADING:
             self._alarm = loop.call_later(self._load_stall_seconds, self._load_stalled)
@@ -337,17 +330,10 @@ class ProcessEngine:
                 f"{self._load_stall_seconds:g} s and was ended"
             )
 
-    async def _end_worker(self) -> None:
-        worker = self._worker
-        if worker is not None and self._health.state is EngineState.READY:
-            await worker.stop(self._stop_seconds)
-        elif worker is not None:
-            worker.kill("was closed while it loaded")
-
     def _set_health(
         self, *, state: EngineState, detail: str = "", progress: float = 0.0, restarts: int | None = None
     ) -> None:
-        """Enter a state; the numbers of a former process do not outlive it."""
+        """Enter a state; the statistics of a former process are dropped."""
         restarts = self._health.restarts if restarts is None else restarts
         self._health = Health(state, detail, progress, restarts)
         if state is EngineState.LOADING:

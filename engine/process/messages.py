@@ -1,4 +1,4 @@
-"""What crosses the border between the front end and an engine process: msgpack, one tagged struct per message.
+"""The messages between the front end and an engine process: msgpack, one tagged struct per message.
 
 The values of ``engine.api`` travel inside as they are. Both sides run the same code, so there is no version field.
 """
@@ -18,8 +18,8 @@ EXIT_REFUSED = 3  # the model can never be served: do not start again (2 is the 
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request.
 
-    ``body`` is the packed ``Request``, read in a second step: where it cannot be read, ``request_id`` still
-    tells whom to answer.
+    ``body`` is the packed ``Request``, decoded in a second step: where it cannot be read, ``request_id`` is still
+    known and can be answered.
     """
 
     request_id: str
@@ -47,7 +47,7 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded; requests are welcome."""
+    """The model is loaded; requests can be submitted."""
 
     info: ModelInfo
 
@@ -65,7 +65,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepEvents(msgspec.Struct, frozen=True, tag=True):
-    """Everything that one step of the engine brought, and where the engine stands after it."""
+    """All events of one step of the engine, and its statistics after it."""
 
     events: list[RequestEvents]
     stats: EngineStats

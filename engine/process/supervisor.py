@@ -1,4 +1,4 @@
-"""The life of an engine process as its parent sees it: start, talk, end, leave nothing behind, start again."""
+"""An engine process as its parent sees it: start, messages, end, clean-up, and when to start again."""
 
 from __future__ import annotations
 
@@ -55,40 +55,34 @@ class WorkerProcess:
         return self._process.returncode
 
     def send(self, message: ToWorker) -> None:
-        """Send at once, in order. A process that has just died takes nothing; its end is noticed elsewhere."""
+        """Send at once, in order. What is sent to a process that has just died is lost; ``messages`` ends then."""
         with contextlib.suppress(zmq.ZMQError):
             asyncio.ensure_future(self._socket.send(pack(message), zmq.NOBLOCK)).result()
 
     async def messages(self) -> AsyncIterator[FromWorker]:
         """All that the process says, to its last word; ends when the process has ended."""
         while (data := await self._receive()) is not None:
-            self._drop_address()
+            if self._folder:
+                # Once the process has connected, the address is not needed: not even a kill of both sides leaves files.
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = ""
             try:
                 yield unpack_from_worker(data)
             except msgspec.MsgspecError as error:
                 self.kill(f"sent a message that cannot be read ({error})")
 
-    def _drop_address(self) -> None:
-        """Once the process has connected, the address has served: not even a kill of both sides leaves files behind."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = ""
-
     async def _receive(self) -> bytes | None:
         arrival = asyncio.ensure_future(self._socket.recv())
         await asyncio.wait({arrival, self._exited}, return_when=asyncio.FIRST_COMPLETED)
         if not arrival.done():
-            await asyncio.wait({arrival}, timeout=self._patience())
+            # A process that ends with these codes has sent its reason, which may still be under way.
+            promised = self.exit_code in (EXIT_FAILED, EXIT_REFUSED) and not self.ended_because
+            await asyncio.wait({arrival}, timeout=_LAST_WORDS_SECONDS if promised else _DRAIN_SECONDS)
         if arrival.done():
             data: bytes = arrival.result()
             return data
         arrival.cancel()
         return None
-
-    def _patience(self) -> float:
-        """Seconds that what an ended process has sent may take to come; who ends with these codes has said why."""
-        promised = self.exit_code in (EXIT_FAILED, EXIT_REFUSED) and not self.ended_because
-        return _LAST_WORDS_SECONDS if promised else _DRAIN_SECONDS
 
     def kill(self, because: str) -> None:
         """End the process now; ``because`` completes the sentence "The engine process …"."""
@@ -171,7 +165,7 @@ def _environment() -> dict[str, str]:
 
 
 class RestartPolicy:
-    """When to start a process again that has died: at once, then ever later; not at all if it never worked."""
+    """When to restart a process that has died: at once, then with growing delays; never if it was never ready."""
 
     def __init__(self) -> None:
         self._deaths = 0

@@ -1,4 +1,4 @@
-"""The engine process: carries messages between its one socket and the core, and ends with its parent.
+"""The engine process: passes messages between its one socket and the core, and ends with its parent.
 
 Started as ``python -m engine.process.worker ADDRESS`` with the ``EngineConfig`` as one line of JSON on standard input,
 whose other end the parent holds open for as long as it lives.
@@ -51,7 +51,7 @@ _log = logging.getLogger("castor.engine")
 
 
 class WorkerCore(Protocol):
-    """What the process drives: the real core, or a scripted one in tests."""
+    """What the process runs: the real core, or a scripted one in tests."""
 
     info: ModelInfo
 
@@ -120,7 +120,7 @@ class Border:
 def serve(core: WorkerCore, border: Border) -> None:
     """Run the core until the parent says stop: one message per step, asleep while there is nothing to do.
 
-    On a GPU what a step has to tell goes out while the next one is computed, in a message of its own.
+    On a GPU the text of a step is sent while the next one is computed, in a message of its own.
     """
     if core.info.device != "cpu":
         core.stream_during_forward(lambda events: border.send(StepEvents(events, core.stats())))
@@ -131,7 +131,13 @@ def serve(core: WorkerCore, border: Border) -> None:
         for message in border.receive():
             match message:
                 case Submit():
-                    refused += _submit(core, message)
+                    try:
+                        core.submit(unpack_request(message))
+                    except msgspec.MsgspecError as error:
+                        # Answered here: the core never hears of it, and nobody must wait for it.
+                        refusal = RequestError(ErrorKind.REFUSED, f"The engine cannot read this request: {error}.")
+                        done = RequestFinished(0, 0, 0, refusal)
+                        refused.append(RequestEvents(message.request_id, done=done))
                 case Cancel(request_id):
                     core.cancel(request_id)
                 case Stop():
@@ -140,19 +146,8 @@ def serve(core: WorkerCore, border: Border) -> None:
         border.send(StepEvents(refused + events, core.stats()))
 
 
-def _submit(core: WorkerCore, message: Submit) -> list[RequestEvents]:
-    """Hand a request to the core; one that cannot be read is answered here, so that nobody waits for it."""
-    try:
-        request = unpack_request(message)
-    except msgspec.MsgspecError as error:
-        refusal = RequestError(ErrorKind.REFUSED, f"The engine cannot read this request: {error}.")
-        return [RequestEvents(message.request_id, done=RequestFinished(0, 0, 0, refusal))]
-    core.submit(request)
-    return []
-
-
 def build_real_core(config: EngineConfig, progress: Progress) -> WorkerCore:
-    """The engine proper. Imported late: it takes seconds, and the parent wants to see a sign of life first."""
+    """The real core. Imported late: that takes seconds, and the parent gets a sign of life first."""
     progress("importing torch", 0.0)
     from engine.build import build_core
 
@@ -173,7 +168,7 @@ def run(address: str, config: EngineConfig, build: CoreFactory) -> int:
             return EXIT_REFUSED
         except NOT_FAILURES:
             raise
-        except BaseException as error:  # noqa: BLE001 - the process main: whatever ends it, the parent hears why
+        except BaseException as error:  # noqa: BLE001 - the process main: whatever ends it, the parent gets the reason
             _log.exception("The engine process ends")
             border.send(Failed(sentence(error)))
             return EXIT_FAILED
@@ -194,17 +189,17 @@ def _loaded(build: CoreFactory, config: EngineConfig, progress: Progress) -> Wor
 def _end_with_parent() -> None:
     """Make sure that this process never outlives its parent, even in the middle of a long step.
 
-    The end of standard input tells everywhere; the kernel's signal (Linux) needs no thread to be scheduled.
+    The end of standard input is seen on every system; the kernel's signal (Linux) needs no thread to be scheduled.
     """
-    threading.Thread(target=_exit_at_end_of_input, name="parent-watch", daemon=True).start()
+
+    def exit_at_end_of_input() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(EXIT_FAILED)
+
+    threading.Thread(target=exit_at_end_of_input, name="parent-watch", daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _exit_at_end_of_input() -> None:
-    while os.read(0, 1024):
-        pass
-    os._exit(EXIT_FAILED)
 
 
 def main(build: CoreFactory = build_real_core) -> None:
@@ -219,7 +214,7 @@ def main(build: CoreFactory = build_real_core) -> None:
         take_memory_in_parts()
     code = run(sys.argv[1], config, build)
     logging.shutdown()
-    # A device that has failed can hang the interpreter's own clean-up; all that matters is said and sent.
+    # A device that has failed can hang the interpreter's own clean-up; all messages are sent and all logs written.
     os._exit(code)
 
 

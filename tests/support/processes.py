@@ -64,7 +64,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def is_idle(process_engine: ProcessEngine) -> None:
     """Wait until neither side knows of any request."""
-    await until(lambda: not process_engine._flights and process_engine.health().stats.running == 0)
+    await until(lambda: not process_engine._pending and process_engine.health().stats.running == 0)
 
 
 def pid_of(process_engine: ProcessEngine) -> int:

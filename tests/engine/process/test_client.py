@@ -105,7 +105,7 @@ async def test_more_candidates_than_allowed_are_turned_away_at_once() -> None:
             process_engine.submit(request("too many", candidates=2))
         assert (await read(process_engine.submit(request("fits"))))[-1] == RequestFinished(2, 0, 3)
         await streams[0].aclose()
-        await until(lambda: len(process_engine._flights) == 1)
+        await until(lambda: len(process_engine._pending) == 1)
         assert (await read(process_engine.submit(request("room again", candidates=2))))[-1] == RequestFinished(2, 0, 6)
         await streams[1].aclose()
 
