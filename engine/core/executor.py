@@ -109,10 +109,12 @@ class Executor:
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
 
     def _sample(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
+        # Taken out: while the chunks of a failed batch are tried alone, its logits must not keep their memory.
+        logits, in_flight.logits = in_flight.logits, None
         wait(filter(None, in_flight.masks))  # all of them, also where one failed: a matcher is not for two threads
         masks = [mask.result() if mask else None for mask in in_flight.masks]
         sampling = in_flight.sampling
-        sampled = self._sampler.sample(in_flight.logits, sampling, masks) if sampling else []
+        sampled = self._sampler.sample(logits, sampling, masks) if sampling else []
         # The device may lag behind forward; the sampled tokens are what has to be waited for.
         seconds = self._timer() - in_flight.started
         # A prompt's last token alone costs what a decode costs.

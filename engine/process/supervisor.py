@@ -127,14 +127,22 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
         context = zmq.asyncio.Context()
         stack.callback(context.destroy, linger=0)
         address = f"ipc://{folder}/engine"
-        socket = _bind(context, address)
+        socket = context.socket(zmq.PAIR)
+        socket.set_hwm(0)  # no limit on its queues: the requests in flight bound how much can be under way
+        try:
+            socket.bind(address)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"{address}: {error.strerror}") from error
         lifeline_end, lifeline = os.pipe()
         stack.callback(os.close, lifeline)
+        # Both sides must run the same code, so the process gets the import path of this one.
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        environment = {**os.environ, "PYTHONPATH": path}
         try:
             os.write(lifeline, msgspec.json.encode(config) + b"\n")
             # Whatever a library prints belongs to the log, not to the command's own output.
             process = await asyncio.create_subprocess_exec(
-                *command, address, stdin=lifeline_end, stdout=2, env=_environment()
+                *command, address, stdin=lifeline_end, stdout=2, env=environment
             )
         finally:
             os.close(lifeline_end)
@@ -145,23 +153,6 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
             worker.kill("was no longer wanted")
             if not await worker.gone(_KILL_SECONDS):
                 _log.error("The killed engine process %d did not exit after SIGKILL", worker.pid)
-
-
-def _bind(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
-    """A socket without a limit on its queues: how much can be under way is bounded by the requests in flight."""
-    socket = context.socket(zmq.PAIR)
-    socket.set_hwm(0)
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        raise OSError(error.errno, f"{address}: {error.strerror}") from error
-    return socket
-
-
-def _environment() -> dict[str, str]:
-    """The parent's environment, with the parent's import path: both sides must run the same code."""
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": path}
 
 
 class RestartPolicy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,10 @@ QUESTIONS = (
 
 
 @pytest.fixture(scope="module")
-def core(builtin_model: Path) -> Core:
+def core(builtin_model: Path) -> Iterator[Core]:
     config = EngineConfig(path=str(builtin_model), device="cpu", dtype="float32", kv_memory=2e8, threads=1)
-    return build_core(config, lambda stage, done: None)
+    with closing(build_core(config, lambda stage, done: None)) as core:
+        yield core
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def core(folder: Path) -> Iterator[Core]:
     built = build_core(EngineConfig(str(folder), device="cpu", threads=1), lambda *_: None)
     yield built
     built.check()
+    built.close()
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
     built = build_core(EngineConfig(str(folder), device="cpu", threads=1), lambda *_: None)
     yield built
     built.check()
+    built.close()
 
 
 @settings(

@@ -121,6 +121,7 @@ def _many_clients(check: Check, made: Made, start: Callable[[], Clients], load: 
     rounds: list[dict[str, float]] = []
     while len(rounds) < SPELLS and (not rounds or check.budget.left - rounds[-1]["seconds"] > kept):
         rounds.append(_round(clients, made, load, 1 + len(rounds), load.clients))
+    clients.core.close()
     if clients.errors:
         check.report.failed(PART, name, clients.errors[0])
     else:
@@ -169,6 +170,7 @@ def _arrival(check: Check, made: Made, start: Callable[[], Clients], load: Load,
         if (arrival := _one_arrival(clients, streams, f"long {number}", prompt, load.steps_before)) is not None:
             found.append(arrival)
     clients.end(streams)
+    clients.core.close()
     if clients.errors or len(found) <= SPELLS:
         check.report.failed(PART, name, next(iter(clients.errors), "no first token came"))
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def core(folder: Path) -> Core:
-    return make(folder)
+def core(folder: Path) -> Iterator[Core]:
+    with closing(make(folder)) as core:
+        yield core
 
 
 def make(folder: Path, **config: Any) -> Core:
