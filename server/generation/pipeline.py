@@ -43,12 +43,19 @@ LARGE_BYTES = 65_536
 """Requests from here on are read in a thread: the largest would hold up everybody else for seconds."""
 
 
-@dataclass(frozen=True, slots=True)
 class Incoming:
-    """A request before it is read: ``read`` makes its message, or raises ``ApiError``; ``size`` is in bytes."""
+    """A request before it is read: its bytes, and how they become a message. It is read once and keeps nothing then:
+    bodies are as large as 20 MiB, and many may wait for their prompts."""
 
-    read: Callable[[], GenerateContentRequest | CountTokensRequest]
-    size: int
+    def __init__(self, raw: bytes, parse: Callable[[bytes], GenerateContentRequest | CountTokensRequest]) -> None:
+        self.is_large = len(raw) >= LARGE_BYTES
+        self._raw = raw
+        self._parse = parse
+
+    def read(self) -> GenerateContentRequest | CountTokensRequest:
+        """The message. Raises ``ApiError``."""
+        raw, self._raw = self._raw, b""
+        return self._parse(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +213,7 @@ class Pipeline:
             generation = message.as_generation()
             return ignored, generation if has_documents(generation) else asked(generation, loaded)
 
-        is_large = incoming.size >= LARGE_BYTES
-        ignored, found = await self._large_requests.run(caller.identity, read) if is_large else read()
+        ignored, found = await self._large_requests.run(caller.identity, read) if incoming.is_large else read()
         caller.ignored.extend(ignored)
         if isinstance(found, _Asked):
             return found

@@ -49,8 +49,10 @@ async def read_as(
             )
     deadline = time.monotonic() + seconds
     async with time_limit(deadline):
-        raw = await read_body(request, settings.max_body_bytes, settings.body_stall_seconds, settings.body_seconds)
-    message = Incoming(lambda: parse(kind, parse_json(raw)), len(raw))
+        message = Incoming(
+            await read_body(request, settings.max_body_bytes, settings.body_stall_seconds, settings.body_seconds),
+            lambda raw: parse(kind, parse_json(raw)),
+        )
     caller = Caller(request.state.identity, request.state.record.ignored)
     return await until_hangup(request.receive, prepare(message, entry, caller, deadline))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ async def harness(tmp_path: Path) -> Any:
 def incoming(
     body: dict[str, Any], kind: type[GenerateContentRequest] | type[CountTokensRequest] = GenerateContentRequest
 ) -> Incoming:
-    return Incoming(lambda: parse(kind, body), len(str(body)))
+    return Incoming(json.dumps(body).encode(), lambda raw: parse(kind, json.loads(raw)))
 
 
 async def prepared(harness: Harness, body: dict[str, Any], caller: Caller | None = None) -> Prepared:
@@ -81,8 +82,8 @@ async def test_ignored_fields_are_known_although_the_request_fails_later(harness
 async def test_a_large_request_is_prepared_like_a_small_one(harness: Harness) -> None:
     (entry,) = harness.services.registry.entries()
     deadline = time.monotonic() + 60
-    small = incoming(HI)
-    large = Incoming(small.read, LARGE_BYTES)
+    small, large = incoming(HI), incoming({**HI, "labels": {"a": "x" * LARGE_BYTES}})
+    assert (small.is_large, large.is_large) == (False, True)
     pipeline = harness.services.pipeline
     prompts = [(await pipeline.prepare(it, entry, Caller(), deadline)).request.prompt for it in (small, large)]
     assert prompts[0] == prompts[1]
