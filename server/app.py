@@ -13,7 +13,6 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
 
 from engine.api.errors import EngineError
 from server.config.settings import Settings
@@ -25,8 +24,7 @@ from server.http.middleware.host import HostMiddleware
 from server.http.middleware.record import RecordMiddleware
 from server.models.registry import Registry
 from server.observability.logs import log
-from server.routes import api_routes
-from server.routes.ops import ops_routes
+from server.routes import all_routes
 from server.services import build_services
 from server.storage.files.store import FileStore
 
@@ -68,7 +66,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
         Middleware(AuthMiddleware, settings.api_keys),
     ]
     app = Starlette(
-        routes=[*ops_routes(), Mount("/genai", routes=api_routes()), Mount("", routes=api_routes())],
+        routes=all_routes(),
         middleware=layers,
         exception_handlers={ApiError: _failed, EngineError: _failed, HTTPException: _failed},
         lifespan=lifespan,

@@ -1,4 +1,4 @@
-"""The table of routes: HTTP method, path, method of the API, and what answers it.
+"""All routes: those of operators (``all_routes``), and the API's as a table of HTTP method, path, method and answer.
 
 The version is an opaque first segment and may be missing. Names of models may hold ``/`` and ``:``; the method stands
 behind the last colon. ``models/`` in front of a name is optional (wire reference, section 1.2).
@@ -19,6 +19,7 @@ from server.errors import MethodNotAllowed
 from server.routes.files import delete_file, download_file, get_file, list_files
 from server.routes.generate import generate_content, stream_generate_content
 from server.routes.models import get_model, list_models
+from server.routes.ops import healthz, metrics, readyz
 from server.routes.tokens import count_tokens
 from server.routes.unserved import (
     collection_unserved,
@@ -91,9 +92,17 @@ _BY_PATH = [
 ]
 
 
-def api_routes() -> list[routing.BaseRoute]:
-    """Everything under the API's prefix; what is not known there answers in the error envelope too."""
-    return [routing.Route("/{path:path}", dispatch, methods=HTTP_METHODS)]
+def all_routes() -> list[routing.BaseRoute]:
+    """The paths of operators, and the API under both of its prefixes; what is not known there answers in the error
+    envelope too."""
+    api = [routing.Route("/{path:path}", dispatch, methods=HTTP_METHODS)]
+    return [
+        routing.Route("/healthz", healthz),
+        routing.Route("/readyz", readyz),
+        routing.Route("/metrics", metrics),
+        routing.Mount("/genai", routes=api),
+        routing.Mount("", routes=api),
+    ]
 
 
 async def dispatch(request: Request) -> Response:

@@ -6,16 +6,10 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
 
 from engine.api.engine import EngineState
 from server.services import services_of
 from server.version import castor_version
-
-
-def ops_routes() -> list[BaseRoute]:
-    """``/healthz``, ``/readyz`` and ``/metrics``."""
-    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
 async def healthz(_: Request) -> Response:
