@@ -227,7 +227,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _tail(log: Path) -> str:
     """The last lines of a log on one line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-5:]) or "it said nothing"
+    return " | ".join(lines[-5:]) or "its log is empty"
 
 
 def _free_port() -> int:

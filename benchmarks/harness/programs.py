@@ -1,4 +1,4 @@
-"""Short programs in processes of their own: what they say, or the one sentence that says why not."""
+"""Short programs in processes of their own: what they print, or the one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def output_of(name: str, command: Sequence[str], task: str, seconds: float) -> s
     except OSError as error:
         raise ConfigError(f"{name} cannot be run: {error.strerror}") from None
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it printed no error"])[-1]
         raise ConfigError(f"{name} failed with status {done.returncode}: {reason}")
     return done.stdout

@@ -42,25 +42,21 @@ def body(seed: int, number: int) -> Body:
         "generationConfig": {**ANSWER},
     }
     if carrier.startswith("parameters"):
-        declared = [
-            _function(random, carrier, schema if index == 0 else KINDS[kind](random)) for index in range(_many(random))
-        ]
+        declared = []
+        for index in range(random.choice((1, 1, 1, 2, 3, 12))):
+            declared.append(_function(random, carrier, schema if index == 0 else KINDS[kind](random)))
         said["tools"] = [{"functionDeclarations": declared}]
         mode = random.choice(("AUTO", "ANY", "ANY", "VALIDATED"))
         said["toolConfig"] = {"functionCallingConfig": {"mode": mode}}
-    else:
-        said["generationConfig"] |= _form(random, carrier, schema)
-    return Body(number, kind, carrier, json.dumps(said).encode())
-
-
-def _form(random: Random, carrier: str, schema: Any) -> dict[str, Any]:
-    """The fields that ask for an answer of this form."""
-    if carrier == "responseFormat":
-        return {"responseFormat": {"text": {"mimeType": "APPLICATION_JSON", "schema": schema}}}
-    if carrier == "enum":
+    elif carrier == "responseFormat":
+        response_format = {"text": {"mimeType": "APPLICATION_JSON", "schema": schema}}
+        said["generationConfig"]["responseFormat"] = response_format
+    elif carrier == "enum":
         field = random.choice(("responseSchema", "responseJsonSchema"))
-        return {"responseMimeType": "text/x.enum", field: schema}
-    return {"responseMimeType": "application/json", carrier: schema}
+        said["generationConfig"] |= {"responseMimeType": "text/x.enum", field: schema}
+    else:
+        said["generationConfig"] |= {"responseMimeType": "application/json", carrier: schema}
+    return Body(number, kind, carrier, json.dumps(said).encode())
 
 
 def _function(random: Random, carrier: str, schema: Any) -> dict[str, Any]:
@@ -70,7 +66,3 @@ def _function(random: Random, carrier: str, schema: Any) -> dict[str, Any]:
         schema = {"type": "object", "properties": {"q": schema, "r": {"type": "string"}}, "required": ["q"]}
     description = random.choice(("", "What it does.", *CONTROL, "long " * 100))
     return {"name": name, "description": description, carrier: schema}
-
-
-def _many(random: Random) -> int:
-    return random.choice((1, 1, 1, 2, 3, 12))

@@ -108,7 +108,7 @@ def test_a_second_interruption_leaves_no_server_behind(monkeypatch: pytest.Monke
 def test_a_server_that_never_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "START_SECONDS", 0.5)
     with (
-        pytest.raises(ConfigError, match="was not ready within 0 s: it said nothing"),
+        pytest.raises(ConfigError, match="was not ready within 0 s: its log is empty"),
         started(running("import time; time.sleep(60)"), SIZES),
     ):
         pytest.fail("it was never ready")

@@ -111,28 +111,23 @@ def compare_model(
     """A whole model: ours against transformers' own forward, and recorded decodes against computed ones."""
     if not check.has_time(PART, name, 4.0):
         return
+    machine, report, source = check.machine, check.report, random.Random(1)
+    texts = [[source.randrange(3, 256) for _ in range(length + NEW_TOKENS)] for length in lengths]
     try:
-        _compare_model(check, name, build, allowed, lengths, only_recorded)
+        computed, runner = _logits_of(machine, build, texts, cuda_graphs=False)
+        problem = problem_of(machine, runner)
+        del runner
+        if not only_recorded:
+            machine.forget()
+            expected = _expected(build(), texts)
+            worst = math.inf if problem else difference(computed, expected)
+            report.compared(PART, f"{name}, our forward", worst, allowed, problem)
+        replayed, runner = _logits_of(machine, build, texts, cuda_graphs=True)
+        note = problem if runner.replays else "its decodes cannot be recorded"
+        report.compared(PART, f"{name}, recorded decodes", difference(replayed, computed), allowed, note)
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
-        check.report.compared(PART, name, math.inf, allowed, reason_of(error))
-        check.machine.wait()  # raises where the device is lost
-
-
-def _compare_model(
-    check: Check, name: str, build: Build, allowed: float, lengths: tuple[int, ...], only_recorded: bool
-) -> None:
-    machine, report, texts = check.machine, check.report, _texts(lengths)
-    computed, runner = _logits_of(machine, build, texts, cuda_graphs=False)
-    problem = problem_of(machine, runner)
-    del runner
-    if not only_recorded:
-        machine.forget()
-        expected = _expected(build(), texts)
-        worst = math.inf if problem else difference(computed, expected)
-        report.compared(PART, f"{name}, our forward", worst, allowed, problem)
-    replayed, runner = _logits_of(machine, build, texts, cuda_graphs=True)
-    note = problem if runner.replays else "its decodes cannot be recorded"
-    report.compared(PART, f"{name}, recorded decodes", difference(replayed, computed), allowed, note)
+        report.compared(PART, name, math.inf, allowed, reason_of(error))
+        machine.wait()  # raises where the device is lost
 
 
 def _logits_of(
@@ -144,11 +139,6 @@ def _logits_of(
     context = max(map(len, texts))
     runner = make_runner(machine, build(), context, max_running=running, kv_memory=memory, cuda_graphs=cuda_graphs)
     return _generated(runner, texts), runner
-
-
-def _texts(lengths: tuple[int, ...]) -> list[list[int]]:
-    source = random.Random(1)
-    return [[source.randrange(3, 256) for _ in range(length + NEW_TOKENS)] for length in lengths]
 
 
 def _expected(model: LoadedModel, texts: list[list[int]]) -> torch.Tensor:

@@ -17,7 +17,6 @@ from engine.sampling import BatchSampler
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from gpu_checks import goals
 from gpu_checks.check import Check
-from gpu_checks.goals import Goal
 from gpu_checks.machine import SPELLS, Machine
 from gpu_checks.models import GREEDY, Made, Pages, problem_of, random_tokens
 
@@ -130,13 +129,9 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
             )
         )
         check.report.number(PART, name, batch / split.step, "tok/s", f"ms: {note}")
-    if batch in GOALS:
-        _report_shares(check, made, sequences, found, *GOALS[batch])
-
-
-def _report_shares(
-    check: Check, made: Made, sequences: list[Sequence], found: dict[str, Split], read: Goal, sampled: Goal
-) -> None:
+    if batch not in GOALS:
+        return
+    read, sampled = GOALS[batch]
     step, tokens = found["greedy"].step, sum(len(sequence.tokens) for sequence in sequences)
     if read is goals.DECODE_1:
         sheet = goals.datasheet(check.machine.name)

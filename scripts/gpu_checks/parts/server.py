@@ -61,19 +61,31 @@ def run(check: Check) -> None:
     with tempfile.TemporaryDirectory(prefix="castor-gpu-check-") as name:
         place = Path(name)
         folder = place / "random-model"
-        _write(check, folder)
+        check.report.doing(f"{PART}: writing a model folder")
+        module = sure_module(check.machine, NAME)
+        module.save_pretrained(folder)
+        save_tokenizer(folder, module.config.vocab_size, module.config.max_position_embeddings)
+        del module
+        check.machine.forget()
         log = place / "server.log"
         process, url = _start(check, folder, place, log)
         try:
             ready = _wait_until_ready(check, process, url)
             if ready is None:
-                check.report.failed(PART, "the server", f"it does not get ready: {_tail(log)}")
+                lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+                end = " | ".join(lines[-4:])[-800:] or "its log is empty"
+                check.report.failed(PART, "the server", f"it does not get ready: {end}")
                 return
             check.report.number(PART, "start of the server until it is ready", ready, "s")
             for load, options in (TINY if check.machine.smoke else LOADS).items():
                 _measure(check, url, load, options.split(), place / "results")
         finally:
-            _end(process)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(_ENDING_SECONDS)
 
 
 def missing_packages() -> list[str]:
@@ -86,17 +98,6 @@ def missing_packages() -> list[str]:
     if tuple(int(number) for number in found.split(".")[:2]) < TRANSFORMERS:
         missing.append(f"transformers {'.'.join(map(str, TRANSFORMERS))} (there is {found})")
     return missing
-
-
-def _write(check: Check, folder: Path) -> None:
-    """A model folder like those that are published."""
-    check.report.doing(f"{PART}: writing a model folder")
-    module = sure_module(check.machine, NAME)
-    module.save_pretrained(folder)
-    config = module.config
-    save_tokenizer(folder, config.vocab_size, config.max_position_embeddings)
-    del module
-    check.machine.forget()
 
 
 def _start(check: Check, folder: Path, place: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -160,11 +161,7 @@ def _measure(check: Check, url: str, name: str, options: list[str], results: Pat
     if process.returncode or not written:
         check.report.failed(PART, name, " | ".join(said.decode(errors="replace").strip().splitlines()[-3:]))
         return
-    _report(check, json.loads(written[-1].read_text("utf-8")))
-
-
-def _report(check: Check, document: dict[str, Any]) -> None:
-    """Each load of a result of ``castor bench``."""
+    document: dict[str, Any] = json.loads(written[-1].read_text("utf-8"))
     for measurement in document["measurements"]:
         summary = measurement["summary"]
         name = f"{document['scenario']}, {measurement['load']}"
@@ -178,18 +175,8 @@ def _report(check: Check, document: dict[str, Any]) -> None:
             check.report.share(goals.HTTP, summary["output_tokens_per_second"] / in_process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """As an operator would, and then for good."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_ENDING_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(_ENDING_SECONDS)
-
-
 def _free_port() -> int:
-    """Below those that a system gives to clients, so that nobody gets it between our look and the server's."""
+    """Below the range that a system gives to clients, so that none takes it between our check and the server's bind."""
     while True:
         port = secrets.choice(range(10_000, 32_000))
         with socket.socket() as probe:
@@ -198,8 +185,3 @@ def _free_port() -> int:
             except OSError:
                 continue
             return port
-
-
-def _tail(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-4:])[-800:] or "it said nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import TypeVar
 
 from server.bench.results.measure import Spread, Summary, spread
@@ -58,7 +59,7 @@ class Results:
     """All measurements of a run."""
 
     def __init__(self, measurements: Sequence[Measurement]) -> None:
-        # Whose turn it was first says nothing: Castor comes first, then the peers in the order of the first round.
+        # The order of turns means nothing: Castor comes first, then the peers in the order of the first round.
         self.measurements = sorted(measurements, key=lambda m: (m.round, m.server != "castor"))
         self.rounds = sorted({measurement.round for measurement in measurements})
         self.servers = list(dict.fromkeys(m.server for m in measurements if m.load is not None))
@@ -85,12 +86,25 @@ class Results:
 
     def totals(self) -> list[LoadTotals]:
         """The medians of every load on every server."""
-        return [
-            total
-            for server in self.servers
-            for load in self.loads
-            if (total := self._totals_of(server, load)) is not None
-        ]
+        totals = []
+        for server, load in product(self.servers, self.loads):
+            found = [m for m in self.measurements if m.server == server and m.name == load and m.summary is not None]
+            if not found:
+                continue
+            numbers = {name: spread(number_of(m, name) for m in found) for name in SUMMARY_NUMBERS}
+            total = LoadTotals(
+                server,
+                load,
+                found[0].kind,
+                found[0].streams,
+                {name: value for name, value in numbers.items() if value is not None},
+                _most(m.usage.peak_rss for m in found),
+                _most(m.usage.last_pss for m in found),
+                _most(m.usage.other_cores for m in found),
+                "+".join(sorted({m.summary.counted_by for m in found if m.summary is not None})),
+            )
+            totals.append(total)
+        return totals
 
     def ratios(self) -> list[Ratio]:
         """The first server against each other one."""
@@ -109,23 +123,6 @@ class Results:
             # Arrivals at a share of what each server can do are not the same load.
             if ours is not None and theirs is not None and ours.rate == theirs.rate:
                 yield quotient(number_of(ours, number), number_of(theirs, number))
-
-    def _totals_of(self, server: str, load: str) -> LoadTotals | None:
-        found = [m for m in self.measurements if m.server == server and m.name == load and m.summary is not None]
-        if not found:
-            return None
-        numbers = {name: spread(number_of(m, name) for m in found) for name in SUMMARY_NUMBERS}
-        return LoadTotals(
-            server,
-            load,
-            found[0].kind,
-            found[0].streams,
-            {name: value for name, value in numbers.items() if value is not None},
-            _most(m.usage.peak_rss for m in found),
-            _most(m.usage.last_pss for m in found),
-            _most(m.usage.other_cores for m in found),
-            "+".join(sorted({m.summary.counted_by for m in found if m.summary is not None})),
-        )
 
 
 def _most(values: Iterable[Size | None]) -> Size | None:

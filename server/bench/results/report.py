@@ -15,7 +15,6 @@ from server.bench.results.findings import Finding, LoadTotals, Results
 from server.bench.results.measure import TAIL_SAMPLES, Spread
 from server.bench.scenarios import Scenario
 from server.bench.session import Measurement, Plan
-from server.bench.wire.counting import Outcome
 
 FORMAT = 1
 MIB = 1024 * 1024
@@ -164,7 +163,11 @@ def _plain(value: Spread | None, factor: float = 1) -> str:
 
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:
-    load = measurement.load
+    load, requests = measurement.load, []
+    for outcome in [] if load is None else load.outcomes:
+        values = asdict(outcome)
+        values["gaps"] = [(round(seconds, 5), round(tokens, 3)) for seconds, tokens in outcome.gaps]
+        requests.append({name: round(x, 5) if isinstance(x, float) else x for name, x in values.items()})
     return {
         "server": measurement.server,
         "round": measurement.round,
@@ -176,11 +179,5 @@ def _measurement(measurement: Measurement) -> dict[str, Any]:
         "usage": asdict(measurement.usage),
         "client_cpu_seconds": None if load is None else round(load.cpu_seconds, 4),
         "summary": None if measurement.summary is None else asdict(measurement.summary),
-        "requests": [] if load is None else [_request(outcome) for outcome in load.outcomes],
+        "requests": requests,
     }
-
-
-def _request(outcome: Outcome) -> dict[str, Any]:
-    values = asdict(outcome)
-    values["gaps"] = [(round(seconds, 5), round(tokens, 3)) for seconds, tokens in outcome.gaps]
-    return {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
