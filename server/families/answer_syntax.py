@@ -37,8 +37,18 @@ class AnswerSyntax:
 
     @cached_property
     def regions(self) -> Any:
-        """The family's response template for the library's parser, with every field as plain text."""
-        fields = {name: _as_text(field) for name, field in self._response_template["fields"].items()}
+        """The family's response template for the library's parser. Every field delivers its text as it is, with what
+        its markers captured."""
+        fields = {}
+        for name, field in self._response_template["fields"].items():
+            markers = {key: field[key] for key in ("open", "open_pattern", "close", "close_pattern") if key in field}
+            captured = re.findall(r"\(\?P<(\w+)>", markers.get("open_pattern", "") + markers.get("close_pattern", ""))
+            if "open_pattern" in markers:
+                # White space beside a call is dropped anyway; a search for it takes time with the square of its length.
+                markers["open_pattern"] = markers["open_pattern"].removeprefix(r"\s*")
+            transform = {"body": "{content}"} | {capture: f"{{{capture}}}" for capture in captured}
+            text = {"content": "text", "content_args": {"strip": False}, "transform": transform}
+            fields[name] = {**markers, "repeats": True, **text}
         load = library().chat_parsing.response_templates.load_response_template
         return load({**self._response_template, "fields": fields})
 
@@ -58,14 +68,3 @@ class AnswerSyntax:
     def calls_in_tags(self) -> bool:
         """Whether calls are not JSON: then only the last marker shows that one is whole."""
         return self.call_field is not None and self.call_field.content != "json"
-
-
-def _as_text(field: Mapping[str, Any]) -> dict[str, Any]:
-    """A field that delivers its text as it is, with what its opening captured."""
-    kept = {key: value for key, value in field.items() if key in ("open", "open_pattern", "close", "close_pattern")}
-    if "open_pattern" in kept:
-        # White space beside a call is dropped anyway; the search for it would take time with the square of its length.
-        kept["open_pattern"] = kept["open_pattern"].removeprefix(r"\s*")
-    captured = re.findall(r"\(\?P<(\w+)>", field.get("open_pattern", "") + field.get("close_pattern", ""))
-    transform = {"body": "{content}"} | {name: f"{{{name}}}" for name in captured}
-    return {**kept, "repeats": True, "content": "text", "content_args": {"strip": False}, "transform": transform}

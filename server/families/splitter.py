@@ -8,10 +8,9 @@ adapts it stands here, so that nothing else sees it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any
+from typing import Any, Literal
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
@@ -27,21 +26,14 @@ _NO_MARKER = "\0"
 """Continues no marker."""
 
 
-class Region(Enum):
-    """What a stretch of an answer is."""
-
-    ANSWER = auto()
-    THOUGHT = auto()
-    CALL = auto()
-    MARKUP = auto()
-
-
-_REGIONS = {
-    "content": Region.ANSWER,
-    "reasoning_content": Region.THOUGHT,
-    "reasoning": Region.THOUGHT,
-    "thinking": Region.THOUGHT,
-    "tool_calls": Region.CALL,
+Region = Literal["answer", "thought", "call", "markup"]
+"""What a stretch of an answer is."""
+_REGIONS: Mapping[str, Region] = {
+    "content": "answer",
+    "reasoning_content": "thought",
+    "reasoning": "thought",
+    "thinking": "thought",
+    "tool_calls": "call",
 }
 """By the fields of response templates; all others hold markup."""
 
@@ -55,7 +47,7 @@ class RegionStart:
 
 @dataclass(frozen=True, slots=True)
 class RegionText:
-    """Some of the text of a region that has started."""
+    """Some of an answer's text or thoughts, in a region that has started."""
 
     region: Region
     text: str
@@ -63,8 +55,9 @@ class RegionText:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """A region of a call is complete; ``captures`` is what its markers hold, such as the name of the function."""
+    """A call is complete. ``text`` stood between its markers, ``captures`` is what these hold, such as the name."""
 
+    text: str
     captures: Mapping[str, str]
 
 
@@ -91,16 +84,20 @@ class RegionSplitter:
 
     def feed(self, text: str) -> list[RegionEvent]:
         """What ``text`` adds for certain; what may be part of a marker is held back."""
+        if self._only_text:
+            return [RegionText("answer", text)]
         events: list[RegionEvent] = []
         for block in _BLOCKS.findall(text) if self._string or self._syntax.constrained else [text]:
             if self._only_text:
-                events.append(RegionText(Region.ANSWER, block))
+                events.append(RegionText("answer", block))
                 continue
             quoted = self._in_call and self._string is not None and self._string.is_open
-            added = list(self._events(self._parser.feed(block.translate(_DISGUISE) if quoted else block)))
-            if self._syntax.constrained and any(map(_is_answer, added)):
-                self._only_text = True
-                added += self._events(self._parser.finalize()[1])
+            added = self._events(self._parser.feed(block.translate(_DISGUISE) if quoted else block))
+            if self._syntax.constrained:
+                said = (event.text for event in added if isinstance(event, RegionText) and event.region == "answer")
+                if not all(map(str.isspace, said)):
+                    self._only_text = True
+                    added += self._events(self._parser.finalize()[1])
             events += added
         return events
 
@@ -123,37 +120,39 @@ class RegionSplitter:
             if self._in_call:
                 return events
         was_in_call = self._in_call
-        _, last = self._parser.finalize()
-        if was_cut and not was_in_call and any(map(_begins_marker, last)):
-            return [*events, RegionStart(Region.MARKUP)]
-        return [*events, *self._events(last)]
+        last = self._events(self._parser.finalize()[1])
+        for event in last if was_cut and not was_in_call else ():
+            is_word = isinstance(event, RegionText) and not event.text.isspace()
+            if is_word or event in (RegionStart("call"), BrokenCall()):
+                return [*events, RegionStart("markup")]
+        return [*events, *last]
 
-    def _events(self, found: list[dict[str, Any]]) -> Iterator[RegionEvent]:
-        """What transformers' parser found."""
+    def _events(self, found: list[dict[str, Any]]) -> list[RegionEvent]:
+        """What transformers' parser found, in words of ours."""
+        events: list[RegionEvent] = []
         for event in found:
-            kind, region = event["type"], _REGIONS.get(event["field"], Region.MARKUP)
+            kind, region = event["type"], _REGIONS.get(event["field"], "markup")
             if kind == "region_open":
-                self._in_call = region is Region.CALL
+                self._in_call = region == "call"
                 if self._in_call and self._string:
                     self._string = _JsonString()
-                yield RegionStart(region)
-            elif kind == "region_chunk" and region is Region.CALL:
+                events.append(RegionStart(region))
+            elif kind == "region_chunk" and region == "call":
                 if self._string:
                     self._string.feed(event["text"])
-                yield RegionText(region, event["text"].translate(_REVEAL))
-            elif kind == "region_chunk" and region is Region.ANSWER:
-                # The marker of a call is no text: here it stands before what is no call.
-                trigger = self._syntax.trigger
-                before, broken, _ = event["text"].partition(trigger) if trigger else (event["text"], "", "")
-                if before:
-                    yield RegionText(region, before)
+            elif kind == "region_chunk" and region != "markup":
+                # The trigger of a call is no text: here none of the syntax of a call stands behind it.
+                trigger = self._syntax.trigger if region == "answer" else ""
+                text, broken, _ = event["text"].partition(trigger) if trigger else (event["text"], "", "")
+                if text:
+                    events.append(RegionText(region, text))
                 if broken:
-                    yield BrokenCall()
-            elif kind == "region_chunk" and region is Region.THOUGHT:
-                yield RegionText(region, event["text"])
-            elif kind == "region_close" and region is Region.CALL:
+                    events.append(BrokenCall())
+            elif kind == "region_close" and region == "call":
                 self._in_call = False
-                yield CallEnd({name: text.strip() for name, text in event["value"].items() if name != "body"})
+                captures = {name: text.strip() for name, text in event["value"].items() if name != "body"}
+                events.append(CallEnd(event["value"]["body"].translate(_REVEAL), captures))
+        return events
 
 
 class _JsonString:
@@ -171,15 +170,3 @@ class _JsonString:
                 self.is_open = not self.is_open
             else:
                 self._is_escaped = self.is_open and char == "\\"
-
-
-def _is_answer(event: RegionEvent) -> bool:
-    """Whether this is plain text that is more than white space."""
-    return isinstance(event, RegionText) and event.region is Region.ANSWER and not event.text.isspace()
-
-
-def _begins_marker(event: Mapping[str, Any]) -> bool:
-    """Whether what was held back to the end is the beginning of a marker."""
-    if event["type"] == "region_chunk":
-        return bool(event["text"].strip())
-    return bool(event["type"] == "region_open" and event["field"] == "tool_calls")

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
-from server.families.splitter import BrokenCall, CallEnd, Region, RegionEvent, RegionStart, RegionText
+from server.families.splitter import BrokenCall, CallEnd, RegionEvent, RegionStart
 from server.families.transformers_import import library
 
 MAX_DEPTH = 64
@@ -46,7 +46,6 @@ class ToolCallReader:
     def __init__(self, syntax: AnswerSyntax) -> None:
         self.problem = ""
         self._syntax = syntax
-        self._texts: list[str] = []
         self._is_open = False
         self._made: set[str] = set()
 
@@ -54,17 +53,13 @@ class ToolCallReader:
         """The calls that ``event`` completes."""
         match event:
             case RegionStart(region):
-                self._is_open, self._texts = region is Region.CALL, []
-            case RegionText(Region.CALL, text):
-                self._texts.append(text)
-            case CallEnd(captures):
+                self._is_open = region == "call"
+            case CallEnd(text, captures):
                 self._is_open = False
                 try:
-                    calls = self._calls("".join(self._texts), captures)
+                    return self._calls(text, captures)
                 except UnreadableCall as problem:
                     self.problem = str(problem)
-                    return []
-                return [call for call in calls if self._syntax.keeps_duplicates or self._is_new(call)]
             case BrokenCall():
                 self.problem = _UNREADABLE
         return []
@@ -77,7 +72,7 @@ class ToolCallReader:
             self.problem = "The model ended its answer in the middle of a function call."
 
     def _calls(self, text: str, captures: Mapping[str, str]) -> list[ToolCall]:
-        """What the text of a region says. Raises ``UnreadableCall``."""
+        """What the text of a call says, without calls that the answer holds already. Raises ``UnreadableCall``."""
         parsing = library().chat_parsing
         try:
             found = parsing.content_parsers.process_field(text, self._syntax.call_field, captures)
@@ -95,14 +90,11 @@ class ToolCallReader:
                 raise UnreadableCall(f"The model called {name} with arguments that are not an object.")
             if _is_deeper(args, MAX_DEPTH):
                 raise UnreadableCall(f"The model called {name} with arguments nested deeper than {MAX_DEPTH} levels.")
-            calls.append(ToolCall(f"call_{secrets.token_hex(8)}", name, args))
+            content = json.dumps([name, args], sort_keys=True)
+            if self._syntax.keeps_duplicates or content not in self._made:
+                calls.append(ToolCall(f"call_{secrets.token_hex(8)}", name, args))
+            self._made.add(content)
         return calls
-
-    def _is_new(self, call: ToolCall) -> bool:
-        """Whether the answer does not hold this very call yet; from now on it does."""
-        before = len(self._made)
-        self._made.add(json.dumps([call.name, call.args], sort_keys=True))
-        return len(self._made) > before
 
 
 def _function(call: Any) -> dict[str, Any]:

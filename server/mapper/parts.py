@@ -32,7 +32,7 @@ from typing import Any
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
 from server.families.family import Family
-from server.families.splitter import CallEnd, Region, RegionEvent, RegionSplitter, RegionStart, RegionText
+from server.families.splitter import CallEnd, RegionEvent, RegionSplitter, RegionStart, RegionText
 from server.families.tool_call_reader import ToolCall, ToolCallReader
 from server.mapper.whitespace import WhitespaceTrimmer
 
@@ -90,20 +90,20 @@ class PartsParser:
     def _pieces(self, events: Iterable[RegionEvent]) -> list[Piece]:
         pieces: list[Piece] = []
         for event in events:
-            match event:
-                case RegionText(Region.ANSWER | Region.THOUGHT as region, text):
-                    if shown := self._trimmer.feed(text):
-                        kind = Text if region is Region.ANSWER else Thought
+            if isinstance(event, RegionText):
+                if shown := self._trimmer.feed(event.text):
+                    kind = Thought if event.region == "thought" else Text
+                    if self._is_at_border and self._last is kind:
                         # Two regions of one kind with nothing but markers between them do not run together.
-                        runs_on = self._last is kind and self._is_at_border
-                        pieces.append(kind(f"\n{shown}" if runs_on else shown))
-                        self._last, self._is_at_border = kind, False
-                    continue
-                case RegionStart(region):
-                    self._trimmer.start_region(is_answer=region is Region.ANSWER)
-                    self._is_at_border = True
-                case CallEnd():
-                    self._last = ToolCall
+                        shown = f"\n{shown}"
+                    pieces.append(kind(shown))
+                    self._last, self._is_at_border = kind, False
+                continue
+            if isinstance(event, RegionStart):
+                self._trimmer.start_region(is_answer=event.region == "answer")
+                self._is_at_border = True
+            elif isinstance(event, CallEnd):
+                self._last = ToolCall
             pieces += self._calls.feed(event)
             if self.problem:
                 break

@@ -17,7 +17,6 @@ from server.families.family import Family
 from server.families.splitter import (
     BrokenCall,
     CallEnd,
-    Region,
     RegionEvent,
     RegionSplitter,
     RegionStart,
@@ -25,7 +24,6 @@ from server.families.splitter import (
 )
 
 STOP, CUT = FinishReason.STOP, FinishReason.MAX_TOKENS
-ANSWER, THOUGHT, CALL, MARKUP = Region.ANSWER, Region.THOUGHT, Region.CALL, Region.MARKUP
 
 
 def split(syntax: AnswerSyntax, texts: Iterable[str], reason: FinishReason = STOP) -> list[RegionEvent]:
@@ -35,7 +33,7 @@ def split(syntax: AnswerSyntax, texts: Iterable[str], reason: FinishReason = STO
     for event in [*(event for text in texts for event in splitter.feed(text)), *splitter.flush(reason)]:
         last = joined[-1] if joined else None
         if isinstance(event, RegionText) and isinstance(last, RegionText):
-            assert event.region is last.region
+            assert event.region == last.region
             joined[-1] = RegionText(event.region, last.text + event.text)
         else:
             joined.append(event)
@@ -66,42 +64,44 @@ def test_any_text_is_split_the_same_in_every_cut(name: str, data: st.DataObject)
 def test_a_marker_within_a_json_string_is_text() -> None:
     text = '<tool_call>{"name": "write", "arguments": {"text": "a </tool_call> \\" b"}}</tool_call>'
     body = text.removeprefix("<tool_call>").removesuffix("</tool_call>")
-    expected = [RegionStart(CALL), RegionText(CALL, body), CallEnd({})]
-    assert split(AnswerSyntax(FAMILY["hermes"], TOOLS), text) == expected
+    assert split(AnswerSyntax(FAMILY["hermes"], TOOLS), text) == [RegionStart("call"), CallEnd(body, {})]
 
 
 def test_what_markers_hold_comes_with_the_end_of_a_call() -> None:
     events = split(AnswerSyntax(FAMILY["mistral"], TOOLS), ["[TOOL_CALLS]get_time[ARGS]{}"])
-    assert events == [RegionStart(CALL), RegionText(CALL, "{}"), CallEnd({"name": "get_time"})]
+    assert events == [RegionStart("call"), CallEnd("{}", {"name": "get_time"})]
 
 
 def test_a_call_in_tags_ends_with_its_last_marker_only() -> None:
     syntax = AnswerSyntax(FAMILY["qwen-xml"], TOOLS)
     text = "<tool_call>\n<function=get_time>\n"
     for reason in (STOP, CUT):
-        assert split(syntax, text, reason) == [RegionStart(CALL), RegionText(CALL, "\n")]
-        whole = split(syntax, text + "</function>\n</tool_call>", reason)
-        assert CallEnd({"name": "get_time"}) in whole
+        assert split(syntax, text, reason) == [RegionStart("call")]
+        assert CallEnd("\n", {"name": "get_time"}) in split(syntax, text + "</function>\n</tool_call>", reason)
 
 
 def test_the_beginning_of_a_marker_is_text_unless_a_limit_cut_the_answer_off() -> None:
     syntax = AnswerSyntax(FAMILY["hermes"], TOOLS)
-    assert split(syntax, "Hi <tool_", STOP) == [RegionStart(ANSWER), RegionText(ANSWER, "Hi <tool_")]
-    assert split(syntax, "Hi <tool_", CUT) == [RegionStart(ANSWER), RegionText(ANSWER, "Hi "), RegionStart(MARKUP)]
+    assert split(syntax, "Hi <tool_", STOP) == [RegionStart("answer"), RegionText("answer", "Hi <tool_")]
+    assert split(syntax, "Hi <tool_", CUT) == [
+        RegionStart("answer"),
+        RegionText("answer", "Hi "),
+        RegionStart("markup"),
+    ]
 
 
 def test_a_trigger_without_the_syntax_behind_it_is_a_broken_call() -> None:
     events = split(AnswerSyntax(FAMILY["qwen-xml"], TOOLS), "So: <tool_call>{}</tool_call>")
-    assert events == [RegionStart(ANSWER), RegionText(ANSWER, "So: "), BrokenCall()]
+    assert events == [RegionStart("answer"), RegionText("answer", "So: "), BrokenCall()]
 
 
 def test_behind_the_beginning_of_a_constrained_answer_all_is_text() -> None:
     for text in ("a <think>b</think>", "<<think>b</think>"):
         events = split(AnswerSyntax(FAMILY["deepseek"], (), constrained=True), [text])
         assert events == split(AnswerSyntax(FAMILY["deepseek"], (), constrained=True), text)
-        assert events == [RegionStart(ANSWER), RegionText(ANSWER, text)]
+        assert events == [RegionStart("answer"), RegionText("answer", text)]
 
 
 def test_thoughts_that_the_prompt_opened_have_no_start() -> None:
     events = split(AnswerSyntax(FAMILY["hermes"], (), open_thought=True), "Hm.</think>Yes.")
-    assert events == [RegionText(THOUGHT, "Hm."), RegionStart(ANSWER), RegionText(ANSWER, "Yes.")]
+    assert events == [RegionText("thought", "Hm."), RegionStart("answer"), RegionText("answer", "Yes.")]

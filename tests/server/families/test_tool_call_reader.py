@@ -7,19 +7,19 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.transcripts import FAMILY, TOOLS, cut
+from support.transcripts import FAMILY, TOOLS
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
-from server.families.splitter import BrokenCall, CallEnd, Region, RegionEvent, RegionStart, RegionText
+from server.families.splitter import BrokenCall, CallEnd, RegionEvent, RegionStart
 from server.families.tool_call_reader import ToolCallReader
 
 STOP, CUT = FinishReason.STOP, FinishReason.MAX_TOKENS
 UNREADABLE = "The model wrote a function call that cannot be read."
 
 
-def events(*pieces: str, **captures: str) -> list[RegionEvent]:
-    return [RegionStart(Region.CALL), *(RegionText(Region.CALL, piece) for piece in pieces), CallEnd(captures)]
+def events(text: str, **captures: str) -> list[RegionEvent]:
+    return [RegionStart("call"), CallEnd(text, captures)]
 
 
 def read(name: str, *found: RegionEvent, reason: FinishReason = STOP) -> tuple[list[tuple[str, object]], str]:
@@ -38,15 +38,17 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(), json_values, max_size=3), st.integers(1, 9))
-def test_a_call_reads_the_same_in_every_cut(args: dict[str, object], size: int) -> None:
-    text = json.dumps({"name": "get_time", "arguments": args}, ensure_ascii=False)
-    assert read("hermes", *events(*cut(text, size))) == ([("get_time", args)], "")
+@given(st.lists(st.dictionaries(st.text(), json_values, max_size=3), min_size=1, max_size=4))
+def test_calls_read_the_same_one_by_one_and_as_a_list(each: list[dict[str, object]]) -> None:
+    texts = [json.dumps({"name": "get_time", "arguments": args}, ensure_ascii=False) for args in each]
+    expected = ([("get_time", args) for args in each], "")
+    assert read("hermes", *(event for text in texts for event in events(text))) == expected
+    assert read("phi", *events(f"[{', '.join(texts)}]")) == expected
 
 
 def test_arguments_get_the_types_of_the_schema() -> None:
     text = "<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
-    called = read("qwen-xml", *events(*text, name="get_weather"))
+    called = read("qwen-xml", *events(text, name="get_weather"))
     assert called == ([("get_weather", {"city": "Paris", "days": 3})], "")
 
 
@@ -74,9 +76,11 @@ def test_arguments_that_nobody_could_read_back_are_refused() -> None:
 
 
 def test_a_call_that_does_not_end_is_a_problem_unless_a_limit_cut_it_off() -> None:
-    unfinished = events("<parameter=city>")[:-1]
-    assert read("qwen-xml", *unfinished) == ([], "The model ended its answer in the middle of a function call.")
-    assert read("qwen-xml", *unfinished, reason=CUT) == ([], "")
+    assert read("qwen-xml", RegionStart("call")) == (
+        [],
+        "The model ended its answer in the middle of a function call.",
+    )
+    assert read("qwen-xml", RegionStart("call"), reason=CUT) == ([], "")
 
 
 def test_a_broken_call_cannot_be_read() -> None:
