@@ -1,1 +1,1 @@
-"""Attention over the paged cache: the contract (base), the seam into transformers models, the backends."""
+"""Attention over the paged cache: the contract (base) and the backends."""

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Where torch reads how memory is to be managed: the name of today and the older one, which goes first.
+# Where torch reads how memory is to be managed: the current name and the older one, which wins.
 SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _IN_PARTS, _WHOLE = "expandable_segments:True", "expandable_segments:False"
 
 
 def take_memory_in_parts() -> None:
-    """Have torch take memory so, unless the operator has settings of his own. Call before torch is imported."""
+    """Have torch take memory in parts, unless the operator set it otherwise. Call before torch is imported."""
     if not any(name in os.environ for name in SETTINGS):
         os.environ[SETTINGS[0]] = _IN_PARTS
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from engine.device import control_groups
@@ -16,13 +15,10 @@ def cores(root: Path = Path("/")) -> int:
     More threads than a quota (``docker run --cpus=2``) has cores use it up early in each period, and then all wait.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min([float(allowed), *_quotas(root)])))
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """The quotas of this process's control group and of those above it, in cores; version 2 of the interface and 1."""
+    least = float(allowed)
     for folder in control_groups.folders("cpu", root):
-        for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # version 2 of the interface and 1
             numbers = " ".join(control_groups.read(folder / file) for file in files).split()
             if len(numbers) == 2 and numbers[0].isdigit() and numbers[1].isdigit():  # neither "max" nor -1
-                yield int(numbers[0]) / int(numbers[1])
+                least = min(least, int(numbers[0]) / int(numbers[1]))
+    return max(1, math.ceil(least))

@@ -1,6 +1,6 @@
 """How much memory this process may take: less than the machine has where a control group (a container) says so.
 
-No torch: the front end asks too.
+No torch: the front end imports it too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _bounds(root: Path) -> Iterator[_Bound]:
     for folder in control_groups.folders("memory", root):
         counters = [line.split() for line in control_groups.read(folder / "memory.stat").splitlines()]
         stat = {name: int(value) for name, value in (pair for pair in counters if len(pair) == 2)}
-        # Version 1 tells the least limit above it, also of groups that a container cannot see.
+        # Version 1 reports the least limit above it, also of groups that a container cannot see.
         limits = [stat[key] for key in ("hierarchical_memory_limit",) if key in stat] + _numbers(folder, _LIMITS)
         if limits:
             # Pages of files that nobody has used lately are given back before anybody is killed.

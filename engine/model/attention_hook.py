@@ -2,7 +2,7 @@
 
 transformers calls the function registered under a model's attention name as ``f(module, query, key, value,
 attention_mask, **keywords)`` with tensors [1, heads, tokens, size] and takes back [1, tokens, heads, value size].
-What is to happen stands on the attention module itself, so several models in one process do not meet.
+What to compute is an attribute of the attention module itself, so several models in one process are independent.
 """
 
 from __future__ import annotations

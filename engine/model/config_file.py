@@ -1,4 +1,4 @@
-"""The config.json of somebody's model: its numbers are bounded before any library builds something from them.
+"""Reads the config.json of a model: its numbers are bounded before any library builds something from them.
 
 A class of transformers makes lists from the numbers that it is given as soon as it is constructed, so nothing but the
 file itself can be looked at first.
@@ -37,14 +37,7 @@ def read_config(folder: Path) -> Any:
 
     How attention is computed is not the file's to say: transformers would fetch the code that it names from a hub.
     """
-    _check(folder / "config.json")
-    with refused_as(f"the config.json in {folder} is not understood"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config._attn_implementation = "eager"  # of its parts too
-    return config
-
-
-def _check(path: Path) -> None:
+    path = folder / "config.json"
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelRefused(f"{path} has {size} bytes; at most {MAX_BYTES} are read")
@@ -54,24 +47,26 @@ def _check(path: Path) -> None:
         raise ModelRefused(f"{path} is no JSON that can be read: {sentence(error)}") from error
     if not isinstance(content, dict):
         raise ModelRefused(f"{path} holds no JSON object")
-    for key, number, told in _numbers(content):
+    for key, number, shown in _numbers(content):
         limit = next(limit for pattern, limit in LIMITS if pattern.search(key.lower()))
         if abs(number) > limit:
-            raise ModelRefused(f"{key} in {path} is {told}; at most {limit} is served")
+            raise ModelRefused(f"{key} in {path} is {shown}; at most {limit} is served")
+    with refused_as(f"the config.json in {folder} is not understood"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config._attn_implementation = "eager"  # of its parts too
+    return config
 
 
 def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
-    """Each number of a file and the length of each list, with its key and in words. The file bounds the depth."""
+    """Each number of a file and the length of each list, with its key and as text. The file bounds the depth."""
     for key, value in content.items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
                 yield from _numbers(item)
             elif isinstance(item, int | float):
-                yield key, item, f"{item:.40g}" if isinstance(item, float) else _digits(item)
+                shown = f"{item:.40g}" if isinstance(item, float) else str(item)
+                if isinstance(item, int) and len(shown) > 40:
+                    shown = f"a number of {len(shown)} digits"
+                yield key, item, shown
         if isinstance(value, list):
             yield key, len(value), f"a list of {len(value)}"
-
-
-def _digits(number: int) -> str:
-    text = str(number)
-    return text if len(text) <= 40 else f"a number of {len(text)} digits"

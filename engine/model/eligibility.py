@@ -18,31 +18,26 @@ from engine.model.config_file import read_config
 
 
 def config_of(folder: Path) -> Any:
+    """The configuration of a prepared folder. Raises ``ModelRefused`` for a folder that is none."""
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"{folder} holds no config.json; it is not a prepared model folder")
     if not any(folder.glob("*.safetensors")):
         raise ModelRefused(f"{folder} holds no *.safetensors file; no other format of weights is loaded")
-    _require_safetensors(folder / "model.safetensors.index.json")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ModelRefused(f"{index} is no index of weights: {sentence(error)}") from error
+        # transformers would read what it names, pickles of any folder too.
+        wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
+        if wrong:
+            raise ModelRefused(f"{index} names {wrong[0]!r}; only *.safetensors beside it are read")
     return read_config(folder)
 
 
-def _require_safetensors(index: Path) -> None:
-    """Refuse an index that leads elsewhere: transformers would read what it names, pickles of any folder too."""
-    if not index.is_file():
-        return
-    try:
-        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelRefused(f"{index} is no index of weights: {sentence(error)}") from error
-    wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
-    if wrong:
-        raise ModelRefused(f"{index} names {wrong[0]!r}; only *.safetensors beside it are read")
-
-
-# --- Eligibility by configuration ----------------------------------------------------------------
-
-
 def require_eligible(config: Any) -> None:
+    """Raises ``ModelRefused`` for a model whose configuration says that a paged decoder cannot serve it."""
     text = config.get_text_config()
     if config.is_encoder_decoder or text.is_encoder_decoder:
         raise ModelRefused(f"{config.model_type} is an encoder-decoder; only decoder models are served")
@@ -101,6 +96,7 @@ def require_weights(folder: Path, config: Any) -> None:
 
 
 def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:
+    """The context in tokens, and what shortened it, if anything did. Raises ``ModelRefused``."""
     text = model_config.get_text_config()
     limit: int = text.max_position_embeddings
     reason = ""

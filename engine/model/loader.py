@@ -34,8 +34,7 @@ Progress = Callable[[str, float], None]
 class LoadedModel:
     """A model on its device, in evaluation mode, switched to the paged attention but not bound to a backend yet.
 
-    ``max_context`` is what the model's positions allow, in tokens; ``limit`` says in words what shortened it, if
-    anything did.
+    ``max_context`` is what the model's positions allow, in tokens; ``limit`` says what shortened it, if anything did.
     """
 
     module: Any
@@ -56,7 +55,9 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     ``dtype`` "auto" is the checkpoint's own on a GPU and float32 on a CPU, where half precision is slower; ``device``
     "auto" is the first GPU, else the CPU.
     """
-    _silence_transformers()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
     attention_hook.register()
     folder = Path(config.path)
     model_config = config_of(folder)
@@ -83,12 +84,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelRefused(f"device {name!r} is not here: this torch sees {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def _silence_transformers() -> None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module="transformers")
 
 
 # --- Weights -------------------------------------------------------------------------------------
@@ -152,10 +147,10 @@ class _Steps:
 
     def __iter__(self) -> Iterator[Any]:
         total = max(1, len(self._items))
-        told = 0
+        shown = 0
         for done, item in enumerate(self._items):
-            if done * 100 // total > told:
-                told = done * 100 // total
+            if done * 100 // total > shown:
+                shown = done * 100 // total
                 self._progress(self._stage, done / total)
             yield item
 

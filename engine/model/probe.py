@@ -1,4 +1,4 @@
-"""A dry run at load: what every layer's cache must hold, and whether the seam carries the whole model."""
+"""A dry run at load: what every layer's cache must hold, and whether the attention hook reaches the whole model."""
 
 from __future__ import annotations
 
@@ -76,12 +76,20 @@ def probe(model: Any, num_layers: int) -> Probe:
     ordered = torch.arange(_TOKENS)[None]
     calls, vocab_size = _record(model, attention_hook.PROBE, ordered, ordered)
     layers = [_layer(names[module], module, seen) for module, seen in calls.items()]
-    _require_all_layers(layers, num_layers)
+    missing = set(range(num_layers)) - {getattr(layer.module, "layer_idx", None) for layer in layers}
+    if missing:
+        raise ModelRefused(f"layer {min(missing)} does not send its attention through transformers' interface for it")
+    if len(layers) != num_layers:
+        raise ModelRefused(f"{len(layers)} attention modules answer for {num_layers} layers")
     # One token repeated at one position: where anything but attention mixes tokens or counts positions, keys differ.
     same = torch.ones_like(ordered)
     calls, _ = _record(model, attention_hook.PAGED, same, same)
     for module, (call,) in calls.items():
-        _require_free_of_neighbours(names[module], call)
+        if call.mask is not None:
+            raise ModelRefused(f"layer {names[module]} makes its own attention mask")
+        key = call.key.float()
+        if not torch.allclose(key, key[:, :, :1].expand_as(key), rtol=1e-2, atol=1e-3):
+            raise ModelRefused(f"layer {names[module]} mixes neighbouring tokens or ignores position_ids")
     return Probe(layers, vocab_size)
 
 
@@ -132,29 +140,10 @@ def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
     key, value, mask, options = calls[0]
     if key.shape[0] != 1 or key.shape[2] != _TOKENS:
         raise ModelRefused(f"layer {name} keeps keys of shape {tuple(key.shape)} for {_TOKENS} tokens")
-    _require_window_agreement(name, mask, options.sliding_window)
-    return ProbedLayer(name, module, KVShape(key.shape[1], key.shape[3], value.shape[3]), options.sliding_window)
-
-
-def _require_window_agreement(name: str, mask: torch.Tensor | None, window: int | None) -> None:
-    """What the layer passes must be what the model would have masked: else the window would be lost silently."""
+    # What the layer passes must be what the model would have masked: else the window would be lost silently.
+    window = options.sliding_window
     if mask is None or mask.shape != (1, 1, 1, 1):
         raise ModelRefused(f"layer {name} does not use transformers' causal mask; its attention may not be causal")
     if int(mask.item()) != (window or 0):
         raise ModelRefused(f"layer {name} passes the sliding window {window}, but its mask has {int(mask.item())}")
-
-
-def _require_all_layers(layers: list[ProbedLayer], num_layers: int) -> None:
-    missing = set(range(num_layers)) - {getattr(layer.module, "layer_idx", None) for layer in layers}
-    if missing:
-        raise ModelRefused(f"layer {min(missing)} does not send its attention through transformers' interface for it")
-    if len(layers) != num_layers:
-        raise ModelRefused(f"{len(layers)} attention modules answer for {num_layers} layers")
-
-
-def _require_free_of_neighbours(name: str, call: _Call) -> None:
-    if call.mask is not None:
-        raise ModelRefused(f"layer {name} makes its own attention mask")
-    key = call.key.float()
-    if not torch.allclose(key, key[:, :, :1].expand_as(key), rtol=1e-2, atol=1e-3):
-        raise ModelRefused(f"layer {name} mixes neighbouring tokens or ignores position_ids")
+    return ProbedLayer(name, module, KVShape(key.shape[1], key.shape[3], value.shape[3]), window)

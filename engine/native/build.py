@@ -33,7 +33,7 @@ def native_runner(
     """A runner for ``model``, whose weights it takes over.
 
     Raises ``NotNative`` while the model is still whole, ``WeightsGone`` when its weights are gone. Errors of its code
-    become one of these too: what no one foresaw of a model must not keep it from being served by torch.
+    become one of these too: an unforeseen model must still be served by torch.
     """
     failure: type[NotNative] = NotNative
     try:
@@ -43,8 +43,9 @@ def native_runner(
         turns = read_turns(model.module, info.max_context, model.probe.layers[0].shape.key_size)
         require_formula(model.module, model.probe.layers, turns)
         progress("compiling", 0.0)
-        code = _library(config.cache_dir)
-        tokens = _checked_tokens(model.probe.vocab_size, info.max_context)
+        code = load_library(None if config.cache_dir is None else Path(config.cache_dir) / "native")
+        count = min(CHECKED_TOKENS, info.max_context)
+        tokens = [PRIME * (place + 1) % model.probe.vocab_size for place in range(count)]
         expected = _own_logits(model.module, tokens)
         progress("packing weights", 0.0)
         blocks = read_blocks(Path(config.path))
@@ -59,14 +60,6 @@ def native_runner(
     # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
     torch.set_num_threads(1)
     return runner
-
-
-def _library(cache_dir: str | None) -> object:
-    return load_library(None if cache_dir is None else Path(cache_dir) / "native")
-
-
-def _checked_tokens(vocab_size: int, max_context: int) -> list[int]:
-    return [PRIME * (place + 1) % vocab_size for place in range(min(CHECKED_TOKENS, max_context))]
 
 
 def _require_equal(runner: NativeRunner, tokens: list[int], expected: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """Recognises models that the native forward can compute, and describes them to it.
 
-Only the structure is looked at here; whether the numbers are the model's own is shown by comparison (``formula.py``,
+Only the structure is looked at here; whether the numbers are the model's own is shown by comparison (``verify.py``,
 ``build.py``).
 """
 
@@ -184,19 +184,18 @@ class _Description:
     def _matrix(self, linears: list[Any], *, interleaved: bool = False) -> library.Matrix:
         """Several linear maps of the same input as one; interleaved, their panels take turns."""
         columns = linears[0].in_features
-        bias = self._bias(linears)
+        bias = None
+        if any(linear.bias is not None for linear in linears):
+            zeros = [torch.zeros(linear.out_features) for linear in linears]
+            bias = self._vector(
+                torch.cat([zero if x.bias is None else x.bias for x, zero in zip(linears, zeros, strict=True)])
+            )
         each = [self._panels(linear) for linear in linears]
         panels = list(chain.from_iterable(zip(*each, strict=True))) if interleaved else list(chain(*each))
         addresses = (ctypes.c_void_p * len(panels))(*(address for address, _ in panels))
         formats = (ctypes.c_uint8 * len(panels))(*(format for _, format in panels))
         self._kept += [addresses, formats]
         return library.Matrix(addresses, formats, bias, len(panels), columns)
-
-    def _bias(self, linears: list[Any]) -> int | None:
-        if all(linear.bias is None for linear in linears):
-            return None
-        zeros = [torch.zeros(linear.out_features) for linear in linears]
-        return self._vector(torch.cat([z if x.bias is None else x.bias for x, z in zip(linears, zeros, strict=True)]))
 
     def _panels(self, linear: Any) -> list[tuple[int, int]]:
         """The address and the format of each panel of a linear map, whose weight is given back."""

@@ -116,7 +116,8 @@ def _kept(cache: Path) -> ctypes.CDLL:
         made = Path(folder) / target.name
         _compile(find_compiler(), made)
         made.chmod(0o700)
-        _write_through(made)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # the bytes before the name: else a power loss leaves a name for nothing
         os.replace(made, target)  # whole or not there: several engines may start at once
     return ctypes.CDLL(str(target))
 
@@ -125,12 +126,6 @@ def _is_ours(path: Path) -> bool:
     """Whether only this user, or root, can have written it: what is loaded runs with all rights of this process."""
     found = path.stat()
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _write_through(path: Path) -> None:
-    """Have the bytes on the disk before the name: else a power loss leaves a name for nothing."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _target(cache: Path) -> Path:

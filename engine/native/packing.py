@@ -58,7 +58,12 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
         words = panels[:, :, 2:].unflatten(2, (8, 4)).transpose(3, 4)
         return _joined([_halves(panels[:, :, :2]), words.flatten(2)], Format.Q8)
     scales = _halves(panels[:, :, :2])
-    least = _halves(panels[:, :, 2:4]) if kind == "Q4_1" else _minus_eight_times(scales)
+    # Q4_0 counts its digits from -8.
+    least = (
+        _halves(panels[:, :, 2:4])
+        if kind == "Q4_1"
+        else (scales.contiguous().view(torch.float16) * -8).view(torch.uint8)
+    )
     low_high = panels[:, :, -GROUP // 2 :]
     digits = torch.cat([low_high & 15, low_high >> 4], dim=2)  # [panels, groups, columns, channels]
     even, odd = digits.unflatten(2, (-1, 2)).unbind(3)
@@ -69,11 +74,6 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
 def _halves(pairs: torch.Tensor) -> torch.Tensor:
     """Two bytes of each channel, [panels, groups, 2, channels], side by side."""
     return pairs.transpose(2, 3).flatten(2)
-
-
-def _minus_eight_times(scales: torch.Tensor) -> torch.Tensor:
-    """Q4_0 counts its digits from -8."""
-    return (scales.contiguous().view(torch.float16) * -8).view(torch.uint8)
 
 
 def _joined(parts: list[torch.Tensor], format: Format) -> Panels:

@@ -77,7 +77,9 @@ def require_formula(module: Any, probed: list[ProbedLayer], turns: Turns) -> Non
         scaling = probed[0].module.scaling
         for layer, seen in zip(module.model.layers, probed, strict=True):
             call = calls[seen.module]
-            _require_plain(call.options, scaling, seen.name)
+            options = call.options
+            if options.softcap is not None or options.sinks is not None or options.scaling != scaling:
+                raise NotNative(f"{seen.name} scales, caps or shares its scores in a way of its own")
             normed = _normed(layer.input_layernorm, states)
             for part, found in (("q", call.query), ("k", call.key), ("v", call.value)):
                 expected = _heads(seen.module, part, normed, found.shape[3])
@@ -124,11 +126,6 @@ def _heads(attention: Any, part: str, normed: torch.Tensor, size: int) -> torch.
 def _normed(norm: Any, values: torch.Tensor) -> torch.Tensor:
     scales: torch.Tensor = torch.rsqrt(values.square().mean(-1, keepdim=True) + norm.variance_epsilon)
     return values * scales * norm.weight
-
-
-def _require_plain(options: AttentionOptions, scaling: float, name: str) -> None:
-    if options.softcap is not None or options.sinks is not None or options.scaling != scaling:
-        raise NotNative(f"{name} scales, caps or shares its scores in a way of its own")
 
 
 def _require_equal(found: torch.Tensor, expected: torch.Tensor, name: str) -> None:

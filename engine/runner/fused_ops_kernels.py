@@ -1,4 +1,4 @@
-"""Chains of small operators as one Triton kernel each: what a layer does between its products.
+"""Triton kernels of fused RMSNorm and RoPE.
 
 No ``from __future__ import annotations`` here: Triton's interpreter looks at the annotations themselves.
 """

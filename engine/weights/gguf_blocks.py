@@ -1,7 +1,7 @@
 """Quantised blocks of a GGUF file, kept beside the float32 weights that they stand for.
 
-A block is copied only where unpacking it gives exactly the weight that transformers made, so whoever computes with
-blocks computes with the same numbers.
+A block is copied only where unpacking it gives exactly the weight that transformers made, so computing with blocks is
+computing with the same numbers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ KINDS = ("Q4_0", "Q4_1", "Q8_0")
 
 def write_blocks(reader: Any, model: Any, target: Path) -> None:
     """Write the blocks of all two-dimensional weights of ``model`` that ``reader``, a GGUF reader, has as such."""
+    import gguf  # only to write: reading blocks needs torch alone
+
     tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.tensor_type.name in KINDS}
     blocks, kinds = {}, {}
+    config = model.config.get_text_config()
+    architecture = next((a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == config.model_type), None)
+    names = gguf.get_tensor_name_map(architecture or gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.named_parameters():
-        tensor = tensors.get(_gguf_name(model, name))
+        tensor = tensors.get(f"{names.get_name(name.removesuffix('.weight'))}.weight")
         if weight.dim() == 2 and tensor is not None:
-            rows = _rows(weight.detach().numpy(), tensor, model.config.get_text_config())
+            rows = _rows(weight.detach().numpy(), tensor, config)
             if rows is not None:
                 data = tensor.data[rows].reshape(*weight.shape[:1], weight.shape[1] // 32, -1)
                 blocks[name] = torch.from_numpy(np.ascontiguousarray(data))
@@ -43,15 +48,6 @@ def read_blocks(folder: Path) -> dict[str, tuple[torch.Tensor, str]]:
         return {}
     with safe_open(path, "pt") as file:
         return {name: (file.get_tensor(name), kind) for name, kind in file.metadata().items()}
-
-
-def _gguf_name(model: Any, name: str) -> str:
-    import gguf  # only to write: whoever reads blocks needs torch alone
-
-    config = model.config.get_text_config()
-    architecture = next((a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == config.model_type), None)
-    table = gguf.get_tensor_name_map(architecture or gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    return f"{table.get_name(name.removesuffix('.weight'))}.weight"
 
 
 def _rows(weight: np.ndarray, tensor: Any, config: Any) -> np.ndarray | None:

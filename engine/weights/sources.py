@@ -85,7 +85,9 @@ _HUB = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCI
 def parse_source(text: str, base: Path = Path()) -> Source:
     """What a source text means; relative paths count from ``base``. Raises ``SourceError``."""
     if match := _PACKAGE.fullmatch(text):
-        _check_member(match["member"])
+        member = PurePosixPath(match["member"])
+        if member.is_absolute() or ".." in member.parts or "\\" in match["member"]:
+            raise SourceError(f"{match['member']!r} is not a path inside a wheel")
         return PackageSource(**match.groupdict())
     if match := _HUB.fullmatch(text):
         return HubSource(match["repo"])
@@ -165,12 +167,6 @@ def _check_hash(source: Source, sha256: str | None) -> None:
         raise SourceError("a sha256 belongs to a GGUF file; a folder or hf: source has none, remove it")
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise SourceError(f"the sha256 {sha256!r} is not 64 hex digits in lower case")
-
-
-def _check_member(member: str) -> None:
-    path = PurePosixPath(member)
-    if path.is_absolute() or ".." in path.parts or "\\" in member:
-        raise SourceError(f"{member!r} is not a path inside a wheel")
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -109,7 +109,7 @@ class NativeModel(PagedModel):
 def code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled once for all tests of this process."""
     cache = tmp_path_factory.getbasetemp() / "native"
-    monkeypatch.setattr("engine.native.build._library", lambda _: library.load_library(cache))
+    monkeypatch.setattr("engine.native.build.load_library", lambda _: library.load_library(cache))
 
 
 @pytest.fixture(params=["-march=native", "-march=x86-64-v3", "-march=x86-64"])
