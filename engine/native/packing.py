@@ -58,12 +58,10 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
         words = panels[:, :, 2:].unflatten(2, (8, 4)).transpose(3, 4)
         return _joined([_halves(panels[:, :, :2]), words.flatten(2)], Format.Q8)
     scales = _halves(panels[:, :, :2])
-    # Q4_0 counts its digits from -8.
-    least = (
-        _halves(panels[:, :, 2:4])
-        if kind == "Q4_1"
-        else (scales.contiguous().view(torch.float16) * -8).view(torch.uint8)
-    )
+    if kind == "Q4_1":
+        least = _halves(panels[:, :, 2:4])
+    else:  # Q4_0 counts its digits from -8
+        least = (scales.contiguous().view(torch.float16) * -8).view(torch.uint8)
     low_high = panels[:, :, -GROUP // 2 :]
     digits = torch.cat([low_high & 15, low_high >> 4], dim=2)  # [panels, groups, columns, channels]
     even, odd = digits.unflatten(2, (-1, 2)).unbind(3)
