@@ -10,9 +10,10 @@ from rich.console import Console
 from engine.weights.sources import SourceError, prepare, prepared_folder
 from server.commands.terminal import bars, console, reporter
 from server.config.errors import ConfigError
-from server.config.models_file import load_specs
+from server.config.models_file import ModelSpec, load_specs
 from server.config.settings import Settings
 from server.families.transformers_import import require_library
+from server.models.lenient import check_lenient
 from server.models.registry import weights_of
 
 
@@ -27,10 +28,17 @@ def models_file(settings: Settings) -> Path:
     raise ConfigError("there is no models.yaml here: pass --models FILE, or the folder of a model to `castor serve`")
 
 
+def specs_in(path: Path) -> list[ModelSpec]:
+    """The entries of a models.yaml. Raises ``ConfigError``."""
+    specs = load_specs(path)
+    check_lenient(specs, str(path))
+    return specs
+
+
 def list_models(settings: Settings) -> int:
     """Print every entry and whether its weights are there."""
     output = _output()
-    for spec in load_specs(models_file(settings)):
+    for spec in specs_in(models_file(settings)):
         found = prepared_folder(spec.where(), spec.sha256, settings.cache_dir)
         output.print(spec.name + (f" (also as {', '.join(spec.aliases)})" if spec.aliases else ""))
         output.print(f"  source   {spec.source}\n  weights  {found or 'not fetched'}")
@@ -40,7 +48,7 @@ def list_models(settings: Settings) -> int:
 def fetch_models(settings: Settings, names: list[str]) -> int:
     """Fetch and prepare the weights of the named entries, or of all."""
     terminal = console()
-    known = {spec.name: spec for spec in load_specs(models_file(settings))}
+    known = {spec.name: spec for spec in specs_in(models_file(settings))}
     for name in names:
         if name not in known:
             raise ConfigError(f"no model is named {name!r}; models.yaml has {', '.join(known)}")
@@ -56,7 +64,7 @@ def check(settings: Settings) -> int:
     require_library()
     output = _output()
     path = models_file(settings)
-    specs = load_specs(path)
+    specs = specs_in(path)
     keys = f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API keys"
     output.print(f"settings: would listen on {settings.host}:{settings.port} with {keys}")
     output.print(f"models: {path.resolve()}, {len(specs)} in all")

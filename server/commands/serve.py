@@ -7,9 +7,9 @@ from typing import NoReturn
 
 from engine.weights.sources import prepare
 from server.app import create_app
-from server.commands.models import models_file
+from server.commands.models import models_file, specs_in
 from server.commands.terminal import bars, console, reporter, say_ready, watch_loading
-from server.config.models_file import load_specs, spec_of_path
+from server.config.models_file import spec_of_path
 from server.config.settings import Settings
 from server.families.transformers_import import require_library
 from server.http.serving import CastorServer, bind, settle
@@ -23,7 +23,7 @@ def serve(settings: Settings, path: Path | None) -> NoReturn:
     terminal = console()
     configure_logging(settings.log_level)
     require_library()
-    specs = [spec_of_path(path)] if path is not None else load_specs(models_file(settings))
+    specs = [spec_of_path(path)] if path is not None else specs_in(models_file(settings))
     listener = bind(settings)
     if path is not None and path.is_file():
         with bars(terminal) as lines:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import yaml
 from engine.api.sampling import SAMPLING_FIELDS, Range
 from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
 from server.config.errors import ConfigError
-from server.wire.requests import lenient_paths
 
 GLOB_CHARACTERS = frozenset("*?[")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -176,15 +174,6 @@ def _value(here: str, key: Any, value: Any) -> Any:
         return None
     if not holds(value):
         raise ConfigError(f"{here}: {key} is {value!r}, but must be {expected}")
-    if key == "lenient":
-        known = lenient_paths()
-        for path in value:
-            if path not in known:
-                near = " or ".join(get_close_matches(path, known, n=3, cutoff=0.5))
-                raise ConfigError(
-                    f"{here}: lenient names {path!r}, which is no field that a request can do without"
-                    + (f"; did you mean {near}?" if near else "; docs/api.md lists the fields")
-                )
     if key in ("aliases", "lenient"):
         return tuple(value)
     if key == "thinking_levels":

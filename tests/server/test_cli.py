@@ -162,6 +162,17 @@ models:
     assert "here: ready in" in fetched.stderr
 
 
+@pytest.mark.parametrize("command", [["check"], ["models", "list"], ["serve", "--port", "0"]])
+def test_a_lenient_field_that_is_none_is_refused_by_every_command(
+    tmp_path: Path, model: Path, command: list[str]
+) -> None:
+    assert model.is_dir()
+    path = models_file(tmp_path, "models: {here: {source: weights, lenient: [generationConfig.sed]}}")
+    refusal = sentence(castor(*command, "--models", path, CASTOR_DATA=str(tmp_path / "data")))
+    assert f"{path}, entry 'here': lenient names 'generationConfig.sed'" in refusal
+    assert "did you mean generationConfig.seed" in refusal
+
+
 def test_check_of_what_castor_comes_with(tmp_path: Path) -> None:
     done = castor("check", "--cache-dir", str(tmp_path))
     assert done.returncode == 1, "nothing has been fetched into an empty cache"

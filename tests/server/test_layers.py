@@ -25,7 +25,6 @@ LAYERS = (
 """From the top to the ground; neighbours in a line do not import each other."""
 
 UPWARDS = {
-    ("server.config.models_file", "server.wire.requests"),
     ("server.convert.prompt", "server.grammar.schema_closure"),
     ("server.convert.rendering", "server.grammar.schema_dialects"),
     ("server.convert.tools", "server.grammar.schema_closure"),

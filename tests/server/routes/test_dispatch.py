@@ -79,6 +79,9 @@ async def test_what_is_not_there(harness: Harness, method: str, path: str, code:
 async def test_the_other_http_method_is_named(harness: Harness) -> None:
     response = await harness.client.get("/v1/models/tiny:countTokens")
     assert response.headers["allow"] == "POST"
+    response = await harness.client.put("/v1beta/files/abc")
+    assert response.headers["allow"] == "GET, DELETE"
+    assert response.json()["error"]["message"] == "PUT is not allowed for /v1beta/files/abc; use GET or DELETE"
 
 
 async def test_an_unserved_method_is_named(harness: Harness) -> None:
