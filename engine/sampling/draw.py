@@ -22,7 +22,11 @@ def draw(logits: torch.Tensor, filters: Filters, uniforms: list[float]) -> list[
     points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
     tokens = [_BEYOND] * len(uniforms)
     rows = list(range(len(uniforms)))
-    for width in _widths(filters, logits.shape[1]):
+    vocab_size = logits.shape[1]
+    # One more than any row keeps shows that nothing equal was cut off.
+    enough = filters.most_kept + 1
+    widths = {max(width, enough) if enough <= WIDTHS[-1] else width for width in WIDTHS}
+    for width in sorted({min(width, vocab_size) for width in widths} | {vocab_size}):
         every = len(rows) == len(uniforms)
         drawn = _draw_within(
             scores if every else scores[rows], filters if every else filters[rows], points[rows], width
@@ -33,13 +37,6 @@ def draw(logits: torch.Tensor, filters: Filters, uniforms: list[float]) -> list[
         if not rows:
             break
     return tokens
-
-
-def _widths(filters: Filters, vocab_size: int) -> list[int]:
-    """Rising, up to the vocabulary. One more than any row keeps shows that nothing equal was cut off."""
-    enough = filters.most_kept + 1
-    widths = {max(width, enough) if enough <= WIDTHS[-1] else width for width in WIDTHS}
-    return sorted({min(width, vocab_size) for width in widths} | {vocab_size})
 
 
 def _draw_within(scores: torch.Tensor, filters: Filters, points: torch.Tensor, width: int) -> list[int]:

@@ -10,16 +10,13 @@ def uniform(seed: int, candidate: int, position: int) -> float:
     """A number in [0, 1) with 53 random bits, the same for the same arguments on every machine.
 
     Each argument is added to the state times the golden-ratio increment and mixed, as in SplitMix64: Steele, Lea and
-    Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. The seed counts modulo 2**64.
+    Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; its finaliser is David Stafford's "Mix13"
+    variant of MurmurHash3's. The seed counts modulo 2**64.
     """
     state = 0
     for value in (seed, candidate, position):
-        state = _mix((state + (value + 1) * _GOLDEN) & _MASK)
+        state = (state + (value + 1) * _GOLDEN) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
     return (state >> 11) * 2.0**-53
-
-
-def _mix(bits: int) -> int:
-    """SplitMix64's finaliser: David Stafford's "Mix13" variant of MurmurHash3's."""
-    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
-    return bits ^ (bits >> 31)

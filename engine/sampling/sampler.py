@@ -37,20 +37,17 @@ class BatchSampler:
             scores = self._penalties.apply(constrained(raw, masks), sequences)
             if not scores.amax(dim=-1).isfinite().all():
                 raise FloatingPointError("the model's logits are not finite")
-            tokens = _choose(scores, sequences)
+            drawn = [row for row, sequence in enumerate(sequences) if sequence.request.sampling.temperature > 0]
+            tokens = [0] * len(sequences)
+            if len(drawn) < len(sequences):
+                # argmax takes the first of equals, which is the lowest id.
+                tokens = scores.argmax(dim=-1).tolist()
+            if drawn:
+                owners = [sequences[row] for row in drawn]
+                filters = make_filters(owners, scores.shape[1], scores.device)
+                uniforms = [uniform(s.request.sampling.seed, s.candidate, len(s.tokens)) for s in owners]
+                found = draw(scores if len(drawn) == len(sequences) else scores[drawn], filters, uniforms)
+                for row, token in zip(drawn, found, strict=True):
+                    tokens[row] = token
             reports = token_logprobs(raw, sequences, tokens)
         return [Sampled(*pair) for pair in zip(tokens, reports, strict=True)]
-
-
-def _choose(logits: torch.Tensor, sequences: Batch[Sequence]) -> list[int]:
-    random = [row for row, sequence in enumerate(sequences) if sequence.request.sampling.temperature > 0]
-    # argmax takes the first of equals, which is the lowest id.
-    tokens: list[int] = logits.argmax(dim=-1).tolist() if len(random) < len(sequences) else [0] * len(sequences)
-    if random:
-        owners = [sequences[row] for row in random]
-        filters = make_filters(owners, logits.shape[1], logits.device)
-        uniforms = [uniform(s.request.sampling.seed, s.candidate, len(s.tokens)) for s in owners]
-        drawn = draw(logits if len(random) == len(sequences) else logits[random], filters, uniforms)
-        for row, token in zip(random, drawn, strict=True):
-            tokens[row] = token
-    return tokens

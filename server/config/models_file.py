@@ -181,10 +181,6 @@ def _value(here: str, key: Any, value: Any) -> Any:
     return value.lower() if key == "sha256" else value
 
 
-def _is_alias(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._:/@+*?\[\]-]+", value) is not None
-
-
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
@@ -197,16 +193,17 @@ def _number(within: Range, *, whole: bool = False) -> Callable[[Any], bool]:
 _LEVELS = tuple(f.name for f in fields(ThinkingLevels))
 
 
-def _are_levels(value: Any) -> bool:
-    tokens = _number(Range(-1), whole=True)
-    return isinstance(value, dict) and set(value) <= set(_LEVELS) and all(map(tokens, value.values()))
-
-
 _POSITIVE = (_number(Range(1), whole=True), "a whole number of at least 1")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source": (_text, "a folder, a .gguf file, hf:ORG/NAME or pypi:PACKAGE==VERSION/PATH"),
     "sha256": (lambda v: isinstance(v, str) and re.fullmatch("[0-9a-fA-F]{64}", v) is not None, "64 hex digits"),
-    "aliases": (lambda v: isinstance(v, list) and all(map(_is_alias, v)), "a list of names or patterns"),
+    "aliases": (
+        lambda v: (
+            isinstance(v, list)
+            and all(isinstance(alias, str) and re.fullmatch(r"[A-Za-z0-9._:/@+*?\[\]-]+", alias) for alias in v)
+        ),
+        "a list of names or patterns",
+    ),
     "load": (lambda v: v in ("start", "request"), "start or request"),
     "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
     "device": (_text, "auto or the name of a torch device, as cpu or cuda:0"),
@@ -232,7 +229,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of fields by their JSON path, as generationConfig.speechConfig",
     ),
     "native": (lambda v: isinstance(v, bool), "true or false"),
-    "thinking_levels": (_are_levels, f"a mapping of {', '.join(_LEVELS)} to numbers of tokens, -1 for no limit"),
+    "thinking_levels": (
+        lambda v: (
+            isinstance(v, dict) and set(v) <= set(_LEVELS) and all(map(_number(Range(-1), whole=True), v.values()))
+        ),
+        f"a mapping of {', '.join(_LEVELS)} to numbers of tokens, -1 for no limit",
+    ),
 }
 _OPTIONAL = frozenset(f.name for f in fields(ModelSpec) if f.default is None)
 assert set(_RULES) == {f.name for f in fields(ModelSpec)} - {"name", "base"}

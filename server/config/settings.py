@@ -63,7 +63,12 @@ class Settings:
 
         ``overrides`` are named like the fields; beside them ``api_keys_file`` is the path of a file of keys.
         """
-        _refuse_unknown_variables(environ)
+        known = known_variables()
+        unknown = sorted(name for name in environ if name.startswith("CASTOR_") and name not in known)
+        if unknown:
+            raise ConfigError(
+                f"the environment variable {unknown[0]} means nothing to Castor; the known ones are {', '.join(known)}"
+            )
         given = {name: value for name, value in overrides.items() if value is not None}
         values = {name: given[name] if name in given else _read(environ, name) for name in _READERS}
         keys_file = values.pop("api_keys_file")
@@ -94,15 +99,6 @@ def known_variables() -> list[str]:
 def _variable(name: str) -> str:
     short = {"data_dir": "data", "cache_dir": "cache"}.get(name, name)
     return f"CASTOR_{short.upper()}"
-
-
-def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    known = known_variables()
-    unknown = sorted(name for name in environ if name.startswith("CASTOR_") and name not in known)
-    if unknown:
-        raise ConfigError(
-            f"the environment variable {unknown[0]} means nothing to Castor; the known ones are {', '.join(known)}"
-        )
 
 
 def _read(environ: Mapping[str, str], name: str) -> Any:
@@ -162,15 +158,12 @@ def _keys_in(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the file of API keys {path} cannot be read: {_reason(error)}") from None
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"the file of API keys {path} cannot be read: {reason}") from None
     keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not keys:
         raise ConfigError(f"the file of API keys {path} holds no key; write one per line")
     return keys
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
@@ -197,16 +190,12 @@ def _check(settings: Settings) -> None:
         if not holds:
             raise ConfigError(f"{name} is {getattr(settings, name)!r}, but must be {limit}")
     for proxy in settings.trusted_proxies:
-        _check_proxy(proxy)
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise ConfigError(f"trusted_proxies names {proxy!r}, but must hold addresses or networks") from None
     if not (settings.api_keys or settings.on_loopback or settings.allow_no_keys):
         raise ConfigError(
             f"host {settings.host} is open to other machines and no API keys are set: "
             "set CASTOR_API_KEYS or --api-keys-file, or pass --allow-no-keys to serve everybody who can connect"
         )
-
-
-def _check_proxy(proxy: str) -> None:
-    try:
-        ipaddress.ip_network(proxy, strict=False)
-    except ValueError:
-        raise ConfigError(f"trusted_proxies names {proxy!r}, but must hold addresses or networks") from None

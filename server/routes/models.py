@@ -27,8 +27,8 @@ async def list_models(request: Request, services: Services) -> Response:
     entries = services.registry.entries()
     known = {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
     wanted = parse(ListModelsRequest, known)
-    token, start = wanted.page_token, 0
-    if token:
+    start = 0
+    if token := wanted.page_token:
         try:
             kind, _, digits = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode().partition(":")
             start = int(digits) if kind == "models" else -1
