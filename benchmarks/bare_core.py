@@ -20,7 +20,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from engine.api.engine import EngineConfig
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.build import build_core
 from engine.core.core import Core
 

@@ -18,7 +18,8 @@ from statistics import median
 import torch
 
 from engine.api.engine import EngineConfig
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.build import build_runner, load_tokenizer
 from engine.native import library
 from engine.scheduling.contracts import Runner

@@ -29,7 +29,8 @@ from benchmarks.harness.contenders import LLAMA_CPP, Sizes, peer, started, versi
 from benchmarks.harness.machine import choice_of
 from benchmarks.harness.programs import ROOT
 from engine.api.engine import EngineConfig
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.build import build_runner, load_tokenizer
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from server.bench.environment import describe

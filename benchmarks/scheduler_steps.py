@@ -17,7 +17,8 @@ from statistics import fmean, median
 from tokenizers import Tokenizer
 
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.cache.block_pool import BlockPool
 from engine.constraints.masks import Mask
 from engine.core.core import Core

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.api.sampling import SamplingParams as SamplingParams
-from engine.api.sampling import Thinking as Thinking
+from engine.api.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.api.events import Delta, FinishReason
-from engine.api.requests import Thinking
+from engine.api.sampling import Thinking
 from engine.constraints import masks
 from engine.constraints.contracts import Matcher
 from engine.constraints.masks import Mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.api.requests import Thinking
+from engine.api.sampling import Thinking
 
 
 class Thoughts:

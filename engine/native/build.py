@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.cache.kv_tensors import KVCache
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress

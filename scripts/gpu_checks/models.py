@@ -15,7 +15,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from engine.api.engine import EngineConfig
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.attention.gather import ReferenceAttention
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel

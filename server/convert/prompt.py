@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from engine.api.requests import Thinking
+from engine.api.sampling import Thinking
 from server.config.models_file import ModelSpec
 from server.convert.chat_tokenizer import ChatTokenizer, TooManyTokens
 from server.convert.messages import chat_messages, no_thoughts

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.api.requests import Thinking
+from engine.api.sampling import Thinking
 from server.config.models_file import ModelSpec
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.errors import InvalidArgument

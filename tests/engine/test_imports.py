@@ -86,7 +86,8 @@ class Only:
 sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
 
 from engine.api.engine import EngineConfig
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.build import build_core
 
 core = build_core(EngineConfig(folder, device="cpu", threads=1), lambda stage, fraction: None)

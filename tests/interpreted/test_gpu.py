@@ -12,7 +12,8 @@ from support.paged import lively_model_folder, make_sequence, plain_logits, plai
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import EngineUnavailable, ModelRefused
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.attention.gather import ReferenceAttention
 from engine.attention.triton_paged import TritonAttention
 from engine.build import load_tokenizer

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from engine.api.engine import EngineConfig
 from engine.api.events import Delta, Event, RequestFinished
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.build import build_core
 from engine.core.core import Core
 

@@ -14,7 +14,8 @@ from support.tiny import EOS_ID, tiny_model_folder
 
 from engine.api.engine import EngineConfig
 from engine.api.events import FinishReason
-from engine.api.requests import Request, SamplingParams, Thinking
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams, Thinking
 from engine.build import build_core
 from engine.core.core import Core
 from server.convert.chat_tokenizer import ChatTokenizer

@@ -16,7 +16,8 @@ from support.paged import PagedModel, lively_model_folder, make_sequence, plain_
 
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.events import Delta, RequestFinished
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.build import build_core
 from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel, load_model

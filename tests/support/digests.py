@@ -19,7 +19,8 @@ from engine.api.events import (
     RequestFinished,
     TokenLogprobs,
 )
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.constraints.contracts import Grammars
 from engine.constraints.masks import Mask, allows
 from engine.core.core import Core

@@ -51,7 +51,8 @@ from engine.api.events import (
     TokenLogprobs,
     TopLogprob,
 )
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.weights.sources import _key, parse_source
 from server.config.models_file import ModelSpec, load_specs
 from server.http.serving import uvicorn_config

@@ -12,7 +12,8 @@ from support.tiny import EOS_ID, SMALL, save_tiny_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.attention.base import AttentionBackend
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache

@@ -13,7 +13,8 @@ from support.scripted_worker import COMMAND, Kind
 
 from engine.api.engine import EngineConfig
 from engine.api.events import CandidateFinished, Delta, ErrorKind, Event, FinishReason, RequestFinished
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.process.client import ProcessEngine
 
 PATIENCE = 60

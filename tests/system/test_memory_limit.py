@@ -32,7 +32,8 @@ sys.path[:0] = path
 from engine.build import build_core
 from engine.device.machine_memory import total_bytes
 from engine.api.engine import EngineConfig
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 
 core = build_core(EngineConfig(folder, device="cpu", threads=1), lambda *_: None)
 length = min(500, core.info.max_context - 2)

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from engine.api.engine import EngineConfig
 from engine.api.events import ErrorKind, RequestEvents
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.core.core import Core
 from engine.platforms.recipe import platform_of
 from engine.runner.torch_runner import ModelRunner

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.scheduling.sequence import ScheduledChunk, Sequence

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.api.requests import Request, SamplingParams, Thinking
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams, Thinking
 from engine.api.validation import refusal
 
 INFO = ModelInfo("llama", 0, "float32", "cpu", vocab_size=100, max_context=8, block_size=4, num_blocks=4, max_running=2)

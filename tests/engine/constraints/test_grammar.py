@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 from engine.api.engine import EngineConfig
 from engine.api.errors import RequestRefused
 from engine.api.events import ErrorKind, FinishReason
-from engine.api.requests import Request, Thinking
+from engine.api.requests import Request
+from engine.api.sampling import Thinking
 from engine.build import build_core
 from engine.constraints import masks
 from engine.constraints.grammar import GrammarBuilder

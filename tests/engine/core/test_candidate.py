@@ -11,7 +11,8 @@ from support.tiny import EOS_ID, VOCAB_SIZE
 
 from engine.api.errors import RequestRefused
 from engine.api.events import ErrorKind, FinishReason
-from engine.api.requests import Request, Thinking
+from engine.api.requests import Request
+from engine.api.sampling import Thinking
 from engine.constraints import masks
 from engine.constraints.contracts import Grammars, Matcher
 from engine.constraints.masks import Mask

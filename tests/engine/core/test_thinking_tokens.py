@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from engine.api.requests import Thinking
+from engine.api.sampling import Thinking
 from engine.core.thinking import Thoughts
 
 

@@ -19,7 +19,8 @@ from support.processes import (
 from engine.api.engine import Engine
 from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
 from engine.api.events import CandidateFinished, Delta, ErrorKind, RequestFinished
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.process.client import EventStream
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")

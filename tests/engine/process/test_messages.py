@@ -17,7 +17,8 @@ from engine.api.events import (
     TokenLogprobs,
     TopLogprob,
 )
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.process import messages
 from engine.process.messages import (
     Cancel,

@@ -21,7 +21,8 @@ from support.scripted_worker import COMMAND, REFUSAL, Kind
 
 from engine.api.engine import EngineConfig
 from engine.api.events import Delta, ErrorKind, Event, FinishReason, RequestFinished
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.process.messages import (
     EXIT_FAILED,
     EXIT_REFUSED,

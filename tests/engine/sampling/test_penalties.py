@@ -10,7 +10,8 @@ import torch
 from test_sampler import sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.sampling.penalties import Penalties
 from engine.scheduling.sequence import Sequence
 

@@ -15,7 +15,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.constraints.masks import Mask, all_but, only
 from engine.sampling import BatchSampler
 from engine.sampling.draw import WIDTHS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.cache.block_pool import BlockPool
 from engine.scheduling.chunk_budget import (
     ALONE_FACTOR,

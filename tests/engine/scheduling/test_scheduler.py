@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from engine.api.requests import Request, SamplingParams
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
 from engine.cache.block_pool import BlockPool
 from engine.scheduling.chunk_budget import FIRST_CHUNKS, FittedCost, StepPacer
 from engine.scheduling.scheduler import Scheduler

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.templates import template_folder
 
-from engine.api.requests import Thinking
+from engine.api.sampling import Thinking
 from server.config.models_file import ModelSpec, ThinkingLevels
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.rendering import Message, TemplateInput
