@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.paged import plain_logits, plain_model
 from tokenizers import Tokenizer
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from engine.api.engine import EngineConfig
 from engine.api.events import Delta, Event, RequestFinished
@@ -70,14 +71,14 @@ def prompts(builtin_model: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def generated(plain: Any, prompts: list[list[int]]) -> list[list[int]]:
+    return [_generate(plain, prompt) for prompt in prompts]
+
+
+def _generate(plain: Any, prompt: list[int], **settings: Any) -> list[int]:
     """What ``model.generate`` answers, without the end token."""
-    answers = []
-    for prompt in prompts:
-        out = plain.generate(
-            torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=END, use_cache=True
-        )
-        answers.append([token for token in out[0, len(prompt) :].tolist() if token != END])
-    return answers
+    settings |= {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": END, "use_cache": True}
+    out = plain.generate(torch.tensor([prompt]), **settings)
+    return [token for token in out[0, len(prompt) :].tolist() if token != END]
 
 
 def _serve(core: Core, requests: list[Request]) -> dict[str, list[Event]]:
@@ -104,12 +105,14 @@ def _tokens(events: list[Event]) -> list[int]:
     return [token for event in events if isinstance(event, Delta) for token in event.token_ids]
 
 
-def _assert_same(plain: Any, prompt: list[int], found: list[int], expected: list[int]) -> None:
+def _assert_same(plain: Any, prompt: list[int], found: list[int], expected: list[int], penalty: float = 1.0) -> None:
     """Equal token for token, up to the first step where the two leading logits are as good as equal."""
     if found == expected:
         return
     step = next(i for i, (a, b) in enumerate(zip([*found, END], [*expected, END], strict=False)) if a != b)
-    best = plain_logits(plain, prompt + expected[:step])[-1].topk(2).values
+    before = prompt + expected[:step]
+    scores = plain_logits(plain, before)[-1:]
+    best = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([before]), scores)[0].topk(2).values
     assert best[0] - best[1] < TIE, f"step {step}: {found} instead of {expected}"
 
 
@@ -127,6 +130,17 @@ def test_greedy_text_equals_generate_in_one_batch(
     events = _serve(core, _requests(prompts))
     for i, (prompt, expected) in enumerate(zip(prompts, generated, strict=True)):
         _assert_same(plain, prompt, _tokens(events[f"r{i}"]), expected)
+
+
+def test_a_repetition_penalty_equals_that_of_generate(
+    core: Core, plain: Any, prompts: list[list[int]], generated: list[list[int]]
+) -> None:
+    chosen = prompts[:3]
+    events = _serve(core, _requests(chosen, repetition_penalty=1.3))
+    penalised = [_generate(plain, prompt, repetition_penalty=1.3) for prompt in chosen]
+    assert penalised != generated[:3]
+    for i, (prompt, expected) in enumerate(zip(chosen, penalised, strict=True)):
+        _assert_same(plain, prompt, _tokens(events[f"r{i}"]), expected, penalty=1.3)
 
 
 def test_logprobs_equal_a_plain_forward(core: Core, plain: Any, prompts: list[list[int]]) -> None:
