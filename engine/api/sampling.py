@@ -14,7 +14,7 @@ MAX_LOGPROBS = 20
 class Thinking:
     """Where thoughts stand in the sampled tokens, and how many there may be.
 
-    ``start`` and ``end`` are the token ids of the markers around thoughts; ``open`` tells that the prompt already wrote
+    ``start`` and ``end`` are the token ids of the markers around thoughts; ``open`` means that the prompt already holds
     the start. After ``budget`` tokens of thoughts (None: free) the end is forced and the answer follows.
     """
 
@@ -85,8 +85,8 @@ class SamplingField:
 
     ``computed`` is what the engine can compute, ``advice`` what its refusal asks for. ``asked`` is what requests and
     models.yaml may ask for. ``wire_name`` is the field of generationConfig; without one, requests cannot set it.
-    ``in_entry`` tells that an entry of models.yaml may set a default of its own. ``switched_on`` is a value that has an
-    effect.
+    ``in_entry`` means that an entry of models.yaml may set a default of its own. ``switched_on`` is a value with which
+    the sampler does the field's work.
     """
 
     name: str
@@ -175,6 +175,6 @@ SAMPLING_FIELDS: Mapping[str, SamplingField] = {field.name: field for field in _
 
 
 def everything_on() -> SamplingParams:
-    """One token with all that a request may ask of the sampler: the dearest row there can be."""
+    """One token with all that a request may ask of the sampler: the most expensive row there can be."""
     numbers: dict[str, Any] = {field.name: field.switched_on for field in _FIELDS}
     return SamplingParams(max_tokens=1, logprobs=MAX_LOGPROBS, **numbers)

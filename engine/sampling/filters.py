@@ -73,8 +73,8 @@ def surviving_mass(
         return nucleus
     likely = (weights >= filters.min_p).sum(dim=-1, keepdim=True)
     by_min_p = cumulative.gather(1, likely - 1).masked_fill(likely == width, UNKNOWN)
-    # All filters keep the most likely tokens, so the one that keeps the fewest decides. That cannot be told where min_p
-    # cuts beyond the width and the others do too, nor where top_p keeps a share of an unknown mass.
+    # All filters keep the most likely tokens, so the one that keeps the fewest decides. Which one that is stays unknown
+    # where min_p and the others cut beyond the width, and where top_p keeps a share of an unknown mass.
     both_beyond = (likely == width) & (filters.min_p > 0) & (nucleus > cumulative[:, -1:])
-    untold = both_beyond | ((filters.top_p < 1) & (kept == UNKNOWN))
-    return torch.minimum(nucleus, by_min_p).masked_fill(untold, UNKNOWN)
+    undecided = both_beyond | ((filters.top_p < 1) & (kept == UNKNOWN))
+    return torch.minimum(nucleus, by_min_p).masked_fill(undecided, UNKNOWN)

@@ -56,9 +56,11 @@ def sampling_params(
 def answer_syntax(
     sampling: SamplingParams, tokenizer: ChatTokenizer, calls: bool, thinking: Thinking | None, grammar: str | None
 ) -> SamplingParams:
-    """``sampling`` with all that the form of the answer asks of the engine. ``calls`` tells that there may be some:
-    stop sequences are for what the model says, not for what it calls. Where nothing ends a call, none counts after it:
-    calls end an answer."""
+    """``sampling`` with grammar, thoughts and markers of the answer. ``calls`` means that it may hold function calls.
+
+    Stop sequences count in text, not inside calls. Where no marker ends a call, they do not count after one either:
+    calls end an answer.
+    """
     family = tokenizer.family
     span = (family.call.trigger or family.call.call_start, family.call.terminator or _NEVER)
     return replace(

@@ -49,7 +49,7 @@ async def get_model(_request: Request, _: Services, entry: Entry) -> Response:
 
 
 def model_resource(entry: Entry) -> dict[str, Any]:
-    """A Model. What only a loaded model knows is left out while it loads."""
+    """A Model. What is known only of a loaded model is left out while it loads."""
     spec = entry.spec
     try:
         info = entry.engine.describe()

@@ -39,6 +39,16 @@ async def test_a_model(harness: Harness) -> None:
     assert (await harness.client.get("/genai/v1beta/models/gemini-2.5-flash")).json() == response.json()
 
 
+async def test_the_defaults_of_an_entry(tmp_path: Path) -> None:
+    """Those that requests can override; the others have no field in a Model."""
+    folder = tokenizer_folder(tmp_path / "tiny")
+    spec = ModelSpec("m", str(folder), temperature=0.7, top_p=0.9, top_k=5, min_p=0.05, repetition_penalty=1.1)
+    async with serving(folder, [spec]) as harness:
+        model = (await harness.client.get("/v1/models/m")).json()
+    assert list(model)[-4:] == ["temperature", "maxTemperature", "topP", "topK"]
+    assert list(model.values())[-4:] == [0.7, 2.0, 0.9, 5]
+
+
 async def test_real_names_only_are_listed(harness: Harness) -> None:
     listed = (await harness.client.get("/v1alpha/models")).json()
     assert [model["name"] for model in listed["models"]] == ["models/tiny"]
