@@ -9,7 +9,6 @@ from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.device.machine_memory import available_bytes
 from engine.model.loader import LoadedModel, Progress
-from engine.native.build import native_runner
 from engine.native.errors import NotNative, WeightsGone
 from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
@@ -56,6 +55,9 @@ class CpuPlatform:
         config: EngineConfig,
         progress: Progress,
     ) -> Runner:
+        # Imported late: a GPU's image may lack what only the C forward reads (gguf).
+        from engine.native.build import native_runner
+
         try:
             return native_runner(model, cache, info, config, progress)
         except WeightsGone:
