@@ -212,7 +212,12 @@ def _settled(turns: Sequence[Turn]) -> list[Turn]:
         results = [replace(turn.results[index], call=place) for index, place in places.items()]
         settled.append(replace(turn, results=tuple(sorted(results, key=lambda result: result.call))))
     if unmatched:
-        raise joined([_unmatched(*pair) for pair in unmatched[:MAX_NAMED]], more=len(unmatched[MAX_NAMED:]))
+        named = []
+        for result, asked in unmatched[:MAX_NAMED]:
+            names = ", ".join(repr(call.name) for call in asked[:8])
+            text = f"{result.name!r} answers none of the calls of the turn before: {names}. {_NO_CALL}"
+            named.append(problem(result.path, text) if asked else FieldViolation(result.path, _NO_CALL))
+        raise joined(named, more=len(unmatched[MAX_NAMED:]))
     return settled
 
 
@@ -237,10 +242,3 @@ def _places(results: Sequence[Result], calls: Sequence[FunctionCall]) -> dict[in
             if waiting:
                 found[index] = min(waiting, key=lambda places: places[0]).popleft()
     return found
-
-
-def _unmatched(result: Result, calls: Sequence[FunctionCall]) -> FieldViolation:
-    if not calls:
-        return FieldViolation(result.path, _NO_CALL)
-    names = ", ".join(repr(call.name) for call in calls[:8])
-    return problem(result.path, f"{result.name!r} answers none of the calls of the turn before: {names}. {_NO_CALL}")

@@ -81,7 +81,11 @@ def repaired(schema: Any, until: float) -> Schema:
         _, wrong = culprit(document)
         if wrong is document:
             break
-        _weaken(wrong)
+        # Its type alone is kept, then nothing.
+        kind = wrong.get("type")
+        kept = {"type": kind} if kind is not None and len(wrong) > 1 else {}
+        wrong.clear()
+        wrong.update(kept)
     return {"type": "object"}
 
 
@@ -184,14 +188,6 @@ def _sentence(error: str) -> str:
         return "no text can match"
     reason = next((line for line in lines if line.startswith("error: ")), lines[0])
     return reason.removeprefix("error: ")[:300]
-
-
-def _weaken(schema: Schema) -> None:
-    """Keep the type alone, then nothing."""
-    kind = schema.get("type")
-    keep = {"type": kind} if kind is not None and len(schema) > 1 else {}
-    schema.clear()
-    schema.update(keep)
 
 
 def _unenforceable(field: str, problem: str) -> InvalidArgument:

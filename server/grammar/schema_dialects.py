@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -82,8 +83,11 @@ def count(value: Any) -> int:
 
 def number(value: Any) -> int | float:
     """A number of at most 64 bits, also in a string: llguidance reads no larger ones."""
-    if isinstance(value, str):
-        value = _from_text(value)
+    if isinstance(value, str) and len(value) <= MAX_DIGITS:
+        written = value
+        for kind in (float, int):  # the last that can read it
+            with suppress(ValueError):
+                value = kind(written)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST <= value <= LARGEST:
         raise BadValue(f"is {shown(value)}, but must be a number from -2^63 + 1 to 2^63 - 1")
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
@@ -139,15 +143,6 @@ def choices(value: Any) -> list[Any]:
 
 def anything(value: Any) -> Any:
     """Any JSON value."""
-    return value
-
-
-def _from_text(value: str) -> int | float | str:
-    for kind in (int, float) if len(value) <= MAX_DIGITS else ():
-        try:
-            return kind(value)
-        except ValueError:
-            continue
     return value
 
 

@@ -107,7 +107,10 @@ class DocumentReader:
                 problems.append(FieldViolation(path, f"{path}: {problem}"))
                 continue
             left -= await asyncio.to_thread(_size_of, text)
-            texts[place] = _framed(name, text, first=place[1] == 0)
+            # Marks show where a document begins and ends, and its name.
+            named = f" name={json.dumps(name, ensure_ascii=False)}" if name else ""
+            start = "" if place[1] == 0 else "\n"
+            texts[place] = f"{start}<document{named}>\n{text}\n</document>\n"
         if problems:
             raise joined(problems)
         return Documents(texts)
@@ -214,12 +217,6 @@ def _parts_with_documents(request: GenerateContentRequest) -> Iterator[tuple[Pla
             if kind and not part.thought:
                 path = "system_instruction" if index == _SYSTEM else f"contents[{index}]"
                 yield (index, place), f"{path}.parts[{place}].{kind}", part
-
-
-def _framed(name: str, text: str, *, first: bool) -> str:
-    """The text between marks that tell where the document begins and ends, and its name."""
-    named = f" name={json.dumps(name, ensure_ascii=False)}" if name else ""
-    return f"{'' if first else chr(10)}<document{named}>\n{text}\n</document>\n"
 
 
 def _replaced(content: Content, index: int, texts: Mapping[Place, str]) -> Content:

@@ -74,16 +74,15 @@ class PdfReader:
             async with clock.paused(self._readers.of(owner, clock.patience)):
                 if digest not in self._known:  # who asked for the same one before
                     self._known[digest] = await _read(source)
-                    while len(self._known) > 1 and self._characters() > REMEMBERED_CHARACTERS:
+                    sizes = [1000 + len(str(outcome)) for outcome in self._known.values()]
+                    while len(sizes) > 1 and sum(sizes) > REMEMBERED_CHARACTERS:
                         self._known.popitem(last=False)
+                        del sizes[0]
         self._known.move_to_end(digest)
         found = self._known[digest]
         if isinstance(found, Unreadable):
             raise Unreadable(str(found))
         return found
-
-    def _characters(self) -> int:
-        return sum(1000 + len(str(outcome)) for outcome in self._known.values())
 
 
 async def _read(source: BinaryIO | bytes) -> str | Unreadable:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,12 @@ def missing_packages() -> list[str]:
 
 
 def _start(check: Check, folder: Path, place: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    port = _free_port()
+    while True:
+        # Below the range that a system gives to clients: none takes it between this check and the server's bind.
+        port = secrets.choice(range(10_000, 32_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            break
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--data-dir", str(place / "data"), "--cache-dir", str(place / "cache"), "--drain-seconds", "1"]
     with log.open("wb") as output:
@@ -173,15 +179,3 @@ def _measure(check: Check, url: str, name: str, options: list[str], results: Pat
         in_process = check.report.value("core", f"{NAME}, 64 clients, 1024/128 tokens")
         if measurement["streams"] == 64 and in_process:
             check.report.share(goals.HTTP, summary["output_tokens_per_second"] / in_process)
-
-
-def _free_port() -> int:
-    """Below the range that a system gives to clients, so that none takes it between our check and the server's bind."""
-    while True:
-        port = secrets.choice(range(10_000, 32_000))
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
