@@ -14,7 +14,7 @@ from server.convert.thinking import thinking_for
 from server.convert.tools import Tools, castor_prompt, read_tools
 from server.convert.turns import Reopen
 from server.errors import InvalidArgument
-from server.grammar.schema_closure import check_size
+from server.wire.json_schema import check_size
 from server.wire.requests import GenerateContentRequest
 
 COUNTED_CHARACTERS = 2_000_000

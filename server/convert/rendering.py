@@ -18,8 +18,7 @@ from jinja2 import TemplateError
 
 from server.errors import InvalidArgument
 from server.families.transformers_import import library
-from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, VALUES
-from server.wire.json_schema import TYPES
+from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUE_KEYWORDS
 
 CHARACTERS_PER_MESSAGE = 20
 """What a message costs beside its text: templates are programs."""
@@ -28,7 +27,7 @@ _BREAK = "·"
 """Stands where two pieces of text must not become one token."""
 _DATA = frozenset(("arguments", "parameters", "return"))
 """What the caller sends stands below these keys; what is above has our keys."""
-_KEYWORDS = frozenset(("description", "$defs", *VALUES, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS))
+_KEYWORDS = frozenset(("description", "$defs", *VALUE_KEYWORDS, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS))
 """Keys of data that templates look for; all others are the caller's."""
 _STRUCTURE = frozenset(("role", "id", "tool_call_id", "type"))
 """Keys of ours whose values are ours too."""

@@ -20,11 +20,11 @@ from server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from server.families.family import Family
 from server.grammar.llguidance import chosen, enforced, load
 from server.grammar.response_format import ENUM, answer_form
-from server.grammar.schema_closure import check_size
 from server.grammar.tool_calls import checked_tool_call_grammar, free_arguments
 from server.observability.logs import log
 from server.offload.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch
 from server.wire.generation import GenerationConfig
+from server.wire.json_schema import check_size
 
 COMPILE_SECONDS = 2.0
 WAIT_SECONDS = 3.5

@@ -12,22 +12,20 @@ from typing import Any
 
 from server.errors import FieldViolation, InvalidArgument
 from server.grammar.regex_cost import costly, forget_costly
-from server.grammar.schema_closure import check_depth, check_size, close_objects, has_no_finite_value
+from server.grammar.schema_closure import check_depth, close_objects, has_no_finite_value
 from server.grammar.schema_dialects import (
     FORMATS,
     JSON_SCHEMA,
-    LISTS_OF_SCHEMAS,
-    MAPS_OF_SCHEMAS,
     NO_EFFECT,
     OPENAPI,
     RELAXED,
-    SCHEMAS,
     VALUES,
     BadValue,
     Dialect,
     number,
 )
 from server.wire.fields import shown
+from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, check_size
 from server.wire.support import joined
 
 Schema = dict[str, Any]

@@ -7,42 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.errors import InvalidArgument
-from server.grammar.schema_dialects import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS
-from server.wire.json_schema import MAX_NESTING
+from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS
 
-MAX_VALUES = 20_000
-MAX_CHARACTERS = 200_000
 MAX_DEPTH = 600
 """Levels of a schema and of all that it refers to, together: beyond some 1600, llguidance overruns the stack of a
 thread, which ends the process."""
 
 Schema = dict[str, Any]
-
-
-def check_size(schema: Any, field: str, times: int = 1) -> None:
-    """Raises ``InvalidArgument`` for a schema with more values, characters (those of numbers included) or levels than
-    are read. Several schemas in a list may be ``times`` as large."""
-    values = characters = 0
-    most_values, most_characters = MAX_VALUES * times, MAX_CHARACTERS * times
-    left: list[tuple[Any, int]] = [(schema, 1)]
-    while left:
-        value, level = left.pop()
-        values += 1
-        if isinstance(value, dict):
-            characters += sum(map(len, value))
-        elif isinstance(value, str):
-            characters += len(value)
-        elif isinstance(value, int):
-            characters += value.bit_length() // 3
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        too_many = values + len(left) + len(inner) > most_values
-        if level > MAX_NESTING or too_many or characters > most_characters:
-            raise InvalidArgument.at(
-                field,
-                f"{field}: the schema is too large: at most {most_values} values, {most_characters} characters "
-                f"and {MAX_NESTING} levels are read. Send a smaller schema.",
-            )
-        left += [(item, level + 1) for item in inner]
 
 
 def children(schema: Schema) -> Iterator[tuple[str, Any]]:

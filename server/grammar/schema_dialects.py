@@ -9,16 +9,13 @@ from functools import partial
 from typing import Any
 
 from server.wire.fields import shown
-from server.wire.json_schema import TYPES
+from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUE_KEYWORDS
 
 FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"),
 )
 """The string formats that are enforced; all others annotate."""
 
-SCHEMAS = ("additionalProperties", "additionalItems", "items")
-LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
-MAPS_OF_SCHEMAS = ("properties", "patternProperties")
 
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
@@ -167,7 +164,9 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {
     "minProperties": count,
     "maxProperties": count,
 }
-"""The keywords whose values hold no schemas, and what reads each value. Readers raise ``BadValue``."""
+"""What reads the value of each keyword that holds no schemas. Readers raise ``BadValue``."""
+
+assert VALUES.keys() == VALUE_KEYWORDS
 
 
 @dataclass(frozen=True, slots=True)

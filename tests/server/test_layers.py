@@ -24,14 +24,6 @@ LAYERS = (
 )
 """From the top to the ground; neighbours in a line do not import each other."""
 
-UPWARDS = {
-    ("server.convert.prompt", "server.grammar.schema_closure"),
-    ("server.convert.rendering", "server.grammar.schema_dialects"),
-    ("server.convert.tools", "server.grammar.schema_closure"),
-    ("server.convert.tools", "server.grammar.schema_dialects"),
-}
-"""Imports against the order that are there all the same. None may join them."""
-
 OF_THE_ENGINE = ("engine.api", "engine.process.client", "engine.weights.sources")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text("utf-8"))
@@ -69,7 +61,7 @@ def test_imports_go_down() -> None:
         if other.startswith("server.") and name.split(".")[1:2] != other.split(".")[1:2] and name != "server"
         if layer(other) <= layer(name)
     }
-    assert found == UPWARDS
+    assert found == set()
 
 
 def test_little_of_the_engine_is_imported() -> None:
