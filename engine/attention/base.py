@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Batch
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from engine.scheduling.sequence import ScheduledChunk
+from engine.scheduling.flat_batch import FlatBatch
 
 
 class AttentionOptions(NamedTuple):
@@ -27,22 +26,27 @@ class AttentionOptions(NamedTuple):
 class AttentionBackend(Protocol):
     """Reads and writes the paged cache for every layer of one model.
 
-    The backend owns what ``prepare`` builds; it stays valid until the next ``prepare``. The cache's pages belong to the
-    block pool: a backend writes only the slots of the batch that it was prepared for.
+    The backend owns what ``prepare`` builds; it stays valid until the next ``prepare``. The cache's blocks belong to
+    the block pool: a backend writes only the slots of the batch that it was prepared for.
     """
 
-    def prepare(self, batch: Batch[ScheduledChunk]) -> None:
-        """Build the index tensors of one step, once for all layers. The batch's tokens lie one after another."""
+    def prepare(self, batch: FlatBatch) -> None:
+        """Build the index tensors of one step, once for all layers.
+
+        Raises ``ValueError`` where the batch has other layer groups than the cache, and ``NotImplementedError`` for
+        optional fields of the batch that change attention and are not computed by this backend.
+        """
         ...
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store the batch's new keys and values, [tokens, kv heads, key or value size], in the layer's pages."""
+        """Store the batch's new keys and values, [tokens, kv heads, key or value size], in the layer's blocks."""
         ...
 
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
-        """Attend from ``query`` [tokens, heads, key size] to each token's own past: [tokens, heads, value size].
+        """Attend from ``query`` [tokens, heads, key size] to what each token sees: [tokens, heads, value size].
 
-        The keys and values of the batch itself have been written before.
+        That is its own past, and where the batch has ``key_limits`` also what follows in its chunk up to there. The
+        keys and values of the batch itself have been written before.
         """
         ...
 
@@ -59,9 +63,6 @@ class GraphAttention(AttentionBackend, Protocol):
         """Read what a step of ``size`` decodes is from those buffers, until the next ``prepare``."""
         ...
 
-    def fill(self, batch: Batch[ScheduledChunk], size: int, scratch_block: int) -> None:
-        """Tell those buffers of a step of decodes, padded to ``size``.
-
-        What is padded writes to and attends to ``scratch_block``, which no sequence owns.
-        """
+    def fill(self, batch: FlatBatch) -> None:
+        """Copy a step of decodes to those buffers, as many as the recorded step has."""
         ...

@@ -1,14 +1,14 @@
-"""Attention by gathering pages and calling torch: exact on every device, the path of CPUs.
+"""Attention by gathering blocks and calling torch: exact on every device, the path of CPUs.
 
 The sequences of a step form groups that are computed in one call each: decodes of similar length together, padded to
-the longest; each prefill chunk alone. Pages are gathered whole, into memory that is kept: on a CPU the page faults of
+the longest; each prefill chunk alone. Blocks are gathered whole, into memory that is kept: on a CPU the page faults of
 fresh tensors cost five times the copy itself.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
-from collections.abc import Sequence as Batch
 from typing import NamedTuple
 
 import torch
@@ -16,14 +16,14 @@ from torch.nn import functional
 
 from engine.attention.base import AttentionOptions
 from engine.cache.kv_tensors import KVCache
-from engine.scheduling.sequence import ScheduledChunk
+from engine.scheduling.flat_batch import FlatBatch, GroupBlocks
 
 
-class _Group(NamedTuple):
-    """Sequences that are computed in one call: each has ``queries`` tokens and is given equally many pages.
+class _Call(NamedTuple):
+    """Sequences that are computed in one call: each has ``queries`` tokens and is given equally many blocks.
 
-    ``tokens`` are the places of their tokens in the batch [sequences * queries], ``tables`` their pages one after
-    another [sequences * pages], and ``mask`` is added to the scores [sequences, 1, queries, pages * block size].
+    ``tokens`` are the places of their tokens in the batch [sequences * queries], ``tables`` their blocks one after
+    another [sequences * blocks], and ``mask`` is added to the scores [sequences, 1, queries, blocks * block size].
     """
 
     sequences: int
@@ -33,110 +33,110 @@ class _Group(NamedTuple):
     mask: torch.Tensor
 
 
-class _Span(NamedTuple):
-    """A chunk with the place of its first token in the batch."""
-
-    chunk: ScheduledChunk
-    first_token: int
-
-
 class ReferenceAttention:
     """``AttentionBackend`` over a ``KVCache``. ``windows`` are the sliding windows that the model's layers use."""
 
     def __init__(self, cache: KVCache, windows: Iterable[int | None]) -> None:
         self._cache = cache
         self._windows = frozenset(windows)
-        self._groups: dict[int | None, list[_Group]] = {}
-        self._slots = torch.empty(0, dtype=torch.long, device=cache.device)
+        # By layer group and window; the slots by layer group.
+        self._calls: dict[tuple[int, int | None], list[_Call]] = {}
+        self._slots: list[torch.Tensor] = []
         self._scratch: dict[str, torch.Tensor] = {}
 
-    def prepare(self, batch: Batch[ScheduledChunk]) -> None:
-        spans, first = [], 0
-        for chunk in batch:
-            spans.append(_Span(chunk, first))
-            first += chunk.num_tokens
-        size = self._cache.block_size
-        slots = [_slot(chunk, i, size) for chunk in batch for i in range(chunk.start, chunk.start + chunk.num_tokens)]
-        self._slots = torch.tensor(slots, device=self._cache.device)
-        self._groups = {window: self._make_groups(spans, window) for window in self._windows}
+    def prepare(self, batch: FlatBatch) -> None:
+        if len(batch.groups) != self._cache.num_groups:
+            raise ValueError(
+                f"the step has {len(batch.groups)} layer groups, and the cache {self._cache.num_groups}; make both of "
+                "the same layers"
+            )
+        self._slots = [self._on_device(blocks.slots) for blocks in batch.groups]
+        self._calls = {
+            (group, window): self._make_calls(batch, blocks, window)
+            for group, blocks in enumerate(batch.groups)
+            for window in self._windows
+        }
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        # A page outlives the sequence that wrote it, and a masked slot still enters the sums as 0 * value: a number
-        # that is not finite would reach whoever gets the page next.
-        for pages, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
-            pages.flatten(0, 1).index_copy_(0, self._slots, new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+        # A block outlives the sequence that wrote it, and a masked slot still enters the sums as 0 * value: a number
+        # that is not finite would reach whoever gets the block next.
+        slots = self._slots[self._cache.groups[layer]]
+        for blocks, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
+            blocks.flatten(0, 1).index_copy_(0, slots, new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         out = query.new_empty(query.shape[0], query.shape[1], values.shape[3])
-        for group in self._groups[options.sliding_window]:
-            k = self._gather("keys", keys, group)
-            v = self._gather("values", values, group)
-            q = query[group.tokens].unflatten(0, (group.sequences, group.queries)).transpose(1, 2)
-            attended = _attention(q, k, v, group.mask, options)
-            out[group.tokens] = attended.transpose(1, 2).flatten(0, 1)
+        for call in self._calls[self._cache.groups[layer], options.sliding_window]:
+            k = self._gather("keys", keys, call)
+            v = self._gather("values", values, call)
+            q = query[call.tokens].unflatten(0, (call.sequences, call.queries)).transpose(1, 2)
+            attended = _attention(q, k, v, call.mask, options)
+            out[call.tokens] = attended.transpose(1, 2).flatten(0, 1)
         return out
 
-    def _make_groups(self, spans: list[_Span], window: int | None) -> list[_Group]:
-        """Decodes whose numbers of pages have equally many binary digits share a group: at most half is padding."""
-        prefills = [[span] for span in spans if span.chunk.num_tokens > 1]
-        decodes: dict[int, list[_Span]] = {}
-        for span in spans:
-            if span.chunk.num_tokens == 1:
-                digits = len(_pages(span.chunk, window, self._cache.block_size)).bit_length()
-                decodes.setdefault(digits, []).append(span)
-        return [self._make_group(members, window) for members in (*decodes.values(), *prefills)]
+    def _make_calls(self, batch: FlatBatch, blocks: GroupBlocks, window: int | None) -> list[_Call]:
+        """Decodes whose numbers of blocks have equally many binary digits share a call: at most half is padding."""
+        decodes: dict[int, list[int]] = {}
+        for chunk in batch.decodes:
+            digits = len(_seen_blocks(batch, chunk, window, self._cache.block_size)).bit_length()
+            decodes.setdefault(digits, []).append(chunk)
+        together = [*decodes.values(), *([chunk] for chunk in batch.prefills)]
+        return [self._make_call(batch, blocks, chunks, window) for chunks in together]
 
-    def _make_group(self, spans: list[_Span], window: int | None) -> _Group:
-        size, device = self._cache.block_size, self._cache.device
-        queries = spans[0].chunk.num_tokens
-        pages = [_pages(span.chunk, window, size) for span in spans]
-        width = max(len(numbers) for numbers in pages)
-        tables = [
-            # Padding repeats the sequence's own last page; the mask hides it.
-            [span.chunk.sequence.blocks[min(numbers.start + i, numbers.stop - 1)] for i in range(width)]
-            for span, numbers in zip(spans, pages, strict=True)
-        ]
-        tokens = [span.first_token + i for span in spans for i in range(queries)]
-        starts = torch.tensor([span.chunk.start for span in spans], device=device)
-        origins = torch.tensor([numbers.start * size for numbers in pages], device=device)
-        mask = _mask(starts, origins, queries, width * size, window)
-        return _Group(
-            sequences=len(spans),
+    def _make_call(self, batch: FlatBatch, blocks: GroupBlocks, chunks: list[int], window: int | None) -> _Call:
+        """The call of ``chunks``, which have equally many tokens."""
+        size, queries = self._cache.block_size, batch.query_lengths[chunks[0]]
+        seen = [_seen_blocks(batch, chunk, window, size) for chunk in chunks]
+        width = max(len(numbers) for numbers in seen)
+        tables, tokens, positions, limits = array("i"), array("i"), array("i"), array("i")
+        for chunk, numbers in zip(chunks, seen, strict=True):
+            begin = blocks.table_starts[chunk]
+            table = blocks.tables[begin + numbers.start : begin + numbers.stop]
+            # Padding repeats the sequence's own last block; the mask hides it.
+            tables += table + table[-1:] * (width - len(table))
+            first = batch.query_starts[chunk]
+            tokens.extend(range(first, first + queries))
+            positions += batch.positions[first : first + queries]
+            if batch.key_limits is not None:
+                limits += batch.key_limits[first : first + queries]
+        asking = self._on_device(positions).view(-1, 1, queries, 1)
+        limit = asking + 1 if batch.key_limits is None else self._on_device(limits).view_as(asking)
+        origins = torch.tensor([numbers.start * size for numbers in seen], device=asking.device)
+        asked = origins.view(-1, 1, 1, 1) + torch.arange(width * size, device=asking.device)
+        hidden = asked >= limit
+        if window is not None:
+            hidden |= asked <= asking - window
+        return _Call(
+            sequences=len(chunks),
             queries=queries,
-            tokens=torch.tensor(tokens, device=device),
-            tables=torch.tensor(tables, device=device).flatten(),
-            mask=torch.zeros(mask.shape, dtype=self._cache.dtype, device=device).masked_fill_(~mask, float("-inf")),
+            tokens=self._on_device(tokens),
+            tables=self._on_device(tables),
+            mask=torch.zeros(hidden.shape, dtype=self._cache.dtype, device=hidden.device).masked_fill_(
+                hidden, float("-inf")
+            ),
         )
 
-    def _gather(self, name: str, pages: torch.Tensor, group: _Group) -> torch.Tensor:
-        """The group's pages side by side: [sequences, kv heads, blocks * block size, size]."""
-        flat = pages.flatten(1)
-        needed = len(group.tables) * flat.shape[1]
+    def _gather(self, name: str, blocks: torch.Tensor, call: _Call) -> torch.Tensor:
+        """The call's blocks side by side: [sequences, kv heads, blocks * block size, size]."""
+        flat = blocks.flatten(1)
+        needed = len(call.tables) * flat.shape[1]
         scratch = self._scratch.get(name)
         if scratch is None or len(scratch) < needed:
             scratch = self._scratch[name] = flat.new_empty(needed)
-        gathered = scratch[:needed].view(len(group.tables), flat.shape[1])
-        torch.index_select(flat, 0, group.tables, out=gathered)
-        return gathered.view(group.sequences, -1, *pages.shape[2:]).transpose(1, 2)
+        gathered = scratch[:needed].view(len(call.tables), flat.shape[1])
+        torch.index_select(flat, 0, call.tables, out=gathered)
+        return gathered.view(call.sequences, -1, *blocks.shape[2:]).transpose(1, 2)
+
+    def _on_device(self, numbers: array[int]) -> torch.Tensor:
+        return torch.frombuffer(numbers, dtype=torch.int32).to(self._cache.device, torch.long)
 
 
-def _slot(chunk: ScheduledChunk, position: int, block_size: int) -> int:
-    return chunk.sequence.blocks[position // block_size] * block_size + position % block_size
-
-
-def _pages(chunk: ScheduledChunk, window: int | None, block_size: int) -> range:
-    """Which of the sequence's pages the chunk's queries can see."""
-    first = 0 if window is None else max(0, chunk.start - window + 1)
-    return range(first // block_size, (chunk.start + chunk.num_tokens - 1) // block_size + 1)
-
-
-def _mask(starts: torch.Tensor, origins: torch.Tensor, queries: int, keys: int, window: int | None) -> torch.Tensor:
-    """Who sees whom, [sequences, 1, queries, keys]; key ``j`` of a sequence stands at position ``origin + j``."""
-    asking = starts[:, None, None, None] + torch.arange(queries, device=starts.device)[:, None]
-    asked = origins[:, None, None, None] + torch.arange(keys, device=starts.device)
-    seen = asked <= asking
-    return seen if window is None else seen & (asked > asking - window)
+def _seen_blocks(batch: FlatBatch, chunk: int, window: int | None, block_size: int) -> range:
+    """Which blocks of the sequence's table the chunk's tokens can see."""
+    start, num_keys = batch.positions[batch.query_starts[chunk]], batch.num_keys(chunk)
+    first = 0 if window is None else max(0, start - window + 1)
+    return range(first // block_size, (num_keys - 1) // block_size + 1)
 
 
 def _attention(

@@ -38,7 +38,7 @@ def write_kernel(
 ) -> None:
     """Program (token, kv head): one key and one value into the token's slot; what is not finite becomes 0.
 
-    Pages are [slots, kv heads, size]. See ``ReferenceAttention.write_kv`` for why nothing else may enter a page.
+    Blocks are [slots, kv heads, size]. See ``ReferenceAttention.write_kv`` for why nothing else may enter a block.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     page = tl.load(index + token).to(tl.int64) * KV_HEADS + head

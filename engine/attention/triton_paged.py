@@ -1,7 +1,7 @@
 """Attention over the paged cache by our Triton kernels: the path of GPUs.
 
-Everything that a step's kernels have to know crosses to the device as one array of integers; pages are read where they
-lie. Decodes spread each sequence over several programs where the batch alone would leave the device idle
+Everything that a step's kernels have to know crosses to the device as one array of integers; blocks are read where
+they lie. Decodes spread each sequence over several programs where the batch alone would leave the device idle
 ("Flash-Decoding for long-context inference", Dao, Haziza, Massa and Sizov, 2023).
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from collections.abc import Sequence as Batch
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from engine.attention.staging import StagedNumbers
 from engine.attention.triton_kernels import attend_kernel, join_kernel, write_kernel
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.sequence import ScheduledChunk
+from engine.scheduling.flat_batch import FlatBatch
 
 MAX_SPLITS = 32
 # So many programs for each processor keep one busy while others wait for memory.
@@ -36,14 +35,6 @@ _PIPELINE_BYTES = 64 * 1024
 _STAGES = 3
 _TILE = 4
 _INTERPRETED = not isinstance(attend_kernel, JITFunction)
-
-
-class _Spread(NamedTuple):
-    """The chunks of a step, decodes first, and the row of each one's first token in the batch."""
-
-    chunks: list[ScheduledChunk]
-    rows: list[int]
-    num_decodes: int
 
 
 class _Tiles(NamedTuple):
@@ -69,11 +60,13 @@ class TritonAttention:
         self._prefills: dict[int, _Tiles] = {}
         # How many queries the layers take in a tile; learned from the first step, so that later ones are told in time.
         self._tile_queries: set[int] = set()
-        self._spread = _Spread([], [], 0)
+        # The step that is prepared; None while a step is recorded.
+        self._batch: FlatBatch | None = None
 
-    def prepare(self, batch: Batch[ScheduledChunk]) -> None:
-        self._spread = _spread_of(batch)
-        self._upload()
+    def prepare(self, batch: FlatBatch) -> None:
+        batch.require_none("key_limits", by="attention by Triton")
+        self._batch = batch
+        self._upload(batch)
 
     def reserve(self, max_batch: int, max_blocks: int) -> None:
         # Beside the tables of all, one entry for the table of the padding.
@@ -84,32 +77,23 @@ class TritonAttention:
         self._index = self._static.numbers
         self._decodes = _Tiles(size, size)
         self._prefills = {}
-        self._spread = _Spread([], [], 0)
+        self._batch = None
 
-    def fill(self, batch: Batch[ScheduledChunk], size: int, scratch_block: int) -> None:
+    def fill(self, batch: FlatBatch) -> None:
         assert self._static is not None, "reserve comes first"
-        block_size = self._cache.block_size
-        padding = size - len(batch)
-        numbers = array("i", [_slot(chunk, chunk.start, block_size) for chunk in batch])
-        numbers.extend([scratch_block * block_size] * padding)
-        tables = array("i")
-        tables_at = size * (1 + _TILE)
-        for row, chunk in enumerate(batch):
-            numbers.extend((row, chunk.start, 1, tables_at + len(tables)))
-            tables.extend(chunk.sequence.blocks[: chunk.start // block_size + 1])
-        for row in range(len(batch), size):
-            numbers.extend((row, 0, 1, tables_at + len(tables)))
-        tables.append(scratch_block)
-        self._static.upload(numbers + tables)
+        batch.require_none("key_limits", by="attention by Triton")
+        numbers, decodes, _ = _laid_out(batch, ())
+        assert decodes.number == len(batch.tokens), "a recorded step has decodes only"
+        self._static.upload(numbers)
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        pages, value_pages = self._cache.keys[layer], self._cache.values[layer]
+        key_blocks, value_blocks = self._cache.keys[layer], self._cache.values[layer]
         keys, values = _steadily_strided(keys), _steadily_strided(values)
         key_size, value_size = keys.shape[2], values.shape[2]
         write_kernel[(keys.shape[0], keys.shape[1])](
             self._index,
-            pages,
-            value_pages,
+            key_blocks,
+            value_blocks,
             keys,
             values,
             keys.stride(0),
@@ -190,42 +174,47 @@ class TritonAttention:
         """The tiles of the step's chunks, each of at most ``queries`` tokens."""
         if queries not in self._tile_queries:
             self._tile_queries.add(queries)
-            if len(self._spread.chunks) > self._spread.num_decodes:
-                self._upload()
+            if self._batch is not None and not self._batch.only_decodes:
+                self._upload(self._batch)
         return self._prefills.get(queries, _Tiles(0, 0))
 
-    def _upload(self) -> None:
-        """Lay out slots, tiles and tables of the step and send them."""
-        chunks, rows, num_decodes = self._spread
-        block_size = self._cache.block_size
-        slots = array("i", bytes(4 * sum(chunk.num_tokens for chunk in chunks)))
-        tables, places = array("i"), []
-        for chunk, row in zip(chunks, rows, strict=True):
-            stop = chunk.start + chunk.num_tokens
-            slots[row : row + chunk.num_tokens] = array(
-                "i", (_slot(chunk, i, block_size) for i in range(chunk.start, stop))
-            )
-            places.append(len(tables))
-            tables.extend(chunk.sequence.blocks[: -(-stop // block_size)])
-        counts = {queries: _num_tiles(chunks[num_decodes:], queries) for queries in self._tile_queries}
-        tables_at = len(slots) + _TILE * (num_decodes + sum(counts.values()))
-        self._decodes = _Tiles(len(slots), num_decodes)
-        self._prefills = {}
-        numbers = slots
-        for i in range(num_decodes):
-            numbers.extend((rows[i], chunks[i].start, 1, tables_at + places[i]))
-        for queries, count in counts.items():
-            self._prefills[queries] = _Tiles(len(numbers), count)
-            for i in range(num_decodes, len(chunks)):
-                for done in range(0, chunks[i].num_tokens, queries):
-                    size = min(queries, chunks[i].num_tokens - done)
-                    numbers.extend((rows[i] + done, chunks[i].start + done, size, tables_at + places[i]))
-        assert len(numbers) == tables_at
-        numbers += tables
+    def _upload(self, batch: FlatBatch) -> None:
+        numbers, self._decodes, self._prefills = _laid_out(batch, self._tile_queries)
         if len(numbers) > len(self._eager.numbers):
             self._eager = StagedNumbers(2 * len(numbers), self._cache.device)
         self._eager.upload(numbers)
         self._index = self._eager.numbers
+
+
+def _laid_out(batch: FlatBatch, tile_queries: Iterable[int]) -> tuple[array[int], _Tiles, dict[int, _Tiles]]:
+    """The index of a step (slots, tiles, tables), the tiles of its decodes, and those of its prefills by their size."""
+    blocks = batch.only_group("attention by Triton")
+    rows, lengths, positions = batch.query_starts, batch.query_lengths, batch.positions
+    table_starts = blocks.table_starts
+    if batch.only_decodes:
+        prefills, decode_rows, decode_positions, decode_tables = [], rows, positions, table_starts
+    else:
+        prefills, decodes = batch.prefills, batch.decodes
+        decode_rows = array("i", [rows[i] for i in decodes])
+        decode_positions = array("i", [positions[row] for row in decode_rows])
+        decode_tables = array("i", [table_starts[i] for i in decodes])
+    counts = {queries: sum(-(-lengths[i] // queries) for i in prefills) for queries in tile_queries}
+    numbers = blocks.slots[:]
+    tables_at = len(numbers) + _TILE * (len(decode_rows) + sum(counts.values()))
+    decode_tiles, prefill_tiles = _Tiles(len(numbers), len(decode_rows)), {}
+    tiles = array("i", [1]) * (_TILE * len(decode_rows))
+    tiles[0::_TILE] = decode_rows
+    tiles[1::_TILE] = decode_positions
+    tiles[3::_TILE] = array("i", [tables_at + start for start in decode_tables])
+    numbers += tiles
+    for queries, count in counts.items():
+        prefill_tiles[queries] = _Tiles(len(numbers), count)
+        for i in prefills:
+            for row in range(rows[i], rows[i] + lengths[i], queries):
+                size = min(queries, rows[i] + lengths[i] - row)
+                numbers.extend((row, positions[row], size, tables_at + table_starts[i]))
+    assert len(numbers) == tables_at
+    return numbers + blocks.tables, decode_tiles, prefill_tiles
 
 
 def launch_options(
@@ -272,25 +261,6 @@ def tile_rows(heads: int, kv_heads: int, key_size: int, dtype: torch.dtype) -> t
     most = _PREFILL_ROWS // 2 if dtype == torch.float32 else _PREFILL_ROWS  # more would not fit the registers
     prefill: int = min(most, _QUERY_BYTES // (_power_of_two(key_size) * dtype.itemsize))
     return group, max(group, prefill)
-
-
-def _spread_of(batch: Batch[ScheduledChunk]) -> _Spread:
-    """The chunks with the row of their first token in the batch, decodes first."""
-    placed, row = [], 0
-    for chunk in batch:
-        placed.append((chunk, row))
-        row += chunk.num_tokens
-    placed.sort(key=lambda pair: pair[0].num_tokens > 1)
-    num_decodes = sum(chunk.num_tokens == 1 for chunk in batch)
-    return _Spread([chunk for chunk, _ in placed], [row for _, row in placed], num_decodes)
-
-
-def _slot(chunk: ScheduledChunk, token: int, block_size: int) -> int:
-    return chunk.sequence.blocks[token // block_size] * block_size + token % block_size
-
-
-def _num_tiles(chunks: list[ScheduledChunk], queries: int) -> int:
-    return sum(-(-chunk.num_tokens // queries) for chunk in chunks)
 
 
 def _steadily_strided(tensor: torch.Tensor) -> torch.Tensor:

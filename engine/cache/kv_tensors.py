@@ -7,13 +7,13 @@ import mmap
 
 import torch
 
-from engine.cache.layout import KVShape
+from engine.cache.layout import KVShape, num_groups
 
 
 class KVCache:
     """Keys and values of every layer: [blocks, block size, kv heads, size] each, zero at first.
 
-    Which page belongs to whom is the block pool's business.
+    Which block belongs to whom is the block pool's business. ``groups`` are the layers' groups.
     """
 
     def __init__(
@@ -23,14 +23,16 @@ class KVCache:
         self.block_size = block_size
         self.dtype = dtype
         self.device = device
-        self.keys = [self._pages(shape.heads, shape.key_size) for shape in shapes]
-        self.values = [self._pages(shape.heads, shape.value_size) for shape in shapes]
+        self.groups = [shape.group for shape in shapes]
+        self.num_groups = num_groups(shapes)
+        self.keys = [self._blocks(shape.heads, shape.key_size) for shape in shapes]
+        self.values = [self._blocks(shape.heads, shape.value_size) for shape in shapes]
 
-    def _pages(self, heads: int, size: int) -> torch.Tensor:
+    def _blocks(self, heads: int, size: int) -> torch.Tensor:
         shape = (self.num_blocks, self.block_size, heads, size)
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        # Memory that the system hands out zeroed, page by page when first written: a start does not wait for
+        # Memory that the system hands out zeroed when it is first written: a start does not wait for
         # gigabytes to be cleared, and a cache that stays half empty takes half.
         lazy = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize, access=mmap.ACCESS_COPY)
         return torch.frombuffer(lazy, dtype=self.dtype).view(shape)

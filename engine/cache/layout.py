@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,32 +12,42 @@ from engine.api.errors import ModelRefused
 
 
 class KVShape(NamedTuple):
-    """What one token leaves behind in one layer: ``heads`` keys of ``key_size`` and values of ``value_size``."""
+    """What one token leaves behind in one layer: ``heads`` keys of ``key_size`` and values of ``value_size``.
+
+    ``group`` is the layer group that the layer belongs to: a sequence has one block table for all layers of a group.
+    Groups are numbered from 0.
+    """
 
     heads: int
     key_size: int
     value_size: int
+    group: int = 0
+
+
+def num_groups(shapes: Iterable[KVShape]) -> int:
+    """How many layer groups there are, and so how many block tables a sequence has."""
+    return 1 + max((shape.group for shape in shapes), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class KVPlan:
-    """How many pages to make and the longest sequence that they are guaranteed to hold, in tokens."""
+    """How many blocks to make and the longest sequence that they are guaranteed to hold, in tokens."""
 
     num_blocks: int
     max_context: int
 
 
 def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one page takes over all layers."""
+    """Bytes that one block takes over all layers."""
     numbers_per_token = sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes)
     return block_size * numbers_per_token * int(dtype.itemsize)
 
 
 def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context: int, max_running: int) -> KVPlan:
-    """As many pages as fit into ``budget`` bytes, but no more than ``max_running`` full sequences can use.
+    """As many blocks as fit into ``budget`` bytes, but no more than ``max_running`` full sequences can use.
 
     A budget below one sequence of ``max_context`` tokens shortens the context to what fits. Raises ``ModelRefused``
-    where not even one page does.
+    where not even one block does.
     """
     fitting = budget // bytes_per_block
     if fitting < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from array import array
-from collections.abc import Sequence as Batch
+from collections.abc import Sequence as Chunks
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from engine.api.engine import ModelInfo
 from engine.native import library
 from engine.native.decoder import Decoder
 from engine.native.packing import PANEL
+from engine.scheduling.flat_batch import FlatBatch, GroupBlocks, flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -32,44 +33,48 @@ class NativeRunner:
         weakref.finalize(self, code.castor_close, self._engine)
         self._logits = torch.empty(0, decoder.model.head.num_panels * PANEL)
 
-    def forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
+    def forward(self, chunks: Chunks[ScheduledChunk]) -> torch.Tensor:
         """Logits in float32, one row for each chunk that samples: [rows, vocabulary]. Valid until the next call."""
-        ids, positions, starts, tables, rows = array("i"), array("i"), array("i"), array("i"), array("i")
-        for chunk in batch:
-            ids.extend(chunk.sequence.tokens[chunk.start : chunk.start + chunk.num_tokens])
-            positions.extend(range(chunk.start, chunk.start + chunk.num_tokens))
-            starts.extend([len(tables)] * chunk.num_tokens)
-            tables.extend(chunk.sequence.blocks)
-            if chunk.samples:
-                rows.append(len(ids) - 1)
-        self._require_within(batch, tables)
+        return self.compute(flatten(chunks, self.info.block_size))
+
+    def compute(self, batch: FlatBatch) -> torch.Tensor:
+        """``forward`` of a step that is laid out already.
+
+        Raises ``IndexError`` for a step beyond the cache or the context, and ``NotImplementedError`` for what the C
+        code does not compute.
+        """
+        batch.require_none("position_axes", "key_limits", by="the native forward")
+        blocks = batch.only_group("the native forward")
+        self._require_within(batch, blocks)
+        starts = blocks.table_starts
+        if not batch.only_decodes:  # the C code takes one for each token
+            starts = array("i")
+            for start, length in zip(blocks.table_starts, batch.query_lengths, strict=True):
+                starts.extend(array("i", [start]) * length)
         with torch.inference_mode():
-            states = self._embedding(torch.tensor(ids)).float().contiguous()
-        logits = self._room(len(rows))
+            states = self._embedding(torch.frombuffer(batch.tokens, dtype=torch.int32)).float().contiguous()
+            if batch.embeddings is not None:
+                states[torch.tensor(batch.embeddings.rows)] = batch.embeddings.vectors.to(states)
+        logits = self._room(len(batch.sample_rows))
         step = library.Batch(
-            len(ids),
-            len(rows),
-            *(values.buffer_info()[0] for values in (positions, tables, starts, rows)),
+            len(batch.tokens),
+            len(batch.sample_rows),
+            *(values.buffer_info()[0] for values in (batch.positions, blocks.tables, starts, batch.sample_rows)),
             states.data_ptr(),
             logits.data_ptr(),
         )
         if self._code.castor_forward(self._engine, ctypes.byref(step)) != 0:
-            raise MemoryError(f"no memory for the activations of {len(ids)} tokens")
+            raise MemoryError(f"no memory for the activations of {len(batch.tokens)} tokens")
         return logits[:, : self._decoder.vocab_size]
 
     def check(self) -> None:
         """A CPU is never lost."""
 
-    def _require_within(self, batch: Batch[ScheduledChunk], tables: array[int]) -> None:
+    def _require_within(self, batch: FlatBatch, blocks: GroupBlocks) -> None:
         """The C code writes where it is told to; what lies outside of the cache is an error and not a crash."""
-        least, most = torch.frombuffer(tables, dtype=torch.int32).aminmax()
-        ends = ((chunk.start + chunk.num_tokens, len(chunk.sequence.blocks)) for chunk in batch)
-        if (
-            least < 0
-            or most >= self.info.num_blocks
-            or any(end > min(self.info.max_context, count * self.info.block_size) for end, count in ends)
-        ):
-            raise IndexError("a step reaches beyond the pages of its sequences, of the cache, or beyond the context")
+        least, most = torch.frombuffer(blocks.tables, dtype=torch.int32).aminmax()
+        if least < 0 or most >= self.info.num_blocks or max(batch.positions) >= self.info.max_context:
+            raise IndexError("a step reaches beyond the blocks of the cache, or beyond the context")
 
     def _room(self, rows: int) -> torch.Tensor:
         """Kept from step to step: the page faults of fresh memory cost more than the product that fills it."""

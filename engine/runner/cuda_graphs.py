@@ -1,4 +1,4 @@
-"""Decode steps that are recorded once for each batch size and replayed: the device is told of a step by one call.
+"""Decode steps that are recorded once for each batch size and replayed: one launch per step.
 
 What a step is (tokens, positions, slots, block tables) lies in buffers that never move. A step of fewer sequences than
 were recorded is padded; what pads it lives in a block that no sequence owns. Sampling is not recorded.
@@ -6,9 +6,7 @@ were recorded is padded; what pads it lives in a block that no sequence owns. Sa
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Batch
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +16,7 @@ from engine.api.engine import ModelInfo
 from engine.attention.base import GraphAttention
 from engine.attention.staging import StagedNumbers
 from engine.model.loader import Progress
-from engine.scheduling.sequence import ScheduledChunk
+from engine.scheduling.flat_batch import FlatBatch, flatten
 
 # Runs a computation once and returns what runs it again, on the same tensors.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -46,6 +44,7 @@ class DecodeGraphs:
         self._attention = attention
         self._scratch_block = scratch_block
         self._record = record
+        self._block_size = info.block_size
         self._sizes = batch_sizes(info.max_running)
         device = torch.device(info.device)
         attention.reserve(info.max_running, -(-info.max_context // info.block_size))
@@ -57,27 +56,27 @@ class DecodeGraphs:
         """Record every size, the largest first, so that the smaller ones find its memory; takes seconds."""
         for done, size in enumerate(reversed(self._sizes)):
             progress("recording decode steps", done / len(self._sizes))
-            self._fill([], size)
+            self._fill(flatten([], self._block_size), size)
             self._replays[size] = self._record(lambda size=size: self._compute(size))  # type: ignore[misc]
         progress("recording decode steps", 1.0)
 
-    def covers(self, batch: Batch[ScheduledChunk]) -> bool:
-        """Whether ``forward`` takes this step: decodes only."""
-        return len(batch) <= self._sizes[-1] and all(chunk.num_tokens == 1 for chunk in batch)
+    def covers(self, batch: FlatBatch) -> bool:
+        """Whether ``forward`` takes this step: decodes of text only."""
+        special = (batch.position_axes, batch.embeddings, batch.key_limits)
+        return batch.only_decodes and len(batch.tokens) <= self._sizes[-1] and special == (None, None, None)
 
-    def forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
+    def forward(self, batch: FlatBatch) -> torch.Tensor:
         """Logits of the chunks that sample, as ``ModelRunner.forward`` returns them; valid until the next step."""
-        size = next(size for size in self._sizes if size >= len(batch))
+        count, rows = len(batch.tokens), batch.sample_rows
+        size = next(size for size in self._sizes if size >= count)
         self._fill(batch, size)
         self._replays[size]()
-        rows = [row for row, chunk in enumerate(batch) if chunk.samples]
-        return self._logits[: len(batch)] if len(rows) == len(batch) else self._logits[rows]
+        return self._logits[:count] if len(rows) == count else self._logits[rows.tolist()]
 
-    def _fill(self, batch: Batch[ScheduledChunk], size: int) -> None:
-        padding = [0] * (size - len(batch))
-        tokens = array("i", [*(chunk.sequence.tokens[chunk.start] for chunk in batch), *padding])
-        self._inputs.upload(tokens + array("i", [*(chunk.start for chunk in batch), *padding]))
-        self._attention.fill(batch, size, self._scratch_block)
+    def _fill(self, batch: FlatBatch, size: int) -> None:
+        padded = batch.padded(size, self._scratch_block, self._block_size)
+        self._inputs.upload(padded.tokens + padded.positions)
+        self._attention.fill(padded)
 
     def _compute(self, size: int) -> None:
         self._attention.capture(size)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Batch
+from array import array
+from collections.abc import Sequence as Chunks
 
 import torch
 
 from engine.api.engine import ModelInfo
 from engine.attention.base import AttentionBackend, GraphAttention
+from engine.cache.layout import num_groups
 from engine.device.cuda_health import require_device
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.runner.cuda_graphs import DecodeGraphs, Recorder
+from engine.scheduling.flat_batch import FlatBatch, flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -23,6 +26,7 @@ class ModelRunner:
         self._model = model.module
         self.attention = attention
         self._device = torch.device(info.device)
+        self._num_groups = num_groups(layer.shape for layer in model.probe.layers)
         self._graphs: DecodeGraphs | None = None
         for index, layer in enumerate(model.probe.layers):
             attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
@@ -44,16 +48,20 @@ class ModelRunner:
             graphs.capture(progress)
         self._graphs = graphs
 
-    def forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
+    def forward(self, chunks: Chunks[ScheduledChunk]) -> torch.Tensor:
         """Logits in float32 on the model's device, one row for each chunk that samples: [rows, vocabulary].
 
         They are valid until the next call.
         """
+        return self.compute(flatten(chunks, self.info.block_size, self._num_groups))
+
+    def compute(self, batch: FlatBatch) -> torch.Tensor:
+        """``forward`` of a step that is laid out already, with what else the batch has."""
         with torch.inference_mode():
             if self._graphs is not None and self._graphs.covers(batch):
                 logits = self._graphs.forward(batch)
             else:
-                logits = self._forward(batch)
+                logits = self._compute_eagerly(batch)
             if not len(logits) and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         return logits
@@ -62,22 +70,26 @@ class ModelRunner:
         """Raises ``EngineUnavailable`` if the device is lost."""
         require_device(self._device)
 
-    def _forward(self, batch: Batch[ScheduledChunk]) -> torch.Tensor:
-        ids: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        for chunk in batch:
-            stop = chunk.start + chunk.num_tokens
-            ids += chunk.sequence.tokens[chunk.start : stop]
-            positions += range(chunk.start, stop)
-            if chunk.samples:
-                wanted.append(len(ids) - 1)
+    def _compute_eagerly(self, batch: FlatBatch) -> torch.Tensor:
         self.attention.prepare(batch)
+        inputs: dict[str, torch.Tensor] = {"input_ids": self._on_device(batch.tokens)[None]}
+        if batch.embeddings is not None:
+            rows, vectors = batch.embeddings
+            embedded = self._model.get_input_embeddings()(inputs.pop("input_ids"))
+            embedded[0, self._on_device(rows)] = vectors.to(embedded)
+            inputs["inputs_embeds"] = embedded
+        axes = batch.position_axes
+        positions = self._on_device(batch.positions) if axes is None else torch.stack([*map(self._on_device, axes)])
         output = self._model(
-            input_ids=torch.tensor([ids], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
+            **inputs,
+            position_ids=positions[..., None, :],
             use_cache=False,
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self._device),
+            logits_to_keep=self._on_device(batch.sample_rows),
         )
         logits: torch.Tensor = output.logits[0].float()
         return logits
+
+    def _on_device(self, numbers: array[int]) -> torch.Tensor:
+        if not numbers:
+            return torch.empty(0, dtype=torch.long, device=self._device)
+        return torch.frombuffer(numbers, dtype=torch.int32).to(self._device, torch.long)

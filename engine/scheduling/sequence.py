@@ -17,6 +17,7 @@ class Sequence:
     ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
     them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. The engine keeps them
     in an array, because each step copies it whole, and from a list that takes milliseconds where contexts are long.
+    ``blocks`` is the table of layer group 0, and ``other_tables`` are those of the groups after it, made the same way.
     ``num_cached_tokens`` is the part of the prompt that was found in the prefix cache.
     """
 
@@ -26,6 +27,7 @@ class Sequence:
     num_computed: int = 0
     num_cached_tokens: int = 0
     blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
+    other_tables: tuple[MutableSequence[int], ...] = ()
 
     @property
     def num_prompt(self) -> int:

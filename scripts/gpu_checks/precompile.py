@@ -15,6 +15,7 @@ import torch
 from engine.attention.base import AttentionOptions
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.scheduling.flat_batch import flatten
 from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, loaded, random_module, shape_of
 from gpu_checks.parts.attention import FORMS, Form, laid_out
@@ -122,7 +123,7 @@ def _launch(machine: Machine, heads: int, shape: KVShape, options: AttentionOpti
         )
         cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device)
         backend = machine.attention(cache, {options.sliding_window})
-        backend.prepare(chunks)
+        backend.prepare(flatten(chunks, BLOCK_SIZE))
         sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)
         keys, values, query = (torch.zeros(tokens, *size, dtype=dtype, device=machine.device) for size in sizes)
         backend.write_kv(0, keys, values)

@@ -19,6 +19,7 @@ from engine.attention.gather import ReferenceAttention
 from engine.attention.triton_paged import MAX_SPLITS, TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def compare(case: Case) -> None:
-    """Write and attend through both backends; the pages must be equal, the results as exact as their arithmetic."""
+    """Write and attend through both backends; the blocks must be equal, the results as exact as their arithmetic."""
     torch.manual_seed(0)
     chunks, num_blocks = laid_out(case)
     ours, theirs = (KVCache([case.shape], num_blocks, case.block_size, dtype=case.dtype, device=CPU) for _ in range(2))
@@ -77,7 +78,7 @@ def compare(case: Case) -> None:
     reference = ReferenceAttention(theirs, {case.options.sliding_window})
     triton = TritonAttention(ours, processors=case.processors)
     for backend in (reference, triton):
-        backend.prepare(chunks)
+        backend.prepare(flatten(chunks, case.block_size))
         backend.write_kv(0, keys, values)
     assert torch.equal(ours.keys[0], theirs.keys[0])
     assert torch.equal(ours.values[0], theirs.values[0])
@@ -93,8 +94,8 @@ def exactly(
     parts, first = [], 0
     for chunk in chunks:
         keys, values = (
-            pages[0][chunk.sequence.blocks].flatten(0, 1)[: chunk.start + chunk.num_tokens]
-            for pages in (cache.keys, cache.values)
+            blocks[0][chunk.sequence.blocks].flatten(0, 1)[: chunk.start + chunk.num_tokens]
+            for blocks in (cache.keys, cache.values)
         )
         queries = query[first : first + chunk.num_tokens]
         parts.append(attended(queries, keys, values, chunk.start, case.options))
@@ -152,10 +153,10 @@ def test_wide_heads(size: int) -> None:
     compare(Case(KVShape(1, size, size), 4, AttentionOptions(0.06), ((90, 1), (10, 40)), processors=4))
 
 
-def test_a_page_that_held_nothing_finite_cannot_exist() -> None:
+def test_a_block_that_held_nothing_finite_cannot_exist() -> None:
     cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU)
     backend = TritonAttention(cache)
-    backend.prepare([ScheduledChunk(make_sequence([1] * 4, [0]), 0, 4)])
+    backend.prepare(flatten([ScheduledChunk(make_sequence([1] * 4, [0]), 0, 4)], 4))
     backend.write_kv(0, torch.full((4, 2, 64), math.nan), torch.full((4, 2, 64), math.inf))
     assert not cache.keys[0].any()
     assert not cache.values[0].any()

@@ -12,6 +12,7 @@ from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, make_sequ
 from engine.attention.triton_paged import TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 LENGTHS = (5, 30, 1, 17, 64)
@@ -65,7 +66,7 @@ def test_a_padded_step_equals_the_step_itself(folder: Path) -> None:
             for sequence, text in zip(sequences, texts, strict=True):
                 sequence.tokens = text
         chunks, others = decodes(expected, step), decodes(found, step)
-        # The others of the step go alone, so that every later step finds its past in the pages.
+        # The others of the step go alone, so that every later step finds its past in the blocks.
         for part in (slice(0, size), slice(size, None)):
             if chunks[part]:
                 logits = recorded.runner.forward(others[part])
@@ -77,12 +78,12 @@ def test_padding_writes_into_its_own_block_only(folder: Path) -> None:
     (scratch,) = model.take_blocks(1)
     sequences = prefilled(model)
     cache = model.cache
-    before = [pages.clone() for pages in (*cache.keys, *cache.values)]
+    before = [blocks.clone() for blocks in (*cache.keys, *cache.values)]
     model.runner.record_decodes(scratch, again, silent)
     model.runner.forward(decodes(sequences, 0)[:3])
     taken = {sequence.blocks[length // BLOCK_SIZE] for sequence, length in zip(sequences[:3], LENGTHS, strict=False)}
-    for pages, past in zip((*cache.keys, *cache.values), before, strict=True):
-        changed = {int(block) for block in (pages != past).flatten(1).any(1).nonzero()}
+    for blocks, past in zip((*cache.keys, *cache.values), before, strict=True):
+        changed = {int(block) for block in (blocks != past).flatten(1).any(1).nonzero()}
         assert changed <= taken | {scratch}
         assert taken <= changed
 
@@ -105,7 +106,7 @@ def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:
     backend.reserve(2, 3)
     longest = [ScheduledChunk(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
     for batch in (longest, longest[:1], []):
-        backend.fill(batch, 2, scratch_block=7)
+        backend.fill(flatten(batch, BLOCK_SIZE).padded(2, 7, BLOCK_SIZE))
 
 
 def test_what_cannot_be_recorded_is_computed(folder: Path) -> None:

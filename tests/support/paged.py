@@ -61,10 +61,10 @@ def make_sequence(tokens: list[int], blocks: list[int], sampling: SamplingParams
 
 
 class PagedModel:
-    """A folder loaded as the engine loads it, with a small cache whose pages are handed out at random."""
+    """A folder loaded as the engine loads it, with a small cache whose blocks are handed out at random."""
 
     STALE = 1e3
-    """What pages held before, which must not matter."""
+    """What blocks held before, which must not matter."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class PagedModel:
         self.cache = cache = KVCache(
             [x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device
         )
-        for pages in (*cache.keys, *cache.values):
-            pages.fill_(self.STALE)
+        for blocks in (*cache.keys, *cache.values):
+            blocks.fill_(self.STALE)
         info = ModelInfo("", 0, "float32", "cpu", loaded.probe.vocab_size, 512, block_size, num_blocks, 8, (EOS_ID,))
         self.attention = attention
         self.runner = self.make_runner(loaded, cache, info)

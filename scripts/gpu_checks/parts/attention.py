@@ -16,6 +16,7 @@ from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from gpu_checks.check import Check
 from gpu_checks.machine import Machine
@@ -122,8 +123,8 @@ def _inputs(machine: Machine, form: Form, dtype: torch.dtype, step: Step) -> _In
     chunks = laid_out(step, BLOCK_SIZE)
     num_blocks = 1 + sum(len(chunk.sequence.blocks) for chunk in chunks)
     cache = KVCache([shape], num_blocks, BLOCK_SIZE, dtype=dtype, device=device)
-    for pages in (cache.keys[0], cache.values[0]):
-        pages.copy_(torch.randn(pages.shape, device=device))
+    for blocks in (cache.keys[0], cache.values[0]):
+        blocks.copy_(torch.randn(blocks.shape, device=device))
     tokens = sum(chunk.num_tokens for chunk in chunks)
     keys = torch.randn(shape.heads, tokens, shape.key_size, device=device).to(dtype).transpose(0, 1)
     values = torch.randn(tokens, shape.heads, shape.value_size, device=device).to(dtype)
@@ -141,7 +142,7 @@ def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dt
     exact.values[0].copy_(ours.cache.values[0])
     found = _attended(machine, ours, options)
     reference = ReferenceAttention(exact, {options.sliding_window})
-    reference.prepare(ours.chunks)
+    reference.prepare(flatten(ours.chunks, BLOCK_SIZE))
     reference.write_kv(0, ours.keys.float(), ours.values.float())
     exact_sinks = None if options.sinks is None else options.sinks.float()
     expected = reference.attend(0, ours.query.float(), options._replace(sinks=exact_sinks))
@@ -154,7 +155,7 @@ def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dt
 
 def _attended(machine: Machine, inputs: _Inputs, options: AttentionOptions) -> torch.Tensor:
     backend = machine.attention(inputs.cache, {options.sliding_window})
-    backend.prepare(inputs.chunks)
+    backend.prepare(flatten(inputs.chunks, BLOCK_SIZE))
     backend.write_kv(0, inputs.keys, inputs.values)
     return backend.attend(0, inputs.query, options).float()
 

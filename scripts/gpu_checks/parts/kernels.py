@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.attention.base import AttentionOptions
 from engine.cache.kv_tensors import KVCache
+from engine.scheduling.flat_batch import flatten
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.models import BLOCK_SIZE
@@ -138,10 +139,10 @@ def _decode_seconds(check: Check, form: Form, step: Step, stages: int | None, ke
     works = laid_out(step, BLOCK_SIZE)
     blocks = 1 + sum(len(work.sequence.blocks) for work in works)
     cache = KVCache([form.shape] * layers, blocks, BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
-    for pages in (*cache.keys, *cache.values):
-        pages.normal_()
+    for numbers in (*cache.keys, *cache.values):
+        numbers.normal_()
     backend = machine.attention(cache, {None})
-    backend.prepare(works)
+    backend.prepare(flatten(works, BLOCK_SIZE))
     query = machine.random(len(step), form.heads, form.shape.key_size)
     with tuned(stages, keys):
         return _seconds(check, [partial(backend.attend, layer, query, options) for layer in range(layers)])
@@ -213,10 +214,10 @@ def _our_prefill_seconds(check: Check, form: Form, tokens: int) -> float:
     machine = check.machine
     (work,) = laid_out(((0, tokens),), BLOCK_SIZE)
     cache = KVCache([form.shape], 1 + len(work.sequence.blocks), BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
-    for pages in (*cache.keys, *cache.values):
-        pages.normal_()
+    for numbers in (*cache.keys, *cache.values):
+        numbers.normal_()
     backend = machine.attention(cache, {None})
-    backend.prepare([work])
+    backend.prepare(flatten([work], BLOCK_SIZE))
     query = machine.random(tokens, form.heads, form.shape.key_size)
     attend = partial(backend.attend, 0, query, AttentionOptions(form.shape.key_size**-0.5))
     attend()  # from its first step a backend learns how large tiles are

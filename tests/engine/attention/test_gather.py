@@ -14,6 +14,7 @@ from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 HEADS, BLOCK = 4, 4
@@ -42,10 +43,10 @@ def test_decodes_and_chunks_of_one_batch(options: AttentionOptions) -> None:
     texts = [(torch.randn(w.start + w.num_tokens, 2, 8), torch.randn(w.start + w.num_tokens, 2, 6)) for w in chunks]
     for chunk, (k, v) in zip(chunks, texts, strict=True):
         if chunk.start:
-            backend.prepare([ScheduledChunk(chunk.sequence, 0, chunk.start)])
+            backend.prepare(flatten([ScheduledChunk(chunk.sequence, 0, chunk.start)], BLOCK))
             backend.write_kv(0, k[: chunk.start], v[: chunk.start])
     query = torch.randn(sum(chunk.num_tokens for chunk in chunks), HEADS, 8)
-    backend.prepare(chunks)
+    backend.prepare(flatten(chunks, BLOCK))
     backend.write_kv(
         0,
         torch.cat([k[w.start :] for w, (k, _) in zip(chunks, texts, strict=True)]),
@@ -59,15 +60,15 @@ def test_decodes_and_chunks_of_one_batch(options: AttentionOptions) -> None:
         first += chunk.num_tokens
 
 
-def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_page() -> None:
+def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_block() -> None:
     cache = KVCache([SHAPE], 1, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
     backend = ReferenceAttention(cache, {None})
     broken = torch.full((BLOCK, 2, 8), math.nan)
-    backend.prepare([ScheduledChunk(make_sequence([1] * BLOCK, [0]), 0, BLOCK)])
+    backend.prepare(flatten([ScheduledChunk(make_sequence([1] * BLOCK, [0]), 0, BLOCK)], BLOCK))
     backend.write_kv(0, broken, torch.full((BLOCK, 2, 6), math.inf))
     torch.manual_seed(0)
     k, v, q = torch.randn(1, 2, 8), torch.randn(1, 2, 6), torch.randn(1, HEADS, 8)
-    backend.prepare([ScheduledChunk(make_sequence([1], [0]), 0, 1)])
+    backend.prepare(flatten([ScheduledChunk(make_sequence([1], [0]), 0, 1)], BLOCK))
     backend.write_kv(0, k, v)
     out = backend.attend(0, q, AttentionOptions(0.3))
     torch.testing.assert_close(out, v.repeat_interleave(2, dim=1))

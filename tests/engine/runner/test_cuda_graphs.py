@@ -16,6 +16,7 @@ from support.tiny import tiny_model_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.runner.cuda_graphs import CudaRecorder, batch_sizes
+from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -70,7 +71,7 @@ def test_a_decode_of_this_family_can_be_recorded(family: str, tmp_path: Path) ->
     """A recording forbids to wait for the device and to bring numbers to it; on a CPU the operators for that show."""
     model = PagedModel(tiny_model_folder(tmp_path, family, **FAMILIES[family]))
     sequence = make_sequence([5, 6], model.take_blocks(2))
-    model.runner.attention.prepare([ScheduledChunk(sequence, 1, 1)])
+    model.runner.attention.prepare(flatten([ScheduledChunk(sequence, 1, 1)], model.block_size))
     module = model.runner._model
     ids, positions = torch.tensor([[6]]), torch.tensor([[1]])
     with torch.inference_mode(), _Operators() as seen:

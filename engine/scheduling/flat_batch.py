@@ -1,0 +1,203 @@
+"""A step laid out flat: the tokens of all chunks one after another, and where each finds its past. No torch.
+
+The runner builds it once for each step; attention backends, recorded decodes and the C forward read it. Integers are
+``array("i")``, which crosses to a device or to C code by one copy.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Chunks
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engine.scheduling.sequence import ScheduledChunk
+
+
+class GroupBlocks(NamedTuple):
+    """Where the chunks lie in the KV blocks of one layer group.
+
+    ``slots`` [tokens] is where the keys and values of each token go: block * block size + place in the block.
+    ``tables`` are the block tables of the chunks one after another, each up to the chunk's last token; that of chunk
+    ``i`` begins at ``table_starts[i]``.
+    """
+
+    slots: array[int]
+    tables: array[int]
+    table_starts: array[int]
+
+
+class EmbeddingRows(NamedTuple):
+    """Vectors that stand for tokens in place of the model's own embeddings.
+
+    ``rows`` are the tokens' places in the batch, ascending; ``vectors`` is a float tensor [rows, hidden].
+    """
+
+    rows: array[int]
+    vectors: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """``tokens`` [tokens] of all chunks in the order of the chunks, and ``positions`` of each in its own sequence.
+
+    Chunk ``i`` has ``query_lengths[i]`` tokens from ``query_starts[i]`` on; a chunk of one token is a decode.
+    ``sample_rows`` are the tokens whose logits are wanted. ``groups`` has one entry for each layer group.
+
+    ``position_axes`` [axes][tokens] are what rotary embeddings count where they count several axes (M-RoPE); None means
+    one axis, ``positions``. ``embeddings`` replace those of some tokens. ``key_limits`` [tokens] is the position
+    before which each token sees keys (it may see later tokens of its own chunk); None means causal: its own position
+    plus one.
+
+    Raises ``ValueError`` where one of these does not fit the tokens.
+    """
+
+    tokens: array[int]
+    positions: array[int]
+    query_starts: array[int]
+    query_lengths: array[int]
+    sample_rows: array[int]
+    groups: tuple[GroupBlocks, ...]
+    position_axes: tuple[array[int], ...] | None = None
+    embeddings: EmbeddingRows | None = None
+    key_limits: array[int] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.tokens)
+        for axis, numbers in enumerate(self.position_axes or ()):
+            if len(numbers) != count:
+                raise ValueError(
+                    f"position_axes[{axis}] has {len(numbers)} positions for {count} tokens; give each one"
+                )
+        if self.embeddings is not None:
+            rows, vectors = self.embeddings
+            if len(rows) != len(vectors):
+                raise ValueError(f"embeddings has {len(vectors)} vectors for {len(rows)} rows; give one for each row")
+            if any(row <= before for before, row in zip([-1, *rows], [*rows, count], strict=True)):
+                raise ValueError(f"embeddings.rows is {list(rows)}; give rows from 0 to {count - 1}, ascending")
+        if self.key_limits is not None:
+            self._check_key_limits(self.key_limits)
+
+    @property
+    def only_decodes(self) -> bool:
+        return len(self.tokens) == len(self.query_lengths)
+
+    @property
+    def decodes(self) -> list[int]:
+        """The numbers of the chunks that have one token."""
+        return [chunk for chunk, length in enumerate(self.query_lengths) if length == 1]
+
+    @property
+    def prefills(self) -> list[int]:
+        """The numbers of the chunks that have several tokens."""
+        return [chunk for chunk, length in enumerate(self.query_lengths) if length > 1]
+
+    def num_keys(self, chunk: int) -> int:
+        """How many keys the chunk's last token sees where nothing but causality limits it."""
+        return self.positions[self.query_starts[chunk] + self.query_lengths[chunk] - 1] + 1
+
+    def require_none(self, *fields: str, by: str) -> None:
+        """Raise ``NotImplementedError`` for a step with one of the optional ``fields``, which ``by`` cannot compute."""
+        for name in fields:
+            if getattr(self, name) is not None:
+                raise NotImplementedError(f"{by} cannot compute a step with {name}; torch and gathered attention can")
+
+    def only_group(self, by: str) -> GroupBlocks:
+        """The blocks of the one layer group. Raises ``NotImplementedError`` where there are more than ``by`` knows."""
+        if len(self.groups) != 1:
+            raise NotImplementedError(
+                f"{by} cannot compute a step of {len(self.groups)} layer groups; torch and gathered attention can"
+            )
+        return self.groups[0]
+
+    def padded(self, size: int, scratch_block: int, block_size: int) -> FlatBatch:
+        """This step of decodes with more of them, up to ``size``: each is the first token in ``scratch_block``."""
+        if size == len(self.tokens):
+            return self
+        assert self.only_decodes, "only decodes can be padded"
+        self.require_none("position_axes", "embeddings", "key_limits", by="a recorded step")
+        blocks, count = self.only_group("a recorded step"), len(self.tokens)
+        zeros = array("i", [0]) * (size - count)
+        return FlatBatch(
+            tokens=self.tokens + zeros,
+            positions=self.positions + zeros,
+            query_starts=array("i", range(size)),
+            query_lengths=array("i", [1]) * size,
+            sample_rows=self.sample_rows,
+            groups=(
+                GroupBlocks(
+                    slots=blocks.slots + array("i", [scratch_block * block_size]) * (size - count),
+                    tables=blocks.tables + array("i", [scratch_block]),
+                    table_starts=blocks.table_starts + array("i", [len(blocks.tables)]) * (size - count),
+                ),
+            ),
+        )
+
+    def _check_key_limits(self, limits: array[int]) -> None:
+        if len(limits) != len(self.tokens):
+            raise ValueError(f"key_limits has {len(limits)} limits for {len(self.tokens)} tokens; give each one")
+        for chunk, (start, length) in enumerate(zip(self.query_starts, self.query_lengths, strict=True)):
+            num_keys = self.num_keys(chunk)
+            for row in range(start, start + length):
+                if not self.positions[row] < limits[row] <= num_keys:
+                    raise ValueError(
+                        f"key_limits[{row}] is {limits[row]}, but that token sees at least itself and at most the end "
+                        f"of its chunk; give a limit from {self.positions[row] + 1} to {num_keys}"
+                    )
+
+
+def flatten(
+    chunks: Chunks[ScheduledChunk],
+    block_size: int,
+    num_groups: int = 1,
+    *,
+    position_axes: tuple[array[int], ...] | None = None,
+    embeddings: EmbeddingRows | None = None,
+    key_limits: array[int] | None = None,
+) -> FlatBatch:
+    """Lay out the tokens of ``chunks`` and their blocks in each of ``num_groups`` layer groups.
+
+    Raises ``IndexError`` where a chunk reaches beyond the tokens or the block table of its sequence.
+    """
+    tokens, positions, sample_rows = array("i"), array("i"), array("i")
+    query_starts, query_lengths = array("i"), array("i")
+    for chunk in chunks:
+        sequence, start, count = chunk
+        query_starts.append(len(tokens))
+        query_lengths.append(count)
+        if count == 1:  # most chunks are decodes, and one number costs a quarter of a slice
+            tokens.append(sequence.tokens[start])
+            positions.append(start)
+        else:
+            tokens.extend(sequence.tokens[start : start + count])
+            positions.extend(range(start, start + count))
+        if chunk.samples:
+            sample_rows.append(len(tokens) - 1)
+    if len(tokens) != len(positions):
+        raise IndexError("a step reaches beyond the tokens of its sequences; schedule no more than are known")
+    groups = tuple(_blocks_of(chunks, group, block_size) for group in range(num_groups))
+    return FlatBatch(
+        tokens, positions, query_starts, query_lengths, sample_rows, groups, position_axes, embeddings, key_limits
+    )
+
+
+def _blocks_of(chunks: Chunks[ScheduledChunk], group: int, block_size: int) -> GroupBlocks:
+    slots, tables, table_starts = array("i"), array("i"), array("i")
+    for sequence, start, count in chunks:
+        blocks = sequence.other_tables[group - 1] if group else sequence.blocks
+        stop = start + count
+        needed = (stop - 1) // block_size + 1
+        if len(blocks) < needed:
+            raise IndexError(
+                f"a step reaches beyond the blocks of its sequences: {stop} tokens need {needed} blocks of "
+                f"{block_size} and have {len(blocks)}; allocate them before the step"
+            )
+        table_starts.append(len(tables))
+        tables.extend(blocks if len(blocks) == needed else blocks[:needed])
+        if count == 1:
+            slots.append(blocks[needed - 1] * block_size + start % block_size)
+            continue
+        for number in range(start // block_size, needed):
+            origin = (blocks[number] - number) * block_size
+            slots.extend(range(origin + max(start, number * block_size), origin + min(stop, (number + 1) * block_size)))
+    return GroupBlocks(slots, tables, table_starts)
