@@ -1,1 +1,1 @@
-"""What the engine tells, in the words of the Gemini API: candidates, log-probabilities, usage."""
+"""The engine's events in the words of the Gemini API: candidates, log-probabilities, usage."""

@@ -73,7 +73,7 @@ class Capabilities:
 
 
 STRICT = Capabilities()
-WAIVED = Ignored("the operator lets it pass")
+WAIVED = Ignored("the operator waives it")
 
 
 class Finding(NamedTuple):
