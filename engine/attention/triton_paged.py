@@ -51,6 +51,8 @@ class TritonAttention:
     """
 
     def __init__(self, cache: KVCache, _windows: Iterable[int | None] = (), processors: int | None = None) -> None:
+        if cache.num_groups != 1:
+            raise NotImplementedError(f"attention by Triton cannot compute layers of {cache.num_groups} groups")
         self._cache = cache
         self._processors = processors or _processors(cache.device)
         self._eager = StagedNumbers(1024, cache.device)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from engine.cache.kv_tensors import KVCache
-from engine.cache.layout import KVShape
+from engine.cache.layout import KVShape, num_groups
 from engine.model.architecture import ATTENTION_PARTS, HEAD_NORMS, LAYER_PARTS, MLP_PARTS
 from engine.model.probe import ProbedLayer
 from engine.native import library
@@ -48,6 +48,8 @@ def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Non
     if activation != "silu":
         raise NotNative(f"its activation is {activation}, not silu")
     shapes = {layer.shape for layer in probed}
+    if (groups := num_groups(shapes)) != 1:
+        raise NotNative(f"its layers are of {groups} groups, each with blocks of its own")
     if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % PANEL for s in shapes):
         raise NotNative(f"its heads are not all of one size that is a multiple of {PANEL}")
     if cache.block_size % PANEL:

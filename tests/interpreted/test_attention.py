@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from dataclasses import dataclass
 
 import pytest
@@ -164,3 +165,17 @@ def test_a_block_that_held_nothing_finite_cannot_exist() -> None:
 
 def test_a_step_larger_than_the_buffer_before_it() -> None:
     compare(Case(KVShape(1, 16, 16), 1, AttentionOptions(0.25), ((0, 1500),)))
+
+
+def test_what_the_kernels_do_not_compute_is_refused() -> None:
+    cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU)
+    backend = TritonAttention(cache)
+    sequence = make_sequence([1, 1], [0])
+    sequence.other_tables = ([0],)
+    chunks = [ScheduledChunk(sequence, 0, 2)]
+    with pytest.raises(NotImplementedError, match="attention by Triton cannot compute a step with key_limits"):
+        backend.prepare(flatten(chunks, 4, key_limits=array("i", [2, 2])))
+    with pytest.raises(NotImplementedError, match="attention by Triton cannot compute a step of 2 layer groups"):
+        backend.prepare(flatten(chunks, 4, 2))
+    with pytest.raises(NotImplementedError, match="layers of 2 groups"):
+        TritonAttention(KVCache([SHAPE, SHAPE._replace(group=1)], 1, 4, dtype=torch.float32, device=CPU))

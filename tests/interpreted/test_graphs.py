@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, make_sequ
 from engine.attention.triton_paged import TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.flat_batch import flatten
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.flat_batch import EmbeddingRows, flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 LENGTHS = (5, 30, 1, 17, 64)
@@ -98,6 +100,25 @@ def test_works_that_do_not_sample_have_no_row(folder: Path) -> None:
     sequences[1].tokens.append(7)
     found = model.runner.forward(chunks)
     torch.testing.assert_close(found, both[[0, 2, 3, 4]])
+
+
+def test_a_decode_of_more_than_text_is_not_replayed(folder: Path) -> None:
+    """It is computed, with what it brings."""
+    model = PagedModel(folder, TritonAttention)
+    (scratch,) = model.take_blocks(1)
+    sequences = prefilled(model)
+    runner = model.runner
+    assert isinstance(runner, ModelRunner)
+    chunks, row = decodes(sequences, 0), array("i", [2])
+    plain = runner.forward(chunks).clone()
+    vectors = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
+    batch = flatten(chunks, BLOCK_SIZE, embeddings=EmbeddingRows(row, vectors))
+    expected = runner.compute(batch).clone()
+    runner.record_decodes(scratch, again, silent)
+    torch.testing.assert_close(runner.compute(batch), expected)
+    assert (expected[2] - plain[2]).abs().max() > 0.1
+    with pytest.raises(NotImplementedError, match="a recorded step cannot compute a step with embeddings"):
+        batch.padded(8, scratch, BLOCK_SIZE)
 
 
 def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:

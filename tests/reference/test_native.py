@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import weakref
+from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel, load_model
 from engine.native import library, packing
 from engine.native.build import native_runner
+from engine.native.decoder import require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
-from engine.scheduling.contracts import Runner
+from engine.native.runner import NativeRunner
+from engine.scheduling.flat_batch import EmbeddingRows, flatten
 from engine.scheduling.sequence import ScheduledChunk
 from engine.weights.sources import BLOCKS_FILE
 
@@ -87,10 +91,11 @@ NOT_NATIVE: dict[str, dict[str, Any]] = {
 
 
 class NativeModel(PagedModel):
-    """Pages begin with what must never be read."""
+    """Blocks begin with what must never be read."""
 
     STALE = float("nan")
     folder: Path
+    runner: NativeRunner
 
     def __init__(
         self, folder: Path, block_size: int = BLOCK_SIZE, change: Callable[[Any], object] = lambda module: None
@@ -98,7 +103,7 @@ class NativeModel(PagedModel):
         self.folder = folder
         super().__init__(folder, block_size=block_size, change=change)
 
-    def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
+    def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> NativeRunner:
         torch.set_num_threads(2)
         try:
             return native_runner(loaded, cache, info, EngineConfig(path=str(self.folder)), lambda stage, done: None)
@@ -233,7 +238,45 @@ def test_steps_beyond_the_cache_are_errors(tmp_path: Path) -> None:
     assert len(native.runner.forward([ScheduledChunk(make_sequence(tokens, [0, 1, 255]), 0, len(tokens))])) == 1
 
 
-def test_pages_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
+def test_vectors_take_the_place_of_embeddings(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path / "model", "llama")
+    plain, native = plain_model(folder), NativeModel(folder)
+    (text,) = texts_of(21)
+    vectors = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    embedded = plain.get_input_embeddings()(torch.tensor([text])).detach()
+    embedded[0, [4, 5, 20]] = vectors
+    with torch.inference_mode():
+        expected = plain(inputs_embeds=embedded, use_cache=False).logits[0, -1]
+    chunks = [ScheduledChunk(make_sequence(text, native.take_blocks(21)), 0, 21)]
+    rows = EmbeddingRows(array("i", [4, 5, 20]), vectors)
+    (found,) = native.runner.compute(flatten(chunks, BLOCK_SIZE, embeddings=rows))
+    assert (found - expected).abs().max() < TOLERANCE
+    assert (found - plain_logits(plain, text)[-1]).abs().max() > 0.1
+
+
+def test_what_the_code_does_not_compute_is_refused(tmp_path: Path) -> None:
+    native = NativeModel(lively_model_folder(tmp_path / "model", "llama"))
+    chunks = [ScheduledChunk(make_sequence([3, 4], [0]), 0, 2)]
+    limits, axes = array("i", [2, 2]), (array("i", [0, 1]),) * 3
+    with pytest.raises(NotImplementedError, match="the native forward cannot compute a step with key_limits"):
+        native.runner.compute(flatten(chunks, BLOCK_SIZE, key_limits=limits))
+    with pytest.raises(NotImplementedError, match="the native forward cannot compute a step with position_axes"):
+        native.runner.compute(flatten(chunks, BLOCK_SIZE, position_axes=axes))
+    chunks[0].sequence.other_tables = ([0],)
+    with pytest.raises(NotImplementedError, match="the native forward cannot compute a step of 2 layer groups"):
+        native.runner.compute(flatten(chunks, BLOCK_SIZE, 2))
+
+
+def test_layers_of_several_groups_are_left_to_torch(tmp_path: Path) -> None:
+    loaded = load_model(EngineConfig(str(lively_model_folder(tmp_path / "model", "llama"))), lambda stage, done: None)
+    shape = loaded.probe.layers[0].shape
+    cache = KVCache([shape] * 4, 1, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
+    layers = [replace(x, shape=shape._replace(group=i % 2)) for i, x in enumerate(loaded.probe.layers)]
+    with pytest.raises(NotNative, match="its layers are of 2 groups"):
+        require_known(loaded.module, layers, cache)
+
+
+def test_blocks_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
     with pytest.raises(NotNative, match="blocks hold 8 tokens"):
         NativeModel(lively_model_folder(tmp_path / "model", "llama"), block_size=8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 
 import pytest
 import torch
@@ -72,3 +73,37 @@ def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_block() ->
     backend.write_kv(0, k, v)
     out = backend.attend(0, q, AttentionOptions(0.3))
     torch.testing.assert_close(out, v.repeat_interleave(2, dim=1))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_key_limits_equal_a_plain_masked_attention(window: int | None) -> None:
+    """Tokens 4 to 8 of the chunk are an image: each of them sees all of it."""
+    torch.manual_seed(0)
+    past, count = 6, 11
+    cache = KVCache([SHAPE], 8, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+    backend = ReferenceAttention(cache, {window})
+    limits = [past + 9 if 4 <= i < 9 else past + i + 1 for i in range(count)]
+    keys, values = torch.randn(past + count, 2, 8), torch.randn(past + count, 2, 6)
+    query = torch.randn(count, HEADS, 8)
+    sequence, other = make_sequence([1] * (past + count), [5, 0, 7, 2, 3]), make_sequence([1], [6])
+    backend.prepare(flatten([ScheduledChunk(sequence, 0, past)], BLOCK))
+    backend.write_kv(0, keys[:past], values[:past])
+    # A decode before it: limits are told for the tokens of the whole step.
+    chunks = [ScheduledChunk(other, 0, 1), ScheduledChunk(sequence, past, count)]
+    backend.prepare(flatten(chunks, BLOCK, key_limits=array("i", [1, *limits])))
+    backend.write_kv(0, torch.cat([keys[:1], keys[past:]]), torch.cat([values[:1], values[past:]]))
+    found = backend.attend(0, torch.cat([query[:1], query]), AttentionOptions(0.3, sliding_window=window))[1:]
+    places = torch.arange(past + count)
+    seen = places < torch.tensor(limits)[:, None]
+    if window is not None:
+        seen &= places > places[past:, None] - window
+    scores = torch.einsum("qhd,khd->hqk", query, keys.repeat_interleave(2, dim=1)) * 0.3
+    weights = scores.masked_fill(~seen, -math.inf).softmax(dim=-1)
+    expected = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(2, dim=1))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_step_of_other_layer_groups_than_the_cache_is_refused() -> None:
+    cache = KVCache([SHAPE, SHAPE._replace(group=1)], 2, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="the step has 1 layer groups, and the cache 2"):
+        ReferenceAttention(cache, {None}).prepare(flatten([ScheduledChunk(make_sequence([1], [0]), 0, 1)], BLOCK))
