@@ -71,7 +71,13 @@ class ReferenceAttention:
             k = self._gather("keys", keys, call)
             v = self._gather("values", values, call)
             q = query[call.tokens].unflatten(0, (call.sequences, call.queries)).transpose(1, 2)
-            attended = _attention(q, k, v, call.mask, options)
+            if options.softcap is None and options.sinks is None:
+                grouped = q.shape[1] != k.shape[1]
+                attended = functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=call.mask, scale=options.scaling, enable_gqa=grouped
+                )
+            else:
+                attended = _explicit_attention(q, k, v, call.mask, options)
             out[call.tokens] = attended.transpose(1, 2).flatten(0, 1)
         return out
 
@@ -139,21 +145,13 @@ def _seen_blocks(batch: FlatBatch, chunk: int, window: int | None, block_size: i
     return range(first // block_size, (num_keys - 1) // block_size + 1)
 
 
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, options: AttentionOptions
-) -> torch.Tensor:
-    """q [n, heads, queries, size] and k, v [n, kv heads, keys, size] make [n, heads, queries, value size]."""
-    if options.softcap is None and options.sinks is None:
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=options.scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
-    return _explicit_attention(q, k, v, mask, options)
-
-
 def _explicit_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, options: AttentionOptions
 ) -> torch.Tensor:
-    """The formula itself in float32, for what torch's kernel does not offer: soft caps and sinks."""
+    """The formula itself in float32, for what torch's kernel does not offer: soft caps and sinks.
+
+    q [n, heads, queries, size] and k, v [n, kv heads, keys, size] make [n, heads, queries, value size].
+    """
     grouped = q.float().unflatten(1, (k.shape[1], -1))
     scores = grouped @ k.float().unsqueeze(2).transpose(-1, -2) * options.scaling
     if options.softcap is not None:

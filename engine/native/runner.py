@@ -15,7 +15,7 @@ from engine.api.engine import ModelInfo
 from engine.native import library
 from engine.native.decoder import Decoder
 from engine.native.packing import PANEL
-from engine.scheduling.flat_batch import FlatBatch, GroupBlocks, flatten
+from engine.scheduling.flat_batch import FlatBatch, flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -45,7 +45,10 @@ class NativeRunner:
         """
         batch.require_none("position_axes", "key_limits", by="the native forward")
         blocks = batch.only_group("the native forward")
-        self._require_within(batch, blocks)
+        # The C code writes where it is told to: what lies outside of the cache is an error and not a crash.
+        least, most = torch.frombuffer(blocks.tables, dtype=torch.int32).aminmax()
+        if least < 0 or most >= self.info.num_blocks or max(batch.positions) >= self.info.max_context:
+            raise IndexError("a step reaches beyond the blocks of the cache, or beyond the context")
         starts = blocks.table_starts
         if not batch.only_decodes:  # the C code takes one for each token
             starts = array("i")
@@ -55,29 +58,19 @@ class NativeRunner:
             states = self._embedding(torch.frombuffer(batch.tokens, dtype=torch.int32)).float().contiguous()
             if batch.embeddings is not None:
                 states[torch.tensor(batch.embeddings.rows)] = batch.embeddings.vectors.to(states)
-        logits = self._room(len(batch.sample_rows))
+        wanted = len(batch.sample_rows)
+        if len(self._logits) < wanted:  # kept: the page faults of fresh memory cost more than the product that fills it
+            self._logits = torch.empty(wanted, self._logits.shape[1])
         step = library.Batch(
             len(batch.tokens),
-            len(batch.sample_rows),
+            wanted,
             *(values.buffer_info()[0] for values in (batch.positions, blocks.tables, starts, batch.sample_rows)),
             states.data_ptr(),
-            logits.data_ptr(),
+            self._logits.data_ptr(),
         )
         if self._code.castor_forward(self._engine, ctypes.byref(step)) != 0:
             raise MemoryError(f"no memory for the activations of {len(batch.tokens)} tokens")
-        return logits[:, : self._decoder.vocab_size]
+        return self._logits[:wanted, : self._decoder.vocab_size]
 
     def check(self) -> None:
         """A CPU is never lost."""
-
-    def _require_within(self, batch: FlatBatch, blocks: GroupBlocks) -> None:
-        """The C code writes where it is told to; what lies outside of the cache is an error and not a crash."""
-        least, most = torch.frombuffer(blocks.tables, dtype=torch.int32).aminmax()
-        if least < 0 or most >= self.info.num_blocks or max(batch.positions) >= self.info.max_context:
-            raise IndexError("a step reaches beyond the blocks of the cache, or beyond the context")
-
-    def _room(self, rows: int) -> torch.Tensor:
-        """Kept from step to step: the page faults of fresh memory cost more than the product that fills it."""
-        if len(self._logits) < rows:
-            self._logits = torch.empty(rows, self._logits.shape[1])
-        return self._logits[:rows]

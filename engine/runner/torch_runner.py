@@ -56,12 +56,29 @@ class ModelRunner:
         return self.compute(flatten(chunks, self.info.block_size, self._num_groups))
 
     def compute(self, batch: FlatBatch) -> torch.Tensor:
-        """``forward`` of a step that is laid out already, with what else the batch has."""
+        """``forward`` of a step that is laid out already, with all that it brings beside token ids."""
+        logits: torch.Tensor
         with torch.inference_mode():
             if self._graphs is not None and self._graphs.covers(batch):
                 logits = self._graphs.forward(batch)
             else:
-                logits = self._compute_eagerly(batch)
+                self.attention.prepare(batch)
+                inputs = {"input_ids": self._on_device(batch.tokens)[None]}
+                if batch.embeddings is not None:
+                    rows, vectors = batch.embeddings
+                    embedded = self._model.get_input_embeddings()(inputs.pop("input_ids"))
+                    embedded[0, self._on_device(rows)] = vectors.to(embedded)
+                    inputs["inputs_embeds"] = embedded
+                # [1, tokens], or [axes, 1, tokens] as models take several.
+                axes = batch.position_axes
+                positions = (
+                    self._on_device(batch.positions) if axes is None else torch.stack([*map(self._on_device, axes)])
+                )
+                rows_kept = self._on_device(batch.sample_rows)
+                output = self._model(
+                    **inputs, position_ids=positions[..., None, :], use_cache=False, logits_to_keep=rows_kept
+                )
+                logits = output.logits[0].float()
             if not len(logits) and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         return logits
@@ -69,25 +86,6 @@ class ModelRunner:
     def check(self) -> None:
         """Raises ``EngineUnavailable`` if the device is lost."""
         require_device(self._device)
-
-    def _compute_eagerly(self, batch: FlatBatch) -> torch.Tensor:
-        self.attention.prepare(batch)
-        inputs: dict[str, torch.Tensor] = {"input_ids": self._on_device(batch.tokens)[None]}
-        if batch.embeddings is not None:
-            rows, vectors = batch.embeddings
-            embedded = self._model.get_input_embeddings()(inputs.pop("input_ids"))
-            embedded[0, self._on_device(rows)] = vectors.to(embedded)
-            inputs["inputs_embeds"] = embedded
-        axes = batch.position_axes
-        positions = self._on_device(batch.positions) if axes is None else torch.stack([*map(self._on_device, axes)])
-        output = self._model(
-            **inputs,
-            position_ids=positions[..., None, :],
-            use_cache=False,
-            logits_to_keep=self._on_device(batch.sample_rows),
-        )
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
 
     def _on_device(self, numbers: array[int]) -> torch.Tensor:
         if not numbers:

@@ -76,7 +76,16 @@ class FlatBatch:
             if any(row <= before for before, row in zip([-1, *rows], [*rows, count], strict=True)):
                 raise ValueError(f"embeddings.rows is {list(rows)}; give rows from 0 to {count - 1}, ascending")
         if self.key_limits is not None:
-            self._check_key_limits(self.key_limits)
+            if len(self.key_limits) != count:
+                raise ValueError(f"key_limits has {len(self.key_limits)} limits for {count} tokens; give each one")
+            for chunk, (start, length) in enumerate(zip(self.query_starts, self.query_lengths, strict=True)):
+                for row in range(start, start + length):
+                    first, last = self.positions[row] + 1, self.num_keys(chunk)
+                    if not first <= self.key_limits[row] <= last:
+                        raise ValueError(
+                            f"key_limits[{row}] is {self.key_limits[row]}, but that token sees at least itself and at "
+                            f"most the end of its chunk; give a limit from {first} to {last}"
+                        )
 
     @property
     def only_decodes(self) -> bool:
@@ -132,18 +141,6 @@ class FlatBatch:
                 ),
             ),
         )
-
-    def _check_key_limits(self, limits: array[int]) -> None:
-        if len(limits) != len(self.tokens):
-            raise ValueError(f"key_limits has {len(limits)} limits for {len(self.tokens)} tokens; give each one")
-        for chunk, (start, length) in enumerate(zip(self.query_starts, self.query_lengths, strict=True)):
-            num_keys = self.num_keys(chunk)
-            for row in range(start, start + length):
-                if not self.positions[row] < limits[row] <= num_keys:
-                    raise ValueError(
-                        f"key_limits[{row}] is {limits[row]}, but that token sees at least itself and at most the end "
-                        f"of its chunk; give a limit from {self.positions[row] + 1} to {num_keys}"
-                    )
 
 
 def flatten(
