@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from http.client import InvalidURL
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+from server.bench.wire.client import EXAMPLE_URL, parse_url
 from server.config.errors import ConfigError
 
 TIMEOUT_SECONDS = 600.0
@@ -21,9 +23,10 @@ class ChatError(Exception):
 
 
 class Client:
-    """The two calls that a chat needs."""
+    """The two calls that a chat needs. Raises ``ConfigError`` where ``url`` is not a server's base URL."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
+        parse_url(url)
         self._url = url.rstrip("/")
         self._headers = {"content-type": "application/json"} | ({"x-goog-api-key": api_key} if api_key else {})
 
@@ -48,6 +51,8 @@ class Client:
             return urlopen(Request(self._url + path, body, self._headers), timeout=TIMEOUT_SECONDS)
         except HTTPError as error:
             raise ChatError(_message_of(error.read())) from None
+        except (InvalidURL, UnicodeError) as error:
+            raise ConfigError(f"the URL {self._url!r} is invalid: {error}; write it like {EXAMPLE_URL}") from None
         except URLError as error:
             raise ConfigError(f"no server answers at {self._url}: {error.reason}; start one: castor serve") from None
 

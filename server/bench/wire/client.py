@@ -1,7 +1,7 @@
 """HTTP/1.1 as a load generator needs it: one POST on a connection of its own, and the body piece by piece as it comes.
 
-It shares the machine with the server that it measures, so it is what uvicorn is made of (httptools on asyncio) and
-nothing around it: a piece costs some ten microseconds, a tenth of what a general client takes.
+It shares the machine with the server that it measures, so it uses what uvicorn is made of (httptools on asyncio) and
+nothing else: a piece costs some ten microseconds, a tenth of what a general client takes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from server.config.errors import ConfigError
 
 READ_BYTES = 65536
 PORTS = {"http": 80, "https": 443}
+EXAMPLE_URL = "http://127.0.0.1:8080"
 
 
 @dataclass(frozen=True, slots=True)
 class BaseUrl:
-    """Where a server is; ``prefix`` is the path below which its API lies."""
+    """The address of a server; ``prefix`` is the path under which it serves its API."""
 
     scheme: str
     host: str
@@ -35,7 +36,7 @@ class BaseUrl:
 
 
 class HttpError(Exception):
-    """The server answered with a status that is no success, or not in HTTP; the message is in its own words."""
+    """The server answered with an error status, or not in HTTP; the message quotes it."""
 
 
 def parse_url(text: str) -> BaseUrl:
@@ -47,7 +48,7 @@ def parse_url(text: str) -> BaseUrl:
             return BaseUrl(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
     except ValueError:
         pass
-    raise ConfigError(f"the URL {text!r} is not that of a server; write it like http://127.0.0.1:8080")
+    raise ConfigError(f"the URL {text!r} is not the base URL of a server; write it like {EXAMPLE_URL}")
 
 
 class Answer:
@@ -84,7 +85,7 @@ class Answer:
             await self._read()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it arrives: what one read brought is one piece."""
+        """The body as it arrives, one piece per read."""
         while True:
             if self._pieces:
                 piece = b"".join(self._pieces)
@@ -110,7 +111,7 @@ class Answer:
 
 @asynccontextmanager
 async def post(base: BaseUrl, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Answer]:
-    """Send a POST and give its answer from the status on; leaving the block early hangs up at once.
+    """Send a POST and yield its answer once the status is read; leaving the block early hangs up at once.
 
     Raises ``OSError`` where nothing answers and ``HttpError`` for any status but 200.
     """
