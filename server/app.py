@@ -1,4 +1,4 @@
-"""Builds the application: routes, layers of middleware, and what begins and ends with the server."""
+"""Builds the ASGI application: routes, middleware, and what starts and stops with the server."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from server.storage.files.store import FileStore
 
 SWEEP_SECONDS = 60.0
 EXPOSED_HEADERS = ["X-Goog-Upload-URL", "X-Goog-Upload-Status", "X-Goog-Upload-Size-Received", "X-Castor-Ignored"]
-"""What scripts of allowed origins may read of an answer."""
+"""The response headers that scripts of allowed origins may read."""
 
 
 def create_app(settings: Settings, registry: Registry) -> Starlette:
-    """The ASGI application; its lifespan loads the registry's models and unloads them. ``app.state.services`` are its
+    """The ASGI application; its lifespan loads the registry's models and unloads them. ``app.state.services`` holds its
     `Services`. Raises ``ConfigError`` where the data folder cannot be used.
     """
     services = build_services(settings, registry)
@@ -57,7 +57,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
         expose_headers=EXPOSED_HEADERS,
         max_age=600,
     )
-    # Outermost first. Preflights carry no key, so they are answered before keys are asked for.
+    # Outermost first. Preflights carry no key, so CORS answers them before keys are checked.
     layers = [
         *([Middleware(ForwardedMiddleware, settings.trusted_proxies)] if settings.trusted_proxies else []),
         Middleware(RecordMiddleware, services.metrics, settings.api_keys),
@@ -78,7 +78,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
 
 
 async def _sweep_files(files: FileStore) -> None:
-    """Now, for what an earlier server left behind, and then again and again."""
+    """Remove expired files: at once, since an earlier server may have left some, then every ``SWEEP_SECONDS``."""
     while True:
         try:
             await asyncio.to_thread(files.sweep)

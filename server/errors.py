@@ -89,7 +89,7 @@ class InvalidArgument(ApiError):
 
 
 class ApiKeyInvalid(InvalidArgument):
-    """The key that came with the request is not one of ours."""
+    """The key that came with the request is not one of this server's."""
 
     def __init__(self, message: str = "API key not valid. Please pass a valid API key.") -> None:
         super().__init__(message)
@@ -173,14 +173,14 @@ class ResourceExhausted(ApiError):
 
 
 class Cancelled(ApiError):
-    """The client went away before the answer; nobody reads this, but logs and metrics do."""
+    """The client hung up before the answer; only logs and metrics see this."""
 
     code = 499
     status = "CANCELLED"
 
 
 class Internal(ApiError):
-    """Something of ours failed; the message says nothing about the inside."""
+    """The server itself failed; the message reveals no internals."""
 
     code = 500
     status = "INTERNAL"
@@ -249,7 +249,7 @@ _BY_KIND: dict[ErrorKind, type[ApiError]] = {
 
 
 def as_api_error(failure: BaseException | RequestError) -> ApiError:
-    """Any failure as a client sees it. What is not known here is ``Internal``, without its text."""
+    """Any failure as a client sees it. Unknown ones become ``Internal``, without their text."""
     match failure:
         case ApiError():
             return failure

@@ -1,4 +1,4 @@
-"""What the routes of one server work with, built once and passed to each of them."""
+"""The services that the routes of one server share, built once and passed to each of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.version import castor_version
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """``draining`` is set when the server begins to end."""
+    """``draining`` is set when the server starts to shut down."""
 
     settings: Settings
     registry: Registry

@@ -1,4 +1,4 @@
-"""Where numbers were measured: machine, system, versions, commit; nothing that is secret or names a person or place."""
+"""The environment of a run: machine, system, versions, commit; nothing secret, no names of people or places."""
 
 from __future__ import annotations
 

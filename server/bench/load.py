@@ -1,8 +1,8 @@
-"""The load: requests one after the other on a number of streams, or at random instants, and what became of each.
+"""Load generation: a closed loop of N streams or an open loop of random arrivals, and the outcome of each request.
 
-A closed loop sends its next request after an answer, so a slow server gets fewer: its latencies are those of that many
-patient clients, no more. An open loop sends at instants that were drawn beforehand, and its latencies count from these
-instants, also where the client itself was late.
+In a closed loop each stream sends its next request after an answer, so a slow server gets fewer requests and the
+latencies describe N patient clients only. An open loop sends at times drawn in advance and measures latency from these
+times, even if the client itself was late.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REQUEST_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server under load. ``pid`` is its root process where it runs on this machine and was started by us."""
+    """A server under load. ``pid`` is its root process if we started it on this machine."""
 
     name: str
     url: BaseUrl
@@ -34,7 +34,7 @@ class Target:
 
 @dataclass(slots=True)
 class Load:
-    """What one load did to one server. ``cpu_seconds`` is what this client itself took of a core."""
+    """The outcomes of one load on one server. ``cpu_seconds`` is the CPU time of this client."""
 
     outcomes: list[Outcome]
     seconds: float
@@ -42,7 +42,7 @@ class Load:
 
 
 def joined(loads: Sequence[Load]) -> Load:
-    """Loads that took turns, as one."""
+    """Merge loads that alternated into one."""
     outcomes = [outcome for load in loads for outcome in load.outcomes]
     return Load(outcomes, sum(load.seconds for load in loads), sum(load.cpu_seconds for load in loads))
 
@@ -55,7 +55,7 @@ class Clock:
         self._cpu = time.process_time()
 
     def now(self) -> float:
-        """The instant."""
+        """The current time."""
         return time.perf_counter() - self._start
 
     def load(self, outcomes: list[Outcome]) -> Load:
@@ -95,7 +95,8 @@ async def _follow(target: Target, call: Call, clock: Clock, outcome: Outcome) ->
 async def closed_loop(
     target: Target, calls: Sequence[Call], streams: int, *, least: int | None = None, seconds: float = 0.0
 ) -> Load:
-    """Make all calls, ``streams`` at a time; with ``least`` only so many, and more until ``seconds`` have passed."""
+    """Make all calls, ``streams`` at a time; with ``least``, only that many, then more until ``seconds`` have
+    passed."""
     clock, outcomes = Clock(), list[Outcome]()
     waiting = enumerate(calls)
     enough = len(calls) if least is None else least
@@ -111,7 +112,7 @@ async def closed_loop(
 
 
 async def open_loop(target: Target, calls: Sequence[Call], arrivals: Sequence[float]) -> Load:
-    """Make each call at its instant, whatever the server does."""
+    """Make each call at its arrival time, whether or not the server keeps up."""
     clock = Clock()
 
     async def arrive(call: Call, instant: float) -> Outcome:
@@ -123,7 +124,7 @@ async def open_loop(target: Target, calls: Sequence[Call], arrivals: Sequence[fl
 
 
 def poisson_arrivals(rate: float, number: int, seed: int) -> list[float]:
-    """The instants in seconds of ``number`` arrivals at ``rate`` a second on average; the same for the same seed."""
+    """The times in seconds of ``number`` arrivals at ``rate`` per second on average; the same for the same seed."""
     source, instant, arrivals = random.Random(seed), 0.0, []
     for _ in range(number):
         instant += source.expovariate(rate)

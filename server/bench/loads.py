@@ -1,4 +1,4 @@
-"""What each scenario does to a server."""
+"""The load that each scenario puts on a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server.config.errors import ConfigError
 KV_BLOCKS_USED = "castor_kv_blocks_used"
 IDLE_SECONDS = 10.0
 SHARING = 10
-"""One request of so many has a prefix of its own."""
+"""One in this many requests has a prefix of its own."""
 
 
 def streams_name(streams: int) -> str:
@@ -51,7 +51,7 @@ async def sweep(session: Session) -> None:
 
 
 async def conversations(session: Session) -> None:
-    """What the server can do at most on prompts of mixed lengths; then arrivals at shares of that."""
+    """The maximum throughput on prompts of mixed lengths; then arrivals at shares of it."""
     plan = session.plan
     number = plan.most(plan.most_streams)
     calls = session.prompts.conversations(number, plan.prompt_tokens, plan.tokens)
@@ -63,7 +63,7 @@ async def conversations(session: Session) -> None:
 
 
 async def shared_prefix(session: Session) -> None:
-    """Long prompts that share nothing, then as many of which all but every tenth begin alike."""
+    """Long prompts that share nothing, then as many of which nine in ten share a prefix."""
     plan, prompts = session.plan, session.prompts
     number = plan.most(plan.most_streams)
     await session.closed("apart", prompts.words(number, plan.prompt_tokens, plan.tokens), plan.most_streams)
@@ -90,7 +90,7 @@ async def constrained(session: Session) -> None:
 
 
 async def cancelling(session: Session) -> None:
-    """Stories, then stories of which every second is left in its middle; then wait until no page is held."""
+    """Stories, then stories of which every second one is cancelled midway; then wait until no block is held."""
     plan = session.plan
     number = plan.most(plan.most_streams)
     await session.closed("undisturbed", session.prompts.stories(number, plan.tokens), plan.most_streams)
@@ -106,7 +106,7 @@ async def cancelling(session: Session) -> None:
 
 
 async def repeated_prefix(session: Session) -> None:
-    """Pairs of requests, one at a time, that begin alike: what the second one saves."""
+    """Pairs of requests with a common prefix, one at a time: what the second one saves."""
     plan = session.plan
     loads: dict[str, list[Load]] = {"first": [], "second": []}
     prefixes = [session.prompts.text(plan.prompt_tokens) for _ in range(plan.most(1))]
@@ -143,7 +143,7 @@ async def intrusion(session: Session) -> None:
     if intruder.first is None:
         raise ConfigError(f"{session.target.name} did not answer the long prompt: {intruder.error or 'no text came'}")
     until = intruder.first
-    # Both without the start of the streams, whose own prompts make pauses.
+    # Neither includes the start of the streams, whose own prompts cause pauses.
     before = gaps_between(alone.load.outcomes, delay, alone.load.seconds)
     beside = gaps_between(load.outcomes, intruder.sent, until)
     measured.numbers |= {
@@ -157,7 +157,7 @@ async def intrusion(session: Session) -> None:
 
 
 def gaps_between(outcomes: Iterable[Outcome], since: float, until: float) -> list[float]:
-    """The time of each token after the first whose pause overlaps the interval."""
+    """The inter-token time of each token after the first whose gap overlaps the interval."""
     found: list[float] = []
     for outcome in outcomes:
         end = outcome.first or 0.0

@@ -1,4 +1,4 @@
-"""From options to a plan, or the one sentence that says what is wrong with them."""
+"""Turns options into a plan, or raises one sentence that says what is wrong with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompts: the same for every server of a run, and none twice, so that caches favour no server."""
+"""Prompts: the same for every server of a run, and never repeated, so that caches favour no server."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Prompts:
         self._numbers = count(seed * 100_000 + 1)
 
     def stories(self, number: int, max_tokens: int) -> list[Call]:
-        """Short prompts that make a model write on: some 45 tokens with the template of the built-in model."""
+        """Short prompts that make a model write at length: some 45 tokens with the template of the built-in model."""
         return [
             Call(f"Tell me a story about the number {next(self._numbers)} and a dragon.", max_tokens)
             for _ in range(number)
         ]
 
     def words(self, number: int, prompt_words: int, max_tokens: int) -> list[Call]:
-        """Prompts of about so many tokens that share nothing but the template."""
+        """Prompts of about ``prompt_words`` tokens that share nothing but the template."""
         return [Call(f"{self.text(prompt_words)}. Go on.", max_tokens) for _ in range(number)]
 
     def text(self, words: int) -> str:
-        """Words in a random order that was never there before."""
+        """Words in a random order that has not been used before."""
         number = next(self._numbers)
         source = random.Random(number)
         return f"{number} " + " ".join(source.choices(WORDS, k=max(words, 1)))
@@ -57,7 +57,7 @@ class Prompts:
     def conversations(self, number: int, prompt_words: int, max_tokens: int) -> list[Call]:
         """Lengths like those of ShareGPT: log-normal around these means, prompts spread wider than answers.
 
-        The lengths are the same each time, the words are not: so loads differ in their arrivals alone.
+        Every call gives the same lengths but new words, so that loads differ only in their arrivals.
         """
         source = random.Random(self._seed)
         inputs = _lognormal(source, prompt_words, 1.0)

@@ -1,4 +1,4 @@
-"""The rounds of a run: in each, the load of a scenario is put on a server."""
+"""The rounds of a run: each puts the load of a scenario on a server."""
 
 from __future__ import annotations
 

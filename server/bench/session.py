@@ -1,4 +1,4 @@
-"""One server in one round: the loads that a scenario puts on it, and what they gave."""
+"""One server in one round: the loads that a scenario puts on it, and their measurements."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from server.config.errors import ConfigError
 
 WARM_UP_TOKENS = 4
 LEAST_REQUESTS = 16
-"""Of a load: a median of fewer says little, and the start and the end, when streams stand empty, would say too much."""
+"""The minimum of a load: a median of fewer says little, and the start and the end, with idle streams, would
+dominate."""
 MOST_TIMES = 10
-"""How many times the least requests a load makes at most, where that takes less than its seconds."""
+"""A load makes at most this many times its minimum requests, even if they take less than its minimum duration."""
 DEFAULT_LIMITS = Limits(ttft=2.0, tpot=0.2)
-"""What a reader of a chat bears; for a small model on two CPU cores under load."""
+"""What a reader of a chat tolerates from a small model on two CPU cores under load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The sizes of a run. ``tokens`` bounds each answer; ``prompt_tokens`` is about the length of prompts.
+    """The sizes of a run. ``tokens`` bounds each answer; ``prompt_tokens`` is the approximate length of prompts.
 
-    ``shares`` are arrival rates as shares of what the server can do at most, ``rates`` are in requests a second.
-    ``requests`` is how many each stream makes one after the other at least, ``seconds`` how long a load lasts at least
-    where its requests are not used up before. ``limits`` are those of goodput.
+    ``shares`` are arrival rates as shares of the server's maximum, ``rates`` are in requests per second. ``requests``
+    is the minimum number of requests per stream, ``seconds`` the minimum duration of a load unless its requests run out
+    first. ``limits`` are those of goodput.
     """
 
     scenario: str
@@ -47,21 +48,21 @@ class Plan:
 
     @property
     def most_streams(self) -> int:
-        """How many requests there are at once at most in closed loops."""
+        """The largest number of concurrent requests in closed loops."""
         return max(self.streams)
 
     def least(self, streams: int) -> int:
-        """How many requests a load on so many streams makes at least."""
+        """The minimum number of requests of a load on ``streams`` streams."""
         return max(streams * self.requests, LEAST_REQUESTS)
 
     def most(self, streams: int) -> int:
-        """How many it may make: so many are drawn for every server, so that all get the same ones in the same order."""
+        """The maximum number: this many are drawn for every server, so that all get the same ones in the same order."""
         return self.least(streams) * (MOST_TIMES if self.seconds else 1)
 
 
 @dataclass(slots=True)
 class Measurement:
-    """A load on a server in a round, or, without ``load``, numbers that were measured beside the servers."""
+    """A load on a server in a round, or, without ``load``, numbers that were not measured on a server."""
 
     server: str
     round: int
@@ -91,7 +92,8 @@ class Session:
     facts: Mapping[str, float] = field(default_factory=dict)
 
     async def warm_up(self) -> None:
-        """Short requests, as many at once as there will be, that count nowhere. Raises ``ConfigError`` if one fails."""
+        """Send short requests that are not measured, as many at once as there will be. Raises ``ConfigError`` if one
+        fails."""
         for streams in self.plan.streams:
             load = await closed_loop(self.target, self.prompts.stories(streams, WARM_UP_TOKENS), streams)
             errors = [outcome.error for outcome in load.outcomes if outcome.error]
@@ -99,14 +101,14 @@ class Session:
                 raise ConfigError(f"{self.target.name} at {self.target.url} cannot answer: {errors[0]}")
 
     async def closed(self, name: str, calls: Sequence[Call], streams: int) -> Measurement:
-        """A closed loop of so many streams, for as long as the plan wants it and ``calls`` last."""
+        """Run a closed loop of ``streams`` streams for as long as the plan asks and ``calls`` last."""
         least, seconds = self.plan.least(streams), self.plan.seconds
         with watched(self.target.pid) as usage:
             load = await closed_loop(self.target, calls, streams, least=least, seconds=seconds)
         return self.add(name, load, usage, kind="closed loop", streams=streams)
 
     async def open(self, name: str, calls: Sequence[Call], rate: float) -> Measurement:
-        """Poisson arrivals at so many requests a second, for as long as the plan wants it and ``calls`` last."""
+        """Run Poisson arrivals at ``rate`` requests per second for as long as the plan asks and ``calls`` last."""
         seed = self.plan.seed * 1000 + self.round
         number = max(self.plan.least(self.plan.most_streams), math.ceil(rate * self.plan.seconds))
         calls = calls[:number]
@@ -124,7 +126,7 @@ class Session:
         streams: int | None = None,
         rate: float | None = None,
     ) -> Measurement:
-        """Keep what a load gave. Raises ``ConfigError`` if nothing came of it at all."""
+        """Record a load. Raises ``ConfigError`` if all its requests failed."""
         if all(outcome.error for outcome in load.outcomes):
             first = load.outcomes[0].error
             raise ConfigError(f"{self.target.name} failed every request of the load {name!r}: {first}")

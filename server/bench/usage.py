@@ -1,4 +1,4 @@
-"""What a server and all processes that it started take of the machine while it is under load, from /proc."""
+"""Memory and CPU use of a server and all processes that it started while it is under load, from /proc."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ INTERVAL_SECONDS = 0.5
 class Usage:
     """Bytes, seconds of one core, and cores; None where /proc does not have them.
 
-    ``peak_rss`` is the most memory that was seen; RSS counts a page that several processes share in each of them.
-    ``last_pss``, in which each has its share of a page, is that of the end: for PSS the kernel walks through all pages,
-    a tenth of a second for ten gigabytes, which no load must meet. ``other_cores`` is how many cores were taken by
-    neither the server nor this client: by other programs of the machine, or other guests of its host.
+    ``peak_rss`` is the largest RSS that was seen; RSS counts a shared page once for each process. ``last_pss``, which
+    divides a shared page among its processes, is read only at the end: the kernel walks all pages for it, a tenth of a
+    second for ten gigabytes, which must not disturb a load. ``other_cores`` is how many cores were used neither by the
+    server nor by this client, but by other programs of the machine or other guests of its host.
     """
 
     peak_rss: int | None = None
@@ -58,14 +58,14 @@ def tree_pss(root: int) -> int | None:
 
 
 def tree_cpu_seconds(root: int) -> float | None:
-    """The time of a core that the processes of the tree have taken so far."""
+    """The CPU seconds that the processes of the tree have used so far."""
     ticks = [_text(PROC / str(pid) / "stat").rpartition(")")[2].split() for pid in process_tree(root)]
     known = [int(fields[11]) + int(fields[12]) for fields in ticks if fields]  # utime and stime, proc(5)
     return sum(known) / os.sysconf("SC_CLK_TCK") if known else None
 
 
 def machine_cpu_seconds() -> float | None:
-    """The time of a core that anybody has taken on this machine so far, or that its host gave to other guests."""
+    """The CPU seconds used on this machine so far by any process, or given by its host to other guests (steal)."""
     fields = _text(PROC / "stat").partition("\n")[0].split()[1:]
     if not fields:
         return None
@@ -75,7 +75,7 @@ def machine_cpu_seconds() -> float | None:
 
 @contextmanager
 def watched(root: int | None) -> Iterator[Usage]:
-    """What the tree takes during the block; complete when the block has ended."""
+    """The usage of the tree during the block; complete when the block has ended."""
     usage = Usage()
     if root is None:
         yield usage

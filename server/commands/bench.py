@@ -32,7 +32,7 @@ CONNECT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions(Options):
-    """The options of a run on a server that somebody else has started."""
+    """The options of a run on a server that is already running."""
 
     url: str | None = None
     api_key: str | None = None
@@ -63,9 +63,9 @@ def bench(options: BenchOptions, settings: Settings) -> int:
 
 
 async def running_target(options: BenchOptions, text: str, own_key: str | None = None) -> Target:
-    """The server at a URL and the model to ask: the one that was named, or the first that it lists.
+    """The server at a URL and the model to measure: the one that was named, or the first that it lists.
 
-    ``own_key`` is for a server of this machine: no other one gets a key that was not given for it.
+    ``own_key`` is only sent to a server on this machine: no other server gets a key that was not given for it.
     """
     url, dialect = parse_url(text), Gemini()
     key = options.api_key or (own_key if is_loopback(url.host) else None)
@@ -74,7 +74,7 @@ async def running_target(options: BenchOptions, text: str, own_key: str | None =
             status, body = await get(url, MODELS_PATH, dialect.headers(key))
     except TimeoutError:
         raise ConfigError(f"no server answers at {url} within {CONNECT_SECONDS:.0f} s; is it overloaded?") from None
-    except ssl.SSLError as error:  # an OSError, but its number is none of the system's
+    except ssl.SSLError as error:  # an OSError, but its number is not one of the system's
         raise ConfigError(f"no TLS with {url}: {tls_reason(error)}") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

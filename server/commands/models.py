@@ -60,7 +60,7 @@ def fetch_models(settings: Settings, names: list[str]) -> int:
 
 
 def check(settings: Settings) -> int:
-    """Say what ``castor serve`` would do with these settings; 1 where something is in the way."""
+    """Print what ``castor serve`` would do with these settings; return 1 where something prevents it."""
     require_library()
     output = _output()
     path = models_file(settings)

@@ -1,4 +1,4 @@
-"""What the command says to humans, on stderr: errors, progress, and how to use the server that has just started."""
+"""What the command prints for people, on stderr: errors, progress, and how to use the server that has just started."""
 
 from __future__ import annotations
 

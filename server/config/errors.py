@@ -1,4 +1,4 @@
-"""The error of the command line: something of the operator's must change before Castor can do what was asked."""
+"""The error of the command line: the operator must change something before Castor can do what was asked."""
 
 from __future__ import annotations
 

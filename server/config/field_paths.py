@@ -6,5 +6,5 @@ import re
 
 
 def field_path(path: str) -> str:
-    """The path of a field wherever it stands: without indices, and as in a request that is not wrapped in another."""
+    """The path of a field without indices, and as in a request that is not wrapped in another."""
     return re.sub(r"\[\d+\]", "", path).removeprefix("generateContentRequest.")

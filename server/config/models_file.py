@@ -130,13 +130,13 @@ def check_names(specs: Sequence[ModelSpec], where: str) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's plain values; a key that stands twice in one mapping is an error and does not win silently."""
+    """YAML's plain values; a key that occurs twice in one mapping is an error and does not silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for position, name in enumerate(names):
             if name in names[:position]:
-                problem = f"the key {name!r} stands twice"
+                problem = f"the key {name!r} is given twice"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 

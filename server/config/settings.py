@@ -1,7 +1,7 @@
 """Everything that can be set about a server, in one frozen object; the environment is read here and nowhere else.
 
-A command-line option wins over its ``CASTOR_*`` variable, which wins over the default. A ``CASTOR_*`` variable that
-nobody reads is an error: a misspelt setting that is silently ignored is worse than a server that does not start.
+A command-line option wins over its ``CASTOR_*`` variable, which wins over the default. An unknown ``CASTOR_*`` variable
+is an error: a misspelt setting that is silently ignored is worse than a server that does not start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Settings:
     ``trusted_proxies`` are addresses or networks whose ``X-Forwarded-*`` headers count. ``allowed_hosts`` are names,
     beside those of the loopback, that a ``Host`` header may carry on a server without keys. ``cors_origins`` are the
     origins of web pages, beside the server's own, that may use it. ``body_stall_seconds`` is how long a body may pause,
-    ``body_seconds`` how long it may take in all; one that brings a file may take longer while it comes steadily.
+    ``body_seconds`` how long it may take in all; the upload of a file may take longer as long as it keeps coming.
     Uploaded files are kept for ``file_hours``, each of at most ``max_file_bytes``; all files of one key and all files
     of all keys have limits too.
     """
@@ -92,7 +92,7 @@ def is_loopback(host: str) -> bool:
 
 
 def known_variables() -> list[str]:
-    """The names of all variables with Castor's prefix that mean something."""
+    """The names of all variables that Castor knows."""
     return sorted({_variable(name) for name in _READERS} | FOREIGN_VARIABLES)
 
 

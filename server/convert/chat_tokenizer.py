@@ -27,7 +27,7 @@ _BUSY = "Too many long inputs are being encoded. Please try again later."
 
 
 class TooManyTokens(Exception):
-    """A prompt is longer than is wanted; ``count`` says how long."""
+    """A prompt has more tokens than were asked for; ``count`` says how many."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -38,10 +38,10 @@ class ChatTokenizer:
     """Renders chats of one model and knows its tokens. The constructor reads files for seconds: call it in a thread.
 
     ``folder`` holds tokenizer.json and, for chat models, a template. A thread renders conversations, a child process
-    the bulky ones, one at a time, so that these delay nobody else.
+    the bulky ones, one at a time, so that these do not delay other callers.
 
-    ``end_ids`` are the tokens that end an answer, ``has_system_role`` tells whether the template renders system
-    messages, ``longest_token`` is the most characters that one token is taken to cover. ``family`` says how thoughts
+    ``end_ids`` are the tokens that end an answer, ``has_system_role`` says whether the template renders system
+    messages, ``longest_token`` is the most characters that one token is assumed to cover. ``family`` says how thoughts
     and calls are written, ``thought_ids`` are the tokens of the markers around thoughts, if the model thinks, and
     ``marker_ids`` the special tokens that parsers of answers must see. ``special_ids`` are all special tokens by text,
     ``atom_ids`` those that grammars name by number; ``control_texts`` are the texts that names must not contain.
@@ -73,11 +73,10 @@ class ChatTokenizer:
     async def render(self, chat: TemplateInput, *, owner: str = "", most: int | None = None) -> list[int]:
         """The prompt's token ids, with exactly one BOS where the model has one, up to where the answer begins.
 
-        Without a template (base models) the prompt is the texts, joined by a newline. ``owner`` is who asks: callers
-        with bulky conversations take turns.
-        Raises ``TooManyTokens`` for more than ``most``; ``InvalidArgument`` if the template refuses the conversation,
-        if nothing is left to answer, or if it takes too much to encode; ``ResourceExhausted`` while too many are
-        encoded.
+        Without a template (base models) the prompt is the texts, joined by a newline. ``owner`` identifies the caller:
+        callers with bulky conversations take turns. Raises ``TooManyTokens`` for more than ``most``;
+        ``InvalidArgument`` if the template refuses the conversation, if nothing is left to answer, or if it takes too
+        much to encode; ``ResourceExhausted`` while too many are encoded.
         """
         if chat.size < BULKY_CHARACTERS:
             ids = await asyncio.get_running_loop().run_in_executor(self._thread, self._renderer.ids, chat)
@@ -97,8 +96,8 @@ class ChatTokenizer:
             return prompt.count
 
     def fits(self, characters: int, context: int) -> bool:
-        """False if texts of so many characters certainly do not fit into ``context`` tokens: no token covers more than
-        ``longest_token``."""
+        """False if texts of this many characters certainly do not fit into ``context`` tokens: no token covers more
+        than ``longest_token``."""
         return characters < context * self.longest_token
 
     async def close(self) -> None:
@@ -136,7 +135,8 @@ class ChatTokenizer:
 
 
 def encoded(folder: str, chat: TemplateInput, most: int | None) -> tuple[int, bytes]:
-    """What a child does for `ChatTokenizer.render`: how many tokens, and up to ``most`` these, four bytes each."""
+    """Runs in a child for `ChatTokenizer.render`: the number of tokens and, if not over ``most``, their ids, 4 bytes
+    each."""
     ids = _renderer(folder).ids(chat)
     return len(ids), array("I", ids if most is None or len(ids) <= most else ()).tobytes()
 

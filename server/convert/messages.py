@@ -1,4 +1,4 @@
-"""Contents to the messages that chat templates know: system, user, assistant and tool, one after the other."""
+"""Converts contents to the messages that chat templates know: system, user, assistant and tool."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def chat_messages(
 
 
 def _in_words(turn: Turn, before: Turn | None) -> Message:
-    """A turn of models whose template knows no functions: calls stand in the text as Castor's own prompt asks for them,
-    and results in plain words. Small models repeat marked results; told to go on, they use them."""
+    """A turn for models whose template knows no functions: calls are written as Castor's own prompt asks, results in
+    plain words. Small models repeat results that are marked up; asked to answer, they use them."""
     names = [before.calls[result.call].name for result in turn.results] if before else []
     results = [f"{name} returned {result.text}." for name, result in zip(names, turn.results, strict=True)]
     text = turn.text or ("Now answer my question." if results else "")
@@ -89,7 +89,7 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
 
 def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Family) -> Message:
     text, thoughts = turn.text, turn.thoughts
-    if calls and not family.call.is_parallel:  # such templates have one place for what stands before a call
+    if calls and not family.call.is_parallel:  # such templates have one slot for the text before a call
         text, thoughts = ("", f"{thoughts}\n{text}") if text and thoughts else (text, thoughts)
     message = Message(role="assistant", content=text)
     if calls:

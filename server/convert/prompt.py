@@ -1,4 +1,4 @@
-"""From a checked request to what the chat template gets, and on to the token ids of the prompt."""
+"""Turns a checked request into the input of the chat template, and that into the token ids of the prompt."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from server.wire.json_schema import check_size
 from server.wire.requests import GenerateContentRequest
 
 COUNTED_CHARACTERS = 2_000_000
-"""As many are counted for any model; for those of a long context, as many as might fit it."""
+"""countTokens takes this many for any model, and for a model of a long context as many as might fit it."""
 TOOLS_TIMES = 5
-"""How much larger than one schema those of all functions together may be."""
+"""How many times larger than one schema those of all functions together may be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A request as the model will see it: what the template gets, the functions it may call, where its thoughts stand.
+    """A request as the model will see it: the template's input, the functions it may call, the bounds of its thoughts.
 
     ``bare`` is the same without the texts of documents, None where there are no documents. ``characters`` counts the
     texts, and ``owner`` is who sent it.
@@ -47,8 +47,8 @@ def conversation(
     emptied: GenerateContentRequest | None = None,
     owner: str = "",
 ) -> Conversation:
-    """A request, its documents as texts, as the model will see it; ``emptied`` is the same with nothing in their stead,
-    None where there are none. Takes seconds for the longest. Raises ``InvalidArgument``."""
+    """The conversation of a request whose documents have become texts; ``emptied`` is the same request with these texts
+    empty, None where there are no documents. Takes seconds for the longest. Raises ``InvalidArgument``."""
     family = tokenizer.family
     tools = read_tools(request, tokenizer.control_texts)
     if tools:
@@ -111,5 +111,5 @@ async def _document_tokens(prompt_tokens: int, conversation: Conversation, token
         return 0
     try:
         return prompt_tokens - await tokenizer.count(conversation.bare, owner=conversation.owner)
-    except InvalidArgument:  # nothing else is said
+    except InvalidArgument:  # nothing but the documents has text
         return prompt_tokens

@@ -1,8 +1,8 @@
 """A conversation as the token ids of a prompt: the chat template, control tokens, and the one BOS.
 
-transformers keeps whole control tokens in the texts of users from being read as such. It does not see what keys, names
-and the template's own words make together, nor what a template makes of a text. So the finished prompt is checked: it
-has the control tokens that the template writes, and no other.
+transformers keeps whole control tokens in users' texts from being encoded as such. It misses those that keys, names and
+the template's own text form together, and what a template makes of a text. So the finished prompt is checked: it has
+the control tokens that the template writes, and no others.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from server.families.transformers_import import library
 from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUE_KEYWORDS
 
 CHARACTERS_PER_MESSAGE = 20
-"""What a message costs beside its text: templates are programs."""
+"""What a message costs in addition to its text: templates are programs."""
 
 _BREAK = "·"
-"""Stands where two pieces of text must not become one token."""
+"""Separates two pieces of text that must not become one token."""
 _DATA = frozenset(("arguments", "parameters", "return"))
-"""What the caller sends stands below these keys; what is above has our keys."""
+"""Below these keys is the caller's data; above them the keys are ours."""
 _KEYWORDS = frozenset(("description", "$defs", *VALUE_KEYWORDS, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS))
 """Keys of data that templates look for; all others are the caller's."""
 _STRUCTURE = frozenset(("role", "id", "tool_call_id", "type"))
-"""Keys of ours whose values are ours too."""
+"""Our keys whose values are ours too."""
 
 
 class Message(TypedDict):
     """One turn as chat templates know it; ``role`` is system, user, assistant or tool.
 
-    An assistant may have ``tool_calls`` and the thoughts that stood before them, a tool names the call it answers.
+    An assistant may have ``tool_calls`` and the thoughts before them, a tool names the call it answers.
     """
 
     role: str
@@ -52,14 +52,14 @@ Messages = Sequence[Message]
 Declared = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
 Change = Callable[[str, bool], str]
-"""What a text of the caller becomes; the flag tells that it is a key or a name."""
+"""What a text of the caller becomes; the flag says that it is a key or a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateInput:
     """What a chat template gets: ``messages``, the declared functions as ``tools``, and ``options``, its variables.
 
-    ``size`` is what it costs to render, in characters; it is counted where it is not given.
+    ``size`` is what it costs to render, in characters; it is counted unless given.
     """
 
     messages: Messages
@@ -74,9 +74,9 @@ class TemplateInput:
 
 
 class Renderer:
-    """Renders with the tokenizer of a model folder, ``tokenizer``. Not for two threads at once.
+    """Renders with the ``tokenizer`` of a model folder. Not thread-safe.
 
-    ``control_texts`` are the texts of the tokens that mean something to the model.
+    ``control_texts`` are the texts of the tokens with a special meaning to the model.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class Renderer:
             raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
         # Made from tokenizer.json as it is, the same file that the engine decodes with.
         self.tokenizer = library().tokenizers.from_pretrained(str(folder), local_files_only=True)
-        # An older transformers would take the wish for a variable of the template, and say nothing.
+        # An older transformers would silently take this option for a template variable.
         if "sanitize_control_tokens" not in signature(self.tokenizer.apply_chat_template).parameters:
             raise ImportError(
                 "the installed transformers cannot keep control tokens out of the text of users: update it"
@@ -116,7 +116,7 @@ class Renderer:
         except ValueError as error:
             raise InvalidArgument(f"The conversation cannot be encoded: {error}") from error
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust code; no Exception, so that few catch it
+            if type(error).__name__ != "PanicException":  # a panic of Rust code, which is no Exception
                 raise
             raise InvalidArgument("The conversation cannot be encoded: the tokenizer failed.") from None
         if not ids:
@@ -124,8 +124,8 @@ class Renderer:
         return ids
 
     def _check_control_tokens(self, ids: list[int], chat: TemplateInput) -> None:
-        """Compare with the same conversation without the caller's words, and, because templates look at these, with one
-        in which they are broken where a control token could begin or end. Raises ``InvalidArgument``."""
+        """Compare with the same conversation without the caller's text and, because templates inspect it, with one
+        whose text is broken up where a control token could begin or end. Raises ``InvalidArgument``."""
         if not chat.tools and not any(map(self._is_doubtful, chat.messages)):
             return
         written = self._controls_in(ids)
@@ -155,7 +155,7 @@ class Renderer:
 
 
 def _blank() -> Change:
-    """Texts lose their words, names are numbered."""
+    """A change that blanks texts and numbers names."""
     numbers: dict[str, str] = {}
 
     def change(text: str, is_name: bool) -> str:
@@ -165,7 +165,8 @@ def _blank() -> Change:
 
 
 def _changed(value: Any, change: Change, key: str = "", is_ours: bool = True) -> Any:
-    """A message or a declaration with another text for each that is the caller's; ``is_ours`` outside of its data."""
+    """A message or a declaration with ``change`` applied to each text of the caller; ``is_ours`` outside of its
+    data."""
     if isinstance(value, str):
         is_kept = (is_ours and key in _STRUCTURE) or (key == "type" and value.lower() in TYPES)
         return value if is_kept else change(value, key in ("name", "required"))

@@ -1,4 +1,4 @@
-"""GenerationConfig, the entry's defaults and the model's limits to sampling parameters."""
+"""Turns GenerationConfig, the entry's defaults and the model's limits into sampling parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
 
 _NEVER = "\0"
-"""The end of calls that only the answer's end ends: JSON cannot hold this character."""
+"""Terminator of calls that only end with the answer: JSON cannot contain this character."""
 
 
 def output_limit(spec: ModelSpec, info: ModelInfo) -> int:
@@ -58,7 +58,7 @@ def answer_syntax(
 ) -> SamplingParams:
     """``sampling`` with grammar, thoughts and markers of the answer. ``calls`` means that it may hold function calls.
 
-    Stop sequences count in text, not inside calls. Where no marker ends a call, they do not count after one either:
+    Stop sequences apply to text, not inside calls. Where no marker ends a call, they do not apply after one either:
     calls end an answer.
     """
     family = tokenizer.family

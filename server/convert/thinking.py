@@ -1,4 +1,4 @@
-"""thinkingConfig: whether a model thinks, for how long, and where its thoughts stand in the tokens."""
+"""thinkingConfig: whether a model thinks, for how long, and which tokens enclose its thoughts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.families.family import Family
 from server.wire.generation import GenerationConfig, ThinkingConfig
 
 FREE = -1
-"""The budget of a model that thinks as long as it likes."""
+"""The budget that leaves the amount of thinking to the model."""
 
 _EFFORTS = {"MINIMAL": "low", "LOW": "low", "MEDIUM": "medium", "HIGH": "high", "XHIGH": "high"}
 _TAIL_TOKENS = 16
@@ -49,7 +49,7 @@ def thinking_for(
 
 
 def with_open_thought(thinking: Thinking | None, prompt: Sequence[int], tokenizer: ChatTokenizer) -> Thinking | None:
-    """``thinking`` as it stands at the end of this prompt: some templates write the beginning of the thoughts."""
+    """``thinking`` at the end of this prompt: some templates already write the start of the thoughts."""
     family = tokenizer.family
     if thinking is None or family.thought is None:
         return thinking

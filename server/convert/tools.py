@@ -50,7 +50,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the model is told of (``functions``) and what it may call (``allowed``).
+    """The functions that the model sees (``functions``) and those that it may call (``allowed``).
 
     With ``must_call`` the answer is calls and nothing else.
     """
@@ -67,8 +67,8 @@ class Tools:
 def read_tools(request: GenerateContentRequest, control_texts: Sequence[str] = ()) -> Tools | None:
     """The functions of a request, or None where there are none or the mode is NONE.
 
-    ``control_texts`` are the texts of the model's control tokens: names are the one kind of text that the rendering
-    cannot keep from becoming them. Raises ``InvalidArgument`` naming each problem.
+    ``control_texts`` are the texts of the model's control tokens: names are the one kind of text that rendering cannot
+    protect from becoming one. Raises ``InvalidArgument`` naming each problem.
     """
     declared = [
         (f"tools[{place}].function_declarations[{index}]", declaration)
@@ -118,8 +118,8 @@ def data_problems(value: Any, control_texts: Sequence[str]) -> Iterator[str]:
 def may_become_control(name: str, control_texts: Sequence[str]) -> bool:
     """Whether a name, as a template may write it, could be read as a control token.
 
-    The rendering keeps whole control tokens in texts from being read so, but not in names, and not what a name and the
-    template's own words make together: ``<|im_end|`` in ``<parameter=NAME>``.
+    Rendering neutralises control tokens in texts, but not in names, nor those that a name and the template's own text
+    form together: ``<|im_end|`` in ``<parameter=NAME>``.
     """
     if not control_texts:
         return False
@@ -134,8 +134,8 @@ def may_become_control(name: str, control_texts: Sequence[str]) -> bool:
 
 
 class _Controls(NamedTuple):
-    """Control tokens, the signs in them, and what they begin and end with: pieces of at least 2 characters, a sign
-    among them."""
+    """Patterns of control tokens and of the signs in them, and the pieces they begin and end with: at least 2
+    characters, one of them a sign."""
 
     whole: re.Pattern[str]
     marks: re.Pattern[str]
@@ -158,7 +158,7 @@ def _controls(control_texts: tuple[str, ...]) -> _Controls:
 
 
 def _any_of(texts: Sequence[str]) -> str:
-    """A pattern of sorted texts that tries what they have in common once: some models have thousands."""
+    """A pattern of sorted texts that tries a common prefix once: some models have thousands."""
     if "" in texts:
         return ""
     if len(texts) == 1:
@@ -171,7 +171,7 @@ def _any_of(texts: Sequence[str]) -> str:
 
 
 def castor_prompt(tools: Tools) -> str:
-    """What models whose templates know nothing of functions are told."""
+    """The prompt that declares functions to models whose templates cannot."""
     outlines = [
         {"name": function.name}
         | ({"description": function.description} if function.description else {})

@@ -1,4 +1,4 @@
-"""A conversation as turns: neighbours of one role are one turn, and every function's answer has found its call."""
+"""A conversation as turns: neighbours of one role are one turn, and every function response has found its call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_CONTENTS = 32_768
 MAX_PARTS = 65_536
 """Generous: chats of SDKs keep every chunk of a streamed answer as a content."""
 MAX_THOUGHT_CHARACTERS = 20 * 1024**2
-"""A signature is short and what it brings back may be long."""
+"""A signature is short, but the thoughts in it may be long."""
 
 Reopen = Callable[[bytes], str | None]
 """The thoughts in a signature that this server made, None for any other bytes."""
@@ -40,7 +40,7 @@ _NO_CALL = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a function answered, as JSON; ``call`` is the place of its call among those of the turn before."""
+    """What a function returned, as JSON; ``call`` is the index of its call in the turn before."""
 
     path: str
     id: str
@@ -51,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says at once. ``thoughts`` stood before it; a turn of thoughts alone is not ``shown``."""
+    """What one side says in one turn. ``thoughts`` came before it; a turn of thoughts alone is not ``shown``."""
 
     role: str
     text: str = ""
@@ -62,14 +62,14 @@ class Turn:
 
 
 def check_counts(request: GenerateContentRequest) -> None:
-    """Raises ``InvalidArgument`` for a conversation of more pieces than are read."""
+    """Raises ``InvalidArgument`` for a conversation of too many pieces."""
     parts = sum(len(content.parts) for content in request.contents)
     if request.system_instruction is not None:
         parts += len(request.system_instruction.parts)
     for found, what, most in ((len(request.contents), "contents", MAX_CONTENTS), (parts, "parts", MAX_PARTS)):
         if found > most:
-            told = f"there are {found} {what}, but at most {most} are read; join those of one role, or send fewer."
-            raise joined([problem("contents", told)])
+            reason = f"there are {found} {what}, but at most {most} are read; join those of one role, or send fewer."
+            raise joined([problem("contents", reason)])
 
 
 def turns_of(contents: Sequence[Content], control_texts: Sequence[str], reopen: Reopen) -> list[Turn]:
@@ -91,7 +91,7 @@ def problem(field: str, text: str) -> FieldViolation:
 
 
 class _Problem(NamedTuple):
-    """What is wrong with a content, or with a part of it; written out only for the few that are told."""
+    """What is wrong with a content, or with a part of it; formatted only for the few that are reported."""
 
     text: str
     field: str
@@ -155,8 +155,8 @@ class _Thoughts:
         thoughts = dict.fromkeys(text for text in map(self._reopen, signatures) if text)
         self._left -= sum(map(len, thoughts))
         if self._left < 0:
-            told = f"its signatures bring back more than {MAX_THOUGHT_CHARACTERS} characters of thoughts; send fewer."
-            raise joined([problem("contents", told)])
+            reason = f"its signatures bring back more than {MAX_THOUGHT_CHARACTERS} characters of thoughts; send fewer."
+            raise joined([problem("contents", reason)])
         return "\n".join(thoughts)
 
 
@@ -183,8 +183,8 @@ def _turn(content: Content, path: str, thoughts: _Thoughts) -> Turn:
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
-    """Neighbours of one role as one turn: templates want roles to alternate. A chat may hold thousands, so that nothing
-    here is joined one by one."""
+    """Neighbours of one role as one turn: templates want roles to alternate. A chat may hold thousands, so nothing here
+    is joined one by one."""
     merged = []
     for role, group in groupby(turns, key=lambda turn: turn.role):
         run = list(group)
@@ -222,7 +222,7 @@ def _settled(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _places(results: Sequence[Result], calls: Sequence[FunctionCall]) -> dict[int, int]:
-    """By the number of a result, the place of the call that it answers, for those that answer one."""
+    """The index of the call that each result answers, by the index of the result; without those that answer none."""
     by_id: dict[str, deque[int]] = defaultdict(deque)
     for place, call in enumerate(calls):
         by_id[call.id].append(place)

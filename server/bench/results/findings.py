@@ -1,4 +1,4 @@
-"""What the measurements of all rounds say: medians for each load, ratios between servers, and findings."""
+"""Evaluates the measurements of all rounds: medians for each load, ratios between servers, and findings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.bench.session import Measurement
 Size = TypeVar("Size", int, float)
 
 Loads = dict[str, Measurement]
-"""What one server gave in one round, by the name of the load."""
+"""The measurements of one server in one round, by the name of the load."""
 
 SUMMARY_NUMBERS = tuple(field.name for field in fields(Summary) if field.name != "counted_by")
 RATIOS = ("output_tokens_per_second", "ttft_p50", "itl_p50", "e2e_p50")
@@ -21,7 +21,7 @@ RATIOS = ("output_tokens_per_second", "ttft_p50", "itl_p50", "e2e_p50")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An answer to a scenario's question: median, least and most over the rounds. ``goal`` is what was aimed at."""
+    """An answer to a scenario's question: median, least and most over the rounds. ``goal`` is the target."""
 
     name: str
     server: str
@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class LoadTotals:
-    """A load on a server over all rounds. ``most_other_cores``: how many cores others took in the worst round."""
+    """A load on a server over all rounds. ``most_other_cores``: cores that other processes used in the worst round."""
 
     server: str
     load: str
@@ -59,7 +59,7 @@ class Results:
     """All measurements of a run."""
 
     def __init__(self, measurements: Sequence[Measurement]) -> None:
-        # The order of turns means nothing: Castor comes first, then the peers in the order of the first round.
+        # The order of measurement means nothing: Castor comes first, then the peers in the order of the first round.
         self.measurements = sorted(measurements, key=lambda m: (m.round, m.server != "castor"))
         self.rounds = sorted({measurement.round for measurement in measurements})
         self.servers = list(dict.fromkeys(m.server for m in measurements if m.load is not None))

@@ -16,7 +16,7 @@ TAIL_SAMPLES = 100
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request must keep to count for goodput: seconds to the first token, and seconds per further token."""
+    """The limits a request must meet to count as goodput: seconds to the first token, and seconds per further token."""
 
     ttft: float
     tpot: float

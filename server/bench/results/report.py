@@ -24,14 +24,14 @@ NOISE_CORES = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a run was, whatever it gave."""
+    """What was run: everything about a run except its results."""
 
     scenario: Scenario
     plan: Plan
     environment: dict[str, Any]
 
     def document(self, results: Results, findings: list[Finding], incomplete: str = "") -> dict[str, Any]:
-        """Everything about the run; ``incomplete`` says what ended it too early.
+        """Everything about the run; ``incomplete`` says what ended it early.
 
         Times are in seconds. ``requests`` hold the raw numbers of ``Outcome``.
         """
@@ -71,7 +71,7 @@ def write(content: dict[str, Any], folder: Path) -> Path:
 
 
 def show(results: Results, findings: Iterable[Finding], terminal: Console) -> None:
-    """The tables: loads, ratios to the peers, answers; then what has to be known to read them."""
+    """Print the tables (loads, ratios to the peers, findings), then the notes on how to read them."""
     totals = results.totals()
     if totals:
         terminal.print(_load_table(totals))
@@ -95,7 +95,7 @@ def show(results: Results, findings: Iterable[Finding], terminal: Console) -> No
 
 
 def notes(totals: Sequence[LoadTotals]) -> list[str]:
-    """What has to be known to read the numbers."""
+    """Notes on how to read the numbers."""
     lines = []
     for total in totals:
         where = f"{total.server}, {total.load}"

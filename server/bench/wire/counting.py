@@ -10,7 +10,7 @@ from server.bench.wire.protocols import Progress
 
 @dataclass(slots=True)
 class Outcome:
-    """One request. All instants are seconds since the load began; ``intended`` is when it was to be sent.
+    """The outcome of one request. Times are seconds since the load began; ``intended`` is when it was due.
 
     ``gaps`` are the pauses between two arrivals of text after the first, each with the number of tokens that ended it.
     ``counted_by`` is "usage" where the server reported the number of tokens, "chunks" where the chunks were counted.
@@ -31,7 +31,7 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the answer came to its end."""
+        """Whether the answer is complete."""
         return self.error is None and not self.cancelled
 
 
@@ -51,7 +51,7 @@ class TokenCounter:
         self._last = 0.0
 
     def take(self, events: Iterable[Progress], now: float) -> None:
-        """Note what arrived together at the instant ``now``."""
+        """Record what arrived together at the time ``now``."""
         has_text = False
         for event in events:
             has_text |= event.has_text

@@ -149,7 +149,7 @@ class OpenAi:
 
 @contextmanager
 def _shape_of(event: bytes) -> Iterator[None]:
-    """Whatever a server sends is the outcome of a request, and never the end of the run."""
+    """Raises ``ValueError`` for an event of the wrong shape, which fails the request and not the run."""
     try:
         yield
     except (AttributeError, TypeError, LookupError):

@@ -85,7 +85,7 @@ def test_reads_every_key_in_file_order() -> None:
         ("{load: start}", "'source' is missing"),
         ("{source: 'pypi:a==1/b.gguf'}", "needs the key 'sha256'"),
         ("[source]", "must be a mapping"),
-        ("{source: x, source: y}", "the key 'source' stands twice"),
+        ("{source: x, source: y}", "the key 'source' is given twice"),
         (f"{{source: 'hf:org/x', sha256: '{0:064}'}}", "sha256 belongs to a GGUF file"),
         ("{source: 'https://x'}", "the source 'https://x' is none of"),
         ("{source: x, ? [1] : 2}", "not valid YAML"),
