@@ -1,4 +1,4 @@
-"""An engine as its users see it: what it is started with, what it can do, how it does."""
+"""The engine's public interface: its configuration, what it can do, and its health."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class EngineConfig:
     ``path`` is a prepared folder (config, safetensors, tokenizer). ``dtype`` and ``device`` are torch names or "auto".
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory if at most 1, else
     bytes; None means the default of the device. ``step_target_ms`` bounds steps with prefill.
-    ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; None means the default of the
-    device, and ``ModelInfo`` tells it. ``native`` lets C code compute models that it fits on a CPU; it is compiled once
-    into ``cache_dir``, or anew at each start without one. ``cuda_graphs`` has a GPU replay recorded decode steps.
+    ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; a ``max_running`` of None means
+    the device's default, which ``ModelInfo`` reports. ``native`` lets C code compute the models that it supports on a
+    CPU; it is compiled once into ``cache_dir``, or at each start without one. ``cuda_graphs`` makes a GPU replay
+    recorded decode steps.
 
     Raises ``ModelRefused`` for a number outside its bounds, naming field, value and limit; ``max_context`` is checked
     where the model's own limit is known (``engine.model.eligibility``).
@@ -85,12 +86,12 @@ class EngineStats:
 
 
 class EngineState(StrEnum):
-    """Where an engine stands; only READY ones take requests."""
+    """The state of an engine; only READY engines take requests."""
 
     STOPPED = "stopped"
     LOADING = "loading"
     READY = "ready"
-    FAILED = "failed"  # for good, and nothing of it is left to close: ``Health.detail`` says why
+    FAILED = "failed"  # permanently, and nothing is left to close: ``Health.detail`` says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Engine(Protocol):
         ...
 
     async def ready(self) -> ModelInfo:
-        """Wait until the model can answer. Raises ``EngineUnavailable`` where it never will."""
+        """Wait until the model can answer. Raises ``EngineUnavailable`` if it never will."""
         ...
 
     def submit(self, request: Request) -> AsyncIterator[Event]:

@@ -9,14 +9,6 @@ EngineError
 
 from __future__ import annotations
 
-# --- Errors --------------------------------------------------------------------------------------
-#
-# EngineError
-# ├── RequestRefused      the request can never be served; the message names the value and the limit
-# ├── Overloaded          the queue is full
-# ├── EngineUnavailable   loading, died, or closing
-# └── ModelRefused        the model cannot be served; the message names the layer and the reason
-
 
 class EngineError(Exception):
     """Base of everything that the engine raises on purpose."""

@@ -19,8 +19,8 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # an end token or a stop sequence
     MAX_TOKENS = "max_tokens"  # its own limit, or the end of the model's context
-    MALFORMED = "malformed"  # the grammar could not be followed to its end; the message tells which limit was met
-    ABORTED = "aborted"  # cancelled, expired or failed: the request's error tells
+    MALFORMED = "malformed"  # the grammar could not be followed to its end; the message names the limit that was hit
+    ABORTED = "aborted"  # cancelled, expired or failed: the request's error says which
 
 
 class TopLogprob(NamedTuple):
@@ -40,11 +40,11 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one candidate gained in a step.
+    """What a step added to one candidate.
 
-    ``text`` may lag behind ``token_ids``: characters that are not complete and the possible head of a stop
-    sequence are held back. ``logprobs`` has one entry per token id, or is empty where none were asked for.
-    ``thought`` tells that the tokens are thoughts or the markers around them.
+    ``text`` may lag behind ``token_ids``: incomplete characters and the possible beginning of a stop sequence are
+    held back. ``logprobs`` has one entry per token id, or is empty if none were asked for. ``thought`` is true for
+    thoughts and the markers around them.
     """
 
     candidate: int
@@ -103,7 +103,7 @@ Event = Delta | CandidateFinished | RequestFinished
 
 @dataclass(frozen=True, slots=True)
 class RequestEvents:
-    """Everything that happened to one request in one step, in the order in which it is to be told."""
+    """Everything that happened to one request in one step, in the order in which it is to be reported."""
 
     request_id: str
     deltas: tuple[Delta, ...] = ()

@@ -1,4 +1,4 @@
-"""What of this machine a process may use, as the engine counts it: less than there is where a container says so."""
+"""The CPUs and the memory that this process may use: a container may limit them below what the machine has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine is asked."""
+"""A request to an engine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from engine.api.sampling import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and what to make of it.
+    """One prompt and how to continue it.
 
     ``prompt`` holds token ids (at least one). ``salt`` separates tenants in the prefix cache: equal prompts share
-    pages only under equal salts. ``deadline`` is a ``time.monotonic()`` instant: all processes of a machine share it.
+    blocks only under equal salts. ``deadline`` is a ``time.monotonic()`` instant: all processes of a machine share it.
     """
 
     id: str

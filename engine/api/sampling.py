@@ -12,10 +12,10 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """Where thoughts stand in the sampled tokens, and how many there may be.
+    """Where the sampled tokens are thoughts, and how many thoughts there may be.
 
     ``start`` and ``end`` are the token ids of the markers around thoughts; ``open`` means that the prompt already holds
-    the start. After ``budget`` tokens of thoughts (None: free) the end is forced and the answer follows.
+    the start. After ``budget`` tokens of thoughts (None: no limit) the end is forced and the answer follows.
     """
 
     start: tuple[int, ...]
@@ -61,7 +61,7 @@ _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(Sa
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Finite numbers from ``low`` to ``high``, both included, or above ``low`` where that is ``excluded``."""
+    """Finite numbers from ``low`` to ``high``, both included, or above ``low`` if it is ``excluded``."""
 
     low: float | None = None
     high: float | None = None
@@ -73,7 +73,7 @@ class Range:
         return low <= number <= high and not (self.excluded and number == low)
 
     def __str__(self) -> str:
-        """The range in words, after "a number": of one that has a low end."""
+        """The range in words, to follow "a number"; ``low`` must be set."""
         if self.high is not None:
             return f"from {self.low:g} to {self.high:g}"
         return f"{'above' if self.excluded else 'of at least'} {self.low:g}"
@@ -81,12 +81,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class SamplingField:
-    """A number of ``SamplingParams`` that shapes the distribution; the default is the one there.
+    """A number of ``SamplingParams`` that shapes the distribution, with the default that it has there.
 
     ``computed`` is what the engine can compute, ``advice`` what its refusal asks for. ``asked`` is what requests and
     models.yaml may ask for. ``wire_name`` is the field of generationConfig; without one, requests cannot set it.
-    ``in_entry`` means that an entry of models.yaml may set a default of its own. ``switched_on`` is a value with which
-    the sampler does the field's work.
+    ``in_entry`` means that an entry of models.yaml may set a default of its own. ``switched_on`` is a value that makes
+    the sampler do the field's work.
     """
 
     name: str
@@ -104,7 +104,7 @@ class SamplingField:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether it is a whole number: of tokens, so that more than the vocabulary means all of it."""
+        """Whether it is a whole number of tokens, so that a value beyond the vocabulary means all of it."""
         return isinstance(self.default, int)
 
 

@@ -1,4 +1,4 @@
-"""What the core asks of grammars. No torch."""
+"""The contract between the core and the grammars that answers follow. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.constraints.masks import Mask
 
 
 class Matcher(Protocol):
-    """Follows one answer through its grammar. Never raises for what the grammar or the answer holds."""
+    """Follows one answer through its grammar. Never raises, whatever the grammar or the answer contains."""
 
     @property
     def accepting(self) -> bool:
@@ -26,11 +26,11 @@ class Matcher(Protocol):
         ...
 
     def mask(self) -> Mask:
-        """Which tokens may come next, the end of the answer aside; worthless if ``stopped`` afterwards."""
+        """Which tokens may come next, apart from those that end the answer; meaningless if ``stopped`` afterwards."""
         ...
 
     def allows(self, token_id: int) -> bool:
-        """Whether ``mask`` would hold this token."""
+        """Whether ``mask`` would contain this token."""
         ...
 
     def consume(self, token_id: int) -> None:
@@ -47,7 +47,7 @@ class Matcher(Protocol):
 
 
 class Grammars(Protocol):
-    """Makes matchers. Called from threads of its own, because a large grammar takes long."""
+    """Compiles grammars. Called from threads of its own, because a large grammar takes long."""
 
     def build(self, grammar: str) -> Matcher:
         """A matcher at the beginning. Raises ``RequestRefused`` for a grammar that cannot be followed."""

@@ -13,16 +13,16 @@ from engine.api.errors import RequestRefused
 from engine.constraints import masks
 from engine.constraints.masks import Mask
 
-# What a single mask may cost stays at llguidance's defaults, a few milliseconds; its messages must not repeat a
+# The cost of a single mask is limited by llguidance's defaults, a few milliseconds. Its messages must not repeat a
 # grammar or an answer.
 _LIMITS = LLParserLimits(verbose_errors=False)
-_NO_TOKEN = "NoExtensionBias"  # how llguidance says that no token continues a text, which is no limit
+_NO_TOKEN = "NoExtensionBias"  # how llguidance says that no token continues a text: no limit was exceeded
 
 
 class GrammarMatcher:
     """``engine.constraints.contracts.Matcher`` over an llguidance matcher. Not for two threads at once.
 
-    ``eos_ids`` are the tokens that llguidance allows where the answer may end. They are no part of the mask: the
+    ``eos_ids`` are the tokens that llguidance allows where the answer may end. They are not part of the mask: the
     request names the tokens that end its answer.
     """
 
@@ -63,8 +63,8 @@ class GrammarMatcher:
 class GrammarBuilder:
     """``engine.constraints.contracts.Grammars`` for one model.
 
-    Making it takes 0.7 s for 49,000 tokens and 5 s for 262,000, and no other thread runs meanwhile. Raises ValueError
-    where the tokenizer's tokens cannot be read as bytes, or where no token is known to end an answer.
+    Making it takes 0.7 s for 49,000 tokens and 5 s for 262,000, and blocks all other threads meanwhile. Raises
+    ValueError if the tokenizer's tokens cannot be read as bytes, or if no token is known to end an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
@@ -89,14 +89,14 @@ class GrammarBuilder:
 
 
 def _error(matcher: LLMatcher) -> str:
-    """What llguidance says, without the trace that follows where its own code failed."""
+    """The message of llguidance, without the trace that it appends when its own code fails."""
     return matcher.get_error().partition("<backtrace>")[0].removesuffix("<non-verbose/>").strip()
 
 
 def _rename_control_tokens(described: dict[str, Any], controls: dict[int, str | None]) -> None:
     """Give control tokens names that no text can contain, in the content of a ``tokenizer.json``.
 
-    Where only one text can follow, llguidance tokenizes it, and would find a control token wherever the text is its
+    Where only one text can follow, llguidance tokenizes it, and would make a control token of text that is the token's
     name. The renamed tokens keep their ids, by which a grammar may still name them.
     """
     known = {name: token_id for token_id, name in controls.items() if name is not None}

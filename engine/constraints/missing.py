@@ -1,4 +1,4 @@
-"""Stands in for the compiler of grammars where llguidance is not installed. The loop runs without it."""
+"""Replaces the grammar compiler where llguidance is not installed, so that the engine runs without it."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ _NO_THINKING = Thinking((), ())
 
 
 class Candidate:
-    """Follows a sequence's sampled tokens: through its thoughts, then through its answer's grammar, to text.
+    """Follows a sequence's sampled tokens through its thoughts and its answer's grammar, and turns them into text.
 
-    Tokens that may be the head of a start marker are held back until it is known what they are. The matcher consumes
-    them meanwhile as long as its grammar allows them, and restarts when they turn out to begin thoughts. Held tokens
-    that the grammar does not allow can only go on to the end of the marker: ``_off_grammar``.
+    Tokens that may be the beginning of a start marker are held back until it is known what they are. Meanwhile the
+    matcher consumes them as long as its grammar allows them, and restarts if they turn out to begin thoughts. Held
+    tokens that the grammar does not allow can only continue to the end of the marker: ``_off_grammar``.
     """
 
     def __init__(self, sequence: Sequence, streamer: Streamer, vocab_size: int) -> None:
@@ -49,7 +49,7 @@ class Candidate:
 
     @property
     def is_deferrable(self) -> bool:
-        """Whether its text can be made later: no stop string, grammar or thoughts decide about the next token."""
+        """Whether its text can be produced later: no stop string, grammar or thought decides about the next token."""
         sampling = self._sequence.request.sampling
         return not sampling.stop and sampling.grammar is None and sampling.thinking is None
 
@@ -75,13 +75,13 @@ class Candidate:
         self._matcher = matcher
 
     def mask(self) -> Mask | None:
-        """Which tokens may come next. None for all, and where the candidate turns out to have a reason to end."""
+        """Which tokens may come next. None for all, and if the candidate turns out to have a reason to end."""
         mask = self._allowed()
         self._dead_end = mask is not None and masks.is_empty(mask)
         return None if self._dead_end else mask
 
     def feed(self, sampled: Sampled) -> list[Delta]:
-        """Take the next token, which is none of the stop ids; returns what is new since the last token."""
+        """Take the next token, which is not a stop id; returns what is new since the last token."""
         thoughts, was_inside = self._thoughts, self._thoughts.inside
         thoughts.feed(sampled.token_id)
         self._held.append(sampled)
@@ -92,7 +92,7 @@ class Candidate:
             return list(self._release(len(self._held), thought=True))
         if self._matcher is not None:
             if thoughts.held and (self._off_grammar or not self._matcher.allows(sampled.token_id)):
-                self._off_grammar = True  # the head of a start marker, and the mask allows nothing but its rest
+                self._off_grammar = True  # the beginning of a start marker: the mask allows only the rest of it
             else:
                 self._matcher.consume(sampled.token_id)
         return list(self._release(len(self._held) - thoughts.held, thought=False))

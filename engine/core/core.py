@@ -1,7 +1,7 @@
-"""The loop: schedule, launch, finish; every accepted request ends exactly once, whatever happens.
+"""The loop: schedule, launch, finish. Every accepted request ends exactly once, whatever happens.
 
-A step launches a batch and finishes it. On a device that computes while this process goes on, what the step before
-brought is made to text and streamed in between.
+A step launches a batch and finishes it. On a device that computes asynchronously, the text of the previous step is
+produced and streamed in between.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Core:
         return bool(self._requests or self._refused)
 
     def stream_during_forward(self, stream: Callable[[list[RequestEvents]], None]) -> None:
-        """Have ``stream`` called within a step, while the device computes, with the events of the step before.
+        """Have ``stream`` called within a step, while the device computes, with the events of the previous step.
 
-        For devices that compute while this process goes on: making text of tokens then costs no time. Only tokens that
-        cannot end their candidate are deferred to then; all else is returned by ``step``, as without this.
+        For devices that compute asynchronously: turning tokens into text then costs no time. Only tokens that cannot
+        end their candidate are deferred; everything else is returned by ``step`` as usual.
         """
         self._stream = stream
         self._output.defers = True
@@ -121,11 +121,11 @@ class Core:
             for chunk, sampled in self._executor.finish(in_flight):
                 self._advance(chunk, sampled)
         if not batch or not self._scheduler.has_work:
-            self._output.feed_deferred()  # no step follows in which the device would compute meanwhile
+            self._output.feed_deferred()  # no step follows whose forward could hide this work
         refusals, self._refused = self._refused, []
         events = refusals + self._output.take_events()
         if was_busy and not self._requests:
-            # The last answer waits for this, so it only counts; ``check`` looks at every block.
+            # The last answer waits for this, so blocks are only counted; ``check`` looks at each of them.
             blocks, sequences = self._pool.num_used, self._scheduler.num_running + self._scheduler.num_waiting
             if blocks or sequences:
                 log.error("the engine is idle, but %d blocks and %d sequences were not given back", blocks, sequences)
@@ -183,7 +183,7 @@ class Core:
         self._scheduler.add(list(state.open))
 
     def _advance(self, chunk: ScheduledChunk, sampled: Sampled | None) -> None:
-        """Whatever a candidate's text or grammar does, the others of the step have their tokens."""
+        """Commit a chunk and take its token; a failure of its text or grammar does not affect the rest of the step."""
         state = self._requests[chunk.sequence.request.id]
         if chunk.sequence not in state.open:
             return  # a candidate of the same request failed after this one was computed

@@ -1,4 +1,4 @@
-"""Computes batches: the forward and the masks beside it, then the sampler; a batch that fails, chunk by chunk."""
+"""Computes batches: the forward, the masks in parallel, then the sampler. Retries a failed batch chunk by chunk."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Executor:
         try:
             in_flight.logits = self._runner.forward(batch)
         except BaseException as error:  # noqa: BLE001 - raised again where no retry can help
-            wait(filter(None, masks))  # a matcher is not for two threads
+            wait(filter(None, masks))  # a matcher must not be used by two threads at once
             in_flight.failed = True
             self._handle(error, batch)
         return in_flight
@@ -97,7 +97,7 @@ class Executor:
                 return [(chunk, tokens.get(chunk.sequence)) for chunk in chunks]
         if len(chunks) == 1:
             return []
-        # Here the error is gone, and with it the memory that its frames held.
+        # By now the error is freed, and with it the memory that its frames held.
         computed = []
         for chunk in chunks:
             if chunk.sequence in self._requests[chunk.sequence.request.id].open:
@@ -109,13 +109,13 @@ class Executor:
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
 
     def _sample(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
-        # Taken out: while the chunks of a failed batch are tried alone, its logits must not keep their memory.
+        # Taken out, so that the logits of a failed batch do not keep their memory while its chunks are tried alone.
         logits, in_flight.logits = in_flight.logits, None
-        wait(filter(None, in_flight.masks))  # all of them, also where one failed: a matcher is not for two threads
+        wait(filter(None, in_flight.masks))  # all of them, even if one failed: a matcher is not thread-safe
         masks = [mask.result() if mask else None for mask in in_flight.masks]
         sampling = in_flight.sampling
         sampled = self._sampler.sample(logits, sampling, masks) if sampling else []
-        # The device may lag behind forward; the sampled tokens are what has to be waited for.
+        # The device may still be computing when forward returns; the sampled tokens are what to wait for.
         seconds = self._timer() - in_flight.started
         # A prompt's last token alone costs what a decode costs.
         prefill = [chunk.num_tokens for chunk in in_flight.chunks if chunk.num_tokens > 1]
@@ -123,7 +123,7 @@ class Executor:
         return dict(zip(sampling, sampled, strict=True))
 
     def _handle(self, error: BaseException, chunks: list[ScheduledChunk]) -> None:
-        """End the request of a chunk that failed alone. Raises what no retry can help against."""
+        """End the request of a chunk that failed alone. Raises errors that no retry can help."""
         if isinstance(error, (EngineUnavailable, *NOT_FAILURES)):
             raise error
         self._runner.check()  # a lost device fails with any error, and then with every chunk that is tried alone

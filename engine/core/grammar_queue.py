@@ -1,4 +1,4 @@
-"""Requests that wait until their grammar is compiled, which happens in threads of its own."""
+"""Requests that wait for their grammar, which is compiled in threads of its own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ THREADS = 2
 class GrammarQueue:
     """Compiles grammars beside the loop.
 
-    A grammar is bounded before it comes here, but compiling it is not quick: it must not keep other requests waiting,
-    nor the cancellation of its own.
+    The size of a grammar is bounded before it comes here, but compiling it takes time: that must delay neither other
+    requests nor the cancellation of its own.
     """
 
     def __init__(self, grammars: Grammars) -> None:
@@ -64,5 +64,5 @@ class GrammarQueue:
         return compiled
 
     def close(self) -> None:
-        """End the threads. One that compiles ends when it is done: compiling cannot be interrupted."""
+        """End the threads. A thread that is compiling ends when it is done: compiling cannot be interrupted."""
         self._threads.shutdown(wait=False, cancel_futures=True)

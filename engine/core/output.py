@@ -1,4 +1,4 @@
-"""From sampled tokens to events: the text of candidates, and their ends and those of their requests."""
+"""Turns sampled tokens into events: the text of candidates, and the ends of candidates and requests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class Output:
-    """Feeds candidates with their tokens, and ends them; ``requests`` are those in flight, by id.
+    """Feeds candidates their tokens, and ends them; ``requests`` are those in flight, by id.
 
-    With ``defers``, the text of tokens that cannot end their candidate is not made before ``feed_deferred``, which the
-    loop calls while the device computes the next step.
+    With ``defers``, the text of tokens that cannot end their candidate is produced only by ``feed_deferred``, which
+    the loop calls while the device computes the next step.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Output:
         if reason is None:
             return
         self._feed_deferred_of(state)
-        if sequence in state.open:  # its text could be made
+        if sequence in state.open:  # producing its text did not fail
             state.deltas += candidate.flush()
             # The rest of the text may have completed a stop string.
             self._close(state, sequence, candidate.reason or reason)
@@ -76,18 +76,18 @@ class Output:
                 state.finish()
 
     def feed_deferred(self) -> None:
-        """Make the text of all deferred tokens."""
+        """Produce the text of all deferred tokens."""
         for state in [state for state in self._requests.values() if state.deferred]:
             self._feed_deferred_of(state)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
-        """End the request of a sequence that could not be computed or written."""
+        """End the request of a sequence whose step or text failed."""
         state = self._requests[sequence.request.id]
         log.error("request %s failed in a step", state.request.id, exc_info=error)
         self.abort(state, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")
 
     def abort(self, state: RequestState, kind: ErrorKind, message: str) -> None:
-        """End a request with all its candidates; the text of its tokens is still made."""
+        """End a request with all its candidates; the text of its tokens is still produced."""
         self._feed_deferred_of(state)
         if not state.done:
             for sequence in list(state.open):
@@ -95,11 +95,11 @@ class Output:
             state.finish(RequestError(kind, message))
 
     def take_deltas(self) -> list[RequestEvents]:
-        """What is new of the requests that go on."""
+        """What is new in the requests that are not done."""
         return [state.take_events() for state in self._requests.values() if state.deltas and not state.done]
 
     def take_events(self) -> list[RequestEvents]:
-        """What is new of all requests; those that are done are forgotten."""
+        """What is new in all requests; those that are done are removed."""
         events = []
         for state in list(self._requests.values()):
             if state.deltas or state.finished:

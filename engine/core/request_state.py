@@ -24,7 +24,7 @@ class RequestState:
     """A request from the moment it is accepted until its last event is taken.
 
     ``open`` are the candidates that have not ended, ``first`` is the sequence of candidate 0. ``deferred`` are sampled
-    tokens, in order, whose text is not made yet. ``deltas`` and ``finished`` are what is new since ``take_events``.
+    tokens, in order, without their text yet. ``deltas`` and ``finished`` are what is new since ``take_events``.
     """
 
     request: Request

@@ -1,4 +1,4 @@
-"""Tracks where the thoughts of one candidate begin and end, and forces their end where their budget is spent."""
+"""Tracks where the thoughts of one candidate begin and end, and forces their end when their budget is spent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Thoughts:
 
     ``inside`` is true from the start marker, or from the beginning if the prompt ends with one, to the end marker.
     ``count`` is the number of thought tokens, markers included; the budget counts those between the markers. Outside,
-    the last ``held`` tokens may be the head of a start marker: whether they are is not known yet.
+    the last ``held`` tokens may be the beginning of a start marker: whether they are is not known yet.
 
     Thoughts may begin anywhere in an answer, unless it is ``constrained``: then only before its first token.
     """
@@ -30,7 +30,7 @@ class Thoughts:
 
     @property
     def forced(self) -> int | None:
-        """The only token that may follow, where the budget is spent; else None."""
+        """The only token that may follow, if the budget is spent; else None."""
         budget = self._thinking.budget
         if not self.inside or budget is None or self._spent < budget:
             return None
@@ -38,7 +38,7 @@ class Thoughts:
 
     @property
     def opening(self) -> int | None:
-        """The next token of the start marker, where thoughts may begin now; else None."""
+        """The next token of the start marker, if thoughts may begin now; else None."""
         return self._thinking.start[self._matched] if self._may_open and not self.inside else None
 
     def feed(self, token_id: int) -> None:
@@ -62,5 +62,5 @@ class Thoughts:
 
 
 def _overlap(tokens: tuple[int, ...], marker: tuple[int, ...]) -> int:
-    """The largest number of last tokens that are the head of the marker."""
+    """The largest number of last tokens that are the beginning of the marker."""
     return next(n for n in range(len(tokens), -1, -1) if tokens[len(tokens) - n :] == marker[:n])

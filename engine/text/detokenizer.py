@@ -18,12 +18,13 @@ class Detokenizer:
     """Turns one candidate's tokens into text.
 
     All that ``feed`` and ``flush`` return, joined, equals ``tokenizer.decode`` of the same ids without the hidden ones,
-    so an answer reads the same streamed and whole. The prompt is no part of it: what a tokenizer does at the start of a
-    text (dropping a space) it does here, and a prompt cut inside a character cannot leak into the answer.
+    so an answer reads the same streamed and whole. The prompt is not part of the text: what a tokenizer does at the
+    start of a text (dropping a space) it does to the answer, and a prompt that ends inside a character cannot leak into
+    it.
 
     Each token is decoded behind the tokens of the piece before it, because decoders treat the first token of a text
     differently. ``tokenizers.decoders.DecodeStream`` does the same two microseconds a token faster, but has no flush,
-    holds back without limit, and reports bytes that are no text by a bare ``Exception``.
+    holds back without limit, and reports bytes that are not text by a bare ``Exception``.
     """
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
@@ -51,7 +52,7 @@ class Detokenizer:
         together = self._decode(self._shown + self._pending)
         if together.startswith(self._shown_text):
             return together[len(self._shown_text) :]
-        # Bytes that are no text changed how the piece before them decodes; what was shown stays.
+        # Bytes that are not text changed how the piece before them decodes; what was shown stays.
         return self._decode(self._pending)
 
     def _show(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Stop strings: ends the text before the first one that is complete and never shows the head of one."""
+"""Stop strings: ends the text before the first complete one and never shows the beginning of one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class StopMatcher:
 
     The stop that is complete first wins; of several complete at the same character, the longest. Stops do not count
     inside the spans of ``exempt``, from a beginning (the longest of those complete at once) to its end, both included;
-    a stop that reaches out of the beginning on its left counts if it is complete first.
+    a stop that starts to the left of the beginning counts if it is complete first.
 
-    Only a suffix that is really the beginning of a stop is held back, or that begins with a stop in what may become the
-    beginning of a span. Each string is matched by the Knuth-Morris-Pratt method, so the time per character does not
-    depend on the strings' lengths.
+    Text is held back only if it may become a stop, or from a stop that may turn out to lie inside the beginning of a
+    span. Each string is matched by the Knuth-Morris-Pratt method, so the time per character does not depend on the
+    strings' lengths.
     """
 
     def __init__(self, stops: Sequence[str], exempt: Sequence[tuple[str, str]] = ()) -> None:
@@ -27,7 +27,7 @@ class StopMatcher:
         self._pending: int | None = None  # how many characters ago a stop began that may lie inside a beginning
 
     def feed(self, text: str) -> str:
-        """The text that can be shown now; nothing any more once ``stopped``."""
+        """The text that can be shown now; always empty once ``stopped``."""
         if self.stopped:
             return ""
         if not self._stops:
@@ -43,7 +43,7 @@ class StopMatcher:
         return text[: len(text) - len(self._held)]
 
     def flush(self) -> str:
-        """What was held back, as the text ended here; another text may follow."""
+        """What was held back, at the end of a text; another text may follow."""
         held, self._held = self._held, ""
         if self._pending is not None:
             self.stopped = True
@@ -59,7 +59,7 @@ class StopMatcher:
         return max(self._pending or 0, *(pattern.matched for pattern in self._stops))
 
     def _step(self, character: str) -> int:
-        """Take one character; returns how many characters ago a stop began that counts, else 0."""
+        """Take one character; returns how many characters ago a stop that counts began, else 0."""
         if self._end is not None:
             if self._end.step(character):
                 self._end = None
@@ -71,7 +71,7 @@ class StopMatcher:
             self._pending += 1
         entered = max(((begin.step(character), end) for begin, end in self._spans), key=lambda span: span[0])
         heads = entered[0] or max(begin.matched for begin, _ in self._spans)
-        # The older one, if any, was complete first; but one that reaches further left cannot be inside a beginning.
+        # A stop that starts left of every possible beginning cannot be inside one. The older stop was complete first.
         for began in (self._pending, complete):
             if began and began > heads:
                 return began
