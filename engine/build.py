@@ -81,7 +81,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def default_threads() -> int:
-    """What OMP_NUM_THREADS says, as with every torch program; else all cores, less one for the front end beyond two."""
+    """OMP_NUM_THREADS if set, as in every torch program; else all cores, minus one for the front end if over two."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         threads: int = torch.get_num_threads()
         return threads

@@ -1,4 +1,4 @@
-"""What counts as a failure at a border of the engine, and how it reads as one line."""
+"""What counts as a failure at the engine's boundaries, and how to say it in one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from engine.api.errors import ModelRefused
 
 NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
-"""Passed on by a border, which then catches ``BaseException``: a panic of Rust code (tokenizers, llguidance,
-safetensors) comes as an exception that is no ``Exception``."""
+"""Re-raised at a boundary, which otherwise catches ``BaseException``: a panic of Rust code (tokenizers, llguidance,
+safetensors) is raised as an exception that is not an ``Exception``."""
 
 
 def first_line(error: BaseException) -> str:
@@ -26,10 +26,10 @@ def sentence(error: BaseException) -> str:
 
 @contextmanager
 def refused_as(message: str) -> Iterator[None]:
-    """Raise ``ModelRefused(message: error)`` for whatever a library raises on the files of somebody's model.
+    """Raise ``ModelRefused(message: error)`` for whatever a library raises on the files of a model.
 
-    Broad because nobody can list what parsers raise on a broken file. For calls of libraries only: errors of the
-    engine's own code must stay visible as such.
+    Broad because what parsers raise on a broken file cannot be listed. For library calls only: errors of the engine's
+    own code must stay visible as such.
     """
     try:
         yield

@@ -14,8 +14,8 @@ class BlockPool:
     """A fixed number of blocks of ``block_size`` tokens, each in one of three places.
 
     - used: held by at least one sequence (reference count > 0);
-    - cached: held by nobody, but its content can still be found; reused for new content, least recently used first;
-    - free: without content that could be found.
+    - cached: held by no sequence, but its content is still indexed; reused for new content, least recently used first;
+    - free: without indexed content.
 
     Every indexed content has an identity that is never used twice, and a block is looked up by its parent's identity
     together with its own tokens. The dictionary compares both in full, so a hash collision cannot share a wrong block,
@@ -40,7 +40,7 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
-        """Blocks held by nobody whose content can still be found."""
+        """Blocks that no sequence holds and whose content is still indexed."""
         return len(self._cached)
 
     @property
@@ -57,7 +57,7 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def find_prefix(self, tokens: Sequence[int], salt: str) -> list[int]:
-        """The blocks of the longest known prefix; never covers the last token, whose logits are always wanted."""
+        """The blocks of the longest indexed prefix; never covers the last token, whose logits are always needed."""
         found: list[int] = []
         parent: int | str = salt
         for index in range((len(tokens) - 1) // self.block_size):
@@ -74,7 +74,7 @@ class BlockPool:
         return num_new + revived <= self.num_available
 
     def allocate(self, num_new: int, prefix: Sequence[int] = ()) -> list[int]:
-        """Take a share of each block of ``prefix`` and ``num_new`` blocks for new content; returns all of them."""
+        """Take a reference to each block of ``prefix``, and ``num_new`` blocks for new content; returns all of them."""
         assert self.can_allocate(num_new, prefix), "ask can_allocate first"
         # The prefix first: once held, it cannot be evicted to make room for the new blocks.
         for block in prefix:
@@ -94,7 +94,7 @@ class BlockPool:
             self._identities[block] = self._identities[twin]
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back one share of each block of a sequence; its tail will be evicted before its head."""
+        """Drop one reference to each block of a sequence; its tail will be evicted before its head."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block]:
@@ -105,7 +105,7 @@ class BlockPool:
                 self._cached[block] = None
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Assert that no block is lost, in two places, or held otherwise than by ``tables``, the holders' blocks."""
+        """Assert that no block is lost or in two places; ``tables`` are the blocks of every sequence that holds any."""
         holders = [0] * self.num_blocks
         for block in chain.from_iterable(tables):
             holders[block] += 1

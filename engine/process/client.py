@@ -103,10 +103,10 @@ class EventStream(AsyncIterator[Event]):
 class ProcessEngine:
     """One model in its own process, started again when it dies. Implements ``engine.api.engine.Engine``.
 
-    Belongs to one event loop and never blocks it. ``name`` is for messages. A process that has requests and says
+    Belongs to one event loop and never blocks it. ``name`` is for messages. A process that has requests and sends
     nothing for ``stall_seconds`` is killed; so is one that loads and makes no progress for ``load_stall_seconds``,
     which is not started again, because it would read the same files. ``stop_seconds`` bounds each stage of an orderly
-    end.
+    shutdown.
     """
 
     def __init__(
@@ -137,14 +137,14 @@ class ProcessEngine:
         self._settled.set()
 
     def start(self) -> None:
-        """Begin to load, in the running event loop; see ``health`` for the progress. Does nothing if started."""
+        """Start loading, in the running event loop; see ``health`` for the progress. Does nothing if started."""
         if self._task is None:
             self._closing.clear()
             self._set_health(state=EngineState.LOADING, detail="starting")
             self._task = asyncio.create_task(self._supervise(), name=f"engine {self.name}")
 
     async def ready(self) -> ModelInfo:
-        """Wait until the model can answer. Raises ``EngineUnavailable`` where it never will."""
+        """Wait until the model can answer. Raises ``EngineUnavailable`` if it never will."""
         while self._health.state is not EngineState.READY:
             await self._settled.wait()
             if self._health.state in (EngineState.FAILED, EngineState.STOPPED):
@@ -216,7 +216,7 @@ class ProcessEngine:
         return f"The engine of {self.name} cannot answer: {health.detail}."
 
     def _abandon(self, pending: PendingRequest) -> None:
-        """Cancel a request that nobody reads any more. It counts as pending until the engine has ended it."""
+        """Cancel a request that no one reads any more. It counts as pending until the engine has ended it."""
         if self._pending.get(pending.request.id) is pending and not pending.abandoned:
             pending.abandoned = True
             self.cancel(pending.request.id)
@@ -271,7 +271,7 @@ class ProcessEngine:
                 self._set_health(state=EngineState.FAILED, detail=worker.death())
         finally:
             self._worker = None
-            # Why it ended may hold paths: that is for the operator and stands in the log.
+            # The reason may contain paths: it is for the operator, in the log.
             self._fail_pending(f"The engine of {self.name} ended before the answer was complete: try again soon.")
             self._watch()
             if self._health.state is EngineState.READY:
@@ -307,7 +307,7 @@ class ProcessEngine:
             pending.fail(RequestError(ErrorKind.UNAVAILABLE, sentence))
 
     def _watch(self) -> None:
-        """Restart the timer that kills a process which is silent while requests or its loading wait for it."""
+        """Restart the timer that kills a process which sends nothing while it has requests or loads."""
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm = None

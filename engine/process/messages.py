@@ -1,6 +1,6 @@
 """The messages between the front end and an engine process: msgpack, one tagged struct per message.
 
-The values of ``engine.api`` travel inside as they are. Both sides run the same code, so there is no version field.
+They carry the values of ``engine.api`` unchanged. Both sides run the same code, so there is no version field.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ EXIT_REFUSED = 3  # the model can never be served: do not start again (2 is the 
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request.
 
-    ``body`` is the packed ``Request``, decoded in a second step: where it cannot be read, ``request_id`` is still
-    known and can be answered.
+    ``body`` is the packed ``Request``, decoded in a second step: if it cannot be read, the request can still be
+    answered by its ``request_id``.
     """
 
     request_id: str
@@ -80,7 +80,7 @@ _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(From
 
 
 def submit(request: Request) -> Submit:
-    """Wrap a request. Raises ValueError or TypeError where msgpack cannot carry one of its values."""
+    """Wrap a request. Raises ValueError or TypeError if msgpack cannot carry one of its values."""
     try:
         return Submit(request.id, msgspec.Raw(pack(request)))
     except OverflowError as error:

@@ -21,12 +21,12 @@ import zmq.asyncio
 from engine.api.engine import EngineConfig
 from engine.process.messages import EXIT_FAILED, EXIT_REFUSED, FromWorker, Stop, ToWorker, pack, unpack_from_worker
 
-# -P keeps a folder that happens to be named "engine" in the working directory from being taken for ours.
+# -P keeps Python from importing a folder in the working directory that happens to be named "engine".
 COMMAND = (sys.executable, "-P", "-m", "engine.process.worker")
 
 _DRAIN_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 2.0  # on a busy machine they may reach the socket's thread late
-_KILL_SECONDS = 10.0  # a killed process goes when the kernel has taken its memory back
+_KILL_SECONDS = 10.0  # a killed process is gone once the kernel has reclaimed its memory
 _STABLE_SECONDS = 60.0
 _LONGEST_DELAY = 30.0
 _STARTS_BEFORE_GIVING_UP = 3
@@ -39,7 +39,7 @@ class WorkerProcess:
 
     def __init__(self, process: Process, socket: zmq.asyncio.Socket, folder: str) -> None:
         self.ended_because = ""
-        self.hopeless = False  # ended for a reason that would be there again
+        self.hopeless = False  # ended for a reason that a restart would meet again
         self._process = process
         self._socket = socket
         self._folder = folder
@@ -60,10 +60,11 @@ class WorkerProcess:
             asyncio.ensure_future(self._socket.send(pack(message), zmq.NOBLOCK)).result()
 
     async def messages(self) -> AsyncIterator[FromWorker]:
-        """All that the process says, to its last word; ends when the process has ended."""
+        """All messages of the process, to the last one; ends when the process has ended."""
         while (data := await self._receive()) is not None:
             if self._folder:
-                # Once the process has connected, the address is not needed: not even a kill of both sides leaves files.
+                # Once the process has connected, the address is not needed: removed now, nothing is left behind even
+                # if both sides are killed.
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = ""
             try:
@@ -75,7 +76,7 @@ class WorkerProcess:
         arrival = asyncio.ensure_future(self._socket.recv())
         await asyncio.wait({arrival, self._exited}, return_when=asyncio.FIRST_COMPLETED)
         if not arrival.done():
-            # A process that ends with these codes has sent its reason, which may still be under way.
+            # A process that ends with these codes has sent its reason, which may not have arrived yet.
             promised = self.exit_code in (EXIT_FAILED, EXIT_REFUSED) and not self.ended_because
             await asyncio.wait({arrival}, timeout=_LAST_WORDS_SECONDS if promised else _DRAIN_SECONDS)
         if arrival.done():
@@ -98,7 +99,7 @@ class WorkerProcess:
             self.kill("did not stop when asked to")
 
     async def gone(self, patience: float) -> bool:
-        """Wait for the end of the process; False where it takes longer."""
+        """Wait for the end of the process; False if it takes longer than ``patience`` seconds."""
         await asyncio.wait({self._exited}, timeout=patience)
         return self._exited.done()
 
@@ -117,9 +118,9 @@ class WorkerProcess:
 
 @asynccontextmanager
 async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> AsyncIterator[WorkerProcess]:
-    """Start a process for the length of the context. Afterwards process, socket, pipe and folder are gone.
+    """Start a process for the duration of the context. Afterwards process, socket, pipe and folder are gone.
 
-    Raises OSError where the process cannot be started.
+    Raises OSError if the process cannot be started.
     """
     with ExitStack() as stack:
         folder = tempfile.mkdtemp(prefix="castor-")  # for this user alone
@@ -128,7 +129,7 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
         stack.callback(context.destroy, linger=0)
         address = f"ipc://{folder}/engine"
         socket = context.socket(zmq.PAIR)
-        socket.set_hwm(0)  # no limit on its queues: the requests in flight bound how much can be under way
+        socket.set_hwm(0)  # no limit on its queues: the requests in flight bound how much can be queued
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
@@ -140,7 +141,7 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
         environment = {**os.environ, "PYTHONPATH": path}
         try:
             os.write(lifeline, msgspec.json.encode(config) + b"\n")
-            # Whatever a library prints belongs to the log, not to the command's own output.
+            # What libraries print belongs in the log, not in the command's own output.
             process = await asyncio.create_subprocess_exec(
                 *command, address, stdin=lifeline_end, stdout=2, env=environment
             )

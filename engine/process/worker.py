@@ -107,7 +107,7 @@ class Border:
         self._socket.poll()
 
     def receive(self) -> list[ToWorker]:
-        """All messages that have come by now; one that cannot be read is reported and skipped."""
+        """All messages that have come by now; one that cannot be read is logged and skipped."""
         messages: list[ToWorker] = []
         while self._socket.poll(0):
             try:
@@ -118,7 +118,7 @@ class Border:
 
 
 def serve(core: WorkerCore, border: Border) -> None:
-    """Run the core until the parent says stop: one message per step, asleep while there is nothing to do.
+    """Run the core until the parent sends ``Stop``: one message per step, asleep while there is nothing to do.
 
     On a GPU the text of a step is sent while the next one is computed, in a message of its own.
     """
@@ -134,7 +134,7 @@ def serve(core: WorkerCore, border: Border) -> None:
                     try:
                         core.submit(unpack_request(message))
                     except msgspec.MsgspecError as error:
-                        # Answered here: the core never hears of it, and nobody must wait for it.
+                        # Answered here, because the core never sees it and its client must get an answer.
                         refusal = RequestError(ErrorKind.REFUSED, f"The engine cannot read this request: {error}.")
                         done = RequestFinished(0, 0, 0, refusal)
                         refused.append(RequestEvents(message.request_id, done=done))
@@ -147,7 +147,7 @@ def serve(core: WorkerCore, border: Border) -> None:
 
 
 def build_real_core(config: EngineConfig, progress: Progress) -> WorkerCore:
-    """The real core. Imported late: that takes seconds, and the parent gets a sign of life first."""
+    """The real core. Imported late, because importing torch takes seconds and the parent gets a sign of life first."""
     progress("importing torch", 0.0)
     from engine.build import build_core
 
@@ -155,7 +155,7 @@ def build_real_core(config: EngineConfig, progress: Progress) -> WorkerCore:
 
 
 def run(address: str, config: EngineConfig, build: CoreFactory) -> int:
-    """Load the model and serve it until told to stop; returns the exit code."""
+    """Load the model and serve it until asked to stop; returns the exit code."""
     with Border(address) as border:
         border.loading("starting", 0.0)
         try:
@@ -176,7 +176,7 @@ def run(address: str, config: EngineConfig, build: CoreFactory) -> int:
 
 
 def _loaded(build: CoreFactory, config: EngineConfig, progress: Progress) -> WorkerCore:
-    """The core. Raises ``ModelRefused`` also where Rust code panics, which it would do at each further start."""
+    """The core. A panic of Rust code raises ``ModelRefused`` too, because it would happen again at each start."""
     try:
         return build(config, progress)
     except (Exception, *NOT_FAILURES):
@@ -204,7 +204,7 @@ def _end_with_parent() -> None:
 
 def main(build: CoreFactory = build_real_core) -> None:
     """Entry of the process. ``build`` makes the core."""
-    # A terminal and a service manager signal the whole group; the parent drains first and then says stop.
+    # Terminals and service managers signal the whole group; the parent drains first and then sends ``Stop``.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s[%(process)d]: %(message)s")

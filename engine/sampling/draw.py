@@ -1,7 +1,7 @@
-"""The inverse of the cumulative distribution, exact, at the price of the most likely tokens in nearly all rows.
+"""Draws tokens by the inverse of the cumulative distribution: exact, and rarely looking beyond the most likely tokens.
 
 A full sort of a large vocabulary costs a hundred times what finding its 64 largest values does, and the token drawn is
-nearly always among them. Rows where that cannot be shown are looked at more widely, at last in full.
+nearly always among them. Rows for which that cannot be shown are ranked more widely, and finally in full.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from engine.sampling.filters import Filters, scaled, surviving_mass
 from engine.sampling.ranking import ranked
 
 WIDTHS = (64, 1024)
-"""How many tokens are ranked at first, and where these are too few: 0.8 and 5.5 ms for 16 rows of 49,152."""
+"""How many tokens are ranked at first, and if these are too few: 0.8 and 5.5 ms for 16 rows of 49,152."""
 _BEYOND = -1
 
 
@@ -57,7 +57,7 @@ def _draw_within(scores: torch.Tensor, filters: Filters, points: torch.Tensor, w
     inside = place.clamp(max=width - 1)
     tokens = columns.gather(1, inside)
     if width < scores.shape[1]:
-        # Tokens equal to the last one that made it in may have been left out: their order is not known here.
+        # Tokens with the same score as the last one may have been left out: their order is not known here.
         known = (place < width) & (best.gather(1, inside) > best[:, -1:])
         tokens = tokens.masked_fill(~known, _BEYOND)
     result: list[int] = tokens.squeeze(1).tolist()

@@ -17,7 +17,7 @@ LOWEST_LOGPROB = -9999.0
 def token_logprobs(logits: torch.Tensor, sequences: Batch[Sequence], tokens: Batch[int]) -> list[TokenLogprobs | None]:
     """For each row that asks, the natural log-probabilities of its token and of its top candidates, descending.
 
-    Equal candidates stand in the order of their ids. Never infinite: ``LOWEST_LOGPROB`` is the least.
+    Equal candidates are in the order of their ids. Never infinite: ``LOWEST_LOGPROB`` is the minimum.
     """
     asked = [sequence.request.sampling.logprobs for sequence in sequences]
     rows = [row for row, top in enumerate(asked) if top is not None]

@@ -1,4 +1,4 @@
-"""Penalties for tokens that were there before: repetition, presence, frequency."""
+"""Penalties for tokens that have occurred before: repetition, presence, frequency."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.scheduling.sequence import Sequence
 
 
 class Penalties:
-    """Keeps the counts of a sequence for as long as the sequence lives, so that a step only counts what it added."""
+    """Keeps the counts of a sequence for as long as the sequence lives, so that a step counts only its new tokens."""
 
     def __init__(self) -> None:
         self._counts: WeakKeyDictionary[Sequence, TokenCounts] = WeakKeyDictionary()
 
     def apply(self, logits: torch.Tensor, sequences: Batch[Sequence]) -> torch.Tensor:
-        """``logits`` [rows, vocabulary] with the penalties of each row's sequence; itself where none has any.
+        """``logits`` [rows, vocabulary] with the penalties of each row's sequence; unchanged if no row has any.
 
         First the repetition penalty, for the tokens of prompt and answer, as in transformers: a logit below zero is
         multiplied by it, any other divided. Then ``logit - presence - frequency * count`` for the tokens of the answer,

@@ -6,9 +6,9 @@ import torch
 
 
 def ranked(values: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``width`` largest values of each row, descending, and their columns [rows, width]; equals by column.
+    """The ``width`` largest values of each row, descending, and their columns [rows, width]; equal values by column.
 
-    Which of several equals make it into the last places is left open where ``width`` cuts between them.
+    If ``width`` cuts between equal values, which of them are returned is undefined.
     """
     width = min(width, values.shape[1])
     columns = values.topk(width).indices.sort(dim=-1).values

@@ -1,4 +1,4 @@
-"""How often each token stands in an answer, counted while the answer grows."""
+"""How often each token occurs in an answer, counted while the answer grows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from engine.scheduling.sequence import Sequence
 
 
 class TokenCounts:
-    """The distinct tokens of one sequence, and how often each stands in its answer.
+    """The distinct tokens of one sequence, and how often each occurs in its answer.
 
-    ``ids`` and ``counts`` belong together, place by place, in the order in which tokens first came. With
-    ``with_prompt`` the tokens of the prompt are there too, with a count of 0 until the answer holds them. Both are
-    arrays of 64-bit integers.
+    ``ids`` and ``counts`` are parallel arrays of 64-bit integers, in the order in which tokens first occurred.
+    ``with_prompt`` includes the tokens of the prompt, with a count of 0 until they occur in the answer.
     """
 
     def __init__(self, with_prompt: bool) -> None:
@@ -21,10 +20,10 @@ class TokenCounts:
         self._start_over(())
 
     def update(self, sequence: Sequence) -> None:
-        """Count the tokens that ``sequence`` gained since the last call; no others are looked at."""
+        """Count the tokens added to ``sequence`` since the last call; no others are looked at."""
         prompt = sequence.request.prompt
         if not len(prompt) <= self._end <= len(sequence.tokens):
-            # The first call, or tokens were taken back.
+            # The first call, or tokens were removed.
             self._start_over(prompt)
         for token in sequence.tokens[self._end :]:
             place = self._place_of.setdefault(token, len(self.ids))

@@ -5,33 +5,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-# The chunks of the first steps, of two sizes so that the fixed cost can be told from the price of a token: harmless on
-# a laptop, enough to measure a GPU.
+# The chunk sizes of the first steps. Two, so that the fixed cost can be separated from the price of a token: harmless
+# on a laptop, enough to measure a GPU.
 FIRST_CHUNKS = (32, 64)
 # Below this a chunk saves hardly any time.
 MIN_CHUNK = 16
 # Past this a GPU gains nothing, while activations grow and a wrong estimate costs more.
 MAX_CHUNK = 4096
-# A chunk is at most so many times as large as the largest one measured: nothing is extrapolated far.
+# A chunk is at most this many times as large as the largest one measured: nothing is extrapolated far.
 GROWTH = 2
-# How much longer than a step that only decodes one is meant to take that also carries prefill: what others see of a
-# long prompt's arrival is then within three times, because steps vary. Where more sequences wait for their first token
-# than get their next ones, as many times longer.
+# How many times as long as a decode-only step a step with decodes and prefill should take. Steps vary, so this keeps
+# the pause that others see when a long prompt arrives within three times. Where more sequences wait for their first
+# token than decode, the factor grows by their ratio.
 STRETCH = 2.6
-# A step without decodes keeps nobody's next token waiting, only arrivals and cancellations.
+# A step without decodes delays no sequence's next token, only arrivals and cancellations.
 ALONE_FACTOR = 4
-# The most of a step that its fixed cost may be, beside decodes and alone: smaller chunks would mostly pay for steps.
+# The largest share of a step that its fixed cost may take, beside decodes and alone: smaller chunks mostly pay for it.
 FIXED_SHARE_BESIDE = 0.4
 FIXED_SHARE_ALONE = 0.2
-# Weight of the past against one new step: means follow a change within some ten steps.
+# Weight of the past against one new step: means follow a change within about ten steps.
 MEMORY = 0.8
-# A step counts as no more than so many usual ones of its size: one pause of the machine moves a mean by a twentieth.
+# A step counts as at most this many times the mean of its size: one pause of the machine moves a mean by a twentieth.
 PAUSE = 1.25
-# How a size that is not measured any more fades against the others, with each step, and what remains of it: without a
-# second size the fixed cost could not be told from the price.
+# How the weight of a size that is no longer measured fades with each step, and the weight that remains: without a
+# second size the fixed cost could not be separated from the price.
 FADING = 0.98
 FADED = 0.02
-# The most of a step that counts as a fixed cost that is known from decodes.
+# The largest share of a step that a fixed cost known from decodes may take.
 MAX_FIXED = 0.75
 _TICK = 1e-9
 
@@ -91,7 +91,7 @@ class StepCost(ABC):
     @property
     @abstractmethod
     def line(self) -> tuple[float, float]:
-        """The fixed seconds, and the seconds a token."""
+        """The fixed seconds, and the seconds per token."""
 
     def add(self, num_decodes: int, tokens: int, seconds: float) -> None:
         """Learn from a step with ``num_decodes`` decodes and ``tokens`` of prefill; ``seconds`` is above 0."""
@@ -103,7 +103,7 @@ class StepCost(ABC):
 
 
 class CostOverDecodes(StepCost):
-    """For devices that launch steps with prefill as those without, as a CPU does: a decode step is the fixed cost.
+    """For devices that launch steps with prefill like those without, such as a CPU: a decode step is the fixed cost.
 
     A fit would be wrong there, because the price of a token doubles along a long prompt; the price comes from the last
     steps of any size.
@@ -119,7 +119,7 @@ class CostOverDecodes(StepCost):
 
     @property
     def line(self) -> tuple[float, float]:
-        # Never all of the steps: decodes that are outdated would make prefill look free.
+        # Never the whole step: outdated decodes would make prefill look free.
         fixed = min(self.decodes, MAX_FIXED * self._seconds / self._steps)
         return fixed, (self._seconds - fixed * self._steps) / self._tokens
 
@@ -141,11 +141,11 @@ class _Mean:
 
 
 class FittedCost(StepCost):
-    """For devices that launch steps with prefill in another way, as a GPU does: their fixed cost is fitted.
+    """For devices that launch steps with prefill differently, such as a GPU: their fixed cost is fitted.
 
-    Sizes are kept apart by powers of two, with a moving mean each, so that a thousand steps of one size do not make the
-    others forgotten, and a line through the means is found by least squares of relative errors: a step that was slow
-    for another reason counts for little.
+    Sizes are grouped by powers of two, with a moving mean each, so that a thousand steps of one size do not displace
+    the others. A line is fitted through the means by least squares of relative errors: a step that was slow for another
+    reason counts for little.
     """
 
     def __init__(self) -> None:

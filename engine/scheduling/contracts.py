@@ -1,4 +1,4 @@
-"""What the core asks of runner and sampler. No torch."""
+"""The contracts between the core and its runner and sampler. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Runner(Protocol):
     def forward(self, batch: list[ScheduledChunk]) -> Any:
         """Logits, one row for each chunk that samples, in the batch's order: float [rows, vocabulary].
 
-        May return before the device is done; where nothing samples it waits, because the time of each step is measured.
+        May return before the device is done; if nothing samples it waits, because the time of each step is measured.
         After an error, ``check`` says whether the same chunk may be tried again.
         """
         ...

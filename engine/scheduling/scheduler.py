@@ -1,4 +1,4 @@
-"""Who runs next: decodes first, then prefill within the budget; the youngest is preempted. Policy only, no torch."""
+"""Decides what runs next: decodes, then prefill within the budget; preempts the youngest. Policy only, no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Scheduler:
 
     - waiting: first come, first served; preempted sequences return to the front;
     - running: in order of admission; holds the blocks of all its known tokens, so a prefill never waits for memory;
-    - parked: further candidates of a prompt that candidate 0 still computes, so that they find it in the prefix cache.
+    - parked: other candidates of a prompt that candidate 0 is still computing; they will find it in the prefix cache.
 
     When a decode finds the pool dry, the youngest running sequence gives its blocks back and is computed again later.
     The oldest one therefore always advances, and alone it always fits: nothing can deadlock.
@@ -85,7 +85,7 @@ class Scheduler:
         return batch
 
     def commit(self, chunk: ScheduledChunk) -> None:
-        """Note that a chunk is computed: its full blocks are indexed, its siblings may come."""
+        """Record that a chunk is computed: index its full blocks, and admit siblings that waited for the prompt."""
         sequence = chunk.sequence
         before, block_size = sequence.num_computed, self._pool.block_size
         sequence.num_computed = chunk.start + chunk.num_tokens
@@ -95,14 +95,14 @@ class Scheduler:
             self._admit_siblings(sequence.request.id)
 
     def check(self) -> None:
-        """Assert that pool and sequences agree and that nobody is in two places."""
+        """Assert that pool and sequences agree and that no sequence is in two places."""
         self._pool.check(sequence.blocks for sequence in self._running)
         parked = [sequence for siblings in self._parked.values() for sequence in siblings]
         assert not any(sequence.blocks for sequence in [*self._waiting, *parked]), "a waiting sequence holds blocks"
-        everybody = {*self._running, *self._waiting, *parked}
-        assert len(everybody) == self.num_running + self.num_waiting, "a sequence is in two places"
-        assert everybody.issuperset(self._preempted), "a sequence that ended is remembered"
-        assert self._blocked_head is None or self._blocked_head[0] in everybody, "a sequence that ended is remembered"
+        known = {*self._running, *self._waiting, *parked}
+        assert len(known) == self.num_running + self.num_waiting, "a sequence is in two places"
+        assert known.issuperset(self._preempted), "a sequence that ended is remembered"
+        assert self._blocked_head is None or self._blocked_head[0] in known, "a sequence that ended is remembered"
 
     def _decodes(self) -> list[ScheduledChunk]:
         batch = []
@@ -118,7 +118,7 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> bool:
         """Move the first waiting sequence to the running ones, if the pool has room for it."""
         available = self._pool.num_available
-        # Looking up a long prompt is not free: the head that found no room is tried again only when there is more.
+        # Looking up a long prompt is not free: a head of the queue that found no room is retried only if there is more.
         if self._blocked_head and self._blocked_head[0] is sequence and available <= self._blocked_head[1]:
             return False
         prefix = self._pool.find_prefix(sequence.tokens, sequence.request.salt)
@@ -138,7 +138,7 @@ class Scheduler:
         return True
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Give a decode its next block, if need be that of the youngest; False if that is the sequence itself."""
+        """Give a decode its next block, preempting the youngest if need be; False if it is itself preempted."""
         while not self._pool.can_allocate(1):
             assert len(self._running) > 1, "the pool cannot hold one sequence"
             youngest, _ = self._running.popitem()

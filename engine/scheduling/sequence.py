@@ -15,10 +15,10 @@ class Sequence:
     """One candidate of one request, from its first prefill to its last token.
 
     ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
-    them lie in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. The engine keeps them
-    in an array, because each step copies it whole, and from a list that takes milliseconds where contexts are long.
-    ``blocks`` is the table of layer group 0, and ``other_tables`` are those of the groups after it, made the same way.
-    ``num_cached_tokens`` is the part of the prompt that was found in the prefix cache.
+    them are in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. ``blocks`` is an
+    array because each step copies it whole, which takes milliseconds from a list if contexts are long. It is the table
+    of layer group 0; ``other_tables`` are those of the further groups, laid out alike. ``num_cached_tokens`` is the
+    part of the prompt that was found in the prefix cache.
     """
 
     request: Request
