@@ -1,4 +1,4 @@
-"""Which Castor this is."""
+"""The version of Castor."""
 
 from __future__ import annotations
 

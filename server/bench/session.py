@@ -16,8 +16,7 @@ from server.config.errors import ConfigError
 
 WARM_UP_TOKENS = 4
 LEAST_REQUESTS = 16
-"""The minimum of a load: a median of fewer says little, and the start and the end, with idle streams, would
-dominate."""
+"""The minimum of a load: a median of fewer says little, and the start and the end, with idle streams, dominate."""
 MOST_TIMES = 10
 """A load makes at most this many times its minimum requests, even if they take less than its minimum duration."""
 DEFAULT_LIMITS = Limits(ttft=2.0, tpot=0.2)

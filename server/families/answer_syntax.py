@@ -1,4 +1,4 @@
-"""How the answers to one request are to be read: the family's syntax, and what the request declares and demands."""
+"""How the answers to one request are read: the family's syntax, and what the request declares and demands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from server.families.transformers_import import library
 
 
 class AnswerSyntax:
-    """What the candidates of a request have in common for those who read them.
+    """What the parsers of all candidates of a request share.
 
     ``tools`` are the declared functions as chat templates get them; where there are none, nothing is a call.
-    ``open_thought`` says that the prompt ends within thoughts. ``constrained`` says that a grammar rules what comes
+    ``open_thought`` says that the prompt ends within thoughts. ``constrained`` says that a grammar governs what comes
     after the thoughts: from there on a marker is just text.
     """
 
@@ -30,7 +30,7 @@ class AnswerSyntax:
         self.tools = [dict(tool) for tool in tools]
         self.tool_names = frozenset(tool["function"]["name"] for tool in tools)
         self.prefix = family.thought[0] if open_thought and family.thought else ""
-        """What the prompt already wrote of the answer."""
+        """The start of the answer that the prompt already contains."""
         self.trigger = family.call.trigger if tools else ""
         self.keeps_duplicates = family.call.keeps_duplicates
         self._response_template = family.response_template(calls=bool(tools))
@@ -44,7 +44,7 @@ class AnswerSyntax:
             markers = {key: field[key] for key in ("open", "open_pattern", "close", "close_pattern") if key in field}
             captured = re.findall(r"\(\?P<(\w+)>", markers.get("open_pattern", "") + markers.get("close_pattern", ""))
             if "open_pattern" in markers:
-                # White space beside a call is dropped anyway; a search for it takes time with the square of its length.
+                # White space beside a call is dropped anyway; searching for it takes time quadratic in its length.
                 markers["open_pattern"] = markers["open_pattern"].removeprefix(r"\s*")
             transform = {"body": "{content}"} | {capture: f"{{{capture}}}" for capture in captured}
             text = {"content": "text", "content_args": {"strip": False}, "transform": transform}
@@ -66,5 +66,5 @@ class AnswerSyntax:
 
     @property
     def calls_in_tags(self) -> bool:
-        """Whether calls are not JSON: then only the last marker shows that one is whole."""
+        """Whether calls are not JSON: then only the last marker shows that one is complete."""
         return self.call_field is not None and self.call_field.content != "json"

@@ -1,4 +1,4 @@
-"""Families whose models think in a channel of its own: gpt-oss, which opens one for all that it writes, and Gemma 4."""
+"""Families whose models think in a channel of its own: gpt-oss, which opens one for all its text, and Gemma 4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeepSeek's families: calls between tokens of their own. Generations differ in what stands around the name."""
+"""DeepSeek's families: calls between tokens of their own. Generations differ in what surrounds the name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKERS = (
 
 
 def _calls(name_pattern: str, before_name: str, name_args_separator: str, tail: str, call_separator: str) -> CallSyntax:
-    """``before_name`` stands between the token that begins a call and the name, ``tail`` behind the arguments."""
+    """``before_name`` comes between the token that begins a call and the name, ``tail`` after the arguments."""
     return CallSyntax(
         response_field={
             "open_pattern": rf"\s*(?:<｜tool▁calls▁begin｜>\s*)?<｜tool▁call▁begin｜>{name_pattern}",

@@ -1,4 +1,4 @@
-"""What is known of a family of models: how it writes thoughts and calls."""
+"""Describes a family of models: how it writes thoughts and calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class JsonArguments:
 
 @dataclass(frozen=True, slots=True)
 class TaggedArguments:
-    """Each argument stands in tags of its own: texts as they are, all else as JSON."""
+    """Each argument is wrapped in tags of its own: strings as they are, everything else as JSON."""
 
     start: str
     """Before a value; ``{name}`` stands for the argument's name."""
@@ -27,10 +27,10 @@ class TaggedArguments:
 
 @dataclass(frozen=True, slots=True)
 class BareKeyArguments:
-    """An object that is JSON but for its bare keys and the quotes around its texts."""
+    """An object that is JSON except for its bare keys and the quotes around its strings."""
 
     quote: str
-    """A token of its own, before and after each text."""
+    """A token of its own, before and after each string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class CallSyntax:
     response_field: ResponseField
     """Reads calls back: the field ``tool_calls`` of the response template."""
     trigger: str
-    """The text by which an answer is known to call; "" where a call is only known by standing at the beginning."""
+    """The text that marks the start of calls; "" where a call is only recognised at the beginning of an answer."""
     terminator: str
     """The text that ends a call; "" where only the next call or the end of the answer does."""
     call_start: str
@@ -57,7 +57,7 @@ class CallSyntax:
     is_parallel: bool = True
     """Whether an answer may hold several calls."""
     keeps_duplicates: bool = True
-    """Whether a call that equals an earlier one of its answer is a call too."""
+    """Whether a call that repeats an earlier one of the same answer counts."""
 
     def write(self, *calls: tuple[str, str]) -> str:
         """Calls as the model writes them: of each the name, and the arguments in the model's own notation."""
@@ -67,11 +67,11 @@ class CallSyntax:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is known of the models whose chat templates are alike."""
+    """The models whose chat templates share a syntax."""
 
     name: str
     recognised_by: tuple[str, ...]
-    """Literals that are all in the family's chat templates."""
+    """Texts that all occur in each of the family's chat templates."""
     call: CallSyntax
     thought: tuple[str, str] | None = None
     """The texts around thoughts; None where the model cannot think."""
@@ -84,7 +84,7 @@ class Family:
     content: ResponseField = field(default_factory=lambda: {"content": "text", "content_args": {"strip": False}})
     """Reads plain text back."""
     markup_fields: Mapping[str, ResponseField] = field(default_factory=dict)
-    """Read what is neither text nor thought nor call; it is dropped."""
+    """Read what is neither text nor thought nor call, which is dropped."""
     renders_tools: bool = True
     """False where Castor's own prompt declares the functions and shows the calls."""
     thinking_switch: str | None = None
@@ -98,8 +98,7 @@ class Family:
 
     @property
     def exempt(self) -> tuple[tuple[str, str], ...]:
-        """Where stop sequences do not count although it is no call: the header of an answer, from its beginning to its
-        end."""
+        """Where stop sequences do not apply besides calls: the header of an answer, from its beginning to its end."""
         if not self.answer_header:
             return ()
         end = self.answer_header.rindex("<")
@@ -109,7 +108,7 @@ class Family:
         """What transformers' ``ResponseParser`` needs: fields ``reasoning_content``, ``tool_calls`` and ``content``,
         and those of markup. Without ``calls`` a call is plain text.
 
-        The parser's prefix is what the prompt already wrote of the answer: the opening of its thoughts or nothing.
+        The parser's prefix is what the prompt already contains of the answer: the opening of its thoughts or nothing.
         """
         fields: dict[str, ResponseField]
         if self.own_fields:

@@ -1,8 +1,8 @@
-"""The text of an answer as regions: plain text, thoughts, calls, and markup that nobody sees.
+"""The text of an answer as regions: plain text, thoughts, calls, and markup that is not shown.
 
-transformers' streaming parser finds the family's markers. It knows neither that a marker within a JSON string is text,
-nor that one behind the beginning of a constrained answer is, nor how a call ends that the answer's end cuts off. What
-adapts it stands here, so that nothing else sees it.
+transformers' streaming parser finds the family's markers. It does not know that a marker within a JSON string or after
+the start of a constrained answer is plain text, nor how a call ends that is cut off by the end of the answer. This
+module adapts it, so that nothing else sees it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.families.transformers_import import library
 
 _MARKUP = "<>[]{};"
 _DISGUISE = {ord(char): 0xF0000 + ord(char) for char in _MARKUP}
-"""For JSON strings: every marker has one of these characters, and none has one of those for private use."""
+"""Applied to JSON strings: every marker has one of these characters, and none has one for private use."""
 _REVEAL = {shifted: char for char, shifted in _DISGUISE.items()}
 _BLOCKS = re.compile(rf'[^"\\\n{re.escape(_MARKUP)}]+|.', re.DOTALL)
 """Text in pieces before and after which a JSON string or a marker may begin or end."""
@@ -27,7 +27,7 @@ _NO_MARKER = "\0"
 
 
 Region = Literal["answer", "thought", "call", "markup"]
-"""What a stretch of an answer is."""
+"""The kinds of stretches of an answer."""
 _REGIONS: Mapping[str, Region] = {
     "content": "answer",
     "reasoning_content": "thought",
@@ -63,7 +63,7 @@ class CallEnd:
 
 @dataclass(frozen=True, slots=True)
 class BrokenCall:
-    """The answer says that a call begins, and none of the family's syntax follows."""
+    """A call begins, but what follows is not the family's syntax."""
 
 
 RegionEvent = RegionStart | RegionText | CallEnd | BrokenCall
@@ -111,7 +111,7 @@ class RegionSplitter:
         was_cut = reason is not FinishReason.STOP
         events: list[RegionEvent] = []
         if self._syntax.calls_in_tags and (self._in_call or not was_cut):
-            # A last marker that more text could prolong is complete now.
+            # A last marker that more text could have extended is complete.
             for event in self._events(self._parser.feed(_NO_MARKER)):
                 if not isinstance(event, RegionText):
                     events.append(event)
@@ -128,7 +128,7 @@ class RegionSplitter:
         return [*events, *last]
 
     def _events(self, found: list[dict[str, Any]]) -> list[RegionEvent]:
-        """What transformers' parser found, in words of ours."""
+        """What transformers' parser found, as events of this module."""
         events: list[RegionEvent] = []
         for event in found:
             kind, region = event["type"], _REGIONS.get(event["field"], "markup")
@@ -141,7 +141,7 @@ class RegionSplitter:
                 if self._string:
                     self._string.feed(event["text"])
             elif kind == "region_chunk" and region != "markup":
-                # The trigger of a call is no text: here none of the syntax of a call stands behind it.
+                # A call's trigger in plain text begins a broken call: the parser found no call syntax after it.
                 trigger = self._syntax.trigger if region == "answer" else ""
                 text, broken, _ = event["text"].partition(trigger) if trigger else (event["text"], "", "")
                 if text:

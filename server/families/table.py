@@ -27,7 +27,8 @@ FAMILIES = (
     HERMES,
     LLAMA3,
 )
-"""A template belongs to the first that recognises it: rare signs stand before those that several families share."""
+"""A template belongs to the first that recognises it: those with rare signs come before those whose signs several
+families share."""
 
 _THINKING_SWITCHES = {"enable_thinking": r"\benable_thinking\b", "thinking": r"(?<![\w.])thinking is (?:not )?defined"}
 """Variables of templates that turn thinking on or off, and how a template shows that it has them."""

@@ -1,7 +1,7 @@
 """Families that write a call between ``<tool_call>`` tags: Hermes and its many heirs, Qwen's XML, and Castor itself.
 
-Castor's own family is every model that no other family knows, and every one whose template cannot show functions: a
-prompt asks it to write calls as Hermes does.
+Castor's own family takes every model that no other family recognises, and every one whose template cannot show
+functions: a prompt asks it to write calls as Hermes does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _JSON_IN_TAGS = CallSyntax(
 CASTOR = Family(
     name="castor",
     recognised_by=(),
-    # Models that never learned to call make the same call again for as long as they may.
+    # Models that never learned to call repeat the same call until they are stopped.
     call=replace(_JSON_IN_TAGS, keeps_duplicates=False),
     thought=THINK,
     markers=_MARKERS,
@@ -48,7 +48,8 @@ To call a function, answer with its name and arguments as JSON, in this form:
 {"name": "function_name", "arguments": {"argument": "value"}}
 </tool_call>
 If no function helps, answer the user in plain words."""
-"""Declares functions to models whose templates cannot; ``FUNCTIONS`` stands for these. Small models lose a long one."""
+"""Declares functions to models whose templates cannot; ``FUNCTIONS`` is replaced by these. Short, because small models
+lose a long one."""
 
 HERMES = Family(
     name="hermes",

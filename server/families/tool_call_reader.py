@@ -1,6 +1,6 @@
-"""The text of calls as names and arguments.
+"""Parses the text of calls into names and arguments.
 
-A call is read when it is complete, so that one that cannot be read ends a candidate and nothing more.
+A call is parsed once it is complete, so an unreadable one ends its candidate and nothing else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from server.families.splitter import BrokenCall, CallEnd, RegionEvent, RegionSta
 from server.families.transformers_import import library
 
 MAX_DEPTH = 64
-"""Of a call's arguments: whoever gets them has to write and read them as JSON."""
+"""Of a call's arguments: every program that gets them has to read and write them as JSON."""
 
 _CAST = {"start_anchor_pattern": r"\A", "fields": {"tool_calls": {"content": "json"}}}
-"""Reads calls that are JSON already: the way to the library's casting of arguments by their schemas."""
+"""Reads calls that are already JSON: this gives access to the library's casting of arguments by their schemas."""
 _UNREADABLE = "The model wrote a function call that cannot be read."
 
 
@@ -40,7 +40,7 @@ class UnreadableCall(ValueError):
 class ToolCallReader:
     """Reads the calls of one candidate: ``feed`` events of its splitter, ``flush`` when the answer ended.
 
-    ``problem`` says why the candidate's call cannot be made; nothing is to be read after it.
+    ``problem`` says why the candidate's call cannot be made; nothing is read after it.
     """
 
     def __init__(self, syntax: AnswerSyntax) -> None:

@@ -1,7 +1,7 @@
 """transformers, which renders prompts and splits answers: how new it must be, and its one import.
 
-It is imported with torch hidden from it: it does the same here, and the process stays small (122 MB and 1.6 s instead
-of 458 MB and 7 s).
+It is imported with torch hidden from it: what is used here works the same, and the process stays small (122 MB and 1.6
+s instead of 458 MB and 7 s).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from server.config.errors import ConfigError
 
 OLDEST = (5, 23)
-"""Older ones take ``sanitize_control_tokens`` for a variable of the template: users could write control tokens."""
+"""Older ones take ``sanitize_control_tokens`` for a template variable, so users could write control tokens."""
 
 _importing = Lock()
 
@@ -47,10 +47,10 @@ def require_library() -> None:
 
 
 def library() -> Library:
-    """transformers, imported by whoever asks first while all others wait: threads that import it together see halves.
+    """transformers, imported by the first caller while the others wait: concurrent imports would see it half loaded.
 
-    The import is complete: whatever the server does with it afterwards, in any thread, imports nothing more. One that
-    failed is tried again by the next who asks.
+    The import is complete: whatever the server does with it afterwards, in any thread, imports nothing more. The next
+    caller retries one that failed.
     """
     with _importing:
         return _imported()
@@ -67,7 +67,7 @@ def _imported() -> Library:
         from transformers.utils import chat_parsing, is_torch_available, logging
 
         logging.set_verbosity_error()
-        assert not (hidden and is_torch_available())  # it looks once, so this holds for good
+        assert not (hidden and is_torch_available())  # it checks once, so this stays true
     finally:
         if hidden:
             del sys.modules["torch"]

@@ -1,7 +1,7 @@
 """Prepares a request: what its engine computes, and how the answer is read.
 
-Data goes one way: message → conversation → grammar and prompt → sampling → the engine's request → the answer. Whatever
-an answer needs of its request is carried along in `Prepared`.
+Data goes one way: message → conversation → grammar and prompt → sampling → the engine's request → the answer. What an
+answer needs from its request is carried in `Prepared`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from server.wire.requests import CountTokensRequest, GenerateContentRequest
 from server.wire.support import THINKING, Capabilities, review
 
 LARGE_BYTES = 65_536
-"""Requests from here on are read in a thread: the largest would hold up everybody else for seconds."""
+"""Requests of this size and above are read in a thread: the largest would block all others for seconds."""
 
 
 class Incoming:
-    """A request before it is read: its bytes, and how they become a message. It is read once and keeps nothing then:
-    bodies are as large as 20 MiB, and many may wait for their prompts."""
+    """A request before it is read: its bytes, and how they become a message. It can be read once and then keeps
+    nothing: bodies are as large as 20 MiB, and many may wait for their prompts."""
 
     def __init__(self, raw: bytes, parse: Callable[[bytes], GenerateContentRequest | CountTokensRequest]) -> None:
         self.is_large = len(raw) >= LARGE_BYTES
@@ -62,8 +62,8 @@ class Incoming:
 class Caller:
     """Who sent a request; ``identity`` is "" where there are no API keys.
 
-    ``ignored`` takes the JSON paths of fields without effect as soon as they are known: they go on record although the
-    request may fail later.
+    ``ignored`` takes the JSON paths of fields without effect as soon as they are known: they are recorded even if the
+    request fails later.
     """
 
     identity: str = ""
@@ -87,7 +87,7 @@ class Prepared:
     ignored: tuple[str, ...]
 
     async def whole(self, observe: Callable[[Event], None]) -> dict[str, Any]:
-        """The response when all is said. ``observe`` gets each event of the engine. Raises ``ApiError``."""
+        """The complete response. ``observe`` gets each event of the engine. Raises ``ApiError``."""
         return await self._answer().whole(self._events(observe))
 
     def chunks(self, observe: Callable[[Event], None]) -> AsyncGenerator[dict[str, Any], None]:
@@ -106,7 +106,7 @@ class Prepared:
         )
 
     async def _events(self, observe: Callable[[Event], None]) -> AsyncGenerator[Event, None]:
-        """The engine's events. However the reader leaves, the engine stops working on the request."""
+        """The engine's events. However the reader stops, the engine stops working on the request."""
         done = False
         source = self.engine.submit(self.request)
         try:
@@ -121,7 +121,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is left of a message when it has become a conversation: the message itself may be large."""
+    """What is kept of a message once it is a conversation: the message itself may be large."""
 
     config: GenerationConfig
     chat: Conversation
@@ -184,14 +184,14 @@ class Pipeline:
             return await prompt_tokens(entry.engine.describe().max_context, asked.chat, asked.tokenizer)
 
     async def _read(self, incoming: Incoming, entry: Entry, caller: Caller) -> _Asked:
-        """The message, of which every field has its effect on this model, as the model will see it.
+        """The message as the model will see it, with only the fields that have an effect on this model.
 
         Raises ``ApiError`` naming every field that is wrong or not served, or a document that cannot be read.
         """
         signer = Signer(self._signature_key, caller.identity)
         try:
             loaded: ChatTokenizer | EngineUnavailable = entry.tokenizer
-        except EngineUnavailable as not_loaded:  # what is wrong with the request is said all the same
+        except EngineUnavailable as not_loaded:  # what is wrong with the request is reported all the same
             loaded = not_loaded
 
         def asked(

@@ -1,7 +1,8 @@
 """The grammar of arguments that are nearly JSON: bare keys, and texts between quotes that are tokens of their own.
 
-For example ``{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>x<|"|>]}``. llguidance knows only JSON proper, so schemas become
-rules here; numbers are its own. What has no rule (patterns, keywords that combine schemas) admits more, never less.
+For example ``{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>x<|"|>]}``. llguidance knows only proper JSON, so schemas become
+rules here; for numbers its own are used. What has no rule (patterns, keywords that combine schemas) allows more, never
+less.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Schema = Mapping[str, Any]
 
 ANY = "any_value"
 MAX_LENGTH = 10_000
-"""Longer bounds of texts are not counted."""
+"""Length bounds of strings above this are not enforced."""
 
 _BARE = re.compile(r"\w+")
 _TEXT = r"/[^\x01\x02]*/"
@@ -96,8 +97,8 @@ class ValueRules:
         return ANY
 
     def _object(self, schema: Schema) -> str:
-        """Members in the order of their declaration. There are two rules for what follows each place: one for when
-        nothing was written yet, one for when a comma has to come first."""
+        """Members in the order of their declaration. There are two rules for what follows each place: one if nothing
+        was written yet, one if a comma has to come first."""
         required = schema.get("required", ())
         rest = schema.get("additionalProperties", "properties" not in schema)
         first, later = "", ""

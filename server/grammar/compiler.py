@@ -1,7 +1,7 @@
-"""The grammar that an answer must follow: made and checked by child processes, within limits, and remembered.
+"""Compiles the grammar that an answer must follow: in child processes, within limits, and cached.
 
-llguidance compiles most schemas in milliseconds, but nobody can tell beforehand which take minutes and gigabytes, and a
-compilation cannot be interrupted. So a child does it that may be killed (`server/offload`). What runs there is
+llguidance compiles most schemas in milliseconds, but which take minutes and gigabytes cannot be known in advance, and a
+compilation cannot be interrupted. So it runs in a child that may be killed (`server/offload`). What runs there is
 `enforced`, `chosen` and `checked_tool_call_grammar`.
 """
 
@@ -28,7 +28,7 @@ from server.wire.json_schema import check_size
 
 COMPILE_SECONDS = 2.0
 WAIT_SECONDS = 3.5
-"""For a free child. Whoever waits comes after one job of each other caller, so this is longer than a job."""
+"""For a free child. A caller may wait for one job of every other caller, so this is longer than a job."""
 CHILDREN = 2
 MEMORY_BYTES = 256 * 1024**2
 REMEMBERED_BYTES = 20_000_000
@@ -38,11 +38,11 @@ _DIED = "The schema could not be compiled now. Please try again later."
 
 
 class GrammarCompiler:
-    """Turns schemas and functions into grammars. ``owner`` is who asks: callers take turns.
+    """Turns schemas and functions into grammars. ``owner`` identifies the caller: callers take turns.
 
-    A grammar that takes more than ``seconds`` to compile, or more than ``MEMORY_BYTES``, is refused, and so is who
-    waits more than ``patience`` seconds for one of the ``number`` children. Results are remembered, and so are refusals
-    that the next attempt would not change.
+    A grammar that takes more than ``seconds`` to compile, or more than ``MEMORY_BYTES``, is refused, and so is a caller
+    who waits more than ``patience`` seconds for one of the ``number`` children. Results are cached, and so are refusals
+    that a retry would not change.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GrammarCompiler:
         self._making: dict[tuple[str, bytes], asyncio.Task[Any]] = {}
 
     async def answer(self, config: GenerationConfig, owner: str = "") -> str | None:
-        """The grammar that the answer's text must follow, None where it is free.
+        """The grammar that the answer's text must follow, None for free text.
 
         Raises ``InvalidArgument`` naming the field, and ``ResourceExhausted`` while too many are compiled.
         """
@@ -84,7 +84,7 @@ class GrammarCompiler:
         await self._children.close()
 
     async def _once(self, owner: str, field: str, work: Callable[..., Any], *arguments: Any) -> str:
-        """What the work results in: remembered, shared with those of this owner who wait for it, or made now."""
+        """The result of ``work``: from the cache, shared with this owner's requests that wait for it, or computed."""
         key = sha256(pickle.dumps((work, arguments))).digest()
         outcome: Any = self._known.get(key)
         if outcome is None:
@@ -93,7 +93,7 @@ class GrammarCompiler:
                 making = asyncio.create_task(self._made(owner, field, key, work, *arguments))
                 self._making[owner, key] = making
                 making.add_done_callback(lambda _: self._making.pop((owner, key)))
-            await asyncio.wait([making])  # who leaves takes nothing from the others
+            await asyncio.wait([making])  # a cancelled caller does not cancel the others
             outcome = making.result()
         else:
             self._known.move_to_end(key)
@@ -104,7 +104,7 @@ class GrammarCompiler:
         return str(outcome)
 
     async def _made(self, owner: str, field: str, key: bytes, work: Callable[..., Any], *arguments: Any) -> Any:
-        """The grammar, or why there is none. Of refusals only those are remembered that the next attempt would get."""
+        """The grammar, or why there is none. Only refusals that a retry would get again are cached."""
         try:
             outcome: Any = await self._children.run(
                 work, *arguments, owner=owner, seconds=self._seconds, patience=self._patience
@@ -131,7 +131,7 @@ class GrammarCompiler:
 
 
 class _Refusal(NamedTuple):
-    """What an ``InvalidArgument`` is made of. The exception itself would keep all that was there when it was raised."""
+    """What an ``InvalidArgument`` is made of. The exception itself would keep its traceback and all it refers to."""
 
     message: str
     violations: tuple[FieldViolation, ...]

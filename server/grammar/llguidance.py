@@ -1,6 +1,6 @@
-"""Grammars in llguidance's words, what it has against one, and where in a schema the reason is.
+"""Writes grammars for llguidance, and finds why it rejects one and where in a schema the cause is.
 
-Whatever compiles here may take minutes and gigabytes: the server calls it in children only (`constraint.py`).
+Compiling may take minutes and gigabytes: the server calls this module in children only (`compiler.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SEARCH_SECONDS = 1.0
 FIRST_NAMED, MOST_NAMED = 257, 256
-"""The tokens that a grammar may name by number, where bytes stand for all others."""
+"""The tokens that a grammar may name by number, where bytes represent all others."""
 MAX_GRAMMAR_CHARACTERS = 1_000_000
 
 _TOKEN = re.compile(r"<\[(\d+)\]>")
@@ -31,10 +31,10 @@ JSON_STYLE = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
-    # Without \\u: an escaped name would pass for another property than the one it is.
+    # Without \\u: an escaped name would count as another property.
     "json_allowed_escapes": 'nrtbf\\"',
 }
-"""JSON on one line, spaced as people write it: a model that may choose its white space may choose it for ever."""
+"""JSON on one line, spaced as people write it: a model that is free to write white space may never stop."""
 
 
 def enforced(schema: Any, field: str, openapi: bool) -> str:
@@ -57,7 +57,7 @@ def chosen(schema: Any, field: str, openapi: bool) -> str:
 
 
 def accepted(grammar: str, field: str) -> str:
-    """A grammar of ours itself, if it compiles. Raises as `enforced` does."""
+    """``grammar`` itself, if it compiles. Raises as `enforced` does."""
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
         raise InvalidArgument.at(
             field, f"{field}: the grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} are read"
@@ -101,21 +101,21 @@ def choice_grammar(texts: Sequence[str]) -> str:
 
 
 def grammar_problem(grammar: str) -> str:
-    """What llguidance has against a grammar; "" if nothing. Tokens that it names by number are taken as they are."""
+    """Why llguidance rejects a grammar; "" if it does not. Tokens that it names by number are taken as they are."""
     numbers: dict[str, int] = {}
     named = _TOKEN.sub(lambda found: f"<[{numbers.setdefault(found[1], FIRST_NAMED + len(numbers))}]>", grammar)
     return _problem(named) if len(numbers) <= MOST_NAMED else f"it names more than {MOST_NAMED} tokens by number"
 
 
 def schema_problem(document: Schema) -> str:
-    """What llguidance has against a converted schema; "" if nothing."""
+    """Why llguidance rejects a converted schema; "" if it does not."""
     return _problem(json_grammar(document))
 
 
 def _problem(grammar: str) -> str:
-    """The first mask is made too: it meets other limits, and most of a grammar is made ready only then.
+    """The first mask is computed too: it meets other limits, and most of a grammar is only prepared then.
 
-    Bytes stand for the model's tokens: reading a model's tokenizer would hold up the whole process for seconds.
+    Bytes represent the model's tokens: reading a model's tokenizer would block the whole process for seconds.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -160,14 +160,14 @@ def load() -> None:
 
 @lru_cache(maxsize=1)
 def byte_tokenizer() -> LLTokenizer:
-    """Of a tokenizer whose tokens are the bytes, one for the end, and some that a grammar may name by number."""
+    """A tokenizer whose tokens are the bytes, one for the end, and some that a grammar may name by number."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
 
 
 class _Bytes:
-    """llguidance's names for what a tokenizer is."""
+    """The tokenizer interface that llguidance expects."""
 
     eos_token_id = 256
     bos_token_id = None

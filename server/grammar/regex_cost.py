@@ -1,7 +1,7 @@
-"""What in a schema is known to cost llguidance too much, by number: patterns, divisors, and how many meet in one text.
+"""Finds what is known to cost llguidance too much in a schema: patterns, divisors, and how many apply to one value.
 
 A divisor becomes a regular expression too, with a state for each remainder. What is not found here meets the limits of
-the child that compiles it (`constraint.py`), which can only say that it was too much.
+the child that compiles it (`compiler.py`), which can only say that it was too much.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ MAX_DIVISOR = 100_000
 and 300 MB. The same holds for the least common multiple of divisors that one number has to satisfy."""
 MAX_ROUNDS = 30
 
-# Every piece ends, at the latest with the pattern: what looks for an end that is not there would look again from the
-# next character on.
+# Every piece may also end with the pattern: otherwise a search for a missing end would start again at each character.
 _PIECE = re.compile(
     r"""
       \\(?:[pPux]\{[^}]{0,64}\}|.|$)       # an escape, also of a class or of a code point
@@ -124,9 +123,9 @@ def _divisor_in(schema: Schema) -> int:
 def _stays_below(
     most: int, document: Schema, own: Callable[[Schema], int], together: Callable[[Iterable[int]], int]
 ) -> bool:
-    """Whether it takes few rounds to see that no value has to satisfy too much at once.
+    """Whether no value has to satisfy more than ``most`` at once, as far as a few rounds can show.
 
-    ``own`` is what a schema itself asks for, ``together`` what several ask for that hold at the same time.
+    ``own`` is what a schema itself asks for, ``together`` combines what several schemas of one value ask for.
     """
     parts = [schema for _, schema in placed(document)]
     if not any("allOf" in part or (len(part) > 1 and _LAYERS & part.keys()) for part in parts):

@@ -20,7 +20,7 @@ _FORMAT_TYPES = {"APPLICATION_JSON": JSON, "TEXT_PLAIN": PLAIN}
 class Form:
     """A MIME type, and the caller's schema with the path of the field that it came in.
 
-    ``openapi`` tells that the schema is a ``Schema`` message and not JSON Schema.
+    ``openapi`` says that the schema is a ``Schema`` message and not JSON Schema.
     """
 
     mime_type: str

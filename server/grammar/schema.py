@@ -1,7 +1,7 @@
-"""Schemas of callers as JSON Schema that llguidance enforces to the letter, or the path of what it cannot enforce.
+"""Converts callers' schemas to JSON Schema that llguidance enforces exactly, or names the path of what it cannot.
 
 What llguidance gets wrong is converted first: types in upper case, numbers as strings, ``nullable`` and
-``propertyOrdering`` (both ignored without a word), ``$schema``, formats that it does not know. References are resolved
+``propertyOrdering`` (both silently ignored), ``$schema``, formats that it does not know. References are resolved
 here, so that the result holds ``#/$defs/…`` and nothing that was never checked.
 """
 
@@ -90,7 +90,7 @@ class _Reader:
         self._waiting: list[tuple[str, Any]] = []
 
     def document(self) -> Schema:
-        """The whole schema: what it refers to stands in its ``$defs``."""
+        """The whole schema, with what it refers to in its ``$defs``."""
         converted = self._schema(self._root, self._field)
         definitions: Schema = {}
         while self._waiting:
@@ -166,7 +166,7 @@ class _Reader:
         pointer = value[1:]
         if pointer not in self._names:
             target = _pointed(self._root, pointer)
-            # A name that needs no escapes and that humans find again in what they sent.
+            # A name that needs no escapes and that people recognise from what they sent.
             name = re.sub(r"[^A-Za-z0-9_]", "_", pointer.rpartition("/")[2]) or "root"
             self._names[pointer] = name if name not in self._names.values() else f"{name}_{len(self._names)}"
             self._waiting.append((pointer, target))
@@ -176,7 +176,7 @@ class _Reader:
         self.problems.append(FieldViolation(path, f"{path}: {description}"))
 
     def _settled(self, found: Schema, path: str) -> Schema:
-        """Keywords that act on each other, in the words of today's JSON Schema."""
+        """Rewrites keywords that affect each other as current JSON Schema."""
         if not self._dialect.open_ended:
             _infer_type(found)
         if found.get("type", "") in (None, []):
@@ -190,7 +190,7 @@ class _Reader:
             except BadValue as error:
                 self._problem(f"{path}.enum", f"holds a value that {error}")
         self._order(found, path)
-        # JSON may repeat a name, and readers take the last: only names that are required surely count.
+        # JSON may repeat a name, and readers take the last: only names that are required count for certain.
         if found.pop("minProperties", 0) > len(found.get("required", ())):
             self._problem(
                 f"{path}.minProperties", "cannot be enforced above the number of required properties; name them"
@@ -213,7 +213,7 @@ class _Reader:
 
 
 def _pointed(root: Any, pointer: str) -> Any:
-    """What a JSON pointer names. SDKs write the name of the definitions with and without its sign."""
+    """What a JSON pointer names. SDKs write ``$defs`` with and without its dollar sign."""
     place = root
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
@@ -239,7 +239,7 @@ def _infer_type(found: Schema) -> None:
 
 
 def _modernise(found: Schema) -> None:
-    """What older drafts wrote differently.
+    """Rewrites what older drafts wrote differently.
 
     Before 2020, ``items`` was a list for tuples and ``additionalItems`` the schema of the rest; before 2019,
     ``exclusiveMinimum`` was a flag beside ``minimum``.

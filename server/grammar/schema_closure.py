@@ -1,4 +1,4 @@
-"""The shape of schemas as a whole: how large they may be, which objects are closed, and whether any value ends."""
+"""The shape of schemas as a whole: how large they may be, which objects are closed, whether a finite value matches."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def check_depth(document: Schema, field: str) -> None:
 
 
 def close_objects(document: Schema) -> Schema:
-    """Objects that declare properties, and say nothing of others, get no others: what people mean by a schema.
+    """Objects that declare properties without mentioning others allow no others: what people mean by a schema.
 
-    Every answer still matches the schema as it was sent. Where schemas are laid over each other (``allOf``, or a
+    Every answer still matches the schema as it was sent. Where schemas are combined (``allOf``, or a
     reference or choice beside what an object must have) nothing is closed: one half would forbid the other's
     properties. The same holds where ``oneOf`` has branches that only their closing would tell apart.
     """
@@ -67,7 +67,7 @@ def close_objects(document: Schema) -> Schema:
 
 
 def has_no_finite_value(document: Schema) -> bool:
-    """Whether every value that matches would have to go on for ever, as that of a list node with a required next."""
+    """Whether every value that matches would be infinite, like a list node with a required next."""
     definitions: dict[str, Any] = document.get("$defs", {})
     finite: set[str] = set()
     while True:

@@ -1,4 +1,4 @@
-"""The keywords of schemas: what each means to us, which are enforced, and how their values are read."""
+"""The keywords of schemas: what each means, which are enforced, and how their values are read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
 
 LARGEST = 2**63 - 1
 OUTERMOST = 2**63 - 1024
-"""The largest number below that a double holds too."""
+"""The largest number below 2^63 that a double represents exactly."""
 MAX_DIGITS = 64
 """Of a number in a string."""
 
@@ -99,7 +99,7 @@ def divisor(value: Any) -> int | float:
 
 
 def limit(value: Any, sign: int) -> int | float:
-    """A lower (``sign`` -1) or upper (1) limit. One that lets all numbers pass that are read is the outermost."""
+    """A lower (``sign`` -1) or upper (1) limit. One that excludes no readable number becomes the outermost."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value * sign > LARGEST:
         return sign * OUTERMOST
     return number(value)
@@ -173,9 +173,9 @@ assert VALUES.keys() == VALUE_KEYWORDS
 class Dialect:
     """How schemas of one kind are read.
 
-    ``names`` maps each accepted spelling to its keyword, ``annotations`` are spellings that only say something to
-    humans. ``open_ended`` tells that all other keywords are annotations, unless they are known to constrain.
-    ``nullable`` tells that ``nullable`` means what OpenAPI says. ``relaxed``: what cannot be enforced is dropped.
+    ``names`` maps each accepted spelling to its keyword, ``annotations`` are spellings that only inform people.
+    ``open_ended`` says that all other keywords are annotations, unless they are known to constrain. ``nullable`` says
+    that ``nullable`` has OpenAPI's meaning. ``relaxed``: what cannot be enforced is dropped.
     """
 
     names: Mapping[str, str]
@@ -211,4 +211,4 @@ JSON_SCHEMA = Dialect({name: keyword for name, keyword in _JSON_NAMES.items() if
 """JSON Schema, draft 2020-12 and what older drafts wrote differently."""
 
 RELAXED = Dialect(_OPENAPI_NAMES | _JSON_NAMES, relaxed=True)
-"""Either of them, taken as far as it goes."""
+"""Either of them, as far as it can be enforced."""

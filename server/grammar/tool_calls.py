@@ -1,10 +1,10 @@
 """The grammar of an answer that may call functions, in the syntax of the model's family.
 
-A model that must call can do nothing else. One that may call writes what it likes until a call begins: from there on
+A model that must call can do nothing else. One that may call writes freely until a call begins: from there on
 only a declared function with arguments that fit its schema can follow. Calls end an answer.
 
 Tokens that llguidance takes for special ones are written by their number: no text matches them. A marker that is plain
-text is looked for by a lazy lexeme: the first occurrence begins a call.
+text is found by a lazy lexeme: the first occurrence begins a call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_CALLS = 8
 MAX_UNLEARNED_CALLS = 4
 """In one answer of a model that never learned to call, and that repeats itself often."""
 REPAIR_SECONDS = 1.0
-"""For the schemas of all functions together; those whose turn does not come leave their arguments free."""
+"""For the schemas of all functions together; those not reached in time leave their arguments free."""
 
 Schema = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ def tool_call_grammar(
 
 
 def with_answer_header(grammar: str, family: Family, atom_ids: Mapping[str, int]) -> str:
-    """The grammar of an answer behind what the family's models write before it, such as the header of a channel."""
+    """The grammar of an answer after what the family's models write before it, such as the header of a channel."""
     if not family.answer_header:
         return grammar
     (answer,) = json.loads(grammar)["grammars"]
@@ -153,7 +153,7 @@ class _Grammar:
         return " ".join(parts)
 
     def literal(self, text: str) -> str:
-        """A text of ours, with its special tokens by number."""
+        """A fixed text, with its special tokens by number."""
         pieces = filter(None, self._special.split(text))
         return " ".join(f"<[{self._ids[piece]}]>" if piece in self._ids else _quoted(piece) for piece in pieces)
 

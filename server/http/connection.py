@@ -13,10 +13,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 FED_BYTES = 16 * 1024
-"""What the parser gets at once of a read: so much may stand behind the last byte of a body before it counts."""
+"""How much of a read the parser gets at once: this much may follow the last byte of a body before it counts."""
 HEAD_SECONDS = 30.0
-"""How long a head may take, from its first byte (or from the connection) to the empty line; and how long the rest of a
-body may take that nobody reads any more, because the request is already answered."""
+"""How long a head may take, from its first byte (or from the connection) to the empty line; also how long the rest of a
+body may take that is no longer read, because the request is already answered."""
 STALL_SECONDS = 60.0
 """How long a client may leave a full buffer unread before its connection is cut."""
 
@@ -53,7 +53,7 @@ class BoundedHttp(HttpToolsProtocol):
                 return
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Trailers are dropped: nobody reads them, and a header that comes after the body was never checked."""
+        """Trailers are dropped: nothing uses them, and a header that comes after the body was never checked."""
         if not self._in_body:
             super().on_header(name, value)
 
@@ -97,7 +97,7 @@ class BoundedHttp(HttpToolsProtocol):
         if (in_head or self._in_body) and self._bytes_beside_body > MAX_HEAD_BYTES:
             self._refuse()
         elif self._read_clock is None and not self._in_body and self.cycle.response_complete:
-            self._expect_head()  # a body that nobody waited for has ended; no other clock is left
+            self._expect_head()  # an unread body has ended; no other clock is left
 
     def _expect_head(self) -> None:
         self._bytes_beside_body = 0

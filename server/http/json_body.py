@@ -19,7 +19,7 @@ from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
 
 MAX_CONTAINERS = 100_000
 MAX_VALUES = 100_000
-"""Reading as many names takes some 50 ms, in which no other request of the process goes on."""
+"""Reading as many names takes some 50 ms, which blocks every other request of the process."""
 STALL_SECONDS = 60.0
 TOTAL_SECONDS = 300.0
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -33,10 +33,10 @@ async def received(
     total_seconds: float = TOTAL_SECONDS,
     least_rate: float = math.inf,
 ) -> AsyncGenerator[bytes, None]:
-    """The body in the pieces in which it comes, none of them empty.
+    """The body in non-empty pieces as they arrive.
 
-    Raises ``RequestTimeout`` when nothing comes for ``stall_seconds``, and where the body is not there after
-    ``total_seconds`` and the time that its bytes so far need at ``least_rate``, in bytes a second; ``InvalidArgument``
+    Raises ``RequestTimeout`` when nothing comes for ``stall_seconds``, and if the body is incomplete after
+    ``total_seconds`` plus the time that its bytes so far need at ``least_rate``, in bytes a second; ``InvalidArgument``
     for a body that is encoded.
     """
     encoding = request.headers.get("content-encoding", "identity")
@@ -70,7 +70,7 @@ async def read_body(
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
-    body = io.BytesIO()  # it gives its bytes away without a copy
+    body = io.BytesIO()  # it hands over its bytes without a copy
     async with aclosing(received(request, stall_seconds, total_seconds)) as pieces:
         async for piece in pieces:
             if body.tell() + len(piece) > limit:
@@ -83,8 +83,8 @@ def parse_json(raw: bytes) -> Any:
     """A body as JSON; an empty one counts as ``{}``.
 
     Raises ``InvalidArgument`` for what is not JSON: also NaN, numbers out of range, lone surrogates, nesting that no
-    parser should follow, and so many values that reading them would hold up everybody, or so many objects that checking
-    them would take gigabytes.
+    parser should follow, and so many values that reading them would block all other requests, or so many objects that
+    checking them would take gigabytes.
     """
     if not raw or raw.isspace():
         return {}
@@ -119,7 +119,7 @@ def _check_size(raw: bytes) -> None:
     if raw.count(b",") < MAX_VALUES and raw.count(b"{") + raw.count(b"[") <= MAX_CONTAINERS:
         return
     bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_STRUCTURE)
-    # Each value and each key has two quotes at most. More than that is not even taken apart.
+    # Each value and each key has two quotes at most. More than that is not even split.
     too_many_texts = bare.count(b'"') > 4 * (MAX_VALUES + MAX_CONTAINERS)
     structure = b"" if too_many_texts else b"".join(bare.split(b'"')[::2])
     containers = structure.count(b"{") + structure.count(b"[")

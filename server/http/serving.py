@@ -25,27 +25,27 @@ from server.http.connection import BoundedHttp
 
 KEEP_ALIVE_SECONDS = 30
 CLOSING_SECONDS = 20
-"""What the engines get for ending, after the drain; then tasks that are left are cancelled."""
+"""How long the engines may take to end after the drain; then tasks that are left are cancelled."""
 LAST_SECONDS = 15
-"""What is left after that gets; then the process ends, whatever it is at."""
+"""How long those may take; then the process ends, whatever it is doing."""
 
 
 SWITCH_SECONDS = 0.001
-"""How long a thread that reads a large request keeps the event loop waiting for the interpreter, where Python has 5 ms:
-an answer to another client takes several such waits."""
+"""How long a thread that reads a large request keeps the event loop waiting for the interpreter, where Python's default
+is 5 ms: an answer to another client takes several such waits."""
 GARBAGE_THRESHOLDS = (10_000, 10, 10)
-"""Collections of garbage stop everything, and requests leave little behind that only they find."""
+"""Garbage collections stop everything, and requests leave little behind that only they can free."""
 
 
 def settle() -> None:
-    """For a process that has loaded what it needs: no collection of garbage looks at that again."""
+    """Exclude what the process has loaded so far from all later garbage collections."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def bind(settings: Settings) -> socket.socket:
-    """The listening socket of the server. Raises ``ConfigError`` where the address cannot be had."""
+    """The listening socket of the server. Raises ``ConfigError`` where it cannot be bound."""
     where = f"{settings.host}:{settings.port}"
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -83,7 +83,7 @@ class CastorServer(uvicorn.Server):
     """Serves until SIGINT or SIGTERM, then drains: no new connections, ``drain_seconds`` for what is running, and then
     the engines are closed, which gives every request in flight its terminal error.
 
-    ``announce`` runs beside the server once it accepts connections, ``begin_drain`` when it stops to accept them, and
+    ``announce`` runs beside the server once it accepts connections, ``begin_drain`` when it stops accepting them, and
     ``close_engines`` after the drain.
     """
 
@@ -105,7 +105,7 @@ class CastorServer(uvicorn.Server):
         self._is_process = False
 
     def run(self, sockets: list[socket.socket] | None = None) -> NoReturn:
-        """Serve, as all that this process is for: it ends with that, and waits for no thread that still computes."""
+        """Serve, then end the process without waiting for threads that still compute."""
         self._is_process = True
         sys.setswitchinterval(SWITCH_SECONDS)
         asyncio.run(self._live(sockets))
@@ -123,7 +123,7 @@ class CastorServer(uvicorn.Server):
         os._exit(self.exit_code)
 
     def end(self, exit_code: int) -> None:
-        """Begin to end, as a signal would."""
+        """Start the shutdown, as a signal would."""
         self.exit_code = exit_code
         self.should_exit = True
 
@@ -132,7 +132,7 @@ class CastorServer(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             os._exit(130)
         if self._is_process and not self.should_exit:
-            # A thread of the C library: it also ends a process in which nothing of Python runs any more.
+            # A C thread: it also ends a process in which no Python code runs any more.
             faulthandler.dump_traceback_later(self._drain_seconds + CLOSING_SECONDS + LAST_SECONDS, exit=True)
         self.should_exit = True
 

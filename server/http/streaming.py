@@ -73,7 +73,7 @@ class StreamedAnswer(Response):
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
                     await self._send_item(send, to_json(chunk))
-        except Exception as failure:  # the border: the status is sent, so the body must say it
+        except Exception as failure:  # the boundary: the status is sent, so the body must carry the error
             if not self._begun:
                 raise
             error = as_api_error(failure)
@@ -86,7 +86,8 @@ class StreamedAnswer(Response):
         await self._send(send, self._framing.closing, more=False)
 
     async def _pulse(self, send: Send) -> None:
-        """Fill silences. A task beside the stream costs nothing per chunk, unlike a timeout around each."""
+        """Send keep-alives in silences. A task beside the stream costs nothing per chunk, unlike a timeout around
+        each."""
         while True:
             silence = time.monotonic() - self._sent_at
             if silence < self._keepalive:

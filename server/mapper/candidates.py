@@ -37,7 +37,7 @@ class CandidateBuilder:
     """Makes the chunks of one candidate from what the engine adds to it.
 
     ``tokens`` counts the tokens of its answer so far, ``thoughts`` those before it. ``finished`` is the engine's last
-    word on it, None until then, and ``is_closed`` says that its last chunk was made.
+    event of it, None until then, and ``is_closed`` says that its last chunk was made.
     """
 
     def __init__(self, index: int, token_text: TokenText, reading: Reading = PLAIN) -> None:
@@ -79,7 +79,7 @@ class CandidateBuilder:
     def has_pending_parts(self) -> bool:
         """Whether there is a part for a chunk. Calls wait for the end of the answer, which follows them.
 
-        Clients that call functions by themselves (google-genai 1.60) look for calls in a stream's last chunk only.
+        Clients with automatic function calling (google-genai 1.60) look for calls in a stream's last chunk only.
         """
         return bool(self._parts) and not self._parts.has_call
 
@@ -145,7 +145,7 @@ class _Parts:
             self._parts.append({"functionCall": call, **self._signature})
 
     def end_thoughts(self) -> None:
-        """What comes next, if anything, is no thought."""
+        """The thoughts are over; what comes next, if anything, is part of the answer."""
         signer = self._reading.signer
         if not self._thinking or signer is None:
             return

@@ -1,6 +1,6 @@
 """The text of an answer as parts: what the model says, what it thinks, and the functions that it calls.
 
-Each piece takes what comes with ``feed`` and gives the rest with ``flush``::
+Each stage takes input with ``feed`` and returns the rest with ``flush``::
 
     text ──▶ RegionSplitter ─┬─ answer, thoughts ──▶ WhitespaceTrimmer ──▶ Text, Thought
                              └─ calls ─────────────▶ ToolCallReader ─────▶ ToolCall, or a problem
@@ -20,7 +20,7 @@ The states of a candidate; what is in brackets ends its text::
                └──── end of the answer, JSON that is whole ──▶ [ToolCall]
 
 Markup, such as the header of a channel, is an ANSWER of no text. An answer that a limit cuts off has no problem: what
-it left unfinished is dropped. Where a grammar rules the answer, ANSWER is the last state from its first word on.
+it left unfinished is dropped. Where a grammar governs the answer, ANSWER is the last state from its first word on.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PartsParser:
 
     @property
     def problem(self) -> str:
-        """Why the candidate's call cannot be made, as a sentence; nothing comes after it. "" where all is well."""
+        """Why the candidate's call cannot be made, as a sentence; nothing comes after it. "" where there is none."""
         return self._calls.problem
 
     def feed(self, text: str) -> list[Piece]:

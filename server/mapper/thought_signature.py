@@ -1,9 +1,9 @@
-"""Thought signatures: the thoughts of a turn in a sealed envelope that clients carry for us.
+"""Thought signatures: the thoughts of a turn in a signed envelope that clients carry for the server.
 
 Clients send ``thoughtSignature`` back as it came, but not the thoughts beside it. So the signature holds them, and a
 tool loop keeps its reasoning while the server keeps no state. Layout, in bytes: version (1), HMAC-SHA256 (32), thoughts
-(UTF-8, deflated). The code binds the thoughts to this server's key and to the caller's identity; it hides nothing, the
-model's thoughts are the caller's own.
+(UTF-8, deflated). The code binds the thoughts to this server's key and to the caller's identity; it hides nothing: the
+thoughts belong to the caller anyway.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def signature_key(data_dir: Path) -> bytes:
 
 
 def _new_key(path: Path) -> bytes:
-    """Written beside its place and linked there whole; of several processes the first one wins."""
+    """Written to a temporary file and linked into place complete; of several processes the first one wins."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

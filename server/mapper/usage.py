@@ -11,7 +11,7 @@ def usage_metadata(
     """``prompt`` includes the ``cached`` tokens, which are known (not None) when the request is done, and those of
     ``documents``. ``candidates`` does not include ``thoughts``, the total does.
 
-    Where there are documents, the cached tokens are not told by modality: which of them are a document's is not known.
+    Where there are documents, the cached tokens are not split by modality: which of them are a document's is not known.
     """
     usage: dict[str, Any] = {
         "promptTokenCount": prompt,

@@ -6,8 +6,8 @@ from __future__ import annotations
 class WhitespaceTrimmer:
     """Trims the text of one candidate: `start_region` and ``feed`` as it comes, ``flush`` when it ended.
 
-    White space stands as the model wrote it, except where a region borders on another. What stands at the end is held
-    back until more text shows that no border follows it. ``in_thought`` says that thoughts began before the text.
+    White space stays as the model wrote it, except where a region borders on another. Trailing white space is held back
+    until more text shows that no border follows it. ``in_thought`` says that thoughts began before the text.
     """
 
     def __init__(self, in_thought: bool) -> None:

@@ -38,7 +38,7 @@ from server.wire.support import joined
 
 MAX_DOCUMENTS = 100
 READ_SECONDS = 60.0
-"""For all documents of a request, waiting for a free reader not counted: nobody may hold one for long."""
+"""For all documents of a request, not counting the wait for a free reader: no request may hold one for long."""
 MAX_TEXT_BYTES = 20 * 1024**2
 """Of all texts of a request together, as much as a request without files may hold."""
 
@@ -59,7 +59,7 @@ class Documents:
         return bool(self.texts)
 
     def within(self, request: GenerateContentRequest, *, emptied: bool = False) -> GenerateContentRequest:
-        """The request with its documents as text parts; ``emptied`` with nothing in their stead."""
+        """The request with its documents as text parts; ``emptied`` with empty texts in their place."""
         if not self.texts:
             return request
         texts = dict.fromkeys(self.texts, "") if emptied else self.texts
@@ -82,7 +82,7 @@ class DocumentReader:
     async def read(self, request: GenerateContentRequest, owner: str) -> Documents:
         """Every document of a request. Raises ``InvalidArgument`` naming each that cannot be read, ``NotFound`` or
         ``PermissionDenied`` for a file that is not there or not the caller's, and ``ResourceExhausted`` while too many
-        of others are being read."""
+        others are being read."""
         found = list(_parts_with_documents(request))
         if len(found) > MAX_DOCUMENTS:
             raise InvalidArgument.at(
@@ -168,7 +168,7 @@ class _StoredSource:
         self.whole = blob
 
     def head(self) -> bytes:
-        # The child reads on from where the descriptor stands, whatever the buffer here has taken.
+        # The child reads on from the descriptor's position, so it must not move here.
         return os.pread(self.whole.fileno(), 1024, 0)
 
     def content(self) -> bytes:
@@ -194,7 +194,7 @@ _Source = _StoredSource | _InlineSource
 
 
 def _size_of(text: str) -> int:
-    """In bytes, as it would stand in a request."""
+    """In bytes, as it would take in a request."""
     return len(text.encode())
 
 

@@ -1,4 +1,4 @@
-"""What a document is: its MIME type as the client declares it, checked against its bytes, and its text."""
+"""The types of documents: as the client declares them, checked against the bytes; and the text of text files."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ READABLE = "text files (plain, Markdown, CSV, HTML, JSON, code) and PDF document
 
 
 class Unreadable(ValueError):
-    """A document cannot enter a prompt; the message is a sentence for the client."""
+    """A document cannot become part of a prompt; the message is a sentence for the client."""
 
 
 def declared_type(mime_type: str) -> tuple[str, str]:
     """The type in lower case without its parameters, and the charset among these, "" where none is declared.
 
-    Raises ``Unreadable`` for one that no parser should be given.
+    Raises ``Unreadable`` for one that is too long to be parsed.
     """
     if len(mime_type) > MAX_TYPE_CHARACTERS:
         raise Unreadable(f"its type has {len(mime_type)} characters, but at most {MAX_TYPE_CHARACTERS} are read")
@@ -55,12 +55,12 @@ def declared_type(mime_type: str) -> tuple[str, str]:
 
 
 def is_text(kind: str) -> bool:
-    """Whether documents of a type are their own text."""
+    """Whether documents of a type are plain text."""
     return _TEXT_LIKE.fullmatch(kind) is not None and kind.partition("/")[0] not in _MEDIA
 
 
 def guessed_type(head: bytes) -> str:
-    """The type of a document of which nobody says one, by its first bytes."""
+    """The type of a document without a declared one, by its first bytes."""
     return PDF if b"%PDF-" in head[:_PDF_HEAD] else TEXT
 
 
@@ -99,11 +99,11 @@ def refused(kind: str) -> Unreadable:
 
 
 def _codec(charset: str) -> str:
-    # Python remembers every name that it was ever asked for, so it is only asked for those that there are.
+    # Python caches every name that it was ever asked for, so it is only asked for those that exist.
     known = normalize_encoding(charset).lower() in _CHARSETS
     try:
         codec = codecs.lookup(charset) if known else None
-    except LookupError:  # those of other systems
+    except LookupError:  # codecs of other systems
         codec = None
     if codec is None:
         raise Unreadable(f"its charset {charset[:64]!r} is not known; utf-8, utf-16 and iso-8859-1 are")

@@ -21,13 +21,13 @@ from server.offload.fair import FairSlots
 
 MAX_BYTES = 50 * 1024**2
 MAX_PAGES = 1000
-"""Those of the real service."""
+"""The limit of the real service."""
 MAX_CHARACTERS = 10_000_000
 DEADLINE_SECONDS = 30.0
 MEMORY_BYTES = 1024**3
 AT_ONCE = 2
 PATIENCE_SECONDS = 60.0
-"""What a request waits in all for free readers, while documents of other requests are read."""
+"""How long a request waits in all for free readers, while documents of other requests are read."""
 REMEMBERED_CHARACTERS = 20_000_000
 
 _BUSY = "Documents of other requests are being read. Please try again later."
@@ -57,8 +57,8 @@ class Clock:
 class PdfReader:
     """Reads at most ``AT_ONCE`` documents at a time and remembers the last: chats send theirs with every turn.
 
-    Owners take turns. What is remembered is what the documents themselves say: their text, or why they have none. A
-    time-out and a reader that died may be the machine's doing, and another try may go well.
+    Owners take turns. Only what depends on the document itself is remembered: its text, or why it has none. A time-out
+    or a reader that died may be due to the machine, and a retry may succeed.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class PdfReader:
         """
         if digest not in self._known:
             async with clock.paused(self._readers.of(owner, clock.patience)):
-                if digest not in self._known:  # who asked for the same one before
+                if digest not in self._known:  # a request for the same one may have read it
                     self._known[digest] = await _read(source)
                     sizes = [1000 + len(str(outcome)) for outcome in self._known.values()]
                     while len(sizes) > 1 and sum(sizes) > REMEMBERED_CHARACTERS:
@@ -86,7 +86,7 @@ class PdfReader:
 
 
 async def _read(source: BinaryIO | bytes) -> str | Unreadable:
-    """What the document says, its text or why it has none. Raises ``Unreadable`` for what another try may change."""
+    """The document's text or why it has none. Raises ``Unreadable`` for what a retry may change."""
     inline = source if isinstance(source, bytes) else None
     memory = share_of_memory(MEMORY_BYTES)
     limits = (str(limit) for limit in (MAX_BYTES, MAX_PAGES, MAX_CHARACTERS, memory))
@@ -116,7 +116,7 @@ async def _read(source: BinaryIO | bytes) -> str | Unreadable:
     text = output.decode("utf-8", "replace")
     if child.returncode == pdf_text.UNREADABLE:
         return Unreadable(text.rpartition("\0")[2])
-    if child.returncode == -signal.SIGKILL:  # nobody here did it: the system needed the memory
+    if child.returncode == -signal.SIGKILL:  # not sent from here: the system needed the memory
         raise ResourceExhausted("This machine has too little memory for the document now. Please try again later.")
     if child.returncode != 0:
         raise Unreadable(f"it cannot be read within {memory} bytes of memory; it may be damaged")

@@ -1,7 +1,7 @@
 """Reads a PDF from its standard input and writes the text of its pages: a program of its own, run by `pdf.py`.
 
-PDFium is a large C++ program that is fed by strangers here. So it runs where it has no files, no keys and little
-memory, and where a crash is an exit status. It imports nothing of this project.
+PDFium is a large C++ library, and here it reads untrusted input. So it runs without files, without keys and with little
+memory, and a crash is just an exit status. It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 
 CPU_SECONDS = 30
 UNREADABLE = 3
-"""The exit status with which the output is a sentence that says why."""
+"""The exit status that marks the output as a sentence that says why."""
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
     ):
-        with suppress(ValueError, OSError):  # a system that knows no such limit
+        with suppress(ValueError, OSError):  # a system without this limit
             resource.setrlimit(what, (most, most))
     sys.path[:] = json.loads(sys.argv[5])
     import pypdfium2

@@ -1,4 +1,4 @@
-"""The fields of requests that an operator lets pass without effect: their names must be fields of the wire."""
+"""The request fields that an operator accepts without effect: their names must be fields of the wire."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from server.wire.requests import lenient_paths
 
 
 def check_lenient(specs: Iterable[ModelSpec], where: str) -> None:
-    """Raise ``ConfigError`` for a name that is no field, or one that no request can do without; ``where`` is the models
-    file."""
+    """Raise ``ConfigError`` for a name that is not a field, or a field that every request needs; ``where`` is the
+    models file."""
     known = lenient_paths()
     for spec in specs:
         for path in spec.lenient:

@@ -1,14 +1,14 @@
 """The models that this server offers: names and aliases to entries, and the loading and unloading of each.
 
-An entry begins without an engine. Starting it finds the prepared weights, starts the engine and loads the tokenizer
+An entry has no engine at first. Starting it finds the prepared weights, starts the engine and loads the tokenizer
 beside it; until then, callers get its loading progress.
 
-What could not be loaded is tried again when somebody asks for it, so that an operator who has mended a folder need not
-restart the server. That holds for every reason: a model may be refused because half of it has been copied, and nobody
-can tell which failures pass. In between the entry rests, and callers get the failure: for ``REST_SECONDS`` or
-as long as the failed attempt took, whichever is more, so that clients who ask without pause have a machine load at most
-half of the time. An engine that has worked is started again by its own supervisor, whether anybody asks or not, and
-becomes a matter of this module only where its model is refused then.
+A model that could not be loaded is tried again at the next request for it, so an operator who has repaired a folder
+need not restart the server. That holds for every reason: a model may be refused because only half of it has been
+copied, and which failures are temporary cannot be known. In between the entry rests, and callers get the failure: for
+``REST_SECONDS`` or as long as the failed attempt took, whichever is more, so that constant requests keep a machine
+loading at most half of the time. An engine that has been ready is restarted by its own supervisor, with or without
+requests, and concerns this module only if its model is refused then.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 REST_SECONDS = 10.0
 TOKENIZER_SECONDS = 300.0
-"""What reading a tokenizer may take: seconds are usual, and files can be made that nobody ever has read."""
+"""The limit of reading a tokenizer: seconds are usual, and files can be crafted that never finish."""
 
 EngineFactory = Callable[[EngineConfig, str], Engine]
-"""Starts the engine of the entry with this name; returns at once, ``health()`` shows how the loading goes."""
+"""Starts the engine of the entry with this name; returns at once, ``health()`` shows the loading progress."""
 
 TokenizerFactory = Callable[[Path], "ChatTokenizer"]
 
@@ -112,13 +112,13 @@ class Entry:
         return self._tokenizer
 
     def start(self) -> None:
-        """Begin to load, unless that is done, under way or failed a moment ago; returns at once.
+        """Start to load, unless that is done, under way or failed a moment ago; returns at once.
 
         Weights that are missing are looked for each time, since that costs nothing.
         """
         loaded = self._tokenizer is not None and self.engine.health().state is not EngineState.FAILED
         loading = self._loading is not None and not self._loading.done()
-        reading = self._reader is not None and self._reader.is_alive()  # for ever, perhaps: one is enough
+        reading = self._reader is not None and self._reader.is_alive()  # perhaps for ever: one is enough
         if loaded or loading or reading or self._closed or time.monotonic() < self._rests_until:
             return
         self._tokenizer_error = ""
@@ -127,7 +127,7 @@ class Entry:
         except SourceError as error:
             self.engine = _NoEngine(Health(EngineState.FAILED, str(error)))
             return
-        self._tokenizer = None  # not closed: somebody may be rendering with it, and its threads end with it
+        self._tokenizer = None  # not closed: a request may be rendering with it, and its threads end with it
         self.engine = self._start_engine(engine_config(self.spec, folder, self._cache_dir), self.name)
         self._loading = asyncio.create_task(self._load(folder))
 
@@ -152,7 +152,7 @@ class Entry:
     async def _load(self, folder: Path) -> None:
         """One attempt. Engine and tokenizer are read from the same files, so both are used or neither is."""
         began = time.monotonic()
-        # Whatever libraries raise over somebody's files is a failure to report, a panic of their Rust code too.
+        # Whatever libraries raise over an operator's files is a failure to report, even a panic of their Rust code.
         (read,) = await asyncio.gather(self._read(folder), return_exceptions=True)
         if isinstance(read, BaseException):
             self._tokenizer_error = f"the tokenizer of {self.name} cannot be loaded: {read}"
@@ -176,7 +176,7 @@ class Entry:
         def read() -> None:
             try:
                 outcome.set_result(self._read_tokenizer(folder))
-            except BaseException as failure:  # noqa: BLE001 - raised where it is waited for
+            except BaseException as failure:  # noqa: BLE001 - raised again where it is awaited
                 outcome.set_exception(failure)
 
         self._reader = Thread(target=read, name=f"tokenizer {self.name}", daemon=True)
@@ -213,7 +213,8 @@ class Registry:
         return list(self._entries.values())
 
     def resolve(self, name: str) -> Entry:
-        """The entry with this name, else with this alias, else with the first pattern that fits. Else ModelNotFound."""
+        """The entry with this name, else with this alias, else with the first matching pattern. Raises
+        ``ModelNotFound``."""
         found = self._entries.get(name) or self._exact.get(name)
         if found is not None:
             return found
@@ -223,12 +224,12 @@ class Registry:
         raise ModelNotFound(name)
 
     def start(self) -> None:
-        """Begin to load every entry that is marked ``load: start``, as far as that has not been done."""
+        """Start to load every entry that is marked ``load: start``, unless that has been done."""
         for entry in self.required():
             entry.start()
 
     def required(self) -> list[Entry]:
-        """The entries without which the server is not ready."""
+        """The entries that must be loaded for the server to be ready."""
         return [entry for entry in self._entries.values() if entry.spec.load == "start"]
 
     async def close(self) -> None:
@@ -237,7 +238,7 @@ class Registry:
 
 
 def engine_config(spec: ModelSpec, folder: Path, cache_dir: Path) -> EngineConfig:
-    """What the engine of an entry is started with."""
+    """The configuration that the engine of an entry is started with."""
     return EngineConfig(
         path=str(folder),
         dtype=spec.dtype,
@@ -253,7 +254,8 @@ def engine_config(spec: ModelSpec, folder: Path, cache_dir: Path) -> EngineConfi
 
 
 class _NoEngine:
-    """Stands where an engine has not been started or cannot be: always says the same, serves nothing."""
+    """Takes the place of an engine that has not been or cannot be started: its health never changes, it serves
+    nothing."""
 
     def __init__(self, health: Health) -> None:
         self._health = health

@@ -1,4 +1,4 @@
-"""The log: one JSON object for each line on stderr, whoever writes it."""
+"""The log: one JSON object per line on stderr, for all libraries too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The metrics of a server: counters and histograms of its requests, and gauges of its engines.
 
-Every label value is one of a few that the operator or this code chose. A stranger cannot make a new one: a model that
-does not exist, a method that does not exist and an HTTP method of one's own invention all count under "".
+Every label value is one of a few that the operator or this code chose. A client cannot make a new one: unknown models,
+unknown methods and made-up HTTP methods all count under "".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.config.field_paths import field_path
 from server.observability.request_record import RequestRecord
 
 MAX_IGNORED_FIELDS = 32
-"""Distinct values of the ``field`` label; the names come from request bodies, so what goes beyond counts as "other"."""
+"""Distinct values of the ``field`` label; the names come from request bodies, so further ones count as "other"."""
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
@@ -112,7 +112,7 @@ _REJECTIONS = {413: "too_large", 429: "overloaded", 503: "unavailable"}
 
 
 class _EngineCollector:
-    """Reads each engine's health when somebody asks, so that no loop has to keep gauges fresh."""
+    """Reads each engine's health at each scrape, so that no loop has to keep gauges fresh."""
 
     def __init__(self, models: Callable[[], Iterable[Served]]) -> None:
         self._models = models

@@ -1,4 +1,4 @@
-"""What is known of one request while it lives: the fields of its log line, and what the metrics count of it."""
+"""The record of one request while it is served: the fields of its log line, and what the metrics count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RequestCounters(Protocol):
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of one request while it lives; closed once, when the last byte is out or the client is gone.
+    """The record of one request while it is served; closed once, when the last byte is sent or the client is gone.
 
     Times are ``time.monotonic()`` instants. It holds neither text of a prompt or an answer nor a key.
     """
@@ -51,7 +51,7 @@ class RequestRecord:
         self.model, self.method = model, method
 
     def observe(self, event: Event) -> None:
-        """Take note of an engine event: first token, gaps between tokens, totals."""
+        """Record an engine event: first token, gaps between tokens, totals."""
         match event:
             case Delta(candidate=candidate, token_ids=token_ids) if token_ids:
                 now = time.monotonic()

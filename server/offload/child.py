@@ -19,21 +19,22 @@ from server.errors import InvalidArgument
 
 LENGTH = struct.Struct("<Q")
 READY, RESULT, REFUSAL, FAILURE = b"r", b"=", b"!", b"?"
-"""What a message of the child begins with: it can work; the job's result; its ``InvalidArgument``; any other end."""
+"""What a message of the child starts with: it is ready; the job's result; its ``InvalidArgument``; any other
+failure."""
 EXIT_MEMORY = 4
 """The exit status of a child whose job needs more memory than it has."""
 
 _FIRST_KILLED = b"1000"
-"""Where a machine or a container has no memory left, the system ends this process and no other."""
+"""When a machine or a container runs out of memory, the system kills this process first."""
 
 
 def main() -> None:
-    """Work until the input ends."""
+    """Do jobs until the input ends."""
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints must not become an answer
     memory = int(sys.argv[1])
     for what, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        with suppress(ValueError, OSError):  # a system that knows no such limit
+        with suppress(ValueError, OSError):  # a system without this limit
             resource.setrlimit(what, (limit, limit))
     with suppress(OSError), open("/proc/self/oom_score_adj", "wb") as score:
         score.write(_FIRST_KILLED)
@@ -58,7 +59,7 @@ def _say(answers: BinaryIO, kind: bytes, content: Any) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """For a parent that has died, and cannot kill any more: the system ends what computes for longer."""
+    """In case the parent has died and cannot kill this process: the system ends what computes for longer."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     most = int(used.ru_utime + used.ru_stime + 2 * seconds) + 2
     with suppress(ValueError, OSError):

@@ -1,7 +1,8 @@
 """Child processes for work that cannot be interrupted or trusted to stay small: each does one job and can be killed.
 
 A job is a function of a module and its arguments. It crosses as a pickle, which the child may trust; its result comes
-back as msgpack, which cannot harm this process whatever has become of the child. The length goes before each message.
+back as msgpack, which cannot harm this process even if the child is compromised. Each message is preceded by its
+length.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from server.offload.child import EXIT_MEMORY, FAILURE, LENGTH, READY, REFUSAL
 from server.offload.fair import FairSlots
 
 START_SECONDS = 60.0
-"""What importing libraries may take, on a machine that has more to do."""
+"""The time limit for importing libraries, on a busy machine."""
 IDLE_SECONDS = 60.0
-"""After so long without work a child ends, and its memory is free."""
+"""A child without work for this long ends, which frees its memory."""
 
 _OUT_OF_MEMORY = (EXIT_MEMORY, -signal.SIGABRT, -signal.SIGSEGV)
-"""How a child ends that gets no more memory: Python's own way, that of Rust's allocator, an overrun stack."""
+"""How a child ends that gets no more memory: by Python, by Rust's allocator, by a stack overflow."""
 
 
 def share_of_memory(most: int) -> int:
@@ -38,7 +39,7 @@ def share_of_memory(most: int) -> int:
 
 
 class TookTooLong(Exception):
-    """A job had all of its time, and its child was killed."""
+    """A job used up its time, and its child was killed."""
 
 
 class TookTooMuch(Exception):
@@ -46,18 +47,18 @@ class TookTooMuch(Exception):
 
 
 class JobFailed(Exception):
-    """The job raised what nobody expected; the message is for the log."""
+    """The job raised an unexpected exception; the message is for the log."""
 
 
 class ChildDied(Exception):
-    """Something else ended the child. That says nothing about the job."""
+    """The child ended for another reason, which says nothing about the job."""
 
 
 class ChildProcesses:
-    """At most ``number`` processes, started when they are needed, each of at most ``memory`` bytes of addresses.
+    """At most ``number`` processes, started when they are needed, each of at most ``memory`` bytes of address space.
 
-    Callers take turns by owner (`fair.py`); where too many wait, or one too long, ``busy`` is why. A new process does
-    ``prepare`` first, such as importing what its jobs need.
+    Callers take turns by owner (`fair.py`); where too many wait, or one too long, they are refused with the message
+    ``busy``. A new process runs ``prepare`` first, such as importing what its jobs need.
     """
 
     def __init__(self, number: int, memory: int, busy: str, prepare: Callable[[], None] | None = None) -> None:
@@ -70,10 +71,10 @@ class ChildProcesses:
     async def run(
         self, work: Callable[..., Any], *arguments: Any, owner: str, seconds: float, patience: float | None
     ) -> Any:
-        """What ``work`` returns, for which it may take ``seconds``; for a free child it waits at most ``patience``.
+        """The result of ``work``, which may take ``seconds``; waits at most ``patience`` seconds for a free child.
 
         Raises ``ResourceExhausted``, the job's own ``InvalidArgument``, ``TookTooLong``, ``TookTooMuch``, ``JobFailed``
-        and ``ChildDied``. Who is cancelled has the job's child killed.
+        and ``ChildDied``. Cancelling kills the job's child.
         """
         async with self._slots.of(owner, patience):
             child = None
@@ -100,7 +101,7 @@ class ChildProcesses:
         await asyncio.gather(*(child.kill() for child in idle))
 
     async def _retire(self, child: _Child) -> None:
-        """Nothing came for a while."""
+        """End an idle child after ``IDLE_SECONDS``."""
         await asyncio.sleep(IDLE_SECONDS)
         if child in self._idle:
             self._idle.remove(child)
@@ -108,7 +109,7 @@ class ChildProcesses:
 
 
 class _Child:
-    """One process: ``is_free`` between jobs that it has survived, when ``retiring`` waits for its end."""
+    """One process: ``is_free`` between jobs that it has survived, while ``retiring`` waits to end it."""
 
     is_prepared = False
 
@@ -180,9 +181,9 @@ class _Child:
 
 
 async def _start(command: tuple[str, ...]) -> _Child:
-    """A process that is ready. It knows what this one imports, and none of its keys. Raises ``ChildDied``."""
+    """A process that is ready. It has this one's import path, but none of its keys. Raises ``ChildDied``."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    # One thread each: helpers must not take the machine from the engine.
+    # One thread each: helpers must not compete with the engine.
     environment = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, cwd="/", start_new_session=True

@@ -1,4 +1,4 @@
-"""A few places for work that is long or large, shared fairly: whoever waits for one takes turns with the others."""
+"""A few slots for work that is long or large, shared fairly: those who wait take turns by owner."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MAX_WAITING_OF_ONE = 32
 
 
 class FairSlots:
-    """``number`` slots. Owners that wait take turns: the first one's first, the next one's first, and so on.
+    """``number`` slots. Owners that wait take turns: one job of the first owner, one of the next, and so on.
 
-    So an owner with many jobs keeps nobody waiting for more than one of them at a time. At most ``most_of_one`` jobs of
-    an owner wait and ``most`` of all; the next is refused in the words ``busy``. Belongs to one event loop.
+    So an owner with many jobs keeps others waiting for only one of them at a time. At most ``most_of_one`` jobs of
+    an owner wait and ``most`` of all; the next is refused with the message ``busy``. Belongs to one event loop.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class FairSlots:
             raise
 
     def _hand_on(self) -> None:
-        """A slot goes straight to whose turn it is, so that nobody who has just come takes it first."""
+        """Pass a slot straight to the next in turn, so that no newcomer takes it first."""
         while self._waiting:
             owner, own = next(iter(self._waiting.items()))
             turn = own.popleft()
-            stays = not turn.done()  # who has just gone away takes no turn
+            stays = not turn.done()  # a caller that has just left takes no turn
             if stays or not own:
                 del self._waiting[owner]
             if stays:

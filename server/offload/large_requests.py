@@ -19,10 +19,10 @@ class LargeRequests:
         self._slots = FairSlots(1, "Too many long requests are being read. Please try again later.")
 
     async def run(self, owner: str, work: Callable[[], T]) -> T:
-        """What ``work`` returns. Raises what it raises, and ``ResourceExhausted`` while too many wait."""
+        """The result of ``work``. Raises what it raises, and ``ResourceExhausted`` while too many wait."""
         async with self._slots.of(owner):
             working = asyncio.ensure_future(asyncio.to_thread(work))
             try:
                 return await asyncio.shield(working)
             finally:
-                await asyncio.wait([working])  # a thread cannot be cancelled, so its place is not free before
+                await asyncio.wait([working])  # a thread cannot be cancelled, so its slot stays taken until it ends

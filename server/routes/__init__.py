@@ -1,7 +1,7 @@
 """All routes: those of operators (``all_routes``), and the API's as a table of HTTP method, path, method and answer.
 
-The version is an opaque first segment and may be missing. Names of models may hold ``/`` and ``:``; the method stands
-behind the last colon. ``models/`` in front of a name is optional (wire reference, section 1.2).
+The version is an opaque first segment and may be missing. Names of models may hold ``/`` and ``:``; the method comes
+after the last colon. ``models/`` in front of a name is optional (wire reference, section 1.2).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ UNSERVED_COLLECTIONS = (
 _ANY = "any"
 _V = r"(?:v\d\w*/)?"
 _VERSION = r"(?:(?P<version>v\d\w*)/)?"
-"""The same for answers that hold addresses of files, which have the version of the request."""
+"""The same for answers that contain file addresses, which use the version of the request."""
 _DEFAULT_VERSION = "v1beta"
 _MODEL = rf"{_V}(?P<model>.*)"
 _FILE = rf"(?:download/)?{_VERSION}files/(?:https?://[^?#]*/files/)?(?P<file_id>[^/:]+)"
-"""google-genai puts a whole uri behind ``files/`` when it is asked for the file with that uri."""
+"""google-genai puts a whole uri after ``files/`` to get the file with that uri."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Route:
     """One row: ``path`` is a pattern of the whole path below the prefix, without slashes at its ends.
 
     ``answer`` gets the request, the services and the named groups; in place of ``model`` it gets the ``entry``.
-    ``method`` is how the API, logs and metrics call it; "" marks refusals of what is not served.
+    ``method`` is its name in the API, logs and metrics; "" marks refusals of what is not served.
     """
 
     http: str
@@ -83,7 +83,7 @@ ROUTES = (
     Route("POST", rf"{_V}models/.*:.*", "", no_such_method),
     Route("GET", rf"{_V}(?P<model>models/.*)", "getModel", get_model),
 )
-"""The first path that fits decides. A refusal is for its HTTP method alone: with another one, the next path may fit."""
+"""The first matching path decides. A refusal applies to its HTTP method only: with another, a later path may match."""
 MODEL_METHODS = tuple(route.method for route in ROUTES if route.path.startswith(_MODEL))
 """What a model is asked to do: POST models/{model}:{method}."""
 _BY_PATH = [
@@ -93,8 +93,8 @@ _BY_PATH = [
 
 
 def all_routes() -> list[routing.BaseRoute]:
-    """The paths of operators, and the API under both of its prefixes; what is not known there answers in the error
-    envelope too."""
+    """The paths of operators, and the API under both of its prefixes; unknown paths there get the error envelope
+    too."""
     api = [routing.Route("/{path:path}", dispatch, methods=HTTP_METHODS)]
     return [
         routing.Route("/healthz", healthz),

@@ -53,7 +53,7 @@ async def download_file(request: Request, services: Services, version: str, file
     store = services.files
     file = await asyncio.to_thread(store.get, file_id, request.state.identity)
     blob = await asyncio.to_thread(store.open, file)
-    # What a stranger has uploaded must not become a page of this origin.
+    # An uploaded file must not become a page of this origin.
     headers = {
         "content-length": str(file.size),
         "content-disposition": "attachment",

@@ -1,4 +1,4 @@
-"""The routes of operators: is it alive, can it answer, how does it do."""
+"""The routes of operators: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 once every model marked ``load: start`` can answer; until then, and while draining, 503 with the reasons.
 
-    Where there are API keys, only callers with one see the models. Asking here has what failed tried again too: a
+    Where there are API keys, only callers with one see the models. A call also retries models that failed to load: a
     load balancer sends no requests before the answer is 200.
     """
     services = services_of(request)

@@ -1,4 +1,4 @@
-"""From an HTTP request on a model to what the pipeline makes of it; the headers that such requests share."""
+"""Passes an HTTP request on a model to the pipeline; the headers that such requests share."""
 
 from __future__ import annotations
 

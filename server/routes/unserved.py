@@ -1,4 +1,4 @@
-"""Refusals of what the Gemini API has and this server has not: they are not the same as paths that nobody knows."""
+"""Refusals of what the Gemini API has and this server does not serve, as distinct from unknown paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_BARE_FILES = "files are made by uploading them: POST upload/v1beta/files; not
 
 
 def nothing_here(request: Request) -> NotFound:
-    """The error of a path that fits no route."""
+    """The error of a path that matches no route."""
     return NotFound(f"The requested URL {request.url.path[:200]} was not found on this server.")
 
 

@@ -1,7 +1,7 @@
-"""POST upload/files: the four forms in which a file comes (wire reference 2.7).
+"""POST upload/files: the four ways to send a file (wire reference 2.7).
 
-Resumable uploads are started, fed, asked and ended by ``X-Goog-Upload-Command``; multipart forms, multipart/related and
-raw bodies bring a whole file at once. All of them are uploads of the store.
+Resumable uploads are started, continued, queried and ended by ``X-Goog-Upload-Command``; multipart forms,
+multipart/related and raw bodies bring a whole file at once. All of them are uploads of the store.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from server.wire.support import review
 
 MAX_METADATA_BYTES = 64 * 1024
 GRANULARITY = 256 * 1024
-"""What chunks should be multiples of; any other size is taken too."""
+"""Chunks should be multiples of this; any other size is accepted too."""
 LEAST_RATE = 16 * 1024
-"""Bytes a second that a file must come with on average, once it takes longer than other bodies may."""
+"""Bytes per second that an upload must reach on average, once it takes longer than other bodies may."""
 FORM_OVERHEAD = 1024 * 1024
-"""Bytes that a multipart body may have beside its file's."""
+"""Bytes that a multipart body may have in addition to its file."""
 
 MIME_TYPE = re.compile(
     r"[\w.+-]{1,127}/[\w.+-]{1,127}(?:[ \t]*;[ \t]*[\w.-]{1,64}=(?:[\w.+:/-]{1,128}|\"[\w .+:/-]{0,128}\")){0,8}",
     re.ASCII,
 )
 _CURLS_OWN = "application/x-www-form-urlencoded"
-"""What curl says of any body where its user says nothing."""
+"""The type that curl sends for any body unless its user sets one."""
 _COMMANDS = ("start", "upload", "upload, finalize", "finalize", "query", "cancel")
 _PROTOCOLS = {"resumable": "resumable", "multipart": "multipart", "raw": "raw", "media": "raw"}
 
 
 async def upload_file(request: Request, services: Services, version: str) -> Response:
-    """POST upload/{version}/files: start an upload, go on with one, or send a whole file"""
+    """POST upload/{version}/files: start an upload, continue one, or send a whole file"""
     upload_id = upload_id_of(request.scope)
     if upload_id:
         return await _go_on(request, services, version, upload_id)
@@ -226,7 +226,7 @@ async def _file_bytes(events: AsyncGenerator[Event, None]) -> AsyncGenerator[byt
 
 
 def _new_file(request: Request, metadata: File, name: str, mime_type: str, size: int | None) -> NewFile:
-    """What is known of a file when its first byte comes. Raises ``InvalidArgument`` for a type that is none."""
+    """What is known of a file when its first byte arrives. Raises ``InvalidArgument`` for an invalid type."""
     declared = (
         metadata.mime_type
         or mime_type
@@ -241,7 +241,7 @@ def _new_file(request: Request, metadata: File, name: str, mime_type: str, size:
 
 
 def _read_metadata(request: Request, raw: bytes) -> File:
-    """What a client says of its file, wrapped in ``file`` or bare. Raises ``InvalidArgument``."""
+    """The client's metadata of its file, wrapped in ``file`` or bare. Raises ``InvalidArgument``."""
     payload = parse_json(raw)
     if isinstance(payload, dict) and payload and "file" not in payload:
         payload = {"file": payload}

@@ -1,4 +1,4 @@
-"""Contents and their parts: everything that a conversation can hold."""
+"""Contents and their parts: everything that a conversation can contain."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ class FunctionResponse(Message):
 
 
 class PartResolution(Message):
-    """How finely a medium is to be read."""
+    """The resolution at which media are read."""
 
     level: Annotated[MediaLevel, Honoured()] = None
     num_tokens: Annotated[Float | None, Honoured()] = None
 
 
 class Part(Message):
-    """One piece of a content: exactly one kind of data, and what is said about it."""
+    """One piece of a content: exactly one kind of data, and metadata about it."""
 
     text_field = "text"
     oneof = (
@@ -122,7 +122,7 @@ class Part(Message):
 
     @property
     def has_data(self) -> bool:
-        """Whether the part is more than an empty message; a bare signature stands for an empty text."""
+        """Whether the part is more than an empty message; a bare signature counts as an empty text."""
         return bool(self.thought_signature) or any(getattr(self, name) is not None for name in self.oneof)
 
 

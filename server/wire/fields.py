@@ -33,7 +33,7 @@ _TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
 @contextmanager
 def tallied() -> Iterator[Tally]:
-    """Within the block ``MAX_NAMED`` problems become errors of pydantic, which costs a kilobyte for each; the others
+    """Within the block the first ``MAX_NAMED`` problems become pydantic errors, which cost a kilobyte each; the others
     are counted and left out of what is checked."""
     tally = Tally()
     token = _TALLY.set(tally)
@@ -44,7 +44,7 @@ def tallied() -> Iterator[Tally]:
 
 
 def is_named() -> bool:
-    """Count one problem; whether it is among those that are named."""
+    """Count one problem; returns whether it is among those that are named."""
     tally = _TALLY.get()
     if tally is None:
         return True
@@ -90,7 +90,7 @@ def _int32(value: Any) -> int:
 
 
 def _int64(value: Any) -> int:
-    """Clients send them as texts, as proto3 JSON has it, or as numbers."""
+    """Clients send them as strings, as proto3 JSON has it, or as numbers."""
     if isinstance(value, int) and not isinstance(value, bool):
         number = value
     elif isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit() and len(value) <= 20:

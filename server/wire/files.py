@@ -16,7 +16,7 @@ TOLD = "output only: the server sets it"
 
 
 class File(Message):
-    """What is known of a file. Clients say the first four fields."""
+    """A file's metadata. Clients may set the first four fields."""
 
     name: Annotated[String, Honoured("files/ and 1 to 40 lowercase letters and digits; made where it is not given")] = (
         ""
@@ -37,7 +37,7 @@ class File(Message):
 
 
 class CreateFileRequest(Message):
-    """What begins an upload."""
+    """The request that starts an upload."""
 
     file: Annotated[File, Honoured("what is said of the file")] = File()
 

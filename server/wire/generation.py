@@ -36,7 +36,7 @@ _FormatType = Annotated[
 
 
 def _few(value: Any) -> Any:
-    """Counted before each is looked at: what is wrong with half a million of them is half a million errors."""
+    """Counted before each is validated: half a million invalid ones would give half a million errors."""
     if isinstance(value, list) and len(value) > MAX_STOP_SEQUENCES:
         context = {"field_type": "List", "max_length": MAX_STOP_SEQUENCES, "actual_length": len(value)}
         raise PydanticKnownError("too_long", context)
@@ -79,7 +79,7 @@ class TextResponseFormat(Message):
 
 
 class ResponseFormatConfig(Message):
-    """The newer way to say what form an answer has."""
+    """The newer way to set the form of an answer."""
 
     text: Annotated[TextResponseFormat | None, Honoured("the form of the text")] = None
     audio: Annotated[Object | None, Refused(TEXT_ONLY, presence=True)] = None

@@ -7,7 +7,7 @@ from typing import Any
 from server.errors import InvalidArgument
 
 TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
-"""In the order of the numbers, from 1 on, that older clients send."""
+"""In the order of the numbers that older clients send, from 1 on."""
 
 SCHEMAS = ("additionalProperties", "additionalItems", "items")
 LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -28,7 +28,7 @@ MAX_NESTING = 100
 
 def check_size(schema: Any, field: str, times: int = 1) -> None:
     """Raises ``InvalidArgument`` for a schema with more values, characters (those of numbers included) or levels than
-    are read. Several schemas in a list may be ``times`` as large."""
+    are read. A list of several schemas may be ``times`` as large."""
     values = characters = 0
     most_values, most_characters = MAX_VALUES * times, MAX_CHARACTERS * times
     left: list[tuple[Any, int]] = [(schema, 1)]

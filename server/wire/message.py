@@ -19,8 +19,8 @@ M = TypeVar("M", bound="Message")
 class Message(BaseModel):
     """A proto3 message. Fields are named in snake_case; null is absence; unknown names are errors.
 
-    ``text_field`` names the field that a bare string stands for, in the messages that a string may stand for.
-    ``other_names`` are old JSON names of fields. ``oneof`` are fields of which one excludes the others.
+    ``text_field`` names the field that a bare string sets, in messages that may be sent as a string.
+    ``other_names`` are old JSON names of fields. ``oneof`` are fields of which only one may be set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -32,8 +32,8 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_our_names(cls, value: Any) -> Any:
-        """Rename camelCase fields and drop nulls, and unknown names that are only counted. User data below is left as
-        it is."""
+        """Rename camelCase fields, and drop nulls and unknown names that are only counted. Nested user data stays as it
+        is."""
         if isinstance(value, str) and cls.text_field:
             value = {cls.text_field: value}
         if not isinstance(value, dict):
@@ -53,7 +53,7 @@ class Message(BaseModel):
         kinds = [name for name in cls.oneof if name in renamed]
         if len(kinds) > 1:
             raise _already_set("data", camel(kinds[1]))
-        # Counted last: a message that is left out must not take problems with it that were to be named.
+        # Counted last: a message that is left out must not drop problems that should be named.
         return renamed | {key: given[key] for key in unknown if is_named()}
 
     @classmethod
@@ -86,7 +86,7 @@ def _already_set(field: str, key: str) -> PydanticCustomError:
 
 
 def _violation(kind: type[Message], found: ErrorDetails) -> FieldViolation:
-    """One of pydantic's errors as the real service says it."""
+    """One of pydantic's errors in the real service's words."""
     loc = found["loc"]
     path = _path(loc)
     match found["type"]:

@@ -63,7 +63,7 @@ _Tier = Annotated[str | None, BeforeValidator(Names("ServiceTier", "unspecified"
 
 
 class SafetySetting(Message):
-    """What a classifier would have to block."""
+    """A threshold for a safety classifier."""
 
     category: Annotated[_Category, Honoured()] = None
     threshold: Annotated[_Threshold, Honoured()] = None
@@ -132,9 +132,9 @@ class ListModelsRequest(Message):
 
 
 INDISPENSABLE = ("model", "contents", "systemInstruction.")
-"""What is said to the model, and to which one: no part of it can be left out of a request."""
+"""The input of the model and the model itself: no part of them can be left out of a request."""
 
 
 def lenient_paths() -> list[str]:
-    """The JSON paths of all fields that an operator may let pass without effect."""
+    """The JSON paths of all fields that an operator may accept without effect."""
     return [path for path in fields_of(GenerateContentRequest) if not path.startswith(INDISPENSABLE)]

@@ -21,7 +21,7 @@ from server.wire.paths import ROOT, Path, camel
 B = TypeVar("B", bound=BaseModel)
 
 MAX_NAMED = 20
-"""Problems of one request that its answer names; a body may hold a million of one kind."""
+"""Problems of one request that its answer names; a body may contain a million of one kind."""
 MAX_IGNORED = 100
 """Places of one request without effect that are named in its answer and in the log."""
 
@@ -38,9 +38,9 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class Honoured(Support):
-    """The field has its full effect. Where only some values have, ``only`` tells which; others are refused.
+    """The field has its full effect. Where only some values have it, ``only`` says which; others are refused.
 
-    All values have it where the model has the ability that ``requires`` names.
+    Where the model has the ability that ``requires`` names, all values have it.
     """
 
     only: Callable[[Any], bool] | None = None
@@ -52,7 +52,7 @@ class Honoured(Support):
 class Refused(Support):
     """A value of this field is an error: 501 where the server lacks the feature, 400 where the request is wrong.
 
-    ``presence`` tells that an empty message means something too (``{"googleSearch": {}}`` switches a tool on).
+    ``presence`` says that an empty message means something too (``{"googleSearch": {}}`` switches a tool on).
     """
 
     code: int = 501
@@ -66,7 +66,7 @@ class Ignored(Support):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model can do, and the fields that its operator lets pass without effect (see ``field_path``)."""
+    """What a model can do, and the fields that its operator accepts without effect (see ``field_path``)."""
 
     abilities: frozenset[str] = frozenset()
     lenient: frozenset[str] = frozenset()
@@ -87,7 +87,7 @@ class Finding(NamedTuple):
 
 @lru_cache(maxsize=256)
 def supports(kind: type[BaseModel]) -> dict[str, Support]:
-    """The annotation of each field of a message. A field without one is a mistake of ours."""
+    """The annotation of each field of a message. A field without one is a bug."""
     found = {}
     for name, field in kind.model_fields.items():
         marks = [mark for mark in field.metadata if isinstance(mark, Support)]
@@ -141,10 +141,10 @@ def findings(message: BaseModel, capabilities: Capabilities = STRICT, path: Path
 
 
 def review(message: B, capabilities: Capabilities = STRICT) -> tuple[B, list[str]]:
-    """The message as far as it has an effect, and the first JSON paths of what is accepted without one.
+    """The message without fields that have no effect, and the first JSON paths of these.
 
-    Raises ``InvalidArgument`` or ``Unimplemented`` naming every field that is not served; a 400 wins, because repeating
-    such a request is no use anywhere.
+    Raises ``InvalidArgument`` or ``Unimplemented`` naming every field that is not served; a 400 wins, because such a
+    request fails anywhere.
     """
     ignored: dict[str, None] = {}
     waived: set[str] = set()
@@ -171,7 +171,8 @@ def review(message: B, capabilities: Capabilities = STRICT) -> tuple[B, list[str
 
 
 def _is_waived(value: Any, place: Path, support: Support, capabilities: Capabilities) -> bool:
-    """Whether a field is on the operator's list; a value that is served although others are not stays in effect."""
+    """Whether a field is on the operator's list; a value that is served stays in effect, even if others of the field
+    are not."""
     if not capabilities.lenient or field_path(place.json) not in capabilities.lenient:
         return False
     if isinstance(support, Honoured) and support.only is not None and _has_effect(value, support, capabilities):
@@ -198,7 +199,7 @@ def _pruned(value: Any, dropped: frozenset[str], path: Path) -> Any:
 
 
 def _limited(violations: list[FieldViolation], more: int) -> list[FieldViolation]:
-    """The first problems, and how many there are beside them and the ``more`` that were only counted."""
+    """The first problems, then the number of the others, with the ``more`` that were only counted."""
     left = len(violations[MAX_NAMED:]) + more
     return [*violations[:MAX_NAMED], *([FieldViolation("", f"… and {left} more problems")] if left else [])]
 

@@ -54,7 +54,7 @@ class Tool(Message):
 
 
 class FunctionCallingConfig(Message):
-    """Whether the model may, must or must not call, and what."""
+    """Whether the model may, must or must not call, and which functions."""
 
     mode: Annotated[_Mode, Honoured("AUTO where it is not given")] = None
     allowed_function_names: Annotated[Repeated[String], Honoured("only with ANY or VALIDATED")] = ()
@@ -62,7 +62,7 @@ class FunctionCallingConfig(Message):
 
 
 class ToolConfig(Message):
-    """How the tools are to be used."""
+    """How the tools are used."""
 
     function_calling_config: Annotated[
         FunctionCallingConfig | None, Honoured("whether the model may, must or must not call")

@@ -14,12 +14,12 @@ from server.http.middleware import refuse
 from server.storage.files.upload_url import upload_id_of
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Probes need no key; one that they send all the same identifies them. ``/metrics`` is not among them: Prometheus can
+"""Probes need no key; one that they send anyway still identifies them. ``/metrics`` is not among them: Prometheus can
 send ``Authorization: Bearer``."""
 
 
 class AuthMiddleware:
-    """Accepts ``x-goog-api-key``, ``?key=`` and ``Authorization: Bearer`` as equals; without keys it lets all pass."""
+    """Accepts ``x-goog-api-key``, ``?key=`` and ``Authorization: Bearer`` alike; without keys every request passes."""
 
     def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
         self._app = app
@@ -46,14 +46,14 @@ class AuthMiddleware:
         keys = [request.headers.get("x-goog-api-key", "")]
         keys += [value for name, value in query if name == "key"]
         keys += [token] if scheme.lower() == "bearer" else []
-        sent = [key.strip().encode("latin-1") for key in keys if key.strip()]  # an empty one is as good as none
+        sent = [key.strip().encode("latin-1") for key in keys if key.strip()]  # an empty one counts as none
         if not sent:
             raise PermissionDenied(
                 "Method doesn't allow unregistered callers (callers without established identity). "
                 "Please use an API key: send it as the header x-goog-api-key."
             )
         for digest in map(_digest, sent):
-            # Every known key is compared, so that the time taken does not tell which one came close.
+            # Every known key is compared, so that the time taken does not reveal which one came close.
             if any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
                 return hashlib.blake2b(digest, digest_size=16, person=b"castor-identity").hexdigest()
         raise ApiKeyInvalid()

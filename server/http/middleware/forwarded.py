@@ -16,15 +16,15 @@ _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}")
 
 
 class ForwardedMiddleware:
-    """Reads ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``-Prefix`` where they come from a trusted address; from
-    anybody else they say nothing. A value that is no host or no path counts as absent."""
+    """Reads ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``-Prefix`` where they come from a trusted address; from any
+    other they are ignored. A value that is no host or no path counts as absent."""
 
     def __init__(self, app: ASGIApp, trusted_proxies: tuple[str, ...]) -> None:
         any_app: Any = app
         self._app = ProxyHeadersMiddleware(any_app, trusted_hosts=list(trusted_proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # It hides the proxy's own address, which decides whether to trust: so this comes first.
+        # This comes first: uvicorn's middleware replaces the proxy's address, which decides whether to trust.
         if scope["type"] == "http" and scope["client"] and scope["client"][0] in self._app.trusted_hosts:
             host, prefix = (_first(scope, name) for name in (b"x-forwarded-host", b"x-forwarded-prefix"))
             if HOST.fullmatch(host):

@@ -1,4 +1,4 @@
-"""Keeps requests without exactly one Host away from every server, and web pages from a server without keys.
+"""Refuses requests without exactly one Host, and requests of web pages on a server without keys.
 
 A page in the user's browser can reach a port of this machine or of its network, directly (then its ``Origin`` is
 foreign) or by letting its own name resolve to 127.0.0.1 (DNS rebinding; then the ``Host`` is foreign). Programs send no
@@ -24,8 +24,8 @@ class HostMiddleware:
     """Refuses what has no ``Host`` or several; where there are no keys, also an ``Origin`` that is neither the server's
     own nor allowed by the settings, and a ``Host`` that is neither of the loopback nor allowed.
 
-    Where there are keys, a page does not know them. The name of the host may be any where the server is open to other
-    machines by choice and no host is named.
+    Where there are keys, a page does not know them. Any host name is accepted where the server is deliberately open to
+    other machines and the settings name no host.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -77,7 +77,7 @@ class HostMiddleware:
 
 
 def _place(origin: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port of an origin; None for what is none, such as ``null``."""
+    """Scheme, host and port of an origin; None if it is not one, such as ``null``."""
     try:
         url = urlsplit(origin)
         port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port

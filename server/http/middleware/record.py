@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request its record and its id, and turns what nobody expected into a clean 500."""
+"""The outermost layer: gives each request its record and its id, and turns unexpected exceptions into a clean 500."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RecordMiddleware:
             await self._app(scope, receive, send)
             return
         client = scope.get("client")
-        # Who writes & for ? has a key in the path.
+        # A client that writes & for ? has its key in the path.
         path = self._keys.sub("…", scope["path"])[:MAX_PATH_CHARACTERS]
         record = RequestRecord(self._metrics, scope["method"], path, client[0] if client else "")
         scope.setdefault("state", {}).update(record=record, identity="")
@@ -66,7 +66,7 @@ class _Exchange:
             raise
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - the last border before the server library; Rust panics are none
+        except BaseException as error:  # noqa: BLE001 - the last boundary; a Rust panic is no Exception
             log.error("unexpected exception", request=self._record.id, path=self._record.path, exc_info=error)
             failure = as_api_error(error)
             self._record.failed(failure)
@@ -87,6 +87,6 @@ class _Exchange:
             self._complete = True
 
     def _abandoned(self) -> None:
-        """The answer did not reach its end; where no failure says why, the client went away."""
+        """The answer is incomplete; unless a failure says why, the client went away."""
         if not self._record.error:
             self._record.failed(Cancelled("The client closed the connection."))

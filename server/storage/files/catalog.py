@@ -1,7 +1,7 @@
-"""What is known of the files, in SQLite: the truth about which exist, complete or on their way.
+"""The catalog of files, in SQLite: the authority on which exist, complete or being uploaded.
 
-A row comes before its blob and goes before it. So a crash leaves at worst a blob that no row names, rubbish, and
-never a row without its blob. WAL and short transactions make the catalog safe for several server processes.
+A row is created before its blob and deleted before it. So a crash leaves at worst an orphaned blob, and never a row
+without its blob. WAL and short transactions make the catalog safe for several server processes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ BUSY_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A file. ``upload`` is the id of the upload that brings it or brought it lately, ``size`` the declared one (None
-    where none was), ``held`` the bytes that count against quotas. ``sha256`` is None until the file is complete. Times
-    are seconds of the epoch; a file is gone when it ``expires``, wherever its upload stands.
+    """A file. ``upload`` is the id of its upload, current or recent, ``size`` the declared one (None if undeclared),
+    ``held`` the bytes that count against quotas. ``sha256`` is None until the file is complete. Times are seconds of
+    the epoch; a file is gone when it ``expires``, whatever the state of its upload.
     """
 
     id: str
@@ -75,7 +75,7 @@ class Catalog:
     """The table of files. Every method is one transaction; changes are on disk when it returns. Thread-safe.
 
     ``now`` in a query hides what has expired by then. Raises ``sqlite3.Error`` where the database cannot be used, and
-    ``OSError`` where its files cannot be made their owner's alone.
+    ``OSError`` where its files cannot be made private to their owner.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Catalog:
             keep_private(name)
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         with path.with_suffix(".lock").open("w") as alone:
-            # The change to WAL does not wait for others: of servers that start together, one would fail.
+            # The switch to WAL does not wait for others: of servers that start together, one would fail.
             fcntl.flock(alone, fcntl.LOCK_EX)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(_SCHEMA)
@@ -116,11 +116,11 @@ class Catalog:
         return self._one("SELECT * FROM files WHERE id = ? AND expires > ?", file_id, now)
 
     def upload(self, upload_id: str, now: float) -> Row | None:
-        """The file that an upload brings."""
+        """The file of an upload."""
         return self._one("SELECT * FROM files WHERE upload = ? AND expires > ?", upload_id, now)
 
     def page(self, owner: str, size: int, before: tuple[float, str], now: float) -> list[Row]:
-        """Complete files of an owner that stand before (created, id), newest first."""
+        """Complete files of an owner that come before (created, id), newest first."""
         with self._lock:
             found = self._db.execute(
                 f"SELECT {_COLUMNS} FROM files WHERE owner = ? AND sha256 IS NOT NULL AND expires > ?"
@@ -130,13 +130,13 @@ class Catalog:
         return [Row(*values) for values in found]
 
     def blobs(self) -> dict[str, bool]:
-        """The blob of every row, and whether it must be there: a blob is made when its first bytes come."""
+        """The blob of every row, and whether it must be there: a blob is created when its first bytes arrive."""
         with self._lock:
             found = self._db.execute("SELECT blob, sha256 IS NOT NULL OR received > 0 FROM files").fetchall()
         return {blob: bool(needed) for blob, needed in found}
 
     def advance(self, row: Row, received: int, now: float, expires: float) -> bool:
-        """Keep how much of an upload is safely in its blob; False if the upload is over in the meantime."""
+        """Record how much of an upload is safely in its blob; False if the upload has ended meanwhile."""
         with self.changing() as db:
             return _changed(
                 db.execute(
@@ -147,7 +147,7 @@ class Catalog:
             )
 
     def complete(self, row: Row, sha256: bytes, now: float, expires: float) -> bool:
-        """Make an upload's file visible with all that it has received; False if the upload is over meanwhile."""
+        """Make an upload's file visible with all that it has received; False if the upload has ended meanwhile."""
         with self.changing() as db:
             return _changed(
                 db.execute(
@@ -158,7 +158,7 @@ class Catalog:
             )
 
     def remove_unfinished(self, row: Row) -> bool:
-        """Forget a file that is not complete; its blob is rubbish from then on. False if it is complete."""
+        """Forget a file that is not complete; its blob is orphaned from then on. False if it is complete."""
         with self.changing() as db:
             return _changed(db.execute("DELETE FROM files WHERE blob = ? AND sha256 IS NULL", (row.blob,)))
 
@@ -184,7 +184,7 @@ class Catalog:
 
 
 def keep_private(path: Path) -> None:
-    """Take the rights of others from a file or folder of ours, if it is there. Raises ``OSError``."""
+    """Make a file or folder accessible to its owner only, if it exists. Raises ``OSError``."""
     with suppress(FileNotFoundError):
         mode = path.stat().st_mode
         if mode & 0o077:
@@ -208,7 +208,7 @@ def insert(db: sqlite3.Connection, row: Row) -> bool:
 
 
 def hold(db: sqlite3.Connection, row: Row, held: int) -> None:
-    """Let an upload count with more bytes, within a transaction."""
+    """Count more bytes for an upload, within a transaction."""
     db.execute("UPDATE files SET held = max(held, ?) WHERE blob = ?", (held, row.blob))
 
 

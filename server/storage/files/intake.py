@@ -14,7 +14,7 @@ from server.storage.files.upload import NewFile, Uploads, Writer
 
 GATHERED_BYTES = 1024**2
 GATHERED_SECONDS = 30.0
-"""Bytes that come slowly are handed over all the same, before their upload is taken for abandoned."""
+"""Bytes that come slowly are handed over after this long, before their upload counts as abandoned."""
 
 
 class Intake:
@@ -41,7 +41,7 @@ class Intake:
 
 @asynccontextmanager
 async def intake(uploads: Uploads, upload_id: str, offset: int) -> AsyncIterator[Intake]:
-    """What came is kept, also when the client goes away in the middle."""
+    """What has arrived is kept, even if the client hangs up midway."""
     writer = await asyncio.to_thread(uploads.writer, upload_id, offset)
     taking = Intake(writer)
     try:
@@ -50,7 +50,7 @@ async def intake(uploads: Uploads, upload_id: str, offset: int) -> AsyncIterator
         finally:
             await taking.settle()
     finally:
-        # A write of a thread that nobody waits for any more is over before the writer closes.
+        # A write that is still running in a thread finishes before the writer closes.
         await asyncio.shield(asyncio.to_thread(writer.close))
 
 

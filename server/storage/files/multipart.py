@@ -1,4 +1,4 @@
-"""Multipart bodies, form-data and related, as they come: part by part, never whole in memory."""
+"""Multipart bodies, form-data and related, read as a stream: part by part, never whole in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Event = PartBegins | PartData | PartEnds
 
 
 class MultipartReader:
-    """``feed`` it the body, ``close`` it at the end. Raises ``InvalidArgument`` for what is no multipart body."""
+    """``feed`` it the body, ``close`` it at the end. Raises ``InvalidArgument`` for an invalid multipart body."""
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
@@ -67,7 +67,7 @@ class MultipartReader:
         )
 
     def feed(self, data: bytes) -> list[Event]:
-        """What these bytes of the body say."""
+        """The events in these bytes of the body."""
         try:
             self._parser.write(data)
         except MultipartParseError as error:
@@ -110,7 +110,7 @@ class MultipartReader:
             raise InvalidArgument(
                 f"Part {self._parts} of the form has no name; name the parts metadata (JSON, optional) and file"
             )
-        # The last step of the name, whatever the client's system writes between the steps.
+        # The last component of the path, with any system's separator.
         filename = _text(options.get(b"filename", b"")).replace("\\", "/").rpartition("/")[2]
         self._events.append(PartBegins(_text(name), filename, _text(self._headers.get("content-type", b"")).strip()))
 

@@ -1,8 +1,8 @@
 """The store of files: metadata in a catalog, bytes in blobs, limits on both.
 
-Layout of the folder: ``files.db`` and ``blobs/``, one file for each upload under a name of its own that is never used
-again. An upload becomes a file by one transaction of the catalog; nothing is renamed or copied. All of it is readable
-for the owner alone, whatever the umask.
+Layout of the folder: ``files.db`` and ``blobs/``, one file for each upload under a unique name that is never reused. An
+upload becomes a file by one transaction of the catalog; nothing is renamed or copied. All of it is readable by the
+owner only, whatever the umask.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FINISHED_SECONDS = 600.0
 """How long a complete upload still answers a client that lost the answer to its last request."""
 
 KEPT_FREE = 8 * 1024**2
-"""Bytes of the disk that uploads leave free: the catalog must be able to write down what is deleted."""
+"""Bytes of the disk that uploads leave free: the catalog must still be able to record deletions."""
 
 ID = re.compile(r"[a-z0-9]{1,40}")
 _TOKEN = re.compile(r"(\d+\.\d+) ([a-z0-9]{1,40})")
@@ -34,7 +34,7 @@ _END = (float("inf"), "")
 
 @dataclass(frozen=True, slots=True)
 class FileLimits:
-    """Bytes and seconds. ``lifetime`` is a file's, ``upload_lifetime`` that of an upload to which nothing comes."""
+    """Bytes and seconds. ``lifetime`` is a file's, ``upload_lifetime`` that of an upload that receives nothing."""
 
     file_bytes: int = 2 * GIB
     owner_bytes: int = 20 * GIB
@@ -108,14 +108,14 @@ class FileStore:
         return files, base64.urlsafe_b64encode(f"{last.created:.9f} {last.id}".encode()).decode()
 
     def delete(self, file_id: str, owner: str) -> None:
-        """Raises as `get` does. Downloads that have begun go on. A file that is on its way is dropped, and its name is
-        free: whoever lost the address of an upload can begin again."""
+        """Raises as `get` does. Downloads that have begun go on. A file that is being uploaded is dropped, and its name
+        is free: a client that lost the address of an upload can start again."""
         row = self._row(file_id, owner)
         self.catalog.forget(row.blob)
         self.discard(row.blob)
 
     def open(self, file: StoredFile) -> BinaryIO:
-        """The bytes of a file. Raises ``NotFound`` if it has gone since it was looked up."""
+        """The bytes of a file. Raises ``NotFound`` if it was removed since it was looked up."""
         try:
             return (self.blobs / file.blob).open("rb")
         except FileNotFoundError:
@@ -127,7 +127,7 @@ class FileStore:
         gone = self.catalog.expire(now, now - FINISHED_SECONDS)
         for blob in gone:
             self.discard(blob)
-        # Rows come before their blobs: what is listed first and has no row afterwards will never have one.
+        # Rows come before their blobs: a blob that is listed first and has no row afterwards will never have one.
         present = {path.name for path in self.blobs.iterdir()}
         known = self.catalog.blobs()
         orphans = present - known.keys()
@@ -138,7 +138,7 @@ class FileStore:
         return len(gone) + len(orphans) + lost
 
     def need_disk(self, more: int) -> None:
-        """Raises ``OSError`` as the disk would, a little earlier, where it has no room for so many bytes."""
+        """Raises ``OSError`` as the disk would, but slightly earlier, where it has no room for this many bytes."""
         disk = os.statvfs(self.blobs)
         if disk.f_bavail * disk.f_frsize < more + KEPT_FREE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.blobs))
@@ -164,12 +164,12 @@ class FileStore:
         )
 
     def close(self) -> None:
-        """Give the database back; nothing can be asked afterwards."""
+        """Close the database; the store cannot be used afterwards."""
         self.catalog.close()
 
 
 def stored(row: Row) -> StoredFile | None:
-    """A row as a file; None while it is on its way."""
+    """A row as a file; None while it is being uploaded."""
     if row.sha256 is None:
         return None
     return StoredFile(

@@ -1,7 +1,7 @@
-"""Uploads: bytes on their way into the store, in pieces that may be repeated, resumed and interrupted at any moment.
+"""Uploads: bytes that enter the store in pieces, which may be repeated, resumed and interrupted at any moment.
 
-The catalog says how many bytes of an upload are safely in its blob. What lies behind them was being written when a
-process died, and is written again. A lock on the blob keeps a second writer out, also one in another process.
+The catalog says how many bytes of an upload are safely in its blob. Bytes beyond them were being written when a process
+died, and are written again. A lock on the blob keeps a second writer out, even one in another process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.storage.files.catalog import Row, Usage, hold, insert, usage
 from server.storage.files.store import ID, FileLimits, FileStore, StoredFile, stored
 
 KEPT_EVERY = 8 * 1024**2
-"""Bytes of one request after which what came is made safe: a crash costs a client no more than this."""
+"""Bytes of one request after which what has arrived is synced to disk: a crash costs a client no more than this."""
 KEPT_SECONDS = 60.0
 """The same for slow requests."""
 WHOLE_SECONDS = 600.0
@@ -34,9 +34,9 @@ _NO_UPLOAD = "This upload does not exist: it was cancelled, has expired, or is l
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """What a client says of a file that it is about to send. ``name`` is the one that it chooses, with or without
-    ``files/``; ``size`` in bytes, None where it is not declared. ``whole``: it comes in one request, and nobody can go
-    on with its upload, so what a crash leaves of it goes soon."""
+    """What a client declares of a file before it sends it. ``name`` is the client's choice, with or without ``files/``;
+    ``size`` in bytes, None if not declared. ``whole``: it comes in one request and cannot be resumed, so what a crash
+    leaves of it is removed soon."""
 
     owner: str
     name: str = ""
@@ -64,7 +64,7 @@ class Uploads:
         """Reserve the name and the room for a file; returns the id of its upload.
 
         Raises ``InvalidArgument``, ``AlreadyExists`` for a name that is taken, ``PayloadTooLarge`` and
-        ``ResourceExhausted`` where a file of this size is not kept, ``OSError`` where the disk has no room for it.
+        ``ResourceExhausted`` where a file of this size is over a limit, ``OSError`` where the disk has no room for it.
         """
         row = self._new_row(new)
         with self._store.catalog.changing() as db:
@@ -81,10 +81,10 @@ class Uploads:
         return UploadStatus(row.received, stored(row))
 
     def writer(self, upload_id: str, offset: int) -> Writer:
-        """Who takes the bytes from ``offset`` on, until it is closed.
+        """A writer of the bytes from ``offset`` on, open until it is closed.
 
-        Raises ``NotFound``, ``Aborted`` while another writer is open, and ``InvalidArgument`` for an offset before
-        which bytes are missing.
+        Raises ``NotFound``, ``Aborted`` while another writer is open, and ``InvalidArgument`` for an offset beyond the
+        bytes received.
         """
         row, descriptor = self._locked(upload_id)
         if 0 <= offset <= row.received:
@@ -124,7 +124,7 @@ class Uploads:
         return file
 
     def cancel(self, upload_id: str) -> None:
-        """Drop what has come so far; a writer that is open notices when it next makes bytes safe.
+        """Drop what has arrived so far; an open writer notices when it next makes bytes safe.
 
         Raises ``NotFound``, and ``InvalidArgument`` for an upload that is complete.
         """
@@ -140,7 +140,7 @@ class Uploads:
         return row
 
     def _locked(self, upload_id: str) -> tuple[Row, int]:
-        """An upload as it stands and its blob, open and locked until it is closed. Raises ``NotFound``, ``Aborted``."""
+        """The row of an upload and its blob, open and locked until it is closed. Raises ``NotFound``, ``Aborted``."""
         blob = self._row(upload_id).blob
         descriptor = os.open(self._store.blobs / blob, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -192,7 +192,7 @@ class Uploads:
 
 
 class Writer:
-    """Takes the bytes of one request; whoever opened it closes it, or uses it as a context.
+    """Writes the bytes of one request; use it as a context manager, or close it.
 
     ``received`` is how many bytes of the upload there are. Closing makes them safe, also after a failure.
     """
@@ -220,7 +220,7 @@ class Writer:
         """The next bytes. Those that were received before are compared with what is kept.
 
         Raises ``InvalidArgument`` where they differ or are more than was declared, ``PayloadTooLarge`` and
-        ``ResourceExhausted`` where they are more than is kept, ``OSError`` where the disk is full, and ``NotFound`` if
+        ``ResourceExhausted`` where they are over a limit, ``OSError`` where the disk is full, and ``NotFound`` if
         the upload was cancelled.
         """
         end = self._position + len(data)
@@ -248,7 +248,7 @@ class Writer:
 
     def _append(self, data: bytes) -> None:
         end = self.received + len(data)
-        if end > self._held:  # the upload has not declared its size
+        if end > self._held:  # the upload did not declare its size
             with self._store.catalog.changing() as db:
                 used = usage(db, self._row.owner, self._store.clock())
                 _check_room(self._store.limits, used, end, before=self._held)

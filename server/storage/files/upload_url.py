@@ -12,10 +12,10 @@ _UPLOAD_PATH = re.compile(r"(?:/genai)?(?:/v\d\w*)?/upload(?:/v\d\w*)?/files/?",
 
 
 def upload_id_of(scope: Mapping[str, Any]) -> str:
-    """The upload that a request goes on with, by its ASGI scope; "" where it does not.
+    """The upload that a request continues, by its ASGI scope; "" where it continues none.
 
-    Its URL holds a secret of its own, and SDKs send no key with it (wire reference 2.7): such a request may pass. The
-    middleware and the route both ask here, so that there is one reading of the query.
+    Its URL holds a secret of its own, and SDKs send no key with it (wire reference 2.7): such a request needs no key.
+    The middleware and the route both call this, so that they read the query alike.
     """
     if scope["method"] not in ("POST", "PUT") or not _UPLOAD_PATH.fullmatch(scope["path"]):
         return ""
