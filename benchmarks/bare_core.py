@@ -1,10 +1,10 @@
-"""The engine's core without HTTP and without a process border, under the same closed loop as a server.
+"""The engine's core without HTTP and in the same process, under the same closed loop as a server.
 
     python benchmarks/bare_core.py <task.json
 
 The task holds ``config`` (the fields of ``EngineConfig``), ``prompts`` (texts of users), ``streams`` (requests at once)
 and ``tokens`` (the limit of an answer); ``least`` requests are made, and more until ``seconds`` have passed.
-``warm_up`` and ``warm_up_tokens`` are the same as ``prompts`` and ``tokens`` for what is not measured.
+``warm_up`` and ``warm_up_tokens`` are the ``prompts`` and ``tokens`` of a first run that is not measured.
 Prints one line of JSON.
 """
 
@@ -28,7 +28,7 @@ from engine.core.core import Core
 
 @dataclass(slots=True)
 class Done:
-    """What a loop gave."""
+    """The results of a loop."""
 
     seconds: float
     tokens: int
@@ -68,7 +68,7 @@ def requests(core: Core, folder: Path, prompts: list[str], tokens: int, name: st
 
 
 def run(core: Core, waiting: Iterator[Request], streams: int, least: int | None = None, seconds: float = 0.0) -> Done:
-    """A closed loop: a request that ends is followed by the next, as in ``server.bench.load.closed_loop``."""
+    """A closed loop: each request that ends is followed by the next, as in ``server.bench.load.closed_loop``."""
     started, tokens, steps, failed, open_requests, made = time.perf_counter(), 0, 0, 0, 0, 0
     while True:
         while open_requests < streams and (request := next(waiting, None)) is not None:

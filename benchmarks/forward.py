@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/forward.py [--threads 2] [--rounds 5] [--target=-march=x86-64-v3 ...] [--torch]
 
-Each target is the C code compiled with that option, a lesser processor than this one, say; ``--torch`` adds
-transformers' own modules over the paged cache. All ways take turns. Prints milliseconds, medians over the rounds.
+Each target is the C code compiled with that option, for an older processor, say; ``--torch`` adds
+transformers' own modules over the paged cache. All variants take turns. Prints milliseconds, medians over the rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``sequences`` sequences that have ``start`` tokens each and are given ``new`` more."""
+    """``sequences`` sequences with ``start`` tokens each, for which ``new`` more are computed."""
 
     name: str
     sequences: int
@@ -53,7 +53,7 @@ STEPS = (
 
 
 def main() -> None:
-    """Measure all ways in turns, round after round."""
+    """Measure all variants in turn, round after round."""
     parser = argparse.ArgumentParser(description="Time the forward of the built-in model.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -66,7 +66,7 @@ def main() -> None:
     found: dict[tuple[str, Step], list[float]] = {(way, step): [] for step in STEPS for way in ways}
     for _ in range(options.rounds):
         for way, step in found:
-            # The C code leaves one thread to torch; torch alone is to have them all.
+            # The C code leaves one thread to torch; torch alone gets them all.
             torch.set_num_threads(options.threads if way == "torch" else 1)
             found[way, step].append(1e3 * seconds_of(ways[way], step))
     print(f"{'ms':<28}" + "".join(f"{way:>20}" for way in ways))
@@ -89,11 +89,11 @@ def runner_of(config: EngineConfig) -> Runner:
 
 
 def quiet(stage: str, fraction: float) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def seconds_of(runner: Runner, step: Step) -> float:
-    """The quickest of three."""
+    """The fastest of three."""
     pages = -(-(step.start + step.new) // runner.info.block_size)
     chunks = []
     for number in range(step.sequences):

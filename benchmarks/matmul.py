@@ -1,9 +1,9 @@
-"""Products of a decode step alone: our C code for each format of weights beside torch, in turns on the same sizes.
+"""Only the matrix products of a decode step: our C code for each weight format and torch, in turn on the same sizes.
 
     .venv/bin/python benchmarks/matmul.py [--threads 2] [--rounds 5]
 
 The sizes are the linear maps of the built-in model's 30 layers, without the output head; every layer has weights of its
-own, so that they come from memory. Prints milliseconds, the median over rounds of the quickest of three steps.
+own, so that they come from memory. Prints milliseconds, the median over rounds of the fastest of three steps.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LAYERS, TIMES = 30, 3
 CHANNELS, COLUMNS = (960, 576, 3072, 576), (576, 576, 576, 1536)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 Step = Callable[[int], float]
-"""Seconds of a step with so many rows."""
+"""Seconds of a step with that many rows."""
 
 
 def main() -> None:
-    """Measure all ways in turns, round after round."""
+    """Measure all variants in turn, round after round."""
     parser = argparse.ArgumentParser(description="Time the products of a decode step.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -79,7 +79,7 @@ def c_step(format: Format, threads: int) -> Step:
 
 
 def compiled() -> ctypes.CDLL:
-    """The program beside this one, for this processor."""
+    """The C library of this folder, compiled for this processor."""
     source = Path(__file__).with_suffix(".c")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "matmul.so"

@@ -1,4 +1,4 @@
-"""How fast the memory is that a decode step reads its weights from: copying and reading, with a thread for each core.
+"""The bandwidth of the memory that a decode step reads its weights from: copying and reading, one thread for each core.
 
     echo '{"threads": null}' | python benchmarks/memory_bandwidth.py
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least time of a pass; the first one, which meets fresh pages, is not counted."""
+    """The shortest time of a pass; the first one, which touches fresh pages, is not counted."""
     seconds = []
     for _ in range(PASSES + 1):
         started = time.perf_counter()

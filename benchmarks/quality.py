@@ -1,10 +1,10 @@
-"""How far a server's numbers are from those of the float32 weights: top tokens and log-probabilities over a fixed text.
+"""How far a server's outputs are from those of the float32 weights: top tokens and log-probabilities on a fixed text.
 
     .venv/bin/python benchmarks/quality.py [--peer llama.cpp] [--tokens 10240] [--window 512] [--output benchmarks]
 
 The reference is a plain transformers forward in float32 of the built-in model. After each token of a window, the next
 one's distribution is compared: whether its top token is the reference's (agreement), and by how much that token's
-log-probability differs. Castor computes each place by a decode step, llama.cpp by a request. The text was written by
+log-probability differs. Castor computes each position in a decode step, llama.cpp in a request. The text was written by
 the built-in model itself. The peers are installed by ./scripts/bench --peer NAME.
 """
 
@@ -43,12 +43,13 @@ from server.models.registry import engine_config, weights_of
 TEXT = Path(__file__).with_name("quality.txt")
 NORMAL_95 = 1.96
 LLAMA_TOP = 100
-"""Candidates requested from llama.cpp: the reference's top token is among them, or counted as missing."""
+"""Candidates requested from llama.cpp: the reference's top token is among them or counts as missing."""
 
 
 @dataclass(slots=True)
 class Compared:
-    """For each place of the text: 1.0 where the top tokens agree, and the absolute difference of log-probabilities."""
+    """For each position of the text: 1.0 where the top tokens agree, and the absolute difference of
+    log-probabilities."""
 
     agrees: list[float] = field(default_factory=list)
     differences: list[float] = field(default_factory=list)
@@ -74,7 +75,7 @@ def interval(values: list[float]) -> list[float]:
 
 
 def main() -> None:
-    """Compute the reference, then everybody's difference from it, place by place; print and write JSON."""
+    """Compute the reference, then each server's difference from it, position by position; print and write JSON."""
     options = read_options()
     settings = Settings.from_env(os.environ)
     spec = load_specs(ROOT / "models.yaml")[0]
@@ -107,7 +108,7 @@ def read_options() -> argparse.Namespace:
 
 
 def summaries(found: dict[str, Compared]) -> dict[str, Any]:
-    """Everybody's numbers, and the paired differences of Castor to each peer."""
+    """The numbers of all servers, and the paired differences of Castor to each peer."""
     answer: dict[str, Any] = {name: compared.summary() for name, compared in found.items()}
     ours = found["castor"]
     for name in found.keys() - {"castor"}:
@@ -120,7 +121,7 @@ def summaries(found: dict[str, Compared]) -> dict[str, Any]:
 
 
 def paired(ours: list[float], theirs: list[float]) -> list[float]:
-    """The mean difference at the same places, and half the width of its 95 % interval."""
+    """The mean difference at the same positions, and half the width of its 95 % interval."""
     return interval([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
@@ -134,7 +135,7 @@ def cut(tokenizer: Tokenizer, tokens: int, window: int) -> list[list[int]]:
 
 
 def reference(folder: Path, windows: list[list[int]]) -> list[list[tuple[int, float]]]:
-    """The top token after each place and its log-probability, by transformers in float32."""
+    """The top token after each position and its log-probability, by transformers in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     tops = []
     for window in windows:
@@ -145,7 +146,7 @@ def reference(folder: Path, windows: list[list[int]]) -> list[list[tuple[int, fl
 
 
 def compare_castor(config: EngineConfig, windows: list[list[int]], tops: list[list[tuple[int, float]]]) -> Compared:
-    """Every place by a decode step of the engine's own runner, all windows side by side."""
+    """Every position in a decode step of the engine's own runner, all windows in one batch."""
     runner = build_runner(config, lambda _stage, _share: None, load_tokenizer(Path(config.path)))
     pages = -(-len(windows[0]) // runner.info.block_size)
     sequences = []
@@ -165,7 +166,7 @@ def compare_castor(config: EngineConfig, windows: list[list[int]], tops: list[li
 
 
 def compare_llama_cpp(url: BaseUrl, windows: list[list[int]], tops: list[list[tuple[int, float]]]) -> Compared:
-    """Every place by a request for one token after the text up to it; the server keeps what it has computed."""
+    """Every position in a request for one token after the text up to it; the server caches what it has computed."""
     by_place: list[list[tuple[bool, float]]] = [[] for _ in windows[0]]
     compared = Compared()
     for window, top in zip(windows, tops, strict=True):

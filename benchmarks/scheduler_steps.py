@@ -1,8 +1,8 @@
-"""What a step costs beside the model: the scheduler alone, and the whole core with a model that computes nothing.
+"""What a step costs without the model: the scheduler alone, and the whole core with a model that computes nothing.
 
     echo '{"folder": "MODEL_FOLDER", "requests": 256, "steps": 200}' | python benchmarks/scheduler_steps.py
 
-All requests decode together, each step one token for each. Prints one line of JSON, microseconds a step.
+All requests decode together, one token each per step. Prints one line of JSON, microseconds a step.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class NoModel:
         self.info = info
 
     def forward(self, batch: list[ScheduledChunk]) -> None:
-        """There are no logits."""
+        """Returns no logits."""
 
     def check(self) -> None:
-        """Nothing can be lost."""
+        """Nothing can fail."""
 
 
 class NextToken:
-    """A sampler that counts: the token after the last one, so that texts differ."""
+    """A sampler that counts: it returns the token after the last one, so that texts differ."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -85,7 +85,7 @@ def model_info(vocab_size: int, requests: int, steps: int) -> ModelInfo:
 
 
 def make_requests(info: ModelInfo, number: int) -> list[Request]:
-    """Prompts that share nothing; no answer ends before the measuring does."""
+    """Prompts that share nothing; no answer ends before the measurement does."""
     sampling = SamplingParams(max_tokens=info.max_context, temperature=0.0)
     prompts = [tuple((index * PROMPT + place) % info.vocab_size for place in range(PROMPT)) for index in range(number)]
     return [Request(str(index), prompt, sampling) for index, prompt in enumerate(prompts)]
@@ -94,7 +94,7 @@ def make_requests(info: ModelInfo, number: int) -> list[Request]:
 def scheduler_seconds(info: ModelInfo, number: int, steps: int) -> list[float]:
     """Seconds of scheduling and committing each step, without the model, the sampler and the text."""
     pacer = StepPacer(1e9, FittedCost())
-    pacer.record(0, PROMPT, 1e-6)  # prefill is cheap, so that soon everybody decodes
+    pacer.record(0, PROMPT, 1e-6)  # prefill is cheap, so that all sequences decode soon
     scheduler = Scheduler(BlockPool(info.num_blocks, info.block_size), pacer, number)
     sequences = [Sequence(request, 0, list(request.prompt)) for request in make_requests(info, number)]
     for sequence in sequences:
@@ -127,7 +127,7 @@ def core_seconds(info: ModelInfo, tokenizer: Tokenizer, number: int, steps: int)
         started = time.perf_counter()
         events = core.step()
         seconds = time.perf_counter() - started
-        if len(events) > number // 2:  # an incomplete character comes with a later step
+        if len(events) > number // 2:  # an incomplete character is sent with a later step
             taken.append(seconds)
     core.close()
     return taken

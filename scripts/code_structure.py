@@ -1,7 +1,7 @@
 """Measures the structure of the code from its syntax.
 
 The code is the Python packages ``server``, ``engine``, ``benchmarks`` and those in ``scripts/``, without the tests.
-Functions are all ``def`` and ``async def``, nested ones included. A module is a file that holds more than a docstring.
+Functions are all ``def`` and ``async def``, nested ones included. A module is a file with more than a docstring.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 PACKAGES = ("server", "engine", "benchmarks")
-_NAMING = ("id", "attr", "arg", "name", "asname", "value")  # the last one is of constants
+_NAMING = ("id", "attr", "arg", "name", "asname", "value")  # the last one is that of constants
 Key = TypeVar("Key")
 ClassKey = tuple[str, str]  # module and qualified name
 Families = Mapping[ClassKey, set[ClassKey]]
@@ -26,7 +26,7 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Module:
-    """One file. ``name`` is what an import says, ``path`` stands below the root, ``package`` is the top folder."""
+    """One file. ``name`` is its import name, ``path`` is relative to the root, ``package`` is the top folder."""
 
     name: str
     path: Path
@@ -36,7 +36,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Function:
-    """``name`` holds the classes and functions around it; ``owner`` is the class of a method, else empty."""
+    """``name`` includes the classes and functions around it; ``owner`` is the class of a method, else empty."""
 
     module: Module
     name: str
@@ -47,10 +47,10 @@ class Function:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """A name that is read. ``base`` is what stands before the dot: None for a bare name, "" for an expression.
+    """A name that is read. ``base`` is what comes before the dot: None for a bare name, "" for an expression.
 
-    ``around`` are the functions that it stands in, from the outside in. ``called`` says that it is called in place,
-    and ``awaited`` that the result is awaited in place.
+    ``around`` are the functions that contain it, outermost first. ``called`` says that it is called in place, and
+    ``awaited`` that the result is awaited in place.
     """
 
     module: Module
@@ -64,7 +64,8 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """A private function with one reference. ``is_value``: it is handed over (callback, key, task), not called."""
+    """A private function with one reference. ``is_value``: it is passed as a value (callback, key, task), not
+    called."""
 
     function: Function
     caller: str
@@ -73,7 +74,7 @@ class Helper:
 
 @dataclass(slots=True)
 class Code:
-    """The syntax of all modules, by name, and what stands in them. Classes are keyed by module and qualified name."""
+    """The syntax of all modules, by name, and what they contain. Classes are keyed by module and qualified name."""
 
     modules: dict[str, Module] = field(default_factory=dict)
     functions: list[Function] = field(default_factory=list)
@@ -152,7 +153,7 @@ def length(node: ast.stmt) -> int:
 
 
 def folders(code: Code) -> dict[Path, tuple[int, int]]:
-    """Of each folder: its modules, and its files with those that hold only a docstring."""
+    """For each folder: the number of modules, and of files including those with only a docstring."""
     files = Counter(module.path.parent for module in code.modules.values())
     trees = ((module.path.parent, module.tree) for module in code.modules.values())
     full = Counter(folder for folder, tree in trees if len(tree.body) > (ast.get_docstring(tree) is not None))
@@ -163,7 +164,8 @@ def helpers(code: Code) -> list[Helper]:
     """Private functions and methods with exactly one reference outside their own definition, by file and line.
 
     Left out are nested and decorated functions, and methods that a base or a derived class has too: these do not exist
-    for their size. An ``async def`` that is not awaited where it is called becomes a task: it counts as handed over.
+    for their size. An ``async def`` that is not awaited where it is called becomes a task: it counts as passed as a
+    value.
     """
     aliases = {name: _aliases(module) for name, module in code.modules.items()}
     families = _families(code, aliases)
@@ -194,7 +196,7 @@ def helpers(code: Code) -> list[Helper]:
 
 
 def _targets(use: Reference, functions: Sequence[Function], families: Families, aliases: Aliases) -> list[Function]:
-    """What a reference can mean among the functions of its name."""
+    """The functions that a reference may mean, among those of its name."""
     here = use.module.name
     if use.base is None:
         module, name = aliases.get(use.name, (here, use.name))
@@ -212,7 +214,7 @@ def _targets(use: Reference, functions: Sequence[Function], families: Families, 
 
 
 def _aliases(module: Module) -> Aliases:
-    """What each imported name stands for: a module and, of ``from`` imports, the name in it."""
+    """What each imported name means: a module and, of ``from`` imports, the name in it."""
     known: dict[str, tuple[str, str]] = {}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
@@ -223,7 +225,7 @@ def _aliases(module: Module) -> Aliases:
 
 
 def _families(code: Code, aliases: Mapping[str, Aliases]) -> Families:
-    """Of each class: itself, its bases and what derives from it, as far as they stand in the code."""
+    """For each class: itself, its bases and what derives from it, as far as they are in the code."""
     above: dict[ClassKey, set[ClassKey]] = {key: set() for key in code.classes}
     for (name, owner), (_, node) in code.classes.items():
         for base in node.bases:
@@ -235,7 +237,7 @@ def _families(code: Code, aliases: Mapping[str, Aliases]) -> Families:
 
 
 def imports(code: Code) -> Iterator[tuple[str, str, bool]]:
-    """Importing module, imported module, and whether one loads the other: not in functions, not for type checks."""
+    """Importing module, imported module, and whether one loads the other: not inside functions, not for type checks."""
     for module in code.modules.values():
         late: set[ast.AST] = set()
         for node in ast.walk(module.tree):
@@ -270,7 +272,7 @@ def cycles(edges: Iterator[tuple[str, str]]) -> list[list[str]]:
 
 
 def reachable(graph: Mapping[Key, set[Key]]) -> dict[Key, set[Key]]:
-    """What each key leads to, in one step or more."""
+    """The keys reachable from each key, in one step or more."""
     reach: dict[Key, set[Key]] = {}
     for start in graph:
         seen: set[Key] = set()

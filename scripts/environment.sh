@@ -3,7 +3,7 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 
-# One slow answer of the package index need not end an installation of minutes.
+# One slow answer of the package index should not end an installation that takes minutes.
 export PIP_RETRIES="${PIP_RETRIES:-10}" PIP_DEFAULT_TIMEOUT="${PIP_DEFAULT_TIMEOUT:-60}"
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
@@ -24,10 +24,10 @@ find_python() {
     fail "Python 3.11 or newer is needed; install it so that python3 or python3.11 is on the PATH"
 }
 
-# The stamp of an installation names everything that it was made from; it is written last, so a broken one is redone.
+# The stamp of an installation lists everything it was made from; it is written last, so a broken one is redone.
 fingerprint() { (cd "$root" && pwd && cat pyproject.toml constraints.txt) | cksum; }
 
-# install EXTRAS: install the project (EXTRAS is "" or "[test]") unless that was done with these very files.
+# install EXTRAS: install the project (EXTRAS is "" or "[test]") unless that was done with these exact files.
 install() {
     local stamp="$venv/.installed$1" wanted
     wanted="$(fingerprint)"

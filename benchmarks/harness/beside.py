@@ -1,4 +1,4 @@
-"""What is measured beside the servers: programs of benchmarks/ that may import torch, each in a process of its own."""
+"""Measurements without a server: programs of benchmarks/ that may import torch, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _numbers(program: str, task: dict[str, Any]) -> dict[str, float]:
 
 
 def last_numbers(name: str, said: str) -> dict[str, float]:
-    """The object in the last line of what a program said. Raises ``ConfigError`` if it holds anything but numbers."""
+    """The object in the last line of a program's output. Raises ``ConfigError`` if it contains anything but numbers."""
     *_, line = said.strip().splitlines() or [""]
     try:
         numbers = {str(key): float(value) for key, value in json.loads(line).items()}

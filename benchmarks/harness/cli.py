@@ -35,13 +35,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarnessOptions(options.Options):
-    """The options of a run with servers of our own."""
+    """The options of a run that starts its own servers."""
 
     peers: tuple[str, ...] = ()
 
 
 def compare(given: HarnessOptions, settings: Settings) -> None:
-    """Start, measure, print, and leave the JSON and the plots in the folder. Raises ``ConfigError``."""
+    """Start, measure, print, and write the JSON and the plots into the folder. Raises ``ConfigError``."""
     local = scenario_of(given)
     scenario, plan = local.scenario, plan_of(given, local.scenario, default_seed=0)
     check_folder(given.output)
@@ -70,7 +70,7 @@ def compare(given: HarnessOptions, settings: Settings) -> None:
 
 
 def scenario_of(given: HarnessOptions) -> LocalScenario:
-    """The scenario that is named. Raises ``ConfigError`` if there is none, or if a peer cannot take part in it."""
+    """The named scenario. Raises ``ConfigError`` if there is none, or if a peer cannot take part in it."""
     local = SCENARIOS.get(given.scenario)
     if local is None:
         raise ConfigError(f"the scenario {given.scenario!r} is unknown; there are {', '.join(SCENARIOS)}")

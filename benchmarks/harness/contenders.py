@@ -1,4 +1,4 @@
-"""The servers of a benchmark: Castor itself and its peers, each started alone, ready, and ended by its process id."""
+"""The servers of a benchmark: Castor itself and its peers, each started alone and ended by its process id."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 ASK_SECONDS = 60.0
 PORTS = range(20_000, 32_768)
-"""Below the range that systems give to clients, so that none takes a port between our check and the server's bind."""
+"""Below the range of ephemeral ports, so that no client takes a port between our check and the server's bind."""
 PORT_TRIES = 3
 LLAMA_CPP = ("llama.cpp", "llama.cpp-native")
-"""The package's wheel, which runs on most processors, and the same release compiled for this very one."""
+"""The package's wheel, which runs on most processors, and the same release compiled for this one."""
 PEERS = (*LLAMA_CPP, "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a server must have room for: streams at once, and tokens of prompt and answer in each."""
+    """What a server must have room for: concurrent streams, and tokens of prompt and answer in each."""
 
     slots: int
     context: int
@@ -50,10 +50,10 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A kind of server. ``command`` makes its command line for a port and sizes; ``weights`` is what it reads.
+    """A kind of server. ``command`` builds its command line for a port and sizes; ``weights`` is what it loads.
 
-    ``python`` is the interpreter of its environment, ``packages`` are those whose versions matter. ``build`` is what it
-    says that it was compiled for.
+    ``python`` is the interpreter of its environment, ``packages`` are those whose versions matter. ``build`` is the
+    processor features that it reports to be compiled for.
     """
 
     name: str
@@ -68,9 +68,9 @@ class Contender:
 
 
 def castor(spec: ModelSpec, settings: Settings, models: Path) -> Contender:
-    """This very Castor, with the entry ``spec`` of the file ``models``."""
+    """Castor of this checkout, with the entry ``spec`` of the file ``models``."""
     folder = weights_of(spec, settings.cache_dir)
-    # Servers start in the checkout: what the operator named from another folder must mean the same there.
+    # Servers start in the checkout: relative paths from another folder must mean the same there.
     models, cache = models.resolve(), settings.cache_dir.resolve()
 
     def command(port: int, _sizes: Sizes) -> list[str]:
@@ -83,7 +83,7 @@ def castor(spec: ModelSpec, settings: Settings, models: Path) -> Contender:
 
 
 def peer(name: str, spec: ModelSpec, settings: Settings, choice: Choice) -> Contender:
-    """One of ``PEERS`` with Castor's weights, on its device. Raises ``ConfigError`` where that cannot be had."""
+    """One of ``PEERS`` with Castor's weights, on its device. Raises ``ConfigError`` where that is impossible."""
     if name not in PEERS:
         raise ConfigError(f"the peer {name!r} is unknown; there are {', '.join(PEERS)}")
     python = ENVIRONMENTS / name / "bin" / "python"
@@ -124,7 +124,7 @@ def _transformers(python: Path, spec: ModelSpec, settings: Settings, choice: Cho
 
 
 def gguf_file(spec: ModelSpec, settings: Settings) -> Path:
-    """The GGUF file that an entry was converted from. Raises ``ConfigError`` for an entry that never had one."""
+    """The GGUF file that an entry was converted from. Raises ``ConfigError`` for an entry without one."""
     source = spec.where()
     if isinstance(source, PackageSource):
         return settings.cache_dir / "files" / f"{spec.sha256}.gguf"
@@ -137,7 +137,7 @@ def gguf_file(spec: ModelSpec, settings: Settings) -> Path:
 
 @contextmanager
 def started(contender: Contender, sizes: Sizes) -> Iterator[Target]:
-    """The server, ready, for the length of the block. Raises ``ConfigError`` with the end of its log if it fails."""
+    """The server, ready for the duration of the block. Raises ``ConfigError`` with the end of its log if it fails."""
     with tempfile.TemporaryDirectory(prefix="castor-bench-") as name:
         # Settings of the operator's own server, its keys above all, must not reach the benchmark.
         ours = {key: value for key, value in os.environ.items() if not key.startswith("CASTOR_")}
@@ -156,7 +156,7 @@ def started(contender: Contender, sizes: Sizes) -> Iterator[Target]:
 
 
 def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
-    """The installed versions in the environment of an interpreter; what is not there is left out."""
+    """The installed versions in the environment of an interpreter; missing packages are left out."""
     code = (
         "import sys, importlib.metadata as m\n"
         "have = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
@@ -172,7 +172,7 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
 def _start(
     contender: Contender, sizes: Sizes, environment: Mapping[str, str], log: Path
 ) -> tuple[subprocess.Popen[bytes], BaseUrl]:
-    """The process and where it is ready; on another port where the first one was taken meanwhile."""
+    """The process and where it is ready; on another port if the first one was taken meanwhile."""
     for last in (*[False] * (PORT_TRIES - 1), True):
         url = BaseUrl("http", "127.0.0.1", _free_port(), "")
         command = contender.command(url.port, sizes)
@@ -221,7 +221,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait(STOP_SECONDS)
     finally:
-        process.kill()  # a second Ctrl-C ends the wait, and must leave no server behind either
+        process.kill()  # a second Ctrl-C ends the wait, but must not leave a server behind either
 
 
 def _tail(log: Path) -> str:
@@ -231,14 +231,14 @@ def _tail(log: Path) -> str:
 
 
 def _free_port() -> int:
-    while not _is_free(port := secrets.choice(PORTS)):  # whatever seed a program beside this one has too
+    while not _is_free(port := secrets.choice(PORTS)):  # not from a seed that another program may share
         pass
     return port
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As servers do: closed connections of the last one must not block the port.
+        # As servers do: closed connections of the previous one must not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

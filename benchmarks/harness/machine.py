@@ -1,4 +1,4 @@
-"""What servers compute with on this machine: the engine's choice for all of them, and what llama.cpp is built for."""
+"""The device and threads of all servers on this machine, as the engine chooses them, and the build of llama.cpp."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _ASK_LLAMA_CPP = "import xllamacpp; print(xllamacpp.get_system_info())"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What Castor's engine computes with. The peers get the same, so that servers are compared, not devices."""
+    """What Castor's engine computes with. The peers get the same, so that the comparison is of servers, not devices."""
 
     device: str
     threads: int
 
     def dtype(self, spec: ModelSpec) -> str:
-        """The type of weights as the engine resolves it; "auto" is the checkpoint's own there and for peers."""
+        """The type of weights as the engine resolves it; "auto" is the checkpoint's own, for the engine and for
+        peers."""
         return "float32" if spec.dtype == "auto" and self.device == "cpu" else spec.dtype
 
 
 def choice_of(spec: ModelSpec) -> Choice:
-    """The engine's choice, asked of a process of its own because only torch knows. Raises ``ConfigError``."""
+    """The engine's choice, from a separate process because only torch knows it. Raises ``ConfigError``."""
     said = output_of("castor's engine", [sys.executable, "-c", _ASK_ENGINE, spec.device], "", ASK_SECONDS)
     try:
         return Choice(**json.loads(said))
@@ -45,7 +46,8 @@ def choice_of(spec: ModelSpec) -> Choice:
 
 
 def llama_cpp_build(name: str, python: Path) -> str:
-    """What the llama.cpp of an environment says that it was compiled for. Raises ``ConfigError``."""
+    """The processor features that the llama.cpp of an environment reports to be compiled for. Raises
+    ``ConfigError``."""
     return output_of(name, [str(python), "-c", _ASK_LLAMA_CPP], "", ASK_SECONDS).strip()
 
 
@@ -55,7 +57,7 @@ def computes_on_gpu(build: str) -> bool:
 
 
 def build_in_words(name: str, build: str) -> str:
-    """The build in words, with a warning where it leaves out what this processor could do."""
+    """The build as text, with a warning where it leaves out what this processor could do."""
     features = re.findall(r"(\w+) = 1", build)
     words = f"{name} is compiled for {', '.join(features) or 'no extension of this kind of processor'}"
     if "AVX512" in features or not has_avx512():
@@ -64,7 +66,7 @@ def build_in_words(name: str, build: str) -> str:
 
 
 def has_avx512() -> bool:
-    """Whether this processor has the extension; False where the system does not say."""
+    """Whether this processor has the extension; False where the system does not report it."""
     try:
         return re.search(r"^flags\s*:.*\bavx512f\b", CPU_INFO.read_text(), re.MULTILINE) is not None
     except OSError:

@@ -1,4 +1,4 @@
-"""Short programs in processes of their own: what they print, or the one sentence that says why not."""
+"""Runs short programs in processes of their own: returns what they print, or raises one sentence that says why not."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def measure_own(
     threads: int,
     on_measurement: OnMeasurement,
 ) -> None:
-    """Start, measure and end each server, with so many threads, in each round. Raises ``ConfigError``."""
+    """Start, measure and end each server in each round. Raises ``ConfigError``."""
 
     def end(_signal: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The scenarios on this machine: those for a running server, and those that measure the machine beside the servers.
+"""The scenarios on this machine: those for a running server, and those that measure without a server.
 
 R1 and R7 belong to the project's reference set, like R2 to R6 of ``server.bench.scenarios``.
 """
@@ -17,7 +17,7 @@ from server.bench.scenarios import ANSWERS, TOKENS_PER_SECOND, Scenario, each_se
 from server.bench.session import Plan
 
 MACHINE, BARE_CORE = "this machine", "bare core"
-"""The names under which programs beside the servers report."""
+"""The names under which programs without a server report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ FRONTEND = Scenario(
     find=_front_end,
 )
 _PEERS = {"R5": LLAMA_CPP, "R6": ()}
-"""Of the scenarios that not every peer can answer: R5 needs JSON schemas, R6 needs Castor's metrics."""
+"""The peers of scenarios that not every peer supports: R5 needs JSON schemas, R6 needs Castor's metrics."""
 
 SCENARIOS: dict[str, LocalScenario] = {
     **{name: LocalScenario(scenario, _PEERS.get(name, PEERS)) for name, scenario in running.SCENARIOS.items()},

@@ -13,10 +13,10 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 
 
 def bytes_per_token(weights: Path, *, packed: bool = False) -> int:
-    """All tensors of a model folder but an input embedding of its own, of which a token reads one row; a file in full.
+    """All tensors of a model folder except a separate input embedding, of which a token reads one row; a file in full.
 
     Where input and output share the embedding it is read as a whole, and a GGUF file of such a model too. ``packed``
-    takes the blocks of a GGUF file for the floats that they stand for.
+    counts the blocks of a GGUF file as the floats that they encode.
     """
     if weights.is_file():
         return weights.stat().st_size

@@ -1,4 +1,4 @@
-"""Time: how long each part may take, and what ends the process when all of it is used up."""
+"""Time: how long each part may take, and the watchdog that ends the process when it is used up."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 
 EXIT_LATE = 3
-"""The watchdog ended the process; what was found until then is written."""
-# What the table at the end may take.
+"""The watchdog ended the process; the findings until then are written."""
+# Reserved for the table at the end.
 _RESERVE_SECONDS = 3.0
-# What the end itself may take, where a kernel or a library holds the interpreter's lock.
+# Reserved for the shutdown, where a kernel or a library holds the interpreter's lock.
 _GRACE_SECONDS = 10.0
 
 
 class Budget:
-    """Shares the minutes among the parts by their weights; what one leaves over goes to those after it."""
+    """Shares the minutes among the parts by their weights; what one does not use goes to those after it."""
 
     def __init__(self, started: float, minutes: float, weights: Mapping[str, float]) -> None:
         self._ends = started + minutes * 60 - _RESERVE_SECONDS
@@ -25,7 +25,7 @@ class Budget:
         self._until = self._ends
 
     def begin(self, part: str) -> float:
-        """The turn of a part; returns its seconds, none where nothing is left."""
+        """Start a part; returns its seconds, 0 where none are left."""
         share = self._weights[part] / sum(self._weights.values())
         del self._weights[part]
         now = time.monotonic()
@@ -35,23 +35,23 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds that the present part still has; negative where it has taken more."""
+        """Seconds that the current part has left; negative where it has overrun."""
         return self._until - time.monotonic()
 
 
 class Watchdog:
-    """Ends the process at its last instant, whatever hangs: ``last_words`` first, then without any clean-up."""
+    """Ends the process at the deadline, whatever hangs: calls ``last_words``, then exits without any clean-up."""
 
     def __init__(self, seconds: float, last_words: Callable[[], None]) -> None:
         self._last_words = last_words
-        # Written in C, so it also comes where no Python runs any more.
+        # Written in C, so it also works when no Python code runs any more.
         faulthandler.dump_traceback_later(seconds + _GRACE_SECONDS, exit=True)
         self._timer = threading.Timer(seconds, self._bite)
         self._timer.daemon = True
         self._timer.start()
 
     def stop(self) -> None:
-        """All is done in time."""
+        """Everything finished in time."""
         self._timer.cancel()
         faulthandler.cancel_dump_traceback_later()
 

@@ -1,4 +1,4 @@
-"""What each part works with: the machine, its time, the models and the report."""
+"""What each part uses: the machine, its time, the models and the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpu_checks.budget import Budget
 from gpu_checks.report import Report
 
-if TYPE_CHECKING:  # a part that needs no torch shall not wait for it
+if TYPE_CHECKING:  # a part that needs no torch should not wait for it
     from gpu_checks.machine import Ceilings, Machine
     from gpu_checks.models import Models
 
@@ -27,7 +27,7 @@ class Check:
 
     @cached_property
     def ceilings(self) -> Ceilings:
-        """What the device does at most, measured when first asked for."""
+        """The device's peak rates, measured at first use."""
         from gpu_checks.machine import measure_ceilings
 
         self.report.doing("ceilings")
@@ -35,7 +35,7 @@ class Check:
         return ceilings
 
     def has_time(self, part: str, name: str, seconds: float = 0.0) -> bool:
-        """Whether the part may begin something that takes about so long; if not, that is reported as skipped."""
+        """Whether the part has time for something that takes about ``seconds``; if not, it is reported as skipped."""
         self.report.doing(f"{part}: {name}")
         if self.budget.left > seconds:
             return True
@@ -43,7 +43,7 @@ class Check:
         return False
 
     def end_children(self) -> None:
-        """Kill what was started and has not ended."""
+        """Kill child processes that are still running."""
         for child in self.children:
             if child.poll() is None:
                 child.kill()

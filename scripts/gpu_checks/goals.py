@@ -1,7 +1,7 @@
-"""What is expected, as shares of what the card itself does; and what cards do by their makers' datasheets.
+"""The goals, as shares of the card's own measured rates; and the rates of cards by their makers' datasheets.
 
-Shares, because the card may be any. All come from a reading of the code and of its compiled kernels before the first
-run on a GPU; ``source`` is the sentence. ``later`` is what the changes that were listed then should give.
+Shares, because any card may be used. All were derived from the code and its compiled kernels before the first run on a
+GPU; ``source`` quotes the estimate. ``later`` is the share expected after the improvements that were listed then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Goal:
     at_most: bool = False
 
     def ratio(self, measured: float) -> float:
-        """1 where it is met exactly, more where it is better."""
+        """1 where it is met exactly, more where it is exceeded."""
         if self.at_most:
             return self.expected / measured if measured > 0 else float("inf")
         return measured / self.expected
@@ -98,13 +98,13 @@ GOALS = (
 
 @dataclass(frozen=True, slots=True)
 class Datasheet:
-    """GB/s of memory, and TFLOP/s of dense products of bfloat16 where that is known."""
+    """GB/s of memory, and TFLOP/s of dense bfloat16 products where known."""
 
     gb_s: float
     tflops: float | None = None
 
 
-# The first line whose words are all in the device's name counts.
+# The first line whose words all occur in the device's name counts.
 DATASHEETS: tuple[tuple[str, Datasheet], ...] = (
     ("B200", Datasheet(8000, 2250)),
     ("GH200", Datasheet(4000, 989)),
@@ -129,6 +129,6 @@ DATASHEETS: tuple[tuple[str, Datasheet], ...] = (
 
 
 def datasheet(name: str) -> Datasheet | None:
-    """What a device should do, by its name; None for one that is not in the table."""
+    """The datasheet of a device, by its name; None for one that is not in the table."""
     words = name.replace("-", " ").split()
     return next((sheet for device, sheet in DATASHEETS if all(word in words for word in device.split())), None)

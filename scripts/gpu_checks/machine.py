@@ -1,4 +1,4 @@
-"""The machine that the checks run on: its clocks, its recordings, and what it does at most."""
+"""The machine that the checks run on: its clocks, its recordings, and its peak rates."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from engine.runner.cuda_graphs import CudaRecorder, Recorder
 from engine.runner.memory_profile import Attention
 
 SPELLS = 3
-"""Every number is the median of so many, after a warm-up."""
+"""Every number is the median of this many, after a warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Where the checks run. ``smoke`` is a run on a CPU that exercises the code; its numbers mean nothing.
 
-    ``record`` stands in for CUDA's recordings where there are none.
+    ``record`` replaces CUDA's recordings where there are none.
     """
 
     device: torch.device
@@ -40,29 +40,29 @@ class Machine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What models are made of here."""
+        """The type of models' weights here."""
         return torch.float32 if self.smoke else torch.bfloat16
 
     @property
     def cache_bytes(self) -> int:
-        """The device's own cache: inputs that are to come from memory must be larger in all."""
+        """The device's own cache: inputs that must come from memory have to be larger in total."""
         if self.smoke:
             return 1 << 12
         return int(getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 64 << 20))
 
     def wait(self) -> None:
-        """Until the device has done everything."""
+        """Wait until the device has finished all work."""
         if not self.smoke:
             torch.cuda.synchronize(self.device)
 
     def forget(self) -> None:
-        """Give back the memory of what has no owner any more."""
+        """Free the memory of what is no longer referenced."""
         gc.collect()
         if not self.smoke:
             torch.cuda.empty_cache()
 
     def mark(self) -> Any:
-        """This instant in the device's own time."""
+        """The current time on the device's own clock."""
         if self.smoke:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -70,11 +70,11 @@ class Machine:
         return event
 
     def between(self, begin: Any, end: Any) -> float:
-        """Seconds of the device between two instants that it has passed."""
+        """Device seconds between two marks that it has passed."""
         return float(end - begin) if self.smoke else float(begin.elapsed_time(end)) / 1000
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """How long ``work`` takes until the device is done, for one who waits for it."""
+        """How long ``work`` takes until the device is done, by the host's clock."""
         self.wait()
         started = time.perf_counter()
         work()
@@ -82,7 +82,7 @@ class Machine:
         return time.perf_counter() - started
 
     def device_seconds(self, work: Callable[[], object], times: int = 1) -> float:
-        """How long the device takes for ``work``: the median of three spells of so many, after a warm-up."""
+        """How long the device takes for ``work``: the median of three spells of ``times`` calls, after a warm-up."""
         work()
         spells = []
         for _ in range(SPELLS):
@@ -96,17 +96,17 @@ class Machine:
         return median(spells)
 
     def recorded(self, work: Callable[[], None]) -> Callable[[], None]:
-        """``work`` as one launch, so that launching its kernels is no part of its time."""
-        # A recorder for each: torch forbids to record into a pool of memory whose last recording is gone.
+        """``work`` as one launch, so that its time does not include launching kernels."""
+        # A recorder for each: torch forbids recording into a memory pool whose last recording is gone.
         return (self.record or CudaRecorder())(work)
 
     def random(self, *shape: int) -> torch.Tensor:
-        """Normal numbers. Never zeros: products and copies of those may be faster than of anything real."""
+        """Normally distributed numbers. Never zeros: products and copies of zeros may be faster than of real data."""
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_()
 
 
 def environment(machine: Machine) -> dict[str, str]:
-    """What a result depends on."""
+    """The environment that a result depends on."""
     try:
         import triton
 
@@ -132,7 +132,8 @@ def environment(machine: Machine) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Measured: bytes a second of a large copy, read and written, and operations a second of a large product."""
+    """Measured rates: bytes per second of a large copy, read and written, and operations per second of a large
+    product."""
 
     copy: float
     matmul: float

@@ -29,9 +29,9 @@ from gpu_checks.machine import Machine
 
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 BLOCK_SIZE = 16
-# How far apart the logits of a random model are made to lie: a trained one is about as sure of its next token.
+# The spread of a random model's logits: a trained one is about as sure of its next token.
 _SURE = 8.0
-# What the runner of the speed parts is made for.
+# The limits of the runner in the speed parts.
 _REAL: dict[str, Any] = {"max_context": 8192, "max_running": 256}
 _TINY: dict[str, Any] = {"max_context": 64, "max_running": 2, "kv_memory": 1e6}
 
@@ -43,7 +43,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-# The published configurations of two models, and what stands for both in a smoke run.
+# The published configurations of two models, and their replacement in a smoke run.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-0.6B": (
         "qwen3",
@@ -92,7 +92,7 @@ SMOKE: dict[str, Any] = {
 
 
 def shape_of(machine: Machine, name: str) -> tuple[str, dict[str, Any]]:
-    """The family and the configuration that a name stands for on this machine."""
+    """The family and the configuration of a name on this machine."""
     return ("llama", SMOKE) if machine.smoke else SHAPES[name]
 
 
@@ -108,7 +108,7 @@ def random_module(model_type: str, dtype: torch.dtype, device: torch.device, **c
 
 
 def sure_module(machine: Machine, name: str) -> Any:
-    """A model of ``SHAPES`` whose next token is as clear as that of a trained one, or sampling would be none."""
+    """A model of ``SHAPES`` as sure of its next token as a trained one, so that sampling is realistic."""
     model_type, config = shape_of(machine, name)
     module = random_module(model_type, machine.dtype, machine.device, **config)
     head = module.get_output_embeddings().weight
@@ -141,11 +141,11 @@ def loaded(module: Any) -> LoadedModel:
 
 @contextmanager
 def as_published(module: Any, attention: str) -> Iterator[None]:
-    """The model by transformers' own code with that attention, for the block; not for a model of a runner."""
+    """The model by transformers' own code with that attention, for the block; not for the model of a runner."""
     before = module.config._attn_implementation
     for code in {sys.modules[type(part).__module__] for part in module.modules()}:
         rotate = vars(code).get("apply_rotary_pos_emb")
-        # A runner of the same family puts ours there, for all models of that code.
+        # A runner of the same family installs our version for all models of that code.
         if (original := getattr(rotate, "castor_original", None)) is not None:
             vars(code)["apply_rotary_pos_emb"] = original
     set_attention(module, attention)
@@ -167,7 +167,7 @@ def plain_logits(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
 def make_runner(machine: Machine, model: LoadedModel, max_context: int, **config: Any) -> ModelRunner:
     """The engine's own runner over ``model``. ``config`` are fields of ``EngineConfig``.
 
-    Where its kernels do not run, the engine falls back; a check must ask ``problem_of`` what came of it.
+    Where its kernels do not run, the engine falls back; a check must call ``problem_of`` to find out.
     """
     given = EngineConfig(path="", device=str(machine.device), max_context=max_context, block_size=BLOCK_SIZE, **config)
     model = LoadedModel(model.module, model.probe, min(model.max_context, max_context), "", ())
@@ -178,7 +178,7 @@ def make_runner(machine: Machine, model: LoadedModel, max_context: int, **config
 
 
 def problem_of(machine: Machine, runner: ModelRunner) -> str:
-    """What is wrong with a runner's attention, if it is not the machine's; else nothing."""
+    """What is wrong with a runner's attention, if it is not the machine's own; else ""."""
     fell_back = isinstance(runner.attention, ReferenceAttention) and machine.attention is not ReferenceAttention
     return "the Triton kernels do not run here" if fell_back else ""
 
@@ -190,7 +190,7 @@ class Pages:
         self._free = list(range(runner.info.num_blocks))
 
     def holds(self, sequences: int, tokens: int) -> bool:
-        """Whether so many sequences of so many tokens fit."""
+        """Whether ``sequences`` sequences of ``tokens`` tokens fit."""
         return sequences * -(-tokens // BLOCK_SIZE) <= len(self._free)
 
     def sequence(self, tokens: list[int], room: int) -> Sequence:
@@ -207,7 +207,7 @@ def random_tokens(seed: int, count: int, vocab_size: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A runner, and what its model was before weights were joined. Bytes are those that a token reads at least."""
+    """A runner, and the sizes of its model before weights were fused. Bytes are the minimum that a token reads."""
 
     name: str
     runner: ModelRunner
@@ -218,7 +218,7 @@ class Made:
 
 
 class Models:
-    """Makes the runners of the speed parts; keeps one, because the next part may want the same."""
+    """Makes the runners of the speed parts; keeps one, because the next part may use the same."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -242,7 +242,7 @@ class Models:
         total = sum(parameter.numel() for parameter in module.parameters())
         embedding, head = module.get_input_embeddings().weight, module.get_output_embeddings().weight
         ends = {id(weight): weight.numel() for weight in (embedding, head)}
-        # Of the embedding a token reads a row, if it is not the head too.
+        # A token reads one row of the embedding, unless it is the head too.
         read = total if head is embedding else total - embedding.numel()
         shapes = [layer.shape for layer in model.probe.layers]
         kv_numbers = sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Our kernels compiled on all cores before anything waits for one of them."""
+"""Compiles our kernels on all cores before anything waits for one of them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Plan = Callable[[], object]
 
 
 def compile_ahead(plans: Iterable[Plan]) -> str:
-    """Compile every kernel that ``plans`` would launch, launching none; returns what was in the way, if anything.
+    """Compile every kernel that ``plans`` would launch, without launching any; returns what prevented it, if anything.
 
-    A kernel that cannot be compiled is no matter here: it will fail where it is used, and be reported there.
+    A kernel that cannot be compiled is not an error here: it will fail where it is used, and be reported there.
     """
     failures = 0
     with torch.inference_mode(), _only_compiling() as obstacle:
@@ -35,13 +35,13 @@ def compile_ahead(plans: Iterable[Plan]) -> str:
             for plan in plans:
                 try:
                     plan()
-                except Exception:  # noqa: BLE001 - compilers raise what they like, and see above
+                except Exception:  # noqa: BLE001 - compilers may raise anything, and see above
                     failures += 1
     return obstacle or (f"{failures} kernels could not be prepared" if failures else "")
 
 
 def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
-    """What the kernels of these parts are compiled for."""
+    """The launches of the kernels of these parts."""
     parts = set(parts)
     if "correctness" in parts:
         for form in FORMS.values():
@@ -58,9 +58,9 @@ def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
 
 @contextmanager
 def _only_compiling() -> Iterator[str]:
-    """Within the block launches of kernels launch nothing: they are compiled by threads, as many as there are cores.
+    """Within the block kernels are compiled instead of launched, by as many threads as there are cores.
 
-    Yields why not, where that cannot be.
+    Yields the reason where that is impossible.
     """
     try:
         from triton import JITFunction
@@ -77,7 +77,7 @@ def _only_compiling() -> Iterator[str]:
         del warmup
         return run(self, *args, grid=grid, warmup=True, **options)
 
-    logging.disable(logging.WARNING)  # checks of the engine that compare what no kernel wrote
+    logging.disable(logging.WARNING)  # the engine's self-checks compare buffers that no kernel wrote
     JITFunction.run = compile_only
     try:
         with ThreadPoolExecutor(os.cpu_count()) as threads, AsyncCompileMode(threads, ignore_errors=True):
@@ -100,7 +100,7 @@ def _tuned_attention(machine: Machine, stages: int, keys: int) -> None:
 
 
 def _model(machine: Machine, name: str) -> None:
-    """The kernels of a model's layers, by one layer of it."""
+    """The kernels of a model's layers, from one of its layers."""
     from engine.model.rewrites import apply_rewrites
     from engine.runner.fused_ops import FUSED_OPS
 

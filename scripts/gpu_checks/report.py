@@ -1,4 +1,4 @@
-"""What is found: told as it is found, kept in a file that is whole at every instant, and summed up in one table."""
+"""The findings: printed as they come, kept in a file that is complete at any time, and summed up in one table."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from gpu_checks.goals import GOALS, Goal
 
 MEASURED, RIGHT, WRONG, FAILED, SKIPPED = "measured", "ok", "WRONG", "FAILED", "skipped"
-# How long the last words wait for a line that is being written.
+# How long the final table waits for a line that is being written.
 _LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One number, one comparison (``value`` is the worst difference) or one thing that was not to be had."""
+    """One number, one comparison (``value`` is the worst difference) or one thing that was skipped or failed."""
 
     part: str
     name: str
@@ -62,19 +62,19 @@ class Report:
         self._write()
 
     def describe(self, environment: dict[str, str]) -> None:
-        """What the numbers depend on."""
+        """Record what the numbers depend on."""
         self.environment = environment
         self.say(", ".join(f"{name} {value}" for name, value in environment.items()))
         self._write()
 
     def doing(self, what: str) -> None:
-        """What is under way, so that the file names what the process died of."""
+        """Record what is running, so that the file shows what the process died in."""
         with self._lock:
             self._doing = what
             self._write()
 
     def took(self, part: str, seconds: float) -> None:
-        """A part is over."""
+        """A part has ended."""
         with self._lock:
             self._seconds[part] = round(seconds, 1)
             self._doing = ""
@@ -90,16 +90,16 @@ class Report:
         self._add(Finding(goal.part, goal.name, MEASURED, value, "×" if goal.at_most else "of 1", note=note))
 
     def compared(self, part: str, name: str, worst: float, allowed: float, note: str = "") -> None:
-        """Two computations of the same were compared; what is no number is wrong too."""
+        """Two computations of the same result were compared; NaN counts as wrong too."""
         state = RIGHT if worst <= allowed else WRONG
         self._add(Finding(part, name, state, worst, allowed=allowed, note=note))
 
     def checked(self, part: str, name: str, holds: bool, note: str = "") -> None:
-        """Something that must hold does, or not."""
+        """Something that must hold was checked."""
         self._add(Finding(part, name, RIGHT if holds else WRONG, note=note))
 
     def skipped(self, part: str, name: str, reason: str) -> None:
-        """Something was left out, and why."""
+        """Something was left out for ``reason``."""
         self._add(Finding(part, name, SKIPPED, note=reason))
 
     def failed(self, part: str, name: str, error: BaseException | str) -> None:
@@ -107,11 +107,11 @@ class Report:
         self._add(Finding(part, name, FAILED, note=error if isinstance(error, str) else reason_of(error)))
 
     def value(self, part: str, name: str) -> float | None:
-        """What was measured under that name, if anything."""
+        """The measured value of that name, if any."""
         return next((f.value for f in self.findings if (f.part, f.name) == (part, name)), None)
 
     def finish(self, end: str = "") -> None:
-        """The table; ``end`` says what ended the run before its time. Never waits for long."""
+        """Print the table; ``end`` says what ended the run early. Never waits for long."""
         locked = self._lock.acquire(timeout=_LOCK_SECONDS)
         try:
             self._end = f"{end} while at: {self._doing}" if end and self._doing else end
@@ -123,7 +123,7 @@ class Report:
                 self._lock.release()
 
     def table(self) -> list[str]:
-        """Goals, and whatever is not as it should be."""
+        """The goals, and everything that is wrong."""
         lines = [f"{self.environment.get('device', 'no device')}, {time.monotonic() - self._started:.0f} s in all"]
         lines.append(f"  {'':72}{'goal':>7}{'measured':>10}{'ratio':>8}{'later':>8}")
         for goal in [goal for goal in GOALS if goal.part in self._parts]:
@@ -151,7 +151,7 @@ class Report:
             self._write()
 
     def say(self, line: str) -> None:
-        """A line for whoever watches, which the file does not keep."""
+        """Print a line that the file does not keep."""
         print(line, flush=True)
 
     def _write(self) -> None:
@@ -179,7 +179,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _plain(finding: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
+    """Replace infinities, which JSON lacks."""
     value = finding["value"]
     kept = {name: entry for name, entry in finding.items() if entry not in (None, "")}
     return kept if value is None or math.isfinite(value) else kept | {"value": str(value)}

@@ -1,4 +1,4 @@
-"""What a smoke run on a CPU has in place of a GPU: Triton's interpreter, and computing for replaying."""
+"""What a smoke run on a CPU uses in place of a GPU: Triton's interpreter, and computing instead of replaying."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.runner.memory_profile import Attention
 
 
 def record(compute: Callable[[], None]) -> Callable[[], None]:
-    """Stands in for a recording."""
+    """Replaces a recording: computes each time."""
     compute()
     return compute
 
@@ -28,7 +28,7 @@ def attention() -> Attention:
 def mend_interpreter() -> None:
     """Have Triton's interpreter count its loops with numpy 2.4 and later.
 
-    The interpreter keeps scalars as arrays of one element, and up to Triton 3.6 makes a loop's bounds of them by
+    The interpreter keeps scalars as arrays of one element, and up to Triton 3.6 converts them to loop bounds by
     ``int(array)``, which numpy 2.4 refuses: "only 0-dimensional arrays can be converted to Python scalars".
     """
     from triton.runtime import interpreter

@@ -1,4 +1,4 @@
-"""A tokenizer made from nothing: common words are one token each, and every id of the vocabulary has a text."""
+"""A tokenizer made from scratch: common words are one token each, and every id of the vocabulary has a text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(vocab_size: int) -> Tokenizer:
-    """Bytes, the common words and fillers that no text gives but a random model writes."""
+    """Bytes, the common words, and fillers that no text encodes to but a random model writes."""
     special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
     trained = _byte_level(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -1,4 +1,4 @@
-"""What an image for CUDA lacks of what the server needs, as wheels; and whether with these nothing is missing."""
+"""The wheels that the server needs and a CUDA image lacks, and a check that nothing else is missing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "3.12"
 MOST_BYTES = 64 << 20
-# What is fetched. The rest of what the server needs, an image with torch, transformers and their own needs has.
+# The packages to fetch. An image with torch, transformers and their dependencies has the rest.
 CARRIED = (
     "annotated-types", "gguf", "httptools", "llguidance", "msgspec", "pydantic", "pydantic-core", "pypdfium2",
     "python-multipart", "pyzmq", "starlette", "structlog", "transformers", "typing-inspection", "uvicorn",
 )  # fmt: skip
-# What such an image has, and in which version where one was looked at (2026-11).
+# What such an image has, with the versions of one that was inspected (2026-11).
 IMAGE = {
     "accelerate": "1.15.0", "annotated-doc": "", "anyio": "", "click": "", "h11": "", "huggingface-hub": "1.33.0",
     "idna": "", "jinja2": "", "numpy": "2.5.2", "packaging": "", "prometheus-client": "", "pyyaml": "", "regex": "",
@@ -32,7 +32,7 @@ IMAGE = {
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A package in the version that is carried, and what it asks for."""
+    """A package in the version that is fetched, and its requirements."""
 
     name: str
     version: str
@@ -40,15 +40,15 @@ class Wheel:
 
 
 def pins(constraints: str) -> list[str]:
-    """The carried packages as constraints.txt has them. Raises ``KeyError`` for one that it lacks."""
+    """The fetched packages as constraints.txt pins them. Raises ``KeyError`` for one that it lacks."""
     exact = dict(line.split("==") for line in constraints.splitlines() if "==" in line and not line.startswith("#"))
     versions: dict[str, str] = {canonicalize_name(name): version for name, version in exact.items()}
     return [f"{name}=={versions[name]}" for name in CARRIED]
 
 
 def command(folder: Path, python: str) -> list[str]:
-    """What fetches them: for CPython 3.12 on x86-64 Linux, whatever this machine is."""
-    # pip takes a tag for what it says and nothing older; 39 is the C library of such images.
+    """The pip command that fetches them: for CPython 3.12 on x86-64 Linux, whatever this machine is."""
+    # pip matches exactly the given tags and no older ones; 39 is the glibc of such images.
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(39, 4, -1)]
     tags = [part for name in (*platforms, "manylinux2014_x86_64", "manylinux1_x86_64") for part in ("--platform", name)]
     options = ["--no-deps", "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp", *tags]
@@ -56,7 +56,7 @@ def command(folder: Path, python: str) -> list[str]:
 
 
 def read_wheel(path: Path) -> Wheel:
-    """A wheel by its metadata."""
+    """Read a wheel's metadata."""
     with zipfile.ZipFile(path) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
         metadata = message_from_string(archive.read(name).decode("utf-8"))
@@ -65,7 +65,7 @@ def read_wheel(path: Path) -> Wheel:
 
 
 def problems(wheels: Iterable[Wheel], project: Iterable[str]) -> Iterator[str]:
-    """What the project or a wheel asks for that is neither carried nor on the image, or there in another version.
+    """Requirements of the project or a wheel that are neither fetched nor on the image, or there in a wrong version.
 
     Extras are left out: of uvicorn's, the server needs httptools alone, which it names itself.
     """
@@ -88,13 +88,13 @@ def problems(wheels: Iterable[Wheel], project: Iterable[str]) -> Iterator[str]:
 
 
 def project_needs() -> list[str]:
-    """What the project itself asks for."""
+    """The requirements of the project itself."""
     needs: list[str] = tomllib.loads(_text("pyproject.toml"))["project"]["dependencies"]
     return needs
 
 
 def _environment() -> dict[str, str]:
-    """The image's answers to markers."""
+    """The image's values of environment markers."""
     there = {
         "implementation_name": "cpython",
         "platform_machine": "x86_64",

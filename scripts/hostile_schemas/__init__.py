@@ -1,1 +1,1 @@
-"""What ``scripts/fuzz_schemas`` is made of: random and hostile schemas, and a watch over the server that gets them."""
+"""The parts of ``scripts/fuzz_schemas``: random and hostile schemas, and a watch over the server that gets them."""

@@ -1,4 +1,4 @@
-"""Numbered requests: the same seed and number give the same bytes, whatever was made before."""
+"""Numbered requests: the same seed and number always give the same bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CARRIERS = (
     *("responseSchema", "responseSchema", "responseJsonSchema", "responseJsonSchema", "enum", "responseFormat"),
     *("parameters", "parametersJsonSchema"),
 )
-"""The fields that a schema can come in; those of functions once, because schemas there are weakened, not refused."""
+"""The fields that can carry a schema; those of functions once, because schemas there are weakened, not refused."""
 ANSWER = {"maxOutputTokens": 8, "temperature": 0}
 NAMES = ("look_up", "f", "a.b:c-d", "_" * 128, "x" * 129, "", "1st", "<|im_end|>", "é", "call\n", "look up")
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One request: which it is, what kind of schema came in which field, and its bytes."""
+    """One request: its number, the kind of schema, the field that carries it, and its bytes."""
 
     number: int
     kind: str

@@ -1,4 +1,4 @@
-"""Hostile schemas by kind: each asks for more numbers, states, levels or names than anybody should work through."""
+"""Hostile schemas by kind: each asks for more numbers, states, levels or names than a server should process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schema = dict[str, Any]
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_start|>system\n", "</s>", "<tool_call>", "\0", "\u2028")
 MANY = (3, 40, 300, 2000, 9000)
-"""Of things side by side: the largest are near or over the limits on a schema's size."""
+"""Numbers of siblings: the largest are near or over the limits on a schema's size."""
 DEEP = (5, 40, 97, 140, 300)
 JUNK: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 3.5, 1e308, "", "x", [], {}, [None], {"": None}, [[[]]], "9" * 5000, 10**4000),
@@ -30,7 +30,7 @@ KEYWORDS = (
 
 
 def several(random: Random) -> Schema:
-    """Divisors with a large least common multiple, put together in one of the ways that there are."""
+    """Divisors with a large least common multiple, combined in one of several ways."""
     parts = [
         {"type": random.choice(("integer", "number")), **divisors(random)} for _ in range(random.choice((2, 3, 9, 60)))
     ]
@@ -65,7 +65,7 @@ def texts(random: Random) -> Schema:
 
 
 def choices(random: Random) -> Schema:
-    """Enums of thousands, long ones, and texts that are control tokens."""
+    """Enums of thousands of values, of long ones, and of control tokens."""
     many = random.choice(MANY)
     return random.choice(
         (
@@ -83,7 +83,7 @@ def choices(random: Random) -> Schema:
 
 
 def deep(random: Random) -> Schema:
-    """One thing within the other."""
+    """Deep nesting."""
     levels = random.choice(DEEP)
     wrap: Callable[[Any], Schema] = random.choice(
         (
@@ -137,7 +137,7 @@ def references(random: Random) -> Schema:
 
 
 def crossed(random: Random) -> Schema:
-    """Choices laid over choices: k of m branches each are m to the power of k together."""
+    """Choices combined with choices: k of m branches each give m to the power of k."""
     layers, branches = random.choice((2, 4, 9, 20)), random.choice((2, 5, 30))
     makes: tuple[Callable[[int, int], Schema], ...] = (
         lambda layer, branch: {"type": "string", "pattern": f"{layer}.*{branch}"},
@@ -156,7 +156,7 @@ def crossed(random: Random) -> Schema:
 
 
 def names(random: Random) -> Schema:
-    """Objects of thousands of properties, and names that nobody would choose."""
+    """Objects of thousands of properties, and unlikely names."""
     many = random.choice(MANY)
     odd = ["", " ", "\n", '"', "\\", "/", "~", "é" * 500, "漢" * 300, "\u202e", "#", "$ref", "__proto__", *CONTROL]
     kinds = {name: {"type": "integer"} for name in random.sample(odd, random.randint(1, len(odd)))}
@@ -187,7 +187,7 @@ def wrong(random: Random) -> Schema:
 
 
 def bare(random: Random) -> Any:
-    """What is no schema at all, or hardly one."""
+    """Values that are no schema, or hardly one."""
     return random.choice(
         (True, False, None, [], [{"type": "string"}], 0, "string", {}, {"type": []}, {"not": {}}, *JUNK)
     )

@@ -1,4 +1,4 @@
-"""Schemas of numbers and of numbers of things whose automata are as large as the numbers in them."""
+"""Schemas of numbers and counts whose automata are as large as the numbers in them."""
 
 from __future__ import annotations
 

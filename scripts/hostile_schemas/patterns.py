@@ -1,4 +1,4 @@
-"""Regular expressions that parsers, compilers and matchers of them choke on, beside a few harmless ones."""
+"""Regular expressions that choke parsers, compilers and matchers, and a few harmless ones."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _counted(random: Random) -> str:
 
 
 def _quadratic(random: Random) -> str:
-    """What a determinised automaton needs exponentially many states for: ``(a|b)*a(a|b){n}``."""
+    """Patterns whose deterministic automaton has exponentially many states: ``(a|b)*a(a|b){n}``."""
     times = random.choice((5, 12, 20, 60, 500, 1900))
     return random.choice(
         (f"(a|b)*a(a|b){{{times}}}$", f".*x.{{{times}}}", f"(.*,){{{min(times, 30)}}}x", f"(\\w*\\d){{{times}}}")

@@ -16,7 +16,7 @@ from hostile_schemas.bodies import Body, body
 EXPECTED = frozenset({200, 400, 429})
 HEALTH_EVERY_SECONDS = 0.2
 MAX_FAILURES = 50
-"""So many tell enough; a server that fails always would be waited for all day."""
+"""This many are enough; a server that always fails would take all day."""
 
 
 class Stopped(Exception):
@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class Findings:
-    """What has been seen so far. Times in seconds; ``outcomes`` by status and class of message, ``kinds`` by kind of
+    """The findings so far. Times in seconds; ``outcomes`` by status and class of message, ``kinds`` by kind of
     schema and whether it was answered, ``under_way`` the inputs without an answer."""
 
     failures: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Findings:
     under_way: dict[int, Body] = field(default_factory=dict)
 
     def failed(self, why: str) -> None:
-        """Take a failure down. Raises ``Stopped`` after too many."""
+        """Record a failure. Raises ``Stopped`` after too many."""
         self.failures.append(why)
         if len(self.failures) >= MAX_FAILURES:
             raise Stopped(f"{MAX_FAILURES} inputs failed")
@@ -56,7 +56,7 @@ class Findings:
 
 
 def problem_of(answer: httpx.Response) -> str:
-    """What is wrong with an answer to any input; "" where nothing is."""
+    """What is wrong with an answer, whatever the input; "" where nothing is."""
     if answer.status_code not in EXPECTED:
         return f"status {answer.status_code}: {answer.text[:300]}"
     try:
@@ -88,7 +88,7 @@ def message_class(answer: httpx.Response) -> str:
 class Sender:
     """Sends the inputs ``numbers`` of a seed to one model of the server at ``url``, ``at_once`` at a time.
 
-    ``seconds`` is how long each may take, from the moment when it is sent, and how long /healthz may.
+    ``seconds`` is how long each may take, from when it is sent, and how long /healthz may take.
     """
 
     def __init__(self, url: str, model: str, seed: int, at_once: int, seconds: float) -> None:
@@ -100,7 +100,7 @@ class Sender:
         self._seconds = seconds
 
     async def send(self, numbers: Iterator[int]) -> None:
-        """All of them. Raises ``Stopped`` where the server answers no more, or too much is wrong."""
+        """Send all of them. Raises ``Stopped`` where the server stops answering, or too much is wrong."""
         limits = httpx.Limits(max_connections=self._at_once, max_keepalive_connections=self._at_once)
         async with httpx.AsyncClient(base_url=self._url, timeout=self._seconds, limits=limits) as client:
             health = asyncio.create_task(self._poll_health())
@@ -149,7 +149,7 @@ class Sender:
 
 
 def summary(findings: Findings) -> Iterator[str]:
-    """What was found, in lines."""
+    """The findings as lines."""
     yield "answered and refused, by kind of schema:"
     for kind, counted in sorted(findings.kinds.items()):
         yield f"  {kind}: {counted['answered']} and {counted['refused']}"

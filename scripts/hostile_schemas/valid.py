@@ -1,4 +1,4 @@
-"""Random schemas as people write them, in JSON Schema: what the hostile ones are mutations of."""
+"""Random schemas as people write them, in JSON Schema; the hostile ones are mutations of them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class OverLimit(Exception):
 
 
 class MemoryWatch:
-    """Resident memory in bytes, of the front end (process ``pid``) and of all its descendants together: at the start
+    """Resident memory in bytes, of the front end (process ``pid``) and of all its descendants in total: at the start
     and at its peak. ``watch`` raises ``OverLimit`` when either has grown by more than it may."""
 
     def __init__(self, pid: int, *, front_end: int, children: int) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a check, by name. Each runs alone, within its time, and reports what it finds as it finds it."""
+"""The parts of a check, by name. Each runs alone, within its time, and reports each finding at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ FIRST = ("correctness", "kernels", "decode", "core", "peers")
 
 
 def run_of(name: str) -> Callable[[Check], None]:
-    """The function of a part. Imported when its turn comes: one part's missing package is no matter of the others."""
+    """The function of a part. Imported when its turn comes: a package that one part lacks must not affect the
+    others."""
     run: Callable[[Check], None] = import_module(f"gpu_checks.parts.{name}").run
     return run

@@ -1,4 +1,4 @@
-"""Is our attention the formula? One layer of each form, in every kind of step, on the device itself."""
+"""Does our attention match the formula? One layer of each form, in every kind of step, on the device itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 class Form(NamedTuple):
-    """What a layer is: its query heads, its cache, and what changes the scores."""
+    """The form of a layer: its query heads, its cache, and what changes the scores."""
 
     heads: int
     shape: KVShape
@@ -47,13 +47,13 @@ FORMS = {
     "keys unlike values": Form(16, KVShape(16, 192, 128)),
 }
 Step = tuple[tuple[int, int], ...]
-# Tokens before and tokens now.
+# Tokens in the cache and new tokens.
 STEPS: dict[str, Step] = {
     "decodes": ((0, 1), (15, 1), (16, 1), (700, 1), (3000, 1)),
     "one long decode": ((5000, 1),),
     "chunks": ((0, 100), (100, 65), (1000, 200)),
     "mixed": ((0, 70), (400, 1), (2, 1), (130, 35), (0, 1)),
-    # So many that a device of 132 processors is busy with one program for each, also with one head of keys: no splits.
+    # Enough to keep a device of 132 processors busy with one program each, even with one key head: no splits.
     "many decodes": tuple((7 * i % 400, 1) for i in range(300)),
     "a ragged batch": ((32_768, 1), *((200, 1),) * 63),
 }
@@ -82,9 +82,9 @@ def _compare(check: Check, title: str, form: Form, dtype: torch.dtype) -> None:
             worst = max(worst, _step_difference(machine, form, options, dtype, steps[at]))
         at = "a long chunk"
         worst = max(worst, _chunk_difference(machine, form, options, dtype, 40 if machine.smoke else LONG_CHUNK))
-    except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+    except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
         check.report.compared(PART, title, math.inf, ALLOWED[dtype], f"{at}: {reason_of(error)}")
-        machine.wait()  # raises where the device is lost: then nothing that follows would be true
+        machine.wait()  # raises where the device is lost: then no later result would be valid
         return
     check.report.compared(PART, title, worst, ALLOWED[dtype])
 
@@ -108,7 +108,7 @@ def _enable(flash: bool, efficient: bool, cudnn: bool) -> None:
 
 
 class _Inputs(NamedTuple):
-    """One step of one layer in a type, with the cache that ours writes to."""
+    """One step of one layer in a dtype, with the cache that our attention writes to."""
 
     cache: KVCache
     chunks: list[ScheduledChunk]
@@ -135,7 +135,7 @@ def _inputs(machine: Machine, form: Form, dtype: torch.dtype, step: Step) -> _In
 
 @torch.inference_mode()
 def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dtype: torch.dtype, step: Step) -> float:
-    """Against the reference backend in float32 on the same numbers."""
+    """The difference to the reference backend in float32 on the same numbers."""
     ours = _inputs(machine, form, dtype, step)
     exact = KVCache([form.shape], ours.cache.num_blocks, BLOCK_SIZE, dtype=torch.float32, device=machine.device)
     exact.keys[0].copy_(ours.cache.keys[0])
@@ -164,7 +164,7 @@ def _attended(machine: Machine, inputs: _Inputs, options: AttentionOptions) -> t
 def _chunk_difference(
     machine: Machine, form: Form, options: AttentionOptions, dtype: torch.dtype, tokens: int
 ) -> float:
-    """A prompt in one chunk, against the formula for some of its rows: all rows would take the memory of the card."""
+    """A prompt in one chunk, against the formula for some of its rows: all rows would exceed the memory of the card."""
     ours = _inputs(machine, form, dtype, ((0, tokens),))
     found = _attended(machine, ours, options)
     rows = torch.arange(tokens - 1, -1, -max(1, tokens // 64), device=machine.device)
@@ -194,7 +194,7 @@ def _formula(inputs: _Inputs, options: AttentionOptions, rows: torch.Tensor) -> 
 
 
 def laid_out(step: Step, block_size: int) -> list[ScheduledChunk]:
-    """Works whose blocks are scattered over a pool that is one block larger than they need."""
+    """Chunks whose blocks are scattered over a pool that is one block larger than they need."""
     needed = [-(-(past + count) // block_size) for past, count in step]
     free = random.Random(0).sample(range(sum(needed) + 1), sum(needed) + 1)
     chunks = []
@@ -207,7 +207,7 @@ def laid_out(step: Step, block_size: int) -> list[ScheduledChunk]:
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over the largest number; infinite where a number is not one."""
+    """The largest difference over the largest number; infinite where there is a NaN."""
     if found.shape != expected.shape or not found.isfinite().all():
         return math.inf
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))

@@ -33,7 +33,8 @@ PART = "core"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Clients with tokens of prompt and answer; then so many decodes, of such a prompt, and a long one that arrives."""
+    """Clients with tokens of prompt and answer; then decodes with prompts of a length, and a long prompt that
+    arrives."""
 
     clients: int
     prompt: int
@@ -46,13 +47,13 @@ class Load:
 
 REAL = Load(64, 1024, 128, 8, 64, 4000, 60)
 TINY = Load(2, 5, 2, 1, 3, 20, 2)
-# The model, and whether the goals are about it.
+# The model, and whether the goals apply to it.
 MODELS = (("Llama-3.1-8B", True), ("Qwen3-0.6B", False))
 
 
 @dataclass
 class Clients:
-    """Submits to a core, steps it, and notes when tokens came."""
+    """Submits to a core, steps it, and records when tokens came."""
 
     core: Core
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -69,13 +70,13 @@ class Clients:
         self.core.submit(Request(name, tuple(prompt), SamplingParams(max_tokens=answer, temperature=0.0)))
 
     def step_while(self, wanted: Callable[[], bool]) -> None:
-        """Go on as long as there is work and it is wanted."""
+        """Step as long as there is work and ``wanted`` holds."""
         while self.core.has_work and wanted():
             self.steps += 1
             self._note(self.core.step())
 
     def end(self, names: Iterable[str]) -> None:
-        """Cancel what is left of these."""
+        """Cancel those that are still running."""
         for name in names:
             self.core.cancel(name)
         self.step_while(lambda: True)
@@ -112,11 +113,11 @@ def _start(runner: ModelRunner, tokenizer: Tokenizer) -> Clients:
 
 
 def _many_clients(check: Check, made: Made, start: Callable[[], Clients], load: Load) -> None:
-    """All at once: tokens a second, the wait for the first, the pauses between others."""
+    """All clients at once: tokens per second, time to the first token, gaps between the others."""
     name = f"{made.name}, {load.clients} clients, {load.prompt}/{load.answer} tokens"
     if not check.has_time(PART, name, 5.0):
         return
-    # One core for all rounds, as in a server: its pacer knows after the first, of few, what steps cost.
+    # One core for all rounds, as in a server: after a short first round its pacer knows what steps cost.
     clients, kept = start(), check.budget.left / 2
     _round(clients, made, load, 0, max(1, load.clients // 8))
     rounds: list[dict[str, float]] = []
@@ -156,7 +157,7 @@ def _round(clients: Clients, made: Made, load: Load, number: int, count: int) ->
 
 
 def _arrival(check: Check, made: Made, start: Callable[[], Clients], load: Load, has_goals: bool) -> None:
-    """What running answers notice of a long prompt, and how long that one waits."""
+    """How a long prompt affects running answers, and how long it waits itself."""
     name = f"{made.name}, {load.decodes} decodes and one prompt of {load.arrival:,} tokens"
     if not check.has_time(PART, name, 3.0):
         return
@@ -187,7 +188,7 @@ def _arrival(check: Check, made: Made, start: Callable[[], Clients], load: Load,
 
 
 class _Arrival(NamedTuple):
-    """Seconds until the first token of a long prompt and steps until then; the others' usual pause, and the worst."""
+    """Seconds until the first token of a long prompt and steps until then; the others' usual gap, and the worst."""
 
     waited: float
     steps: int
@@ -196,7 +197,7 @@ class _Arrival(NamedTuple):
 
     @property
     def beside(self) -> float:
-        """Seconds between the others' tokens meanwhile: each step brings them one."""
+        """Seconds between the others' tokens meanwhile: each step gives them one."""
         return self.waited / self.steps
 
 
@@ -212,13 +213,13 @@ def _one_arrival(
     if not clients.times[name]:
         return None
     waited, steps_until = clients.times[name][0] - arrived, clients.steps - steps
-    # What the last of these steps has for the others may be reported within the next one.
+    # The others' tokens of the last of these steps may be reported in the next one.
     clients.step_while(lambda: clients.steps < steps + steps_until + 2)
     before, beside = _pauses(clients, streams, quiet, arrived), _pauses(clients, streams, arrived, math.inf)
     return _Arrival(waited, steps_until, median(before), max(beside))
 
 
 def _pauses(clients: Clients, streams: list[str], since: float, until: float) -> list[float]:
-    """The pauses of all streams that end within the interval."""
+    """The gaps of all streams that end within the interval."""
     pairs = [pair for stream in streams for pair in pairwise(clients.times[stream])]
     return [later - earlier for earlier, later in pairs if since < later <= until]

@@ -1,4 +1,4 @@
-"""Do the kernels and the recordings compute what they should? Against torch and transformers, on the device itself."""
+"""Are the kernels and the recordings correct? Compared with torch and transformers, on the device itself."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "granite": {"attention_multiplier": 0.4},
 }
-# What a smoke run makes of it: one layer, so that the interpreter is done in seconds.
+# For a smoke run: one layer, so that the interpreter is done in seconds.
 SMOKE_FAMILIES = {"gemma2": {**FAMILIES["gemma2"], "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}}
-# Families whose decodes can be recorded in bfloat16 alone, and only where torch has a grouped product of that type.
+# Families whose decodes can be recorded in bfloat16 only, and only where torch has a grouped product of that type.
 MIXTURES = ("gpt_oss", "qwen3_moe")
 LENGTHS = (37, 5, 19)
 SMOKE_LENGTHS = (9, 5)
@@ -74,7 +74,7 @@ FLOAT32_TIE = 1e-4
 
 
 def run(check: Check) -> None:
-    """Attention, families, mixtures, a whole small model, and the tokens that it writes."""
+    """Check attention, families, mixtures, a whole small model, and the tokens that it writes."""
     machine = check.machine
     with plain_products():
         compare_attention(check)
@@ -88,7 +88,7 @@ def run(check: Check) -> None:
     if check.has_time(PART, name, 8.0):
         try:
             _compare_tokens(check, name)
-        except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+        except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
             check.report.compared(PART, name, math.inf, 0.0, reason_of(error))
 
 
@@ -100,7 +100,7 @@ def _compare_models_of_bfloat16(check: Check) -> None:
     name = f"Qwen3-0.6B, {len(MANY_LENGTHS)} sequences"
     compare_model(check, name, build, 1e-1, MANY_LENGTHS, only_recorded=True)
     for family in MIXTURES:
-        # Not lively: a token that rounding sends to another expert shall make no large difference.
+        # Not lively: a token that rounding sends to another expert should make no large difference.
         build = partial(random_model, family, torch.bfloat16, machine.device, False, **{**SMALL, **FAMILIES[family]})
         compare_model(check, f"{family}, bfloat16", build, 1e-1, LENGTHS, only_recorded=True)
 
@@ -125,7 +125,7 @@ def compare_model(
         replayed, runner = _logits_of(machine, build, texts, cuda_graphs=True)
         note = problem if runner.replays else "its decodes cannot be recorded"
         report.compared(PART, f"{name}, recorded decodes", difference(replayed, computed), allowed, note)
-    except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+    except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
         report.compared(PART, name, math.inf, allowed, reason_of(error))
         machine.wait()  # raises where the device is lost
 
@@ -172,7 +172,8 @@ def _generated(runner: ModelRunner, texts: list[list[int]]) -> torch.Tensor:
 
 
 def _compare_tokens(check: Check, name: str) -> None:
-    """A recorded model reads what ``generate`` wrote: does it choose the same, but where rounding may decide?"""
+    """A recorded model reads what ``generate`` wrote: does it choose the same tokens, except where rounding may
+    decide?"""
     machine = check.machine
     count, length, new = (2, 6, 3) if machine.smoke else (4, 24, 32)
     module = sure_module(machine, "Qwen3-0.6B")

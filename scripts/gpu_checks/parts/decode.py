@@ -34,7 +34,7 @@ _ROWS = 25
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Sequences at once, tokens of prompt, prompts in a step of prefill, steps of a spell and of the profile."""
+    """Concurrent sequences, tokens of prompt, prompts in a step of prefill, steps of a spell and of the profile."""
 
     batches: tuple[int, ...]
     prompt: int
@@ -44,7 +44,7 @@ class Load:
 
     @property
     def room(self) -> int:
-        """Tokens that a sequence may come to: the spells of both ways to choose, warm-ups and the profiles."""
+        """Tokens that a sequence may reach: the spells of greedy and sampled decoding, warm-ups and the profiles."""
         return self.prompt + (1 + len(self.batches)) * (2 * (SPELLS + 1) * self.steps + self.profiled + 2)
 
 
@@ -54,9 +54,9 @@ TINY = Load((2, 1), 5, 1, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Seconds of a step: all of it, and of that the device's for forward and for sampling; the host has the rest.
+    """Seconds of a step: in all, and on the device for forward and for sampling; the host takes the rest.
 
-    Device times begin with the first thing that the host sends, so what the device waits for in between counts there.
+    Device times begin with the first launch, so time in which the device waits for the host is included.
     """
 
     step: float
@@ -69,11 +69,11 @@ class Split:
 
 
 def run(check: Check) -> None:
-    """Prompts once, then spells of decodes of fewer and fewer of them."""
+    """Prefill once, then spells of decodes of fewer and fewer sequences."""
     load = TINY if check.machine.smoke else REAL
     if not check.has_time(PART, "Llama-3.1-8B", 15.0):
         return
-    ceilings = check.ceilings  # before a cache takes the memory that this needs
+    ceilings = check.ceilings  # before the KV cache takes the memory that this needs
     made = check.models.get("Llama-3.1-8B")
     problem = problem_of(check.machine, made.runner)
     check.report.checked(PART, "decode steps are recorded", made.runner.replays and not problem, problem)
@@ -97,7 +97,7 @@ def run(check: Check) -> None:
 
 
 def _prefill(check: Check, made: Made, sequences: list[Sequence], load: Load, matmul: float) -> None:
-    """Each step as large as the scheduler makes them, the first for warm-up."""
+    """Steps as large as the scheduler makes them, the first for warm-up."""
     name, seconds, together = f"prefill of {load.together} × {load.prompt:,} tokens", [], load.together
     for begin in range(0, len(sequences), together):
         check.report.doing(f"{PART}: {name}, {begin} done")
@@ -106,12 +106,12 @@ def _prefill(check: Check, made: Made, sequences: list[Sequence], load: Load, ma
         seconds.append(check.machine.seconds(step))
     usual, tokens = median(seconds[1:] or seconds), together * load.prompt
     check.report.number(PART, name, tokens / usual, "tok/s", f"{usual * 1e3:.1f} ms, median of {len(seconds) - 1}")
-    # The embedding is looked up, and the head is for the last token alone.
+    # The embedding is only looked up, and the head computes only the last token.
     check.report.share(goals.PREFILL, 2 * made.layer_parameters * tokens / usual / matmul)
 
 
 def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) -> None:
-    """One size, greedy and sampled."""
+    """Measure one batch size, greedy and sampled."""
     batch, found = len(sequences), dict[str, Split]()
     for way, sampling in {"greedy": GREEDY, "sampled": SAMPLED}.items():
         name = f"{batch} sequences, {way}"
@@ -184,7 +184,7 @@ def _step(
 
 
 def _mixed(check: Check, runner: ModelRunner, sequences: list[Sequence], pages: Pages, load: Load) -> None:
-    """What a step costs that carries some of a prompt: such steps are launched kernel by kernel."""
+    """The cost of a step with part of a prompt: such steps are launched kernel by kernel."""
     chunk = load.prompt // 2
     name = f"a step of {len(sequences)} decodes and {chunk} tokens of a prompt"
     room = chunk + 1
@@ -202,7 +202,7 @@ def _mixed(check: Check, runner: ModelRunner, sequences: list[Sequence], pages: 
 
 
 def _profile(check: Check, of: str, step: Callable[[], object], load: Load) -> None:
-    """What the device and the host did in some steps, kernel by kernel."""
+    """Profile some steps on the device and the host, kernel by kernel."""
     name = f"profile of {load.profiled} steps of {of}"
     if not check.has_time(PART, name, 5.0):
         return
@@ -224,7 +224,7 @@ def _profile(check: Check, of: str, step: Callable[[], object], load: Load) -> N
             }
             for event in profile.key_averages()
         ]
-    except Exception as error:  # noqa: BLE001 - what a profiler lacks on some machines is not known beforehand
+    except Exception as error:  # noqa: BLE001 - profilers fail in unknown ways on some machines
         check.report.skipped(PART, name, str(error))
         return
     by_device = sorted(rows, key=lambda row: -row["device_us"])[:_ROWS]

@@ -1,6 +1,6 @@
-"""A table of what a step is made of, each alone: products, decode attention, prefill attention, and others' of those.
+"""A table of the operations of a step, each alone: products, decode and prefill attention, and others' attention.
 
-Each is recorded, so that launches are no part of its time, over inputs that together are larger than any cache.
+Each is recorded, so that its time includes no launches, over inputs that together exceed any cache.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from gpu_checks.parts.attention import FORMS, Form, Step, laid_out
 from gpu_checks.report import reason_of
 
 PART = "kernels"
-# Of Llama-3.1-8B: rows of input and output of what is computed as one product.
+# Llama-3.1-8B: sizes of input and output of each fused product.
 LINEARS = {"query, key, value": (4096, 6144), "out": (4096, 4096), "gate, up": (4096, 28672), "down": (14336, 4096)}
 ROWS = (1, 8, 64, 256)
-# Stages of the pipeline, and keys at once.
+# Pipeline stages, and keys per iteration.
 TUNINGS = ((3, 64), (5, 64), (3, 32), (5, 32))
 CONTEXT = 4096
 DECODES: dict[str, Step] = {
@@ -40,14 +40,14 @@ DECODES: dict[str, Step] = {
 }
 SMOKE_DECODES: dict[str, Step] = {"64": ((20, 1),) * 2}
 PREFILLS = (1024, 4096, 16_384)
-# Inputs take turns until all of them are so many times the device's cache.
+# Inputs take turns; together they are this many times the device's cache.
 _CACHES = 4
 _MOST_TURNS = 64
 
 
 @torch.inference_mode()
 def run(check: Check) -> None:
-    """Everything, the most important first."""
+    """Measure everything, the most important first."""
     if not check.has_time(PART, "everything"):
         return
     ceilings, report = check.ceilings, check.report
@@ -67,12 +67,12 @@ def run(check: Check) -> None:
 
 
 def _turns(check: Check, size: int) -> int:
-    """How many inputs of so many bytes take turns."""
+    """How many inputs of ``size`` bytes take turns."""
     return max(1, min(_MOST_TURNS, -(-_CACHES * check.machine.cache_bytes // size)))
 
 
 def _seconds(check: Check, works: list[Callable[[], object]]) -> float:
-    """Seconds of one of the works, in a recording of all."""
+    """Seconds of one of ``works``, in a recording of all."""
 
     def compute() -> None:
         for work in works:
@@ -85,10 +85,10 @@ def _seconds(check: Check, works: list[Callable[[], object]]) -> float:
 def _attempt(
     check: Check, name: str, work: Callable[[], float], scale: float, unit: str, ours: bool = True
 ) -> float | None:
-    """Measure one entry of the table; what cannot be computed is a line of it, and no failure where it is not ours."""
+    """Measure one entry of the table; what cannot be computed is a line of it, and a failure only if it is ours."""
     try:
         seconds = work()
-    except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
+    except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
         if ours:
             check.report.failed(PART, name, error)
         else:
@@ -150,7 +150,7 @@ def _decode_seconds(check: Check, form: Form, step: Step, stages: int | None, ke
 
 @contextmanager
 def tuned(stages: int | None, keys: int | None) -> Iterator[None]:
-    """Attention is launched with these for the block, instead of what it chooses itself."""
+    """Within the block attention is launched with these values instead of its own choice."""
     if stages is None or keys is None:
         yield
         return
@@ -169,7 +169,7 @@ def tuned(stages: int | None, keys: int | None) -> Iterator[None]:
 
 
 class _Prompt(NamedTuple):
-    """One prompt in one layer: [tokens, heads, size], as many heads of keys and values as of queries."""
+    """One prompt in one layer: [tokens, heads, size], with as many key and value heads as query heads."""
 
     query: torch.Tensor
     keys: torch.Tensor
@@ -198,7 +198,7 @@ def _measure_prefill(check: Check, tokens: int) -> None:
 
 
 def _missing(check: Check, way: str) -> str:
-    """Why another's attention is not to be had here, if it is not."""
+    """Why another library's attention is not available here; "" if it is."""
     module = {"torch varlen": "torch.nn.attention.varlen", "FlashInfer": "flashinfer"}.get(way)
     if module is not None:
         try:
@@ -236,7 +236,7 @@ def _varlen_seconds(check: Check, prompt: _Prompt) -> float:
 
     tokens = len(prompt.query)
     ends = torch.tensor([0, tokens], dtype=torch.int32, device=check.machine.device)
-    # The name of causality differs between releases.
+    # The parameter for causality differs between releases.
     windows = "window_size" in inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if windows else {"is_causal": True}
     return _seconds(check, [partial(varlen_attn, *prompt, ends, ends, tokens, tokens, **causal)])
@@ -246,4 +246,4 @@ def _flashinfer_seconds(check: Check, prompt: _Prompt) -> float:
     import flashinfer
 
     attend = partial(flashinfer.single_prefill_with_kv_cache, *prompt, causal=True)
-    return check.machine.device_seconds(attend, 16)  # not recorded: it may do what no recording survives
+    return check.machine.device_seconds(attend, 16)  # not recorded: it may do what a recording does not allow

@@ -1,4 +1,4 @@
-"""The same weights by transformers' own ``generate`` and ``generate_batch``, with the attention of torch."""
+"""The same weights in transformers' own ``generate`` and ``generate_batch``, with torch's attention."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gpu_checks.report import reason_of
 
 PART = "peers"
 NAME = "Llama-3.1-8B"
-# Sequences, tokens of prompt and of answer; and the batch that joins as it goes.
+# Sequences, tokens of prompt and of answer; then those of continuous batching.
 LOADS = ((1, 1024, 48), (64, 1024, 48))
 TINY = ((1, 5, 2), (2, 5, 2))
-# Tokens of a page of its cache, as it is by default, and of its steps at most.
+# Tokens of a page of its cache, the default, and the maximum of a step.
 _PAGE = 256
 _MOST_TOKENS = 4096
 
 
 def run(check: Check) -> None:
-    """Each way that runs here; one that does not is a line."""
+    """Measure each way that runs here; one that does not gets a line."""
     if not check.has_time(PART, NAME, 15.0):
         return
     check.models.forget()
@@ -57,7 +57,7 @@ def _measure(check: Check, name: str, prompts: list[list[int]], answer: int, gen
         prompt_seconds = check.machine.seconds(partial(generate, prompts, 1))
         made: list[int] = []
         seconds = check.machine.seconds(lambda: made.append(generate(prompts, answer)))
-    except Exception as error:  # noqa: BLE001 - others' code may do anything; its failure is what there is to tell
+    except Exception as error:  # noqa: BLE001 - others' code may raise anything; its failure is the finding
         check.report.skipped(PART, title, reason_of(error))
         return
     if made[0] < len(prompts) * answer:
@@ -80,7 +80,7 @@ def _generate(module: Any, prompts: list[list[int]], answer: int) -> int:
     return int(output[:, ids.shape[1] :].numel())
 
 
-@torch.no_grad()  # its thread writes to tensors that are made in this one, which inference mode would forbid
+@torch.no_grad()  # its thread writes to tensors made in this one, which inference mode would forbid
 def _generate_batch(module: Any, prompts: list[list[int]], answer: int) -> int:
     config = _config(answer)
     config.eos_token_id = -1  # as it sets it itself, with a warning

@@ -27,7 +27,7 @@ from gpu_checks.tokens import save_tokenizer
 PART = "server"
 NAME = "Qwen3-0.6B"
 ROOT = Path(__file__).resolve().parents[3]
-# What the server imports beyond what the engine's core does, and in which package it comes.
+# The modules that the server imports beyond those of the engine's core, and their packages.
 NEEDED = {
     "msgspec": "msgspec", "zmq": "pyzmq", "llguidance": "llguidance", "pydantic": "pydantic",
     "pydantic_core": "pydantic-core", "annotated_types": "annotated-types", "typing_inspection": "typing-inspection",
@@ -37,7 +37,7 @@ NEEDED = {
 }  # fmt: skip
 # The first that keeps control tokens out of user text; the server refuses to start below.
 TRANSFORMERS = (5, 23)
-# What a load is called, and its options of ``castor bench``.
+# The name of a load, and its options of ``castor bench``.
 LOADS = {
     "1 and 64 streams, 1024/128": (
         "--scenario R2 --streams 1 --streams 64 --prompt-tokens 1024 --tokens 128 --requests 1 --seconds 4"
@@ -51,7 +51,7 @@ _ENDING_SECONDS = 8.0
 
 
 def run(check: Check) -> None:
-    """Write, serve, measure, end; or say which packages are missing."""
+    """Write a model, serve it, measure, stop; or report which packages are missing."""
     if missing := missing_packages():
         advice = "scripts/gpu-wheels fetches what an image for CUDA lacks"
         check.report.skipped(PART, "the server", f"missing here: {', '.join(missing)}; {advice}")
@@ -90,7 +90,7 @@ def run(check: Check) -> None:
 
 
 def missing_packages() -> list[str]:
-    """What the server needs and does not find."""
+    """The packages that the server needs and that are not installed."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     try:
         found = version("transformers")
@@ -103,7 +103,7 @@ def missing_packages() -> list[str]:
 
 def _start(check: Check, folder: Path, place: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
     while True:
-        # Below the range that a system gives to clients: none takes it between this check and the server's bind.
+        # Below the range of ephemeral ports: no client takes it between this check and the server's bind.
         port = secrets.choice(range(10_000, 32_000))
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -119,16 +119,16 @@ def _start(check: Check, folder: Path, place: Path, log: Path) -> tuple[subproce
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what is set for this process alone or for another server."""
+    """Our environment, without what is set for this process only or for another server."""
     own = ("TRITON_INTERPRET", "PYTORCH_ALLOC_CONF")
     kept = {name: value for name, value in os.environ.items() if name not in own and not name.startswith("CASTOR_")}
-    # What is found beside installed packages must be found there too.
+    # Packages on this process's path must be found there too.
     paths = [str(ROOT), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _wait_until_ready(check: Check, process: subprocess.Popen[bytes], url: str) -> float | None:
-    """Seconds until it was; None where it ended, or where the part's time did."""
+    """Seconds until it was ready; None if it ended, or if the part's time ran out."""
     check.report.doing(f"{PART}: starting the server")
     started, opener = time.monotonic(), urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while process.poll() is None and check.budget.left > 0:
