@@ -20,7 +20,7 @@ MAX_FAILURES = 50
 
 
 class Stopped(Exception):
-    """The run cannot go on; the message says why."""
+    """The run cannot continue; the message says why."""
 
 
 @dataclass(slots=True)

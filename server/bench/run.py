@@ -30,7 +30,7 @@ def check_folder(folder: Path) -> None:
 def run(content: report.Content, measure: Callable[[OnMeasurement], None], folder: Path, terminal: Console) -> None:
     """Measure, print the tables, and write the JSON and the plots into the folder.
 
-    What ``measure`` reported before it failed is written too, marked as incomplete; the error is raised all the same.
+    What ``measure`` reported before it failed is written too, marked as incomplete; the error is still raised.
     """
     measurements: list[Measurement] = []
 
@@ -45,7 +45,7 @@ def run(content: report.Content, measure: Callable[[OnMeasurement], None], folde
         findings = scenario.find(results, plan) if scenario.find else []
         path = report.write(content.document(results, findings), folder)
     except BaseException as failure:
-        if measurements:  # an hour of measurements is worth keeping, whatever failed afterwards
+        if measurements:  # an hour of measurements is worth keeping, even if something failed afterwards
             path = report.write(content.document(Results(measurements), [], incomplete=repr(failure)), folder)
             terminal.print(f"incomplete; the measurements until then: {path}", soft_wrap=True)
         raise

@@ -99,9 +99,9 @@ def watched(root: int | None) -> Iterator[Usage]:
         sampler.join()
         seconds, client = time.monotonic() - started, time.process_time() - client
         usage.server_cpu_seconds = _grown(server, tree_cpu_seconds(root))
-        everybody = _grown(machine, machine_cpu_seconds())
-        if everybody is not None and usage.server_cpu_seconds is not None:
-            usage.other_cores = max(everybody - usage.server_cpu_seconds - client, 0.0) / seconds
+        machine_used = _grown(machine, machine_cpu_seconds())
+        if machine_used is not None and usage.server_cpu_seconds is not None:
+            usage.other_cores = max(machine_used - usage.server_cpu_seconds - client, 0.0) / seconds
         usage.last_pss = tree_pss(root)
 
 

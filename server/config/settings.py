@@ -197,5 +197,5 @@ def _check(settings: Settings) -> None:
     if not (settings.api_keys or settings.on_loopback or settings.allow_no_keys):
         raise ConfigError(
             f"host {settings.host} is open to other machines and no API keys are set: "
-            "set CASTOR_API_KEYS or --api-keys-file, or pass --allow-no-keys to serve everybody who can connect"
+            "set CASTOR_API_KEYS or --api-keys-file, or pass --allow-no-keys to serve everyone who can connect"
         )

@@ -26,7 +26,7 @@ def thinking_for(
 ) -> tuple[Mapping[str, Any], Thinking | None]:
     """The template's options, and the bounds of thoughts for the engine; None where the model cannot think.
 
-    Budget 0 switches thinking off in the template. Where a model thinks all the same, its thoughts end at once. A level
+    Budget 0 switches thinking off in the template. If a model thinks anyway, its thoughts end at once. A level
     sets the budget, and is passed to templates that take one.
     Raises ``InvalidArgument`` where budget and level are both given.
     """

@@ -191,7 +191,7 @@ class Pipeline:
         signer = Signer(self._signature_key, caller.identity)
         try:
             loaded: ChatTokenizer | EngineUnavailable = entry.tokenizer
-        except EngineUnavailable as not_loaded:  # what is wrong with the request is reported all the same
+        except EngineUnavailable as not_loaded:  # problems of the request are reported anyway
             loaded = not_loaded
 
         def asked(

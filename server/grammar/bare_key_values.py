@@ -57,7 +57,7 @@ class ValueRules:
             if name not in self._definitions:
                 return ANY
             if name not in self._referred:
-                # The name stands before the rule: a definition may refer to itself.
+                # The name is set before the rule is made: a definition may refer to itself.
                 self._referred[name] = rule = f"{self._prefix}_def_{len(self._referred)}"
                 body = self._value(self._definitions[name])
                 self.rules.append(f"{rule}: {body}")

@@ -138,7 +138,7 @@ def _too_slow(stall_seconds: float, total_seconds: float, least_rate: float, *, 
         return RequestTimeout(f"The body was not complete after {total_seconds:g} seconds; send it faster.")
     return RequestTimeout(
         f"The body came too slowly: after {total_seconds:g} seconds at least {least_rate:g} bytes a second are "
-        "expected. What came of a resumable upload is kept: query its offset and go on from there."
+        "expected. The received bytes of a resumable upload are kept: query its offset and continue from there."
     )
 
 

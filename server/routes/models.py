@@ -35,7 +35,9 @@ async def list_models(request: Request, services: Services) -> Response:
         except (binascii.Error, ValueError):
             start = -1
         if not 0 < start < len(entries):
-            raise InvalidArgument.at("page_token", f"* ListModelsRequest.page_token: {token[:64]!r} is not one of ours")
+            raise InvalidArgument.at(
+                "page_token", f"* ListModelsRequest.page_token: {token[:64]!r} is not a nextPageToken of this server"
+            )
     end = start + (int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE)
     page: dict[str, Any] = {"models": [model_resource(entry) for entry in entries[start:end]]}
     if end < len(entries):

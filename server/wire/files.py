@@ -12,7 +12,7 @@ from server.wire.support import Honoured, Ignored
 
 DEFAULT_PAGE = 10
 MAX_PAGE = 100
-TOLD = "output only: the server sets it"
+OUTPUT_ONLY = "output only: the server sets it"
 
 
 class File(Message):
@@ -24,16 +24,16 @@ class File(Message):
     display_name: Annotated[String, Honoured("at most 512 characters; the name of the file where it is not given")] = ""
     mime_type: Annotated[String, Honoured("guessed from the name where it is not given")] = ""
     size_bytes: Annotated[Annotated[Int64, Field(ge=0)] | None, Honoured("that many bytes must come")] = None
-    create_time: Annotated[String, Ignored(TOLD)] = ""
-    update_time: Annotated[String, Ignored(TOLD)] = ""
-    expiration_time: Annotated[String, Ignored(TOLD)] = ""
-    sha256_hash: Annotated[String, Ignored(TOLD)] = ""
-    uri: Annotated[String, Ignored(TOLD)] = ""
-    download_uri: Annotated[String, Ignored(TOLD)] = ""
-    state: Annotated[String, Ignored(TOLD)] = ""
-    source: Annotated[String, Ignored(TOLD)] = ""
-    error: Annotated[Object | None, Ignored(TOLD)] = None
-    video_metadata: Annotated[Object | None, Ignored(TOLD)] = None
+    create_time: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    update_time: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    expiration_time: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    sha256_hash: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    uri: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    download_uri: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    state: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    source: Annotated[String, Ignored(OUTPUT_ONLY)] = ""
+    error: Annotated[Object | None, Ignored(OUTPUT_ONLY)] = None
+    video_metadata: Annotated[Object | None, Ignored(OUTPUT_ONLY)] = None
 
 
 class CreateFileRequest(Message):

@@ -133,4 +133,4 @@ class GenerationConfig(Message):
     audio_transcription_config: Annotated[Object | None, Refused(NO_MEDIA)] = None
     translation_config: Annotated[Object | None, Refused("translation is not served")] = None
     enable_affective_dialog: Annotated[Bool, Refused(TEXT_ONLY)] = False
-    enable_enhanced_civic_answers: Annotated[Bool, Refused("no such service stands behind this server")] = False
+    enable_enhanced_civic_answers: Annotated[Bool, Refused("this server has no such service")] = False

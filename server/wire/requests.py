@@ -14,7 +14,7 @@ from server.wire.support import Honoured, Ignored, Refused, fields_of
 from server.wire.tools import Tool, ToolConfig
 
 NO_CACHES = "cached contents are not served yet; send the contents themselves"
-NO_CLASSIFIER = "no safety classifier stands behind this server"
+NO_CLASSIFIER = "this server has no safety classifier"
 ONE_TIER = "there is one tier"
 
 DEFAULT_PAGE = 50

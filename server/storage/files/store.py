@@ -108,8 +108,8 @@ class FileStore:
         return files, base64.urlsafe_b64encode(f"{last.created:.9f} {last.id}".encode()).decode()
 
     def delete(self, file_id: str, owner: str) -> None:
-        """Raises as `get` does. Downloads that have begun go on. A file that is being uploaded is dropped, and its name
-        is free: a client that lost the address of an upload can start again."""
+        """Raises as `get` does. Downloads that have begun continue. A file that is being uploaded is dropped, and its
+        name is free: a client that lost the address of an upload can start again."""
         row = self._row(file_id, owner)
         self.catalog.forget(row.blob)
         self.discard(row.blob)

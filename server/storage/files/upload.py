@@ -92,7 +92,7 @@ class Uploads:
         os.close(descriptor)
         raise InvalidArgument(
             f"The offset {offset} is wrong: {row.received} bytes of this upload were received. "
-            "Ask with the command query, and go on from there."
+            "Ask with the command query, and continue from there."
         )
 
     def finish(self, upload_id: str) -> StoredFile:
