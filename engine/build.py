@@ -96,7 +96,7 @@ def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     try:
         eos: Any = json.loads(path.read_bytes()).get("eos_token")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ModelRefused(f"{path} is no JSON object that can be read: {sentence(error)}") from error
+        raise ModelRefused(f"{path} cannot be read as a JSON object: {sentence(error)}") from error
     content = eos.get("content") if isinstance(eos, dict) else eos
     token_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
     return [] if token_id is None else [token_id]

@@ -1,7 +1,7 @@
-"""How torch takes a GPU's memory: in parts that go back to the device, or whole where the device gives no parts.
+"""Sets up torch's GPU allocator: expandable segments, parts of which can be freed, or whole ones if not supported.
 
-transformers takes the memory of all weights in one piece. What joining weights frees lies within that piece, and would
-be lost to the cache for good without ``expandable_segments``. torch is imported late: it reads its settings then.
+transformers allocates the memory of all weights in one piece. What joining weights frees lies within that piece, and
+would be lost to the cache without ``expandable_segments``. torch is imported late, because it reads its settings then.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Where torch reads how memory is to be managed: the current name and the older one, which wins.
+# The environment variables that configure torch's allocator: the current name and the older one, which wins.
 SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _IN_PARTS, _WHOLE = "expandable_segments:True", "expandable_segments:False"
 
 
 def take_memory_in_parts() -> None:
-    """Have torch take memory in parts, unless the operator set it otherwise. Call before torch is imported."""
+    """Have torch use expandable segments, unless the operator set it otherwise. Call before torch is imported."""
     if not any(name in os.environ for name in SETTINGS):
         os.environ[SETTINGS[0]] = _IN_PARTS
 
 
 def take_first_memory(device: torch.device) -> None:
-    """Have torch take its first memory of a GPU; where it cannot be taken in parts, all is taken whole from now on.
+    """Have torch allocate its first memory on a GPU; if expandable segments do not work there, switch them off.
 
-    Parts need the driver's management of virtual memory, which some virtual machines lack. Raises what torch raises
-    where a GPU gives no memory at all.
+    They need the driver's virtual memory management, which some virtual machines lack. Raises what torch raises if the
+    GPU gives no memory at all.
     """
     import torch
 
@@ -47,6 +47,6 @@ def take_first_memory(device: torch.device) -> None:
         if settings is None:
             raise
         reason = first_line(error)
-        _log.warning("%s gives no memory in parts, so the cache may be smaller (%s): %s", device, _WHOLE, reason)
+        _log.warning("%s has no expandable segments, so the cache may be smaller (%s): %s", device, _WHOLE, reason)
         torch._C._accelerator_setAllocatorSettings(settings.replace(_IN_PARTS, _WHOLE))
         torch.empty(1, device=device)

@@ -10,7 +10,7 @@ def folders(controller: str, root: Path) -> Iterator[Path]:
     """Where the files of ``controller`` may lie for this process: its own group first, then each one above.
 
     ``root`` is where /proc and /sys are. Version 2 keeps all controllers in one folder, version 1 each in its own; a
-    machine may have both. A folder that does not exist or holds no such files says nothing.
+    machine may have both. A folder that does not exist or has no such files sets no limit.
     """
     mounts = _mounts(root)
     for line in read(root / "proc/self/cgroup").splitlines():
@@ -26,7 +26,7 @@ def folders(controller: str, root: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> str:
-    """The text of a file of the system, empty where there is none."""
+    """The text of a system file; empty if there is none."""
     try:
         return path.read_text()
     except OSError:
@@ -36,8 +36,8 @@ def read(path: Path) -> str:
 def _below(name: str, top: str) -> str:
     """The path of a group from the mount whose root is the group ``top``.
 
-    In a container the name may be that of the host, or lie outside what can be seen: the mount itself is then the
-    closest that is known.
+    In a container the name may be that of the host, or outside what can be seen: the mount itself is then the closest
+    group that is known.
     """
     if ".." in name.split("/"):
         return ""

@@ -1,4 +1,4 @@
-"""How many processors this process may use: fewer than the machine has where an affinity or a quota says so."""
+"""How many CPU cores this process may use: fewer than the machine has if an affinity or a quota limits them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from engine.failures import first_line, sentence
 
 
 class DeviceError(Exception):
-    """Code for the device failed, and a slower way may be tried; the message is one line, ``cause`` what was raised."""
+    """Code for the device failed, and a slower way may be tried; the message is one line, ``cause`` is the error."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(sentence(cause))
@@ -25,8 +25,9 @@ def device_errors(device: torch.device) -> Iterator[None]:
     """Raise ``DeviceError`` for whatever compilers, drivers and kernels raise while a model is loaded.
 
     The one broad ``except`` of loading: what they raise cannot be listed without each of them at hand, and a kernel
-    that does not run must not keep a model from being served. Passed on are errors of the engine and
-    ``torch.OutOfMemoryError``, which no slower way would avoid. Raises ``EngineUnavailable`` where the device is lost.
+    that does not run must not keep a model from being served. Errors of the engine and
+    ``torch.OutOfMemoryError`` are passed on: no slower way would avoid them. Raises ``EngineUnavailable`` if the
+    device is lost.
     """
     try:
         yield
@@ -38,7 +39,7 @@ def device_errors(device: torch.device) -> Iterator[None]:
 
 
 def require_device(device: torch.device) -> None:
-    """Wait for what a GPU has to do. Raises ``EngineUnavailable`` if it is lost; a CPU never is.
+    """Wait for a GPU's pending work. Raises ``EngineUnavailable`` if it is lost; a CPU never is.
 
     A bad address in a kernel or a fault of the hardware makes every later call of this process fail too, whatever it
     asks for, and also where the first error was reported on an unrelated later call.
@@ -52,14 +53,14 @@ def require_device(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What the device, or for a CPU the system and the limits of this process, would still give."""
+    """What can still be allocated on the device, or for a CPU from the system within the limits of this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes()
 
 
 def idle_bytes(device: torch.device) -> int:
-    """What torch has taken of a GPU's memory and not given to any tensor; 0 on a CPU."""
+    """GPU memory that torch has reserved but no tensor uses; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     return int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))

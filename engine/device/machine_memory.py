@@ -1,4 +1,4 @@
-"""How much memory this process may take: less than the machine has where a control group (a container) says so.
+"""How much memory this process may use: less than the machine has if a control group (a container) limits it.
 
 No torch: the front end imports it too.
 """
@@ -17,14 +17,14 @@ _USED = ("memory.current", "memory.usage_in_bytes")
 
 
 class _Bound(NamedTuple):
-    """The bytes that a group may take, and those that it has taken and would not give back."""
+    """The bytes that a group may use, and those in use that cannot be reclaimed."""
 
     limit: int
     used: int
 
 
 def total_bytes(root: Path = Path("/")) -> int:
-    """The machine's memory, or the least limit of its control groups. ``root`` is where /proc and /sys are."""
+    """The machine's memory, or the lowest limit of its control groups. ``root`` is where /proc and /sys are."""
     return min([_of_the_machine("MemTotal", root), *(bound.limit for bound in _bounds(root))])
 
 
@@ -51,10 +51,10 @@ def _bounds(root: Path) -> Iterator[_Bound]:
     for folder in control_groups.folders("memory", root):
         counters = [line.split() for line in control_groups.read(folder / "memory.stat").splitlines()]
         stat = {name: int(value) for name, value in (pair for pair in counters if len(pair) == 2)}
-        # Version 1 reports the least limit above it, also of groups that a container cannot see.
+        # Version 1 reports the lowest limit above it, also of groups that a container cannot see.
         limits = [stat[key] for key in ("hierarchical_memory_limit",) if key in stat] + _numbers(folder, _LIMITS)
         if limits:
-            # Pages of files that nobody has used lately are given back before anybody is killed.
+            # Pages of files that have not been used lately are reclaimed before any process is killed.
             reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
             yield _Bound(min(limits), max(0, sum(_numbers(folder, _USED)) - reclaimable))
 

@@ -1,4 +1,4 @@
-"""What transformers calls the parts of decoder models: all that the engine knows of families by name.
+"""What transformers calls the parts of decoder models: everything that the engine knows about families by name.
 
 Names only say where to look. Whether a part computes what its name suggests is shown by comparison at load.
 """
@@ -12,7 +12,7 @@ SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linear layers of one module that are usually called with the same input."""
 
 RMS_NORM = "RMSNorm"
-"""How the class names of norms by the root mean square end."""
+"""The suffix of the class names of RMSNorms."""
 
 ROTATE = "apply_rotary_pos_emb"
 """The function of a family's module that rotates queries and keys by their positions."""

@@ -1,4 +1,4 @@
-"""The one place where transformers' models meet our attention: two registered names, one function, state on the layer.
+"""Connects transformers' models to our attention: two registered names, one function, state on the layer.
 
 transformers calls the function registered under a model's attention name as ``f(module, query, key, value,
 attention_mask, **keywords)`` with tensors [1, heads, tokens, size] and takes back [1, tokens, heads, value size].
@@ -16,8 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from engine.api.errors import ModelRefused
 from engine.attention.base import AttentionBackend, AttentionOptions
 
-# Two names, because a mask function makes transformers look at the positions of every step, which is wanted once, at
-# load: under the probe's name masks are examined, under the paged name transformers makes none at all.
+# Two names, because a mask function makes transformers inspect the positions of every step. That is wanted once, at
+# load: masks are examined under the probe's name, and not made at all under the paged name.
 PROBE = "castor_probe"
 PAGED = "castor_paged"
 
@@ -107,7 +107,7 @@ def _attention(
     if unknown:
         raise ModelRefused(f"{_layer_name(module)} passes unknown keywords to its attention: {sorted(unknown)}")
     if scaling is None:
-        raise ModelRefused(f"{_layer_name(module)} does not tell the scaling of its attention scores")
+        raise ModelRefused(f"{_layer_name(module)} passes no scaling for its attention scores")
     if is_causal is False:
         raise ModelRefused(f"{_layer_name(module)} asks for attention that is not causal")
     state: LayerState = getattr(module, _STATE)

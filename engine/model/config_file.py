@@ -1,7 +1,7 @@
 """Reads the config.json of a model: its numbers are bounded before any library builds something from them.
 
-A class of transformers makes lists from the numbers that it is given as soon as it is constructed, so nothing but the
-file itself can be looked at first.
+transformers' configuration classes make lists from these numbers as soon as they are constructed, so the file itself
+has to be checked first.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from engine.failures import refused_as, sentence
 
 MAX_BYTES = 4 << 20
 
-# Far beyond any model, and small enough that building all of it without memory takes seconds. A key belongs to the
-# first line that it fits; for a list, its length counts.
+# Far beyond any model, and small enough that building all of it without memory takes seconds. A key gets the limit of
+# the first pattern that it matches; for a list, its length counts.
 LIMITS = (
     (re.compile(r"theta|limit"), math.inf),
     (re.compile(r"size|dim|embd|rank|width|channel|vocab|^d_"), 1 << 26),
@@ -35,7 +35,7 @@ LIMITS = (
 def read_config(folder: Path) -> Any:
     """What transformers makes of ``config.json``. Raises ``ModelRefused``, naming key, value and limit.
 
-    How attention is computed is not the file's to say: transformers would fetch the code that it names from a hub.
+    The file does not decide how attention is computed: transformers would fetch the code that it names from a hub.
     """
     path = folder / "config.json"
     size = path.stat().st_size
@@ -44,7 +44,7 @@ def read_config(folder: Path) -> Any:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ModelRefused(f"{path} is no JSON that can be read: {sentence(error)}") from error
+        raise ModelRefused(f"{path} cannot be read as JSON: {sentence(error)}") from error
     if not isinstance(content, dict):
         raise ModelRefused(f"{path} holds no JSON object")
     for key, number, shown in _numbers(content):
@@ -53,7 +53,7 @@ def read_config(folder: Path) -> Any:
             raise ModelRefused(f"{key} in {path} is {shown}; at most {limit} is served")
     with refused_as(f"the config.json in {folder} is not understood"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config._attn_implementation = "eager"  # of its parts too
+        config._attn_implementation = "eager"  # also in its sub-configurations
     return config
 
 

@@ -1,4 +1,4 @@
-"""Which models can be served: what their configuration and their files say, before any weight is loaded."""
+"""Checks by configuration and files whether a model can be served, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.model.config_file import read_config
 
 
 def config_of(folder: Path) -> Any:
-    """The configuration of a prepared folder. Raises ``ModelRefused`` for a folder that is none."""
+    """The configuration of a prepared folder. Raises ``ModelRefused`` for a folder that is not one."""
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"{folder} holds no config.json; it is not a prepared model folder")
     if not any(folder.glob("*.safetensors")):
@@ -28,8 +28,8 @@ def config_of(folder: Path) -> Any:
         try:
             named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ModelRefused(f"{index} is no index of weights: {sentence(error)}") from error
-        # transformers would read what it names, pickles of any folder too.
+            raise ModelRefused(f"{index} is not a weight index: {sentence(error)}") from error
+        # transformers would read whatever the index names, including pickles in any folder.
         wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
         if wrong:
             raise ModelRefused(f"{index} names {wrong[0]!r}; only *.safetensors beside it are read")
@@ -61,7 +61,7 @@ def _model_class(config: Any) -> Any:
     try:
         return AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError as error:
-        raise ModelRefused(f"{config.model_type} is no causal language model: it does not continue text") from error
+        raise ModelRefused(f"{config.model_type} is not a causal language model: it does not continue text") from error
 
 
 def _first_layer(model_class: Any, config: Any) -> str:
@@ -75,14 +75,14 @@ def _first_layer(model_class: Any, config: Any) -> str:
 
 
 def _without_memory(model_class: Any, config: Any) -> nn.Module:
-    """The model that a configuration describes, with weights that have shapes and no values."""
+    """The model that a configuration describes, with weights that have shapes but no values."""
     with refused_as(f"{config.model_type} cannot be built as its config.json says"), torch.device("meta"):
         model: nn.Module = model_class(config)
     return model
 
 
 def require_weights(folder: Path, config: Any) -> None:
-    """Refuse a configuration beyond the weights that are there: transformers would make up what is missing, in memory.
+    """Refuse a configuration of more weights than the files hold: transformers would allocate the missing ones.
 
     No weight takes less than a byte, since quantised ones are refused.
     """
@@ -91,7 +91,7 @@ def require_weights(folder: Path, config: Any) -> None:
     if described > held:
         raise ModelRefused(
             f"the config.json in {folder} describes {described} weights, but its *.safetensors have {held} bytes; "
-            "they are not of one model"
+            "they do not belong to the same model"
         )
 
 
@@ -111,7 +111,7 @@ def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:
 
 
 def _position_limit_of_stretched_rope(text: Any) -> int | None:
-    """Where the longest sequence of a call would switch the frequencies of all, so that one changes the others."""
+    """The length beyond which the longest sequence of a batch changes the rotary frequencies of all; None if never."""
     parameters = getattr(text, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     limits = [

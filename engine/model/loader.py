@@ -82,7 +82,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ModelRefused(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelRefused(f"device {name!r} is not here: this torch sees {torch.cuda.device_count()} CUDA devices")
+        raise ModelRefused(f"device {name!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -159,7 +159,7 @@ class _Steps:
 
 
 def _eos_ids(module: Any) -> tuple[int, ...]:
-    """End tokens by the generation settings and by the configuration, each an id, a list of ids or absent."""
+    """End tokens of the generation settings and of the configuration, each an id, a list of ids or absent."""
     found: set[int] = set()
     for source in (module.generation_config, module.config, module.config.get_text_config()):
         ids = getattr(source, "eos_token_id", None)

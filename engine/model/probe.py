@@ -48,7 +48,7 @@ _Calls = dict[nn.Module, list[_Call]]
 
 
 class _Recorder:
-    """Notes what each attention module is called with; attention itself yields zeros, so tokens never mix."""
+    """Records what each attention module is called with; attention itself yields zeros, so tokens never mix."""
 
     def __init__(self) -> None:
         self.calls: _Calls = {}
@@ -69,8 +69,8 @@ class _Recorder:
 def probe(model: Any, num_layers: int) -> Probe:
     """Run a few tokens through ``model`` and learn its layers; the model is left on the paged attention.
 
-    Raises ``ModelRefused`` naming the layer and the reason where attention, its mask or the positions do not
-    go the way that the paged cache needs.
+    Raises ``ModelRefused`` naming the layer and the reason if attention, its mask or the positions do not work as the
+    paged cache needs.
     """
     names = {module: name for name, module in model.named_modules()}
     ordered = torch.arange(_TOKENS)[None]
@@ -94,7 +94,7 @@ def probe(model: Any, num_layers: int) -> Probe:
 
 
 def dry_run(model: Any) -> None:
-    """Run a few tokens through a model that was probed and is bound to nothing yet; its attention yields zeros."""
+    """Run a few tokens through a probed model that is not bound to a backend yet; its attention yields zeros."""
     ordered = torch.arange(_TOKENS)[None]
     _record(model, attention_hook.PAGED, ordered, ordered)
 
@@ -115,7 +115,7 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -
     except TypeError as error:
         raise ModelRefused(f"{type(model).__name__} does not take the arguments of a decoding step: {error}") from error
     except torch.OutOfMemoryError:
-        raise  # another day it may fit
+        raise  # it may fit another time
     except (RuntimeError, ValueError, LookupError, AttributeError) as error:
         require_device(model.device)
         line = first_line(error)
@@ -140,7 +140,7 @@ def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
     key, value, mask, options = calls[0]
     if key.shape[0] != 1 or key.shape[2] != _TOKENS:
         raise ModelRefused(f"layer {name} keeps keys of shape {tuple(key.shape)} for {_TOKENS} tokens")
-    # What the layer passes must be what the model would have masked: else the window would be lost silently.
+    # The window that the layer passes must be the one of its mask, or it would be lost silently.
     window = options.sliding_window
     if mask is None or mask.shape != (1, 1, 1, 1):
         raise ModelRefused(f"layer {name} does not use transformers' causal mask; its attention may not be causal")

@@ -18,17 +18,17 @@ from engine.model.loader import LoadedModel
 _log = logging.getLogger(__name__)
 
 Tolerance = Mapping[torch.dtype, float]
-"""How far apart results may be, in shares of the largest number, by the type that they are computed in."""
+"""How far apart results may be, as a share of the largest number, by the type that they are computed in."""
 
 ROUNDING: Tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""One rounding of the type: the same operations in the same order, rounded at other places."""
+"""One rounding of the type: the same operations in the same order, rounded at different points."""
 
 REORDERED_SUMS: Tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Some steps of the type's precision: the same products, summed in another order."""
 
 
 class Rewrite(Protocol):
-    """One kind of replacement. What a place and a stand-in are is its own business."""
+    """One kind of replacement. It defines what its places and stand-ins are."""
 
     name: str
     """What is replaced, in the plural, for the log."""
@@ -69,7 +69,7 @@ def apply_rewrites(model: LoadedModel, rewrites: Iterable[Rewrite]) -> int:
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, in shares of the largest expected number; infinite for other shapes and for NaN."""
+    """The largest difference, as a share of the largest expected number; infinite if shapes differ, and for NaN."""
     if found.shape != expected.shape:
         return inf
     found, expected = found.float(), expected.float()
@@ -81,7 +81,7 @@ def _apply(model: LoadedModel, rewrite: Rewrite) -> int:
     places = rewrite.find(model)
     total, swapped, reason = len(places), 0, ""
     while places:
-        # Taken out of the list: what held all places to the end would hold the weights of all of them twice.
+        # Popped, so that replaced weights are freed one by one: keeping all places would hold all weights twice.
         place = places.pop()
         compared = [(*rewrite.compare(place, stand_in), stand_in) for stand_in in rewrite.stand_ins(place)]
         apart, dtype, stand_in = min(compared, key=lambda one: one[0])

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 def model_info(
     model: LoadedModel, plan: KVPlan, config: EngineConfig, max_running: int, eos_ids: Iterable[int]
 ) -> ModelInfo:
-    """What the engine says of itself. ``eos_ids`` beyond the vocabulary end nothing."""
+    """What the engine reports about itself. ``eos_ids`` outside the vocabulary are dropped."""
     module = model.module
     return ModelInfo(
         model_type=module.config.model_type,
@@ -33,7 +33,7 @@ def model_info(
 
 
 def log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int, step_bytes: int = 0) -> None:
-    """How much fits, and what made it less. ``step_bytes`` are what steps take beside weights and cache."""
+    """Log how much fits, and what limited it. ``step_bytes`` are what steps take beside weights and cache."""
     tokens = plan.num_blocks * block_size
     _log.info(
         "KV cache: %d tokens in %.0f MiB, %.1f sequences at the full context of %d tokens",

@@ -1,4 +1,4 @@
-"""Decides whether a model is computed natively: its structure must be known, and its numbers be the model's own."""
+"""Decides whether a model is computed natively: its structure must be supported, and the results the model's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.scheduling.sequence import ScheduledChunk, Sequence
 from engine.weights.gguf_blocks import read_blocks
 
 CHECKED_TOKENS = 40
-# What code that meets a model of unknown make may raise.
+# What the code may raise on a model that it was not written for.
 UNFORESEEN = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -33,13 +33,13 @@ def native_runner(
 ) -> NativeRunner:
     """A runner for ``model``, whose weights it takes over.
 
-    Raises ``NotNative`` while the model is still whole, ``WeightsGone`` when its weights are gone. Errors of its code
-    become one of these too: an unforeseen model must still be served by torch.
+    Raises ``NotNative`` while the model is still whole, ``WeightsGone`` once its weights are gone. Unforeseen errors
+    become one of these too, so that torch can still serve the model.
     """
     failure: type[NotNative] = NotNative
     try:
         if not config.native:
-            raise NotNative("the configuration says so")
+            raise NotNative("native is off in the configuration")
         require_known(model.module, model.probe.layers, cache)
         turns = read_turns(model.module, info.max_context, model.probe.layers[0].shape.key_size)
         require_formula(model.module, model.probe.layers, turns)
@@ -58,7 +58,7 @@ def native_runner(
         raise
     except UNFORESEEN as error:
         raise failure(f"{type(error).__name__}: {error}") from error
-    # What is left for torch is small, and its threads would take the cores from those of the C code by waiting busily.
+    # Little is left for torch to do, and its busily waiting threads would take the cores from those of the C code.
     torch.set_num_threads(1)
     return runner
 

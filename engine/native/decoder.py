@@ -1,6 +1,6 @@
 """Recognises models that the native forward can compute, and describes them to it.
 
-Only the structure is looked at here; whether the numbers are the model's own is shown by comparison (``verify.py``,
+Only the structure is checked here; that the results equal the model's own is shown by comparison (``verify.py``,
 ``build.py``).
 """
 
@@ -25,7 +25,7 @@ from engine.native.packing import PANEL, fits, pack_blocks, pack_floats
 from engine.native.verify import Turns
 
 Blocks = Mapping[str, tuple[torch.Tensor, str]]
-"""Blocks of a GGUF file by the name of the weight that they make: bytes [channels, groups, bytes] and their type."""
+"""Blocks of a GGUF file by the name of their weight: bytes [channels, groups, bytes] and their type."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Non
 
 
 def _require_sizes(module: Any, hidden: int, shape: KVShape) -> None:
-    """Layers are of the size of the first one, whose buffers the C code has for all."""
+    """All layers must have the size of the first one: the C code has one set of buffers for all of them."""
     body, head, size = module.model, module.get_output_embeddings(), shape.key_size
     queries, inner = body.layers[0].self_attn.q_proj.out_features, body.layers[0].mlp.gate_proj.out_features
     keys, eps = shape.heads * size, getattr(body.norm, "variance_epsilon", None)
@@ -98,24 +98,24 @@ def _require_parts(module: nn.Module, parts: Set[str], optional: Set[str] = froz
 
 def _require_map(linear: Any, columns: int, channels: int | None) -> None:
     if type(linear) is not nn.Linear:
-        raise NotNative(f"{type(linear).__name__} is not a plain linear map")
+        raise NotNative(f"{type(linear).__name__} is not a plain linear layer")
     found = linear.in_features, linear.out_features
     if found != (columns, channels):
-        raise NotNative(f"a map of {found[0]} to {found[1]} numbers stands where {columns} become {channels}")
+        raise NotNative(f"a linear layer maps {found[0]} to {found[1]} numbers; {columns} to {channels} are expected")
     if not fits(linear.out_features, linear.in_features):
-        raise NotNative(f"a map of {found[0]} to {found[1]} has no whole panels and groups")
+        raise NotNative(f"a linear layer of {found[0]} to {found[1]} does not divide into whole panels and groups")
 
 
 def _require_norm(norm: Any, size: int, eps: object) -> None:
     """The C code divides by the root mean square, with one epsilon for all, and multiplies by weights."""
     weights = {name: weight.numel() for name, weight in norm.named_parameters()}
     if weights != {"weight": size} or not isinstance(eps, float) or getattr(norm, "variance_epsilon", None) != eps:
-        raise NotNative(f"{type(norm).__name__} is no norm of {size} weights with the epsilon {eps} of all norms")
+        raise NotNative(f"{type(norm).__name__} is not a norm of {size} weights with the epsilon {eps} of all norms")
 
 
 def describe(module: Any, probed: list[ProbedLayer], cache: KVCache, turns: Turns, blocks: Blocks) -> Decoder:
-    """Lay out the weights of a model that is known anew. Each weight of ``module`` is given back when it is packed, so
-    that both never fill the memory together; only the embedding stays whole."""
+    """Pack the weights of a supported model. Each weight of ``module`` is freed once it is packed, so that the memory
+    never has to hold both copies of the model; only the embedding stays whole."""
     return _Description(module, cache, turns, blocks).make(probed)
 
 
@@ -178,13 +178,13 @@ class _Description:
             )
 
     def _vector(self, values: torch.Tensor) -> int:
-        """The address of numbers that stay where they are."""
+        """The address of the values as floats, which are kept alive there."""
         floats = values.detach().float().contiguous()
         self._kept.append(floats)
         return int(floats.data_ptr())
 
     def _matrix(self, linears: list[Any], *, interleaved: bool = False) -> library.Matrix:
-        """Several linear maps of the same input as one; interleaved, their panels take turns."""
+        """Several linear maps of the same input as one; with ``interleaved``, their panels alternate."""
         columns = linears[0].in_features
         bias = None
         if any(linear.bias is not None for linear in linears):
@@ -200,7 +200,7 @@ class _Description:
         return library.Matrix(addresses, formats, bias, len(panels), columns)
 
     def _panels(self, linear: Any) -> list[tuple[int, int]]:
-        """The address and the format of each panel of a linear map, whose weight is given back."""
+        """The address and the format of each panel of a linear map, whose weight is freed."""
         name = self._names[id(linear.weight)]
         packed = pack_blocks(*self._blocks[name]) if name in self._blocks else pack_floats(linear.weight)
         if linear.weight is not self._embedding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class NotNative(Exception):
-    """This model, cache or machine is not for the native forward; the message says why, for the log."""
+    """The native forward does not support this model, cache or machine; the message says why, for the log."""
 
 
 class WeightsGone(NotNative):
@@ -12,4 +12,4 @@ class WeightsGone(NotNative):
 
 
 class DifferentNumbers(WeightsGone):
-    """The native forward computed something else than the model."""
+    """The results of the native forward differ from the model's own."""

@@ -1,4 +1,4 @@
-"""The C code as a library: compiled for this very processor at its first use, kept in the cache, called through ctypes.
+"""The C code as a library: compiled for this processor at its first use, kept in the cache, called through ctypes.
 
 The structures mirror those of ``forward.c`` and ``matmul.h``, field by field.
 """
@@ -73,9 +73,9 @@ class Batch(Structure):
 
 
 def load_library(cache: Path | None) -> Any:
-    """The compiled code, kept in ``cache`` for the next start where nobody else can put some there.
+    """The compiled code, kept in ``cache`` for the next start if no other user can write there.
 
-    Raises ``NotNative`` where there is no compiler, or none that makes something usable.
+    Raises ``NotNative`` if there is no compiler, or if what it makes cannot be used.
     """
     if cache is not None:
         try:
@@ -102,7 +102,7 @@ def _declared(library: Any) -> Any:
 
 
 def _kept(cache: Path) -> ctypes.CDLL:
-    """The code of the cache, made where it is absent or broken. Raises ``OSError`` where it cannot be kept there."""
+    """The code in the cache, compiled if it is absent or broken. Raises ``OSError`` if it cannot be kept there."""
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_ours(cache):
         raise PermissionError("others may write there")
@@ -117,7 +117,7 @@ def _kept(cache: Path) -> ctypes.CDLL:
         _compile(find_compiler(), made)
         made.chmod(0o700)
         with made.open("rb") as file:
-            os.fsync(file.fileno())  # the bytes before the name: else a power loss leaves a name for nothing
+            os.fsync(file.fileno())  # bytes before the name, or a power loss could leave an empty file
         os.replace(made, target)  # whole or not there: several engines may start at once
     return ctypes.CDLL(str(target))
 
@@ -129,7 +129,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _target(cache: Path) -> Path:
-    """Where the code is kept that this compiler makes. Where the compiler has gone, the newest of any will do."""
+    """The path of the code that this compiler makes. Without a compiler, the newest code that any of them made."""
     prefix = f"forward-{_fingerprint()}"
     try:
         compiler = find_compiler()
@@ -143,7 +143,7 @@ def _target(cache: Path) -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The command that compiles C: ``CC``, which may hold options and wrappers, or what is usual."""
+    """The command that compiles C: ``CC``, which may contain options and wrappers, or one of the usual names."""
     for command in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
         if command and (path := shutil.which(command[0])):
             return [path, *command[1:]]
@@ -171,7 +171,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _fingerprint() -> str:
-    """Everything that the code depends on but the compiler: the processor's own instructions and the C library too."""
+    """A hash of all that the code depends on except the compiler, with the processor's features and the C library."""
     content = hashlib.sha256("\n".join((platform.machine(), *platform.libc_ver(), *FLAGS, *TARGETS)).encode())
     content.update(_processor())
     for name in (SOURCE.name, *HEADERS):

@@ -1,7 +1,7 @@
-"""Weight matrices as panels: 16 channels side by side, in the smallest format that stands for exactly these numbers.
+"""Weight matrices as panels: 16 channels side by side, in the smallest format that represents the numbers exactly.
 
-The formats are described in ``matmul.h``. Nothing is rounded: blocks of a GGUF file are only laid out anew, and floats
-become bfloat16 only where that loses nothing.
+The formats are described in ``matmul.h``. Nothing is rounded: blocks of a GGUF file are only rearranged, and floats
+become bfloat16 only if that loses nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fits(channels: int, columns: int) -> bool:
 
 
 def pack_floats(weight: torch.Tensor) -> Panels:
-    """A float matrix, in half the room where all its numbers are bfloat16."""
+    """A float matrix, in half the space if all its numbers are bfloat16."""
     bits = weight.detach().float().contiguous().view(torch.int32)
     panels = bits.view(-1, PANEL, bits.shape[1]).transpose(1, 2).contiguous()  # [panels, columns, channels]
     if (bits & 0xFFFF).any():
@@ -50,8 +50,8 @@ def pack_floats(weight: torch.Tensor) -> Panels:
 def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
     """Blocks of a GGUF file, bytes [channels, groups, bytes of a block], of the type Q4_0, Q4_1 or Q8_0.
 
-    Their layout is that of ggml's block_q4_0, block_q4_1 and block_q8_0: half-precision scale, for Q4_1 the least
-    value, then the digits; of Q4, column j is in the low four bits of byte j and column j + 16 in the high ones.
+    Their layout is that of ggml's block_q4_0, block_q4_1 and block_q8_0: half-precision scale, for Q4_1 the
+    minimum, then the digits; of Q4, column j is in the low four bits of byte j and column j + 16 in the high ones.
     """
     panels = blocks.view(-1, PANEL, *blocks.shape[1:]).permute(0, 2, 3, 1)  # [panels, groups, bytes, channels]
     if kind == "Q8_0":

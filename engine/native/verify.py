@@ -1,8 +1,8 @@
-"""The torch reference of the C forward: shows that a model is of this formula while its weights are still whole.
+"""The torch reference of the C forward: shows that a model computes this formula, before its weights are packed.
 
-Tokens are placed all over the context, because some models change far from its beginning: their queries grow, for
-example. Each token sees itself alone, so that no other needs to be computed. What tokens see of each other is compared
-at the first positions, when the weights are packed (``build.py``).
+Tokens are spread over the whole context, because some models behave differently far from its beginning: their queries
+grow, for example. Each token attends only to itself, so that no others need to be computed. Attention between tokens is
+compared at the first positions, once the weights are packed (``build.py``).
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from engine.model.rewrites import difference
 from engine.native.errors import NotNative
 
 TOLERANCE = 1e-4
-"""Of the largest number: a hundred times what the order of float32 sums makes, far less than any wrong formula."""
+"""As a share of the largest number: a hundred times the effect of the order of float32 sums, and far less than that of
+any wrong formula."""
 TOKENS = 16
 PRIME = 7919
 
 
 class Turns(NamedTuple):
-    """The model's own cosines and sines of all positions, [positions, turned numbers] each."""
+    """The model's own cosines and sines of all positions, [positions, rotary dimensions] each."""
 
     cosines: torch.Tensor
     sines: torch.Tensor
 
     def turn(self, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Heads [heads, tokens, size] as they are at their positions; numbers beyond the turned ones stay."""
+        """Rotate heads [heads, tokens, size] to their positions; dimensions beyond the rotary ones are unchanged."""
         turned, rest = heads.split([self.cosines.shape[1], heads.shape[2] - self.cosines.shape[1]], dim=2)
         first, second = turned.chunk(2, dim=2)
         across = torch.cat([-second, first], dim=2)
@@ -50,7 +51,7 @@ class _Call(NamedTuple):
 
 
 def read_turns(module: Any, max_context: int, size: int) -> Turns:
-    """Raises ``NotNative`` where the model does not have one angle for each position and pair of numbers of a head."""
+    """The angles of all positions. Raises ``NotNative`` unless each position and pair of dimensions has one."""
     rotary, hidden = module.model.rotary_emb, module.config.get_text_config().hidden_size
     try:
         with torch.inference_mode():
@@ -64,9 +65,9 @@ def read_turns(module: Any, max_context: int, size: int) -> Turns:
 
 
 def require_formula(module: Any, probed: list[ProbedLayer], turns: Turns) -> None:
-    """Raises ``NotNative`` for the first thing that the model computes in another way; nothing is changed.
+    """Raises ``NotNative`` for the first thing that the model computes differently; nothing is changed.
 
-    The structure of the model is known already (``decoder.py``).
+    The structure of the model has been checked already (``decoder.py``).
     """
     last = len(turns.cosines) - 1
     positions = torch.linspace(0, last, min(TOKENS, last + 1), dtype=torch.float64).long()
@@ -79,7 +80,7 @@ def require_formula(module: Any, probed: list[ProbedLayer], turns: Turns) -> Non
             call = calls[seen.module]
             options = call.options
             if options.softcap is not None or options.sinks is not None or options.scaling != scaling:
-                raise NotNative(f"{seen.name} scales, caps or shares its scores in a way of its own")
+                raise NotNative(f"{seen.name} has a scaling, soft cap or sinks that the C code does not compute")
             normed = _normed(layer.input_layernorm, states)
             for part, found in (("q", call.query), ("k", call.key), ("v", call.value)):
                 expected = _heads(seen.module, part, normed, found.shape[3])
@@ -94,7 +95,7 @@ def require_formula(module: Any, probed: list[ProbedLayer], turns: Turns) -> Non
 def _own(
     module: Any, probed: list[ProbedLayer], ids: torch.Tensor, positions: torch.Tensor
 ) -> tuple[dict[nn.Module, _Call], torch.Tensor]:
-    """The model's own calls of attention, and its logits [tokens, vocabulary], where each token sees itself alone."""
+    """The model's own attention calls, and its logits [tokens, vocabulary], if each token attends only to itself."""
     calls: dict[nn.Module, _Call] = {}
 
     def attend(layer: nn.Module, query: Any, key: Any, value: Any, _mask: object, options: Any) -> torch.Tensor:
@@ -112,12 +113,12 @@ def _own(
 
 
 def _alone(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """What each query head [1, tokens, heads, size] gets of its own token."""
+    """The output of each query head, [1, tokens, heads, size], if each token attends only to itself."""
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
 
 
 def _heads(attention: Any, part: str, normed: torch.Tensor, size: int) -> torch.Tensor:
-    """Queries, keys or values [heads, tokens, size] before they are turned."""
+    """Queries, keys or values [heads, tokens, size] before rotation."""
     heads = getattr(attention, f"{part}_proj")(normed).unflatten(1, (-1, size)).transpose(0, 1)
     norm = getattr(attention, f"{part}_norm", None)
     return heads if norm is None else _normed(norm, heads)

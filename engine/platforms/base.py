@@ -13,7 +13,7 @@ from engine.scheduling.contracts import Runner
 
 
 class Platform(Protocol):
-    """A kind of device. The methods stand in the order in which ``engine.platforms.recipe`` calls them."""
+    """A kind of device. The methods are in the order in which ``engine.platforms.recipe`` calls them."""
 
     max_running: int
     """Sequences that run at once by default."""
@@ -29,14 +29,15 @@ class Platform(Protocol):
     ) -> tuple[Attention, int]:
         """The attention backend that runs here, and the bytes to keep for the largest step beside weights and cache.
 
-        Raises ``ModelRefused`` where the memory does not even hold that step.
+        Raises ``ModelRefused`` if the memory does not even hold that step.
         """
         ...
 
     def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
-        """Bytes for the cache: ``kv_memory`` itself above 1, up to 1 that share of what is free and not ``reserved``.
+        """Bytes for the cache.
 
-        None is the default of the platform. Raises ``ModelRefused`` for more than the device can give.
+        A ``kv_memory`` above 1 is bytes, one up to 1 is a share of what is free and not ``reserved``, None is the
+        platform's default. Raises ``ModelRefused`` for more than the device can give.
         """
         ...
 
@@ -52,7 +53,7 @@ class Platform(Protocol):
     ) -> Runner:
         """The runner that computes the model over the cache.
 
-        Raises ``WeightsGone`` where the model has to be loaded again and computed by transformers' own modules.
+        Raises ``WeightsGone`` if the model has to be loaded again and computed by transformers' own modules.
         """
         ...
 

@@ -30,7 +30,7 @@ class CpuPlatform:
     scratch_blocks = 0
 
     def rewrite(self, model: LoadedModel, progress: Progress) -> None:
-        """Nothing: no operator is slower than its launch here, and the C code needs the model as it is."""
+        """Nothing: no operator costs more to launch than to compute here, and the C code needs the model as it is."""
 
     def profile(
         self, _model: LoadedModel, _info: ModelInfo, _config: EngineConfig, _progress: Progress, /
@@ -55,7 +55,7 @@ class CpuPlatform:
         config: EngineConfig,
         progress: Progress,
     ) -> Runner:
-        # Imported late: a GPU's image may lack what only the C forward reads (gguf).
+        # Imported late: an image for GPUs may lack what only the C forward needs (gguf).
         from engine.native.build import native_runner
 
         try:

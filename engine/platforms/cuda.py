@@ -1,4 +1,4 @@
-"""Models on a GPU: fused operators, our attention kernels, a cache sized after a profile, recorded decode steps."""
+"""Models on a GPU: fused operators, our attention kernels, a cache sized by a profile, recorded decode steps."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CACHE_SHARE = 0.92  # of what the largest steps have left free
 
 
 class CudaPlatform:
-    """``Platform`` of one GPU. ``attention`` and ``record`` stand in for our kernels and CUDA's recordings, for those
-    who compare them and for tests on a CPU."""
+    """``Platform`` of one GPU. ``attention`` and ``record`` replace our kernels and CUDA graphs in comparisons and in
+    tests on a CPU."""
 
-    max_running = 256  # a step of 64 decodes reads the weights for little more than half of the tokens that it could
-    scratch_blocks = 1  # for what pads recorded steps
+    max_running = 256  # with 64, each read of the weights yields little more than half of the tokens it could
+    scratch_blocks = 1  # for the padding of recorded steps
 
     def __init__(
         self, device: torch.device, *, attention: Attention | None = None, record: Recorder | None = None
@@ -48,13 +48,13 @@ class CudaPlatform:
         try:
             from engine.runner.fused_ops import FUSED_OPS
         except ImportError:
-            return  # without Triton, which ``triton_attention`` warns of
+            return  # no Triton; ``triton_attention`` warns about it
         apply_rewrites(model, FUSED_OPS)
 
     def profile(
         self, model: LoadedModel, info: ModelInfo, config: EngineConfig, progress: Progress
     ) -> tuple[Attention, int]:
-        progress("trying the largest step", 0.0)
+        progress("profiling the largest step", 0.0)
         return profile_steps(model, info, config, self._attention or triton_attention())
 
     def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
@@ -82,7 +82,7 @@ class CudaPlatform:
         return ModelRunner(model, attention(cache, model.windows), info)
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
-        """Steps that cannot be recorded are computed as all others are."""
+        """Steps that cannot be recorded are computed like all others."""
         if not config.cuda_graphs:
             return
         assert isinstance(runner, ModelRunner)

@@ -68,12 +68,12 @@ def start_model(
     try:
         runner = platform.bind(model, attention, cache, info, config, progress)
     except WeightsGone as error:
-        reason = str(error)  # in words: what keeps the exception keeps the packed weights that its frames hold
+        reason = str(error)  # as text: keeping the exception would keep the packed weights that its frames hold
     else:
         platform.capture(runner, plan.num_blocks, config, progress)
         return runner
     _log.warning("Computed by torch, which is slower, and not natively: %s", reason)
-    # Only here, where the exception and with it the packed weights are gone: both would not fit into the memory.
+    # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
     del model
     model = load()
     return ModelRunner(model, attention(cache, model.windows), info)
@@ -81,7 +81,7 @@ def start_model(
 
 @contextmanager
 def _refused_without_memory(purpose: str, device: torch.device, advice: str, reserved: int = 0) -> Iterator[None]:
-    """Raise ``ModelRefused`` where memory runs out: loading again would find no more of it."""
+    """Raise ``ModelRefused`` if memory runs out: loading again would not find more."""
     free = free_bytes(device)
     try:
         yield

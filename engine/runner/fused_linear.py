@@ -1,7 +1,7 @@
 """Fuses linears that share an input (QKV, gate/up): one product over the joined weights.
 
-A decode step waits for memory and for launches: one product over the joined weights reads as much and starts once. The
-model's own code stays as it is: the first of a group of linear layers computes for all, the others hand out their part.
+A decode step waits for memory and launches: one product over the joined weights reads as much with a single launch. The
+model's own code is unchanged: the first linear layer of a group computes for all, the others return their part.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FuseLinears:
         return sharing
 
     def stand_ins(self, place: LinearGroup) -> list[list[nn.Module]]:
-        """One: a stand-in for each member."""
+        """A single choice: one stand-in for each member."""
         joined = _Joined(list(place.members.values()))
         return [[_First(joined), *(_Other(joined, number) for number in range(1, len(place.members)))]]
 
@@ -80,7 +80,7 @@ class FuseLinears:
 
 
 class _Joined:
-    """The weights of a group, and the parts of its last product that nobody has taken yet."""
+    """The weights of a group, and the parts of its last product that have not been taken yet."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
@@ -115,7 +115,7 @@ class _First(nn.Module):  # type: ignore[misc]
 
 
 class _Other(nn.Module):  # type: ignore[misc]
-    """Stands in for another linear layer of a group: hands out its part, or computes it for an input of its own."""
+    """Stands in for another linear layer of a group: returns its part, or computes it if called with another input."""
 
     def __init__(self, joined: _Joined, number: int) -> None:
         super().__init__()

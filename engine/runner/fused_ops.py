@@ -1,4 +1,4 @@
-"""Fuses RMSNorm and RoPE: operators that take a GPU less time than their launch, as one kernel each.
+"""Fuses RMSNorm and RoPE, whose operators a GPU computes faster than it launches them, into one kernel each.
 
 Our kernels take the place of the model's own code where they give the same numbers (``engine.model.rewrites``).
 """
@@ -28,7 +28,7 @@ _INTERPRETED = not isinstance(norm_kernel, JITFunction)
 
 @dataclass(frozen=True, slots=True)
 class NormPlace:
-    """A norm by the root mean square with a learned scale, the child ``name`` of ``parent``."""
+    """An RMSNorm with a learned scale, the child ``name`` of ``parent``."""
 
     parent: nn.Module
     name: str
@@ -55,7 +55,7 @@ class FuseNorms:
         return places
 
     def stand_ins(self, place: NormPlace) -> list[FusedNorm]:
-        """Families differ in whether the scale is the weight or one more, and in when they round."""
+        """Families differ in whether the scale is the weight or the weight plus one, and in when they round."""
         return [FusedNorm(place.norm, place.eps, offset, first) for offset in (0.0, 1.0) for first in (True, False)]
 
     def compare(self, place: NormPlace, stand_in: FusedNorm) -> tuple[float, torch.dtype]:
@@ -70,7 +70,7 @@ class FuseNorms:
 
 
 class FusedNorm(nn.Module):  # type: ignore[misc]
-    """Stands in for a normalisation by the root mean square with a learned scale."""
+    """Stands in for an RMSNorm with a learned scale."""
 
     def __init__(self, original: nn.Module, eps: float, offset: float, round_first: bool) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ class FusedNorm(nn.Module):  # type: ignore[misc]
     def forward(self, source: torch.Tensor) -> torch.Tensor:
         size = source.shape[-1]
         out = torch.empty(source.shape, dtype=source.dtype, device=source.device)
-        # The kernel walks through rows in one piece that two strides count. All in one dimension otherwise: strides of
-        # dimensions of size 1 may be anything, also in what is contiguous.
+        # The kernel takes contiguous rows at two strides. Other inputs are flattened to a single dimension of rows:
+        # strides of dimensions of size 1 may be anything, even in contiguous tensors.
         walks = source.stride(-1) == 1 and source.dim() >= 2 and source.shape[:-3].numel() == 1
         source = source if walks else source.contiguous().view(-1, size)
         inner = source.shape[-2]
@@ -119,7 +119,7 @@ class RotationPlace:
 
 
 class FuseRotations:
-    """The ``Rewrite`` of rotary positions. It holds for all models of the same code in this process."""
+    """The ``Rewrite`` of rotary positions. It applies to all models of the same code in this process."""
 
     name = "functions that rotate by positions"
     tolerance = ROUNDING
@@ -139,7 +139,7 @@ class FuseRotations:
         return [fused_rotation(getattr(place.code, ROTATE))]
 
     def compare(self, place: RotationPlace, stand_in: Rotate) -> tuple[float, torch.dtype]:
-        """Calls the kernel itself, because ``stand_in`` gives the original what it does not take."""
+        """Calls the kernel directly, because ``stand_in`` falls back to the original for inputs it does not support."""
         generator, like, size = torch.Generator().manual_seed(0), place.like, place.size
 
         def numbers(*shape: int) -> torch.Tensor:
@@ -150,7 +150,7 @@ class FuseRotations:
         try:
             expected = stand_in.castor_original(q, k, cos, sin)  # type: ignore[attr-defined]
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
-            return inf, like.dtype  # another signature, another form of angles
+            return inf, like.dtype  # a different signature or form of angles
         found = _rotated(q, k, cos, sin)
         return max(difference(new, old) for new, old in zip(found, expected, strict=True)), like.dtype
 
@@ -159,7 +159,7 @@ class FuseRotations:
 
 
 def fused_rotation(original: Rotate) -> Rotate:
-    """``original`` for what our kernel takes, else itself."""
+    """A stand-in for ``original``: our kernel for the inputs that it supports, ``original`` for all others."""
 
     def apply_rotary_pos_emb(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1, **more: Any
@@ -173,7 +173,7 @@ def fused_rotation(original: Rotate) -> Rotate:
 
 
 def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
-    """One sequence, whole heads, one type, and where our kernels run: another model of this code may be on a CPU."""
+    """Whether the kernel takes these: one sequence, whole heads, one type, no CPU (where another model may be)."""
     if not (q.is_cuda or _INTERPRETED):
         return False
     size = q.shape[-1]
@@ -185,7 +185,7 @@ def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torc
 def _rotated(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [1, heads, tokens, size] and k turned by the angles of cos and sin [1, tokens, size]."""
+    """q [1, heads, tokens, size] and k rotated by the angles of cos and sin [1, tokens, size]."""
     _, heads, tokens, size = q.shape
     out, other = (torch.empty(tokens, x.shape[1], size, dtype=x.dtype, device=x.device) for x in (q, k))
     rotate_kernel[(tokens, heads + k.shape[1])](

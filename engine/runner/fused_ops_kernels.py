@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 
-# As in engine/attention/triton_kernels.py: what differs from step to step makes no new kernel, strides do.
+# As in engine/attention/triton_kernels.py: values that change from step to step compile no new kernel, strides do.
 @triton.jit(do_not_specialize=("inner",))
 def norm_kernel(
     out: "Any", source: "Any", weight: "Any", inner: "Any", outer_stride: "Any", inner_stride: "Any", eps: "Any",

@@ -1,6 +1,6 @@
 """Profiles the peak memory of the largest step at load, and finds out whether our kernels run.
 
-What is left after that is the cache's. Kernels are compiled here too, so that the first request does not wait for them.
+The cache gets what is left. Kernels are compiled here too, so that the first request does not wait for them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def profile_steps(
 ) -> tuple[Attention, int]:
     """Run the largest steps with ``attention``, or with the reference where its kernels do not run here.
 
-    Returns the backend that ran, and the bytes to keep for steps. Raises ``ModelRefused`` where the memory does not
-    even hold the steps, and what the model itself raises.
+    Returns the backend that ran, and the bytes to keep for steps. Raises ``ModelRefused`` if the memory does not even
+    hold the steps, and passes on the model's own errors.
     """
     try:
         with device_errors(torch.device(info.device)):
@@ -54,19 +54,19 @@ def profile_steps(
         if attention is ReferenceAttention:
             raise error.cause from None
         reason = str(error)
-    # What fails without our kernels too is the model's own fault, and raised as that.
+    # An error that occurs without our kernels too is the model's own, and is raised as such.
     profiled = profile_steps(model, info, config, ReferenceAttention)
     _log.warning("The Triton kernels do not run here; attention will be slow: %s; %s", reason, _REMEDY)
     return profiled
 
 
 def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attention: Attention) -> int:
-    """The most that steps take of the device beside weights and cache, in bytes.
+    """The peak memory of steps on the device, beside weights and cache, in bytes.
 
-    Once for a step with as much prefill as the scheduler may ever allow, and its sampling: what torch has to take for
-    that beyond what it holds already. Once more for the recorded decodes (``cuda_graphs``), which have memory of
-    their own, so that nothing held elsewhere helps them; their sampling is not recorded. The model is left bound to a
-    cache of one block, in which all tokens lie: what they compute is meaningless.
+    The sum of two parts. The first is what torch must allocate, beyond what it holds already, for a step with as much
+    prefill as the scheduler may ever allow, and its sampling. The second is for the recorded decodes (``cuda_graphs``),
+    which have memory of their own and can use none that is held elsewhere; their sampling is not recorded. The model is
+    left bound to a cache of one block that all tokens share, so its results are meaningless.
     """
     layers = model.probe.layers
     device = torch.device(info.device)
@@ -87,7 +87,7 @@ def prefill_step(info: ModelInfo) -> list[ScheduledChunk]:
     """``MAX_CHUNK`` tokens of prefill, in prompts as long as they may be, and decodes up to the limit of sequences."""
     whole, rest = divmod(MAX_CHUNK, info.max_context)
     lengths = [info.max_context] * whole + [rest] * (rest > 0)
-    # Short prompts are more than can run at once: then so many are the largest step.
+    # With a short context these may be more prompts than can run at once: then that many are the largest step.
     lengths = lengths[: info.max_running]
     return [_chunk(info, length) for length in lengths + [1] * (info.max_running - len(lengths))]
 
@@ -99,21 +99,21 @@ def _chunk(info: ModelInfo, num_tokens: int) -> ScheduledChunk:
 
 
 def _whole_step(runner: ModelRunner, batch: list[ScheduledChunk]) -> None:
-    """With all that a row may ask for. One row alone is free of a mask, which takes more than if none were."""
+    """A step with every sampling feature. One row has no mask, which takes more memory than if all had one."""
     logits = runner.forward(batch)
     masks: list[Mask | None] = [None, *[all_but((), logits.shape[1])] * (len(batch) - 1)]
     BatchSampler().sample(torch.zeros_like(logits), [chunk.sequence for chunk in batch], masks)
 
 
 class _Memory(NamedTuple):
-    """Bytes at the highest: ``used`` by tensors, and ``taken`` from the device for them beyond what torch held."""
+    """Peak bytes: ``used`` by tensors, and ``taken`` from the device for them beyond what torch held already."""
 
     used: int
     taken: int
 
 
 def _memory_of(compute: Callable[[], object], device: torch.device) -> _Memory:
-    """What ``compute`` needs beside what there is; nothing on a CPU."""
+    """The memory that ``compute`` needs on top of what is in use; zero on a CPU."""
     if device.type != "cuda":
         compute()
         return _Memory(0, 0)

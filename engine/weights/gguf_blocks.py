@@ -1,4 +1,4 @@
-"""Quantised blocks of a GGUF file, kept beside the float32 weights that they stand for.
+"""Quantised blocks of a GGUF file, kept beside the float32 weights that they represent.
 
 A block is copied only where unpacking it gives exactly the weight that transformers made, so computing with blocks is
 computing with the same numbers.
@@ -21,7 +21,7 @@ KINDS = ("Q4_0", "Q4_1", "Q8_0")
 
 
 def write_blocks(reader: Any, model: Any, target: Path) -> None:
-    """Write the blocks of all two-dimensional weights of ``model`` that ``reader``, a GGUF reader, has as such."""
+    """Write the blocks of all two-dimensional weights of ``model`` that ``reader``, a GGUF reader, has in blocks."""
     import gguf  # only to write: reading blocks needs torch alone
 
     tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.tensor_type.name in KINDS}
@@ -51,7 +51,7 @@ def read_blocks(folder: Path) -> dict[str, tuple[torch.Tensor, str]]:
 
 
 def _rows(weight: np.ndarray, tensor: Any, config: Any) -> np.ndarray | None:
-    """The order of the tensor's rows that makes the weight; None where none does."""
+    """The order of the tensor's rows that gives the weight; None if no known order does."""
     import gguf
 
     unpacked = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -62,8 +62,8 @@ def _rows(weight: np.ndarray, tensor: Any, config: Any) -> np.ndarray | None:
 
 
 def _orders(rows: int, config: Any) -> Iterator[np.ndarray]:
-    """As they are; or, of queries and keys, the two halves of each head woven into one another, as llama.cpp has them
-    for its rotary embedding (convert_hf_to_gguf.py, ``permute``)."""
+    """The rows as they are; or, for queries and keys, with the two halves of each head interleaved, as llama.cpp stores
+    them for its rotary embedding (convert_hf_to_gguf.py, ``permute``)."""
     yield np.arange(rows)
     for heads in (config.num_attention_heads, config.num_key_value_heads):
         if rows % (2 * heads) == 0:

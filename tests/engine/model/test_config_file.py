@@ -93,10 +93,10 @@ def test_no_family_is_refused_for_its_usual_numbers(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("[1]", "holds no JSON object"),
-        ("{", "is no JSON"),
-        ('{"a": ' * 100_000, "is no JSON"),
-        ('{"a": 1' + "0" * 5000 + "}", "is no JSON"),
-        ("\udcff", "is no JSON"),
+        ("{", "cannot be read as JSON"),
+        ('{"a": ' * 100_000, "cannot be read as JSON"),
+        ('{"a": 1' + "0" * 5000 + "}", "cannot be read as JSON"),
+        ("\udcff", "cannot be read as JSON"),
     ],
 )
 def test_what_is_no_object_is_refused(text: str, told: str, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_an_index_leads_nowhere_else(name: Any, tmp_path: Path) -> None:
     write_index(folder, name)
     assert "only *.safetensors beside it are read" in attempt(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
-    assert "is no index of weights" in attempt(folder)
+    assert "is not a weight index" in attempt(folder)
 
 
 def test_weights_in_parts_are_loaded(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
 
 def test_models_that_do_not_continue_text_are_refused(tmp_path: Path) -> None:
     _save(tmp_path, AutoModel, "distilbert", vocab_size=64, dim=32, hidden_dim=32, n_layers=1, n_heads=2)
-    with pytest.raises(ModelRefused, match="distilbert is no causal language model"):
+    with pytest.raises(ModelRefused, match="distilbert is not a causal language model"):
         _load(tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_a_broken_tokenizer_config_is_refused(text: str, tmp_path: Path) -> None
     folder = tiny_model_folder(tmp_path)
     (folder / "tokenizer_config.json").write_text(text)
     config = EngineConfig(path=str(folder), device="cpu", kv_memory=1e6)
-    with pytest.raises(ModelRefused, match=r"tokenizer_config\.json is no JSON object that can be read"):
+    with pytest.raises(ModelRefused, match=r"tokenizer_config\.json cannot be read as a JSON object"):
         build_runner(config, _silent, load_tokenizer(folder))
 
 
