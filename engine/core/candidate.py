@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def reason(self) -> FinishReason | None:
-        """Why the candidate cannot go on, if so."""
+        """Why the candidate must end; None while it continues."""
         if self._streamer.stopped:
             return FinishReason.STOP
         if self._dead_end:

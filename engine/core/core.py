@@ -150,7 +150,7 @@ class Core:
         known = self._scheduler.num_running + self.stats().waiting
         assert known == sum(len(state.open) for state in self._requests.values()), "a sequence was lost"
         if not self._requests:
-            assert self._pool.num_used == 0, "a block is held by nobody"
+            assert self._pool.num_used == 0, "a block is held by no sequence"
             assert not self._cancelled, "a cancellation outlived its request"
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Sets up torch's GPU allocator: expandable segments, parts of which can be freed, or whole ones if not supported.
+"""Sets up torch's GPU allocator: expandable segments, which can be freed in parts, or fixed ones if not supported.
 
 transformers allocates the memory of all weights in one piece. What joining weights frees lies within that piece, and
 would be lost to the cache without ``expandable_segments``. torch is imported late, because it reads its settings then.

@@ -41,8 +41,8 @@ def device_errors(device: torch.device) -> Iterator[None]:
 def require_device(device: torch.device) -> None:
     """Wait for a GPU's pending work. Raises ``EngineUnavailable`` if it is lost; a CPU never is.
 
-    A bad address in a kernel or a fault of the hardware makes every later call of this process fail too, whatever it
-    asks for, and also where the first error was reported on an unrelated later call.
+    A bad address in a kernel or a hardware fault makes every later call of this process fail too, whatever it does. The
+    first error may itself have been reported on an unrelated later call.
     """
     if device.type != "cuda":
         return

@@ -37,7 +37,7 @@ def available_bytes(root: Path = Path("/")) -> int:
 def _of_the_machine(field: str, root: Path) -> int:
     """A line of /proc/meminfo in bytes; the size of the memory on systems that have no such file.
 
-    sysconf's free pages leave out what the page cache would give back, which is most of a machine that read weights.
+    sysconf does not count the page cache as free, which is most of a machine's memory after weights were read.
     """
     lines = control_groups.read(root / "proc/meminfo").splitlines()
     for name, _, value in (line.partition(":") for line in lines):

@@ -55,7 +55,7 @@ def apply_rewrites(model: LoadedModel, rewrites: Iterable[Rewrite]) -> int:
     """Replace what can be replaced; returns the number of places. The log says what stays as it was, and why.
 
     Kernels that do not run here end the rewrites, because those that follow would fail too. Raises
-    ``torch.OutOfMemoryError``, and ``EngineUnavailable`` where the device is lost.
+    ``torch.OutOfMemoryError``, and ``EngineUnavailable`` if the device is lost.
     """
     swapped = 0
     for rewrite in rewrites:
@@ -90,7 +90,7 @@ def _apply(model: LoadedModel, rewrite: Rewrite) -> int:
             rewrite.swap(place, stand_in)
             swapped += 1
         else:
-            reason = f"a stand-in differs by {apart:.1e} of the largest number, and {limit:.0e} is rounding"
+            reason = f"a stand-in differs by {apart:.1e} of the largest number; rounding explains {limit:.0e}"
     _log.info("%d of %d %s are fused", swapped, total, rewrite.name)
     if reason:
         _log.warning("%d of the %s are not fused: %s", total - swapped, rewrite.name, reason)

@@ -111,7 +111,7 @@ def _kept(cache: Path) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(str(target))
         except OSError as error:
-            _log.warning("%s is compiled anew: %s", target, error)
+            _log.warning("%s is compiled again: %s", target, error)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / target.name
         _compile(find_compiler(), made)

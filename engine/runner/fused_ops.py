@@ -1,6 +1,6 @@
 """Fuses RMSNorm and RoPE, whose operators a GPU computes faster than it launches them, into one kernel each.
 
-Our kernels take the place of the model's own code where they give the same numbers (``engine.model.rewrites``).
+Our kernels replace the model's own code if they give the same numbers (``engine.model.rewrites``).
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def fused_rotation(original: Rotate) -> Rotate:
 
 
 def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
-    """Whether the kernel takes these: one sequence, whole heads, one type, no CPU (where another model may be)."""
+    """Whether the kernel takes these tensors: one sequence, whole heads, one type; another model may be on a CPU."""
     if not (q.is_cuda or _INTERPRETED):
         return False
     size = q.shape[-1]

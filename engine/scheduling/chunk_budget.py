@@ -37,7 +37,7 @@ _TICK = 1e-9
 
 
 class StepPacer:
-    """Chooses the prefill of a step: large enough to be worth the step, small enough that decodes go on.
+    """Chooses the prefill of a step: large enough to be worth the step, small enough not to hold up decodes.
 
     Beside decodes a step may take ``STRETCH`` times a step that only decodes; where more sequences wait than decode,
     longer, up to ``target_ms`` milliseconds. Alone it may take ``ALONE_FACTOR`` times ``target_ms``. Whatever that

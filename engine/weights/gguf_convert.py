@@ -200,7 +200,7 @@ def main() -> int:
         convert(source, target)
     except NOT_FAILURES:
         raise
-    except BaseException as error:  # noqa: BLE001 - the border of this process: whatever a broken file raises is one sentence
+    except BaseException as error:  # noqa: BLE001 - the process main: any error of a broken file becomes one sentence
         print(f"error {' '.join(str(error).split()) or type(error).__name__}", flush=True)
         return 1
     return 0
