@@ -20,7 +20,7 @@ from server.bench import options
 from server.bench.environment import describe
 from server.bench.plans import plan_of
 from server.bench.prompts import Prompts
-from server.bench.results.report import Content
+from server.bench.results.report import ReportContent
 from server.bench.run import check_folder, run
 from server.cli import CacheDir, ModelsFile
 from server.commands.models import models_file
@@ -62,7 +62,7 @@ def compare(given: HarnessOptions, settings: Settings) -> None:
         terminal.print(machine.build_in_words(name, build), soft_wrap=True)
     beside = Beside(engine_config(spec, ours.weights, settings.cache_dir), plan, Prompts(plan.seed))
     run(
-        Content(scenario, plan, environment),
+        ReportContent(scenario, plan, environment),
         lambda note: measure_own(local, plan, contenders, beside, choice.threads, note),
         given.output,
         terminal,

@@ -27,7 +27,9 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"the output folder {folder} is not writable; name another: --output")
 
 
-def run(content: report.Content, measure: Callable[[OnMeasurement], None], folder: Path, terminal: Console) -> None:
+def run(
+    content: report.ReportContent, measure: Callable[[OnMeasurement], None], folder: Path, terminal: Console
+) -> None:
     """Measure, print the tables, and write the JSON and the plots into the folder.
 
     What ``measure`` reported before it failed is written too, marked as incomplete; the error is still raised.

@@ -15,7 +15,7 @@ from server.bench.environment import describe
 from server.bench.load import Target
 from server.bench.options import Options
 from server.bench.plans import plan_of
-from server.bench.results.report import Content
+from server.bench.results.report import ReportContent
 from server.bench.rounds import measure_running
 from server.bench.run import check_folder, run
 from server.bench.scenarios import SCENARIOS
@@ -57,7 +57,7 @@ def bench(options: BenchOptions, settings: Settings) -> int:
     terminal = console()
     terminal.print(f"{plan.scenario}: {scenario.question}", soft_wrap=True)
     target = asyncio.run(running_target(options, options.url, next(iter(settings.api_keys), None)))
-    content = Content(scenario, plan, describe(["castor", *sys.argv[1:]], {}, ROOT))
+    content = ReportContent(scenario, plan, describe(["castor", *sys.argv[1:]], {}, ROOT))
     run(content, lambda note: measure_running(scenario, plan, target, note), options.output, terminal)
     return 0
 

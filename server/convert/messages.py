@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from server.convert.rendering import Message
+from server.convert.rendering import ChatMessage
 from server.convert.turns import Reopen, Turn, check_counts, problem, turns_of
 from server.families.family import Family
 from server.families.tagged_calls import CASTOR
@@ -26,7 +26,7 @@ def chat_messages(
     preamble: str = "",
     control_texts: Sequence[str] = (),
     reopen: Reopen = no_thoughts,
-) -> list[Message]:
+) -> list[ChatMessage]:
     """The conversation of ``request``; the system instruction, followed by ``preamble``, is folded into the first user
     turn where the template has no system role. Raises ``InvalidArgument`` naming every content that cannot be a turn.
     """
@@ -43,34 +43,34 @@ def chat_messages(
         folded = Turn("user", text, first.calls, first.results) if first else Turn("user", text)
         turns = [folded, *(turns[1:] if first else turns)]
     written = _native(turns, family) if family.renders_tools else map(_in_words, turns, [None, *turns])
-    start = [Message(role="system", content=system)] if system and has_system_role else []
+    start = [ChatMessage(role="system", content=system)] if system and has_system_role else []
     return [*start, *written]
 
 
-def _in_words(turn: Turn, before: Turn | None) -> Message:
+def _in_words(turn: Turn, before: Turn | None) -> ChatMessage:
     """A turn for models whose template knows no functions: calls are written as Castor's own prompt asks, results in
     plain words. Small models repeat results that are marked up; asked to answer, they use them."""
     names = [before.calls[result.call].name for result in turn.results] if before else []
     results = [f"{name} returned {result.text}." for name, result in zip(names, turn.results, strict=True)]
     text = turn.text or ("Now answer my question." if results else "")
-    return Message(role=turn.role, content="\n".join(filter(None, [*results, text, *map(_written, turn.calls)])))
+    return ChatMessage(role=turn.role, content="\n".join(filter(None, [*results, text, *map(_written, turn.calls)])))
 
 
 def _written(call: FunctionCall) -> str:
     return CASTOR.call.write((call.name, json.dumps(call.args or {}, ensure_ascii=False)))
 
 
-def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
+def _native(turns: Sequence[Turn], family: Family) -> Iterator[ChatMessage]:
     """Messages for templates that know functions. Calls are numbered, so that a prompt does not depend on the ids of
     clients; the numbers have the nine letters and digits that Mistral's templates insist on."""
     count = 0
     for turn, following in zip(turns, [*turns[1:], None], strict=True):
         if turn.role == "user":
             if turn.text or not turn.results:
-                yield Message(role="user", content=turn.text)
+                yield ChatMessage(role="user", content=turn.text)
             continue
         tools = {
-            result.call: Message(
+            result.call: ChatMessage(
                 role="tool",
                 content=result.text,
                 name=turn.calls[result.call].name,
@@ -87,11 +87,11 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[Message]:
         count += len(calls)
 
 
-def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Family) -> Message:
+def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Family) -> ChatMessage:
     text, thoughts = turn.text, turn.thoughts
     if calls and not family.call.is_parallel:  # such templates have one slot for the text before a call
         text, thoughts = ("", f"{thoughts}\n{text}") if text and thoughts else (text, thoughts)
-    message = Message(role="assistant", content=text)
+    message = ChatMessage(role="assistant", content=text)
     if calls:
         message["tool_calls"] = [
             {"id": _id(number), "type": "function", "function": {"name": call.name, "arguments": call.args or {}}}

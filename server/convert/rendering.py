@@ -33,7 +33,7 @@ _STRUCTURE = frozenset(("role", "id", "tool_call_id", "type"))
 """Our keys whose values are ours too."""
 
 
-class Message(TypedDict):
+class ChatMessage(TypedDict):
     """One turn as chat templates know it; ``role`` is system, user, assistant or tool.
 
     An assistant may have ``tool_calls`` and the thoughts before them, a tool names the call it answers.
@@ -48,7 +48,7 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
 
 
-Messages = Sequence[Message]
+Messages = Sequence[ChatMessage]
 Declared = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
 Change = Callable[[str, bool], str]
@@ -141,7 +141,7 @@ class Renderer:
             f"{self.control_texts[0]}."
         )
 
-    def _is_doubtful(self, message: Message) -> bool:
+    def _is_doubtful(self, message: ChatMessage) -> bool:
         """Whether a control token could begin or end in a text of the caller."""
         texts = (value for key, value in message.items() if key not in _STRUCTURE and isinstance(value, str))
         return "tool_calls" in message or any(map(self._ends.search, texts))

@@ -21,7 +21,7 @@ from server.grammar.schema_dialects import (
     RELAXED,
     VALUES,
     BadValue,
-    Dialect,
+    SchemaDialect,
     number,
 )
 from server.wire.fields import shown
@@ -62,7 +62,7 @@ def relaxed_schema(schema: Any) -> Schema:
     return {"type": "object", **document} if usable else {"type": "object"}
 
 
-def _strict(schema: Any, field: str, dialect: Dialect) -> Schema:
+def _strict(schema: Any, field: str, dialect: SchemaDialect) -> Schema:
     check_size(schema, field)
     reader = _Reader(schema, field, dialect)
     document = close_objects(reader.document())
@@ -81,7 +81,7 @@ def _strict(schema: Any, field: str, dialect: Dialect) -> Schema:
 class _Reader:
     """Reads one schema and everything that it refers to. Problems are collected, not raised."""
 
-    def __init__(self, root: Any, field: str, dialect: Dialect) -> None:
+    def __init__(self, root: Any, field: str, dialect: SchemaDialect) -> None:
         self.problems: list[FieldViolation] = []
         self._root = root
         self._field = field

@@ -170,7 +170,7 @@ assert VALUES.keys() == VALUE_KEYWORDS
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class SchemaDialect:
     """How schemas of one kind are read.
 
     ``names`` maps each accepted spelling to its keyword, ``annotations`` are spellings that only inform people.
@@ -200,15 +200,17 @@ _OPENAPI_NAMES = {keyword: keyword for keyword in _OPENAPI} | {_snake(keyword): 
 _REFERENCES = {"$ref": "$ref", "ref": "$ref"}
 _JSON_NAMES = {keyword: keyword for keyword in (*VALUES, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS, "$ref")}
 
-OPENAPI = Dialect(
+OPENAPI = SchemaDialect(
     _OPENAPI_NAMES | _REFERENCES,
     frozenset(("title", "description", "default", "example", "$defs", "defs")),
     open_ended=False,
 )
 """The ``Schema`` message: both spellings of each field, and the references that Google's SDKs write."""
 
-JSON_SCHEMA = Dialect({name: keyword for name, keyword in _JSON_NAMES.items() if name != "nullable"}, nullable=False)
+JSON_SCHEMA = SchemaDialect(
+    {name: keyword for name, keyword in _JSON_NAMES.items() if name != "nullable"}, nullable=False
+)
 """JSON Schema, draft 2020-12 and what older drafts wrote differently."""
 
-RELAXED = Dialect(_OPENAPI_NAMES | _JSON_NAMES, relaxed=True)
+RELAXED = SchemaDialect(_OPENAPI_NAMES | _JSON_NAMES, relaxed=True)
 """Either of them, as far as it can be enforced."""

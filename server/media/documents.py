@@ -29,7 +29,7 @@ from server.media.media_types import (
     refused,
 )
 from server.media.pdf import MAX_BYTES as MAX_PDF_BYTES
-from server.media.pdf import Clock, PdfReader
+from server.media.pdf import PdfReader, ReadingClock
 from server.storage.files.store import FileStore
 from server.wire.content import Blob, Content, FileData, Part
 from server.wire.fields import shown
@@ -90,13 +90,13 @@ class DocumentReader:
             )
         try:
             async with asyncio.timeout(READ_SECONDS) as reading:
-                return await self._read_all(found, owner, Clock(reading))
+                return await self._read_all(found, owner, ReadingClock(reading))
         except TimeoutError:
             raise InvalidArgument.at(
                 "contents", f"contents: reading the documents takes more than {READ_SECONDS:g} seconds; send fewer"
             ) from None
 
-    async def _read_all(self, found: Sequence[tuple[Place, str, Part]], owner: str, clock: Clock) -> Documents:
+    async def _read_all(self, found: Sequence[tuple[Place, str, Part]], owner: str, clock: ReadingClock) -> Documents:
         texts: dict[Place, str] = {}
         problems: list[FieldViolation] = []
         left = MAX_TEXT_BYTES
@@ -115,7 +115,7 @@ class DocumentReader:
             raise joined(problems)
         return Documents(texts)
 
-    async def _read(self, part: Part, path: str, owner: str, most: int, clock: Clock) -> tuple[str, str]:
+    async def _read(self, part: Part, path: str, owner: str, most: int, clock: ReadingClock) -> tuple[str, str]:
         """The name of a document and its text."""
         if part.file_data is not None:
             return await self._read_stored(part.file_data, path, owner, most, clock)
@@ -126,7 +126,9 @@ class DocumentReader:
         digest = await asyncio.to_thread(lambda: hashlib.sha256(blob.data).digest())
         return blob.display_name, await self._text(_InlineSource(blob), digest, owner, most, clock)
 
-    async def _read_stored(self, data: FileData, path: str, owner: str, most: int, clock: Clock) -> tuple[str, str]:
+    async def _read_stored(
+        self, data: FileData, path: str, owner: str, most: int, clock: ReadingClock
+    ) -> tuple[str, str]:
         uri = _URI.fullmatch(data.file_uri)
         if uri is None or (":/" in data.file_uri and not data.file_uri.startswith(("http://", "https://"))):
             raise Unreadable(
@@ -142,7 +144,7 @@ class DocumentReader:
             source = _StoredSource(data.mime_type or file.mime_type, file.size, blob)
             return file.display_name or data.display_name, await self._text(source, file.sha256, owner, most, clock)
 
-    async def _text(self, source: _Source, digest: bytes, owner: str, most: int, clock: Clock) -> str:
+    async def _text(self, source: _Source, digest: bytes, owner: str, most: int, clock: ReadingClock) -> str:
         kind, charset = declared_type(source.mime_type)
         head = await asyncio.to_thread(source.head)
         if kind in ("", UNKNOWN):

@@ -33,7 +33,7 @@ REMEMBERED_CHARACTERS = 20_000_000
 _BUSY = "Documents of other requests are being read. Please try again later."
 
 
-class Clock:
+class ReadingClock:
     """The time of one request: ``reading`` runs only while its own documents are read, ``patience`` is how many seconds
     it will still wait for a free reader."""
 
@@ -65,7 +65,7 @@ class PdfReader:
         self._readers = FairSlots(AT_ONCE, _BUSY)
         self._known: OrderedDict[bytes, str | Unreadable] = OrderedDict()
 
-    async def text(self, source: BinaryIO | bytes, digest: bytes, owner: str, clock: Clock) -> str:
+    async def text(self, source: BinaryIO | bytes, digest: bytes, owner: str, clock: ReadingClock) -> str:
         """The text of a document, in a file with a descriptor or in memory; ``digest`` is the hash of its bytes.
 
         Raises ``Unreadable``, and ``ResourceExhausted`` where no reader comes free in time.

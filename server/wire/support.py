@@ -76,7 +76,7 @@ STRICT = Capabilities()
 WAIVED = Ignored("the operator waives it")
 
 
-class Finding(NamedTuple):
+class FieldFinding(NamedTuple):
     """A field that is set and not fully honoured. ``path`` is its JSON path, ``field`` the snake_case one."""
 
     path: str
@@ -120,24 +120,24 @@ def messages_in(kind: type[BaseModel], name: str) -> list[type[BaseModel]]:
     return found
 
 
-def findings(message: BaseModel, capabilities: Capabilities = STRICT, path: Path = ROOT) -> Iterator[Finding]:
+def findings(message: BaseModel, capabilities: Capabilities = STRICT, path: Path = ROOT) -> Iterator[FieldFinding]:
     """Walk a message: every field that is set and refused or ignored, in order."""
     for name, support in _given(message):
         value, place = getattr(message, name), path.to(name)
         if _is_waived(value, place, support, capabilities):
-            yield Finding(*place, value, WAIVED)
+            yield FieldFinding(*place, value, WAIVED)
             continue
         match support:
             case Honoured():
                 if _is_set(value) and not _has_effect(value, support, capabilities):
-                    yield Finding(*place, value, support)
+                    yield FieldFinding(*place, value, support)
                 yield from _inside(value, capabilities, place)
             case Refused(presence=presence):
                 if (value is not None) if presence else _is_set(value):
-                    yield Finding(*place, value, support)
+                    yield FieldFinding(*place, value, support)
             case _:
                 if _is_set(value):
-                    yield Finding(*place, value, support)
+                    yield FieldFinding(*place, value, support)
 
 
 def review(message: B, capabilities: Capabilities = STRICT) -> tuple[B, list[str]]:
@@ -209,7 +209,7 @@ def _given(message: BaseModel) -> list[tuple[str, Support]]:
     return [(name, support) for name, support in supports(type(message)).items() if name in given]
 
 
-def _inside(value: Any, capabilities: Capabilities, path: Path) -> Iterator[Finding]:
+def _inside(value: Any, capabilities: Capabilities, path: Path) -> Iterator[FieldFinding]:
     if isinstance(value, BaseModel):
         yield from findings(value, capabilities, path)
     elif isinstance(value, tuple):

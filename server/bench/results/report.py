@@ -23,7 +23,7 @@ NOISE_CORES = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ReportContent:
     """What was run: everything about a run except its results."""
 
     scenario: Scenario

@@ -51,7 +51,7 @@ def parse_url(text: str) -> BaseUrl:
     raise ConfigError(f"the URL {text!r} is not the base URL of a server; write it like {EXAMPLE_URL}")
 
 
-class Answer:
+class HttpAnswer:
     """An answer while it comes in."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
@@ -110,7 +110,7 @@ class Answer:
 
 
 @asynccontextmanager
-async def post(base: BaseUrl, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Answer]:
+async def post(base: BaseUrl, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[HttpAnswer]:
     """Send a POST and yield its answer once the status is read; leaving the block early hangs up at once.
 
     Raises ``OSError`` where nothing answers and ``HttpError`` for any status but 200.
@@ -130,19 +130,19 @@ async def get(base: BaseUrl, path: str, headers: dict[str, str]) -> tuple[int, b
 @asynccontextmanager
 async def _exchange(
     base: BaseUrl, method: str, path: str, body: bytes, headers: dict[str, str]
-) -> AsyncIterator[Answer]:
+) -> AsyncIterator[HttpAnswer]:
     reader, writer = await asyncio.open_connection(base.host, base.port, ssl=base.scheme == "https" or None)
     try:
         lines = [f"{method} {base.prefix}{path} HTTP/1.1", f"Host: {base.host}:{base.port}", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
         writer.write("\r\n".join(lines).encode() + body)
-        answer = Answer(reader)
+        answer = HttpAnswer(reader)
         await answer.read_head()
         yield answer
     finally:
         writer.transport.abort()
 
 
-async def _rest(answer: Answer) -> bytes:
+async def _rest(answer: HttpAnswer) -> bytes:
     return b"".join([piece async for piece in answer.pieces()])

@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class StorageUsage:
     """What is held now: the bytes and files of one owner, and the bytes of all."""
 
     owner_bytes: int
@@ -191,13 +191,13 @@ def keep_private(path: Path) -> None:
             path.chmod(stat.S_IMODE(mode) & 0o700)
 
 
-def usage(db: sqlite3.Connection, owner: str, now: float) -> Usage:
+def usage(db: sqlite3.Connection, owner: str, now: float) -> StorageUsage:
     """What is held, within a transaction of ``Catalog.changing``."""
     query = (
         "SELECT coalesce(sum(held) FILTER (WHERE owner = ?), 0), count(*) FILTER (WHERE owner = ?),"
         " coalesce(sum(held), 0) FROM files WHERE expires > ?"
     )
-    return Usage(*db.execute(query, (owner, owner, now)).fetchone())
+    return StorageUsage(*db.execute(query, (owner, owner, now)).fetchone())
 
 
 def insert(db: sqlite3.Connection, row: Row) -> bool:

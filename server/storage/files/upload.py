@@ -17,7 +17,7 @@ from threading import Lock
 from types import TracebackType
 
 from server.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, ResourceExhausted
-from server.storage.files.catalog import Row, Usage, hold, insert, usage
+from server.storage.files.catalog import Row, StorageUsage, hold, insert, usage
 from server.storage.files.store import ID, FileLimits, FileStore, StoredFile, stored
 
 KEPT_EVERY = 8 * 1024**2
@@ -277,7 +277,7 @@ class Writer:
         self._safe, self._kept_at = self.received, now
 
 
-def _check_room(limits: FileLimits, used: Usage, wanted: int, *, before: int = 0, files: int = 0) -> None:
+def _check_room(limits: FileLimits, used: StorageUsage, wanted: int, *, before: int = 0, files: int = 0) -> None:
     """Whether a file of ``wanted`` bytes, of which ``before`` are counted already, can be kept."""
     if wanted > limits.file_bytes:
         raise PayloadTooLarge(f"The file has {wanted} bytes or more; at most {limits.file_bytes} are kept.")

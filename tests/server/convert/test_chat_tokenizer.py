@@ -18,7 +18,7 @@ from tokenizers import processors
 
 from server.convert import chat_tokenizer as tokens_module
 from server.convert.chat_tokenizer import BULKY_CHARACTERS, ChatTokenizer, TooManyTokens
-from server.convert.rendering import Message, TemplateInput
+from server.convert.rendering import ChatMessage, TemplateInput
 from server.errors import InvalidArgument
 from server.families.transformers_import import library
 
@@ -57,8 +57,8 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opening]:
         await tokenizer.close()
 
 
-def user(text: str) -> list[Message]:
-    return [Message(role="user", content=text)]
+def user(text: str) -> list[ChatMessage]:
+    return [ChatMessage(role="user", content=text)]
 
 
 def text_of(tokenizer: ChatTokenizer, ids: list[int]) -> str:
@@ -67,7 +67,7 @@ def text_of(tokenizer: ChatTokenizer, ids: list[int]) -> str:
 
 async def test_the_template_is_rendered_up_to_the_answer(opened: Opening) -> None:
     tokenizer = opened()
-    ids = await tokenizer.render(TemplateInput([Message(role="system", content="s"), *user("hi")]))
+    ids = await tokenizer.render(TemplateInput([ChatMessage(role="system", content="s"), *user("hi")]))
     expected = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert text_of(tokenizer, ids) == expected
     assert ids.count(START) == 3
@@ -102,7 +102,7 @@ async def test_a_base_model_continues_the_texts(opened: Opening) -> None:
     tokenizer = opened(None)
     assert not tokenizer.has_template
     assert not tokenizer.has_system_role
-    ids = await tokenizer.render(TemplateInput([*user("a"), Message(role="assistant", content="b"), *user("c")]))
+    ids = await tokenizer.render(TemplateInput([*user("a"), ChatMessage(role="assistant", content="b"), *user("c")]))
     assert text_of(tokenizer, ids) == "a\nb\nc"
     with pytest.raises(InvalidArgument, match="no text"):
         await tokenizer.render(TemplateInput(user("")))
@@ -152,7 +152,7 @@ async def test_a_bulky_text_does_not_delay_the_others(opened: Opening) -> None:
 
 async def test_a_child_gives_what_the_thread_gives(opened: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = opened()
-    messages = [*user("a <|im_end|> é"), Message(role="assistant", content="b"), *user("c")]
+    messages = [*user("a <|im_end|> é"), ChatMessage(role="assistant", content="b"), *user("c")]
     ids = await tokenizer.render(TemplateInput(messages))
     for size in (0, BULKY_CHARACTERS):
         chat = TemplateInput(messages, size=size)

@@ -14,14 +14,14 @@ from support.templates import template_folder
 from engine.api.sampling import Thinking
 from server.config.models_file import ModelSpec, ThinkingLevels
 from server.convert.chat_tokenizer import ChatTokenizer
-from server.convert.rendering import Message, TemplateInput
+from server.convert.rendering import ChatMessage, TemplateInput
 from server.convert.thinking import thinking_for, with_open_thought
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 
 SPEC = ModelSpec("m", "/m", thinking_levels=ThinkingLevels(low=77, xhigh=-1, minimal=0))
-HELLO = [Message(role="user", content="Think: <think>\n")]
+HELLO = [ChatMessage(role="user", content="Think: <think>\n")]
 
 
 @cache
@@ -122,7 +122,7 @@ async def test_the_template_is_told_the_effort(thinking: dict[str, Any], effort:
 async def test_thoughts_are_not_begun_by_what_the_user_says() -> None:
     chat = tokenizer("Qwen3-0.6B")
     _, bounds = read("Qwen3-0.6B")
-    ids = await chat.render(TemplateInput([Message(role="user", content="<think>")]))
+    ids = await chat.render(TemplateInput([ChatMessage(role="user", content="<think>")]))
     opened = with_open_thought(bounds, ids, chat)
     assert opened is not None
     assert not opened.open

@@ -15,7 +15,7 @@ from engine.api.events import FinishReason
 from server.convert import rendering
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.messages import chat_messages
-from server.convert.rendering import Message, TemplateInput
+from server.convert.rendering import ChatMessage, TemplateInput
 from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
 from server.families.tool_call_reader import ToolCall
@@ -201,11 +201,11 @@ async def test_the_finished_prompt_has_the_control_tokens_of_the_template(tokeni
             "function": {"name": "f", "arguments": {name: text, "b": [text]}},
         }
         messages = [
-            Message(role="user", content=f"{text} hi"),
-            Message(role="assistant", content=f"so {text}", tool_calls=[call]),
-            Message(role="tool", content=text, name="f", tool_call_id="call00000"),
-            Message(role="assistant", content=f"{text}."),
-            Message(role="user", content=f"x {text}"),
+            ChatMessage(role="user", content=f"{text} hi"),
+            ChatMessage(role="assistant", content=f"so {text}", tool_calls=[call]),
+            ChatMessage(role="tool", content=text, name="f", tool_call_id="call00000"),
+            ChatMessage(role="assistant", content=f"{text}."),
+            ChatMessage(role="user", content=f"x {text}"),
         ]
         declared = tools if tokenizer.family.renders_tools else []
         return [token for token in await tokenizer.render(TemplateInput(messages, declared)) if token in controls]
@@ -225,11 +225,11 @@ async def test_the_finished_prompt_has_the_control_tokens_of_the_template(tokeni
 async def test_what_a_template_makes_of_a_text_is_checked_too(tmp_path_factory: pytest.TempPathFactory) -> None:
     """SmolLM3 takes the switch of thinking out of the system message, after it was looked through."""
     tokenizer = ChatTokenizer(template_folder(tmp_path_factory.mktemp("model"), "SmolLM3"))
-    user = Message(role="user", content="a < b > c [d]")
+    user = ChatMessage(role="user", content="a < b > c [d]")
     for text in ("Be brief. /no_think", "Be <brief>. /no_think", "<|im_end|> /no_think"):
-        assert await tokenizer.render(TemplateInput([Message(role="system", content=text), user]))
+        assert await tokenizer.render(TemplateInput([ChatMessage(role="system", content=text), user]))
     with pytest.raises(InvalidArgument, match="together would make a control token"):
-        await tokenizer.render(TemplateInput([Message(role="system", content="<|im_/no_thinkend|>"), user]))
+        await tokenizer.render(TemplateInput([ChatMessage(role="system", content="<|im_/no_thinkend|>"), user]))
 
 
 async def test_pieces_of_control_tokens_are_refused_as_names(tokenizer: ChatTokenizer) -> None:

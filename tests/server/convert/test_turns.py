@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.convert import turns as turns_module
 from server.convert.messages import chat_messages
-from server.convert.rendering import Message
+from server.convert.rendering import ChatMessage
 from server.errors import InvalidArgument
 from server.families.family import Family
 from server.families.table import CASTOR, FAMILIES
@@ -46,7 +46,7 @@ def opened(signature: bytes) -> str | None:
     return signature.removeprefix(b"ours:").decode() if signature.startswith(b"ours:") else None
 
 
-def messages(*contents: Any, family: Family = HERMES) -> list[Message]:
+def messages(*contents: Any, family: Family = HERMES) -> list[ChatMessage]:
     wire = parse(GenerateContentRequest, {"contents": list(contents)})
     return chat_messages(wire, family=family, control_texts=("<|x|>",), reopen=opened)
 

@@ -21,7 +21,7 @@ from server.errors import ResourceExhausted
 from server.media import pdf as pdf_module
 from server.media import pdf_text
 from server.media.media_types import Unreadable
-from server.media.pdf import AT_ONCE, MAX_PAGES, Clock, PdfReader
+from server.media.pdf import AT_ONCE, MAX_PAGES, PdfReader, ReadingClock
 
 
 async def text(data: bytes) -> str:
@@ -30,7 +30,7 @@ async def text(data: bytes) -> str:
 
 async def read(reader: PdfReader, source: BinaryIO | bytes, digest: bytes = b"", owner: str = "") -> str:
     async with asyncio.timeout(None) as reading:
-        return await reader.text(source, digest, owner, Clock(reading))
+        return await reader.text(source, digest, owner, ReadingClock(reading))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ async def test_waiting_for_a_reader_does_not_count_as_reading() -> None:
     async with AsyncExitStack() as others, asyncio.timeout(1000) as reading:
         for _ in range(AT_ONCE):
             await others.enter_async_context(reader._readers.of("another"))
-        before, clock = reading.when(), Clock(reading)
+        before, clock = reading.when(), ReadingClock(reading)
         waiting = asyncio.create_task(reader.text(pdf("at last"), b"", "me", clock))
         await until(lambda: bool(reader._readers._waiting))
         assert reading.when() is None

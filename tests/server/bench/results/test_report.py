@@ -20,7 +20,7 @@ from server.bench.wire.counting import Outcome
 
 SCENARIO = SCENARIOS["throughput"]
 ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "command": "castor bench"}
-CONTENT = report.Content(SCENARIO, SCENARIO.plan, ENVIRONMENT)
+CONTENT = report.ReportContent(SCENARIO, SCENARIO.plan, ENVIRONMENT)
 
 
 def measured(server: str, counted_by: str = "usage", cpu: float = 0.01) -> Measurement:
