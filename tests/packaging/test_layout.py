@@ -70,3 +70,9 @@ def test_what_is_installed_imports_nothing_of_the_checkout() -> None:
                 found[str(path.relative_to(ROOT))] = names
     assert len(modules) > 20
     assert found == {}
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    """pytest imports them by it. Those of ``tests/interpreted`` run in processes of their own."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name != "interpreted"]
+    assert sorted(names) == sorted(set(names))

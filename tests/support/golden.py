@@ -174,6 +174,10 @@ def _prepare(harness: Harness, told: Mapping[str, Any]) -> None:
         harness.engine.answers.append(_script(told))
 
 
+_TODAY = re.compile(r"(Current date: |The current date is )\d{4}-\d{2}-\d{2}")
+"""What templates write of the day."""
+
+
 def _asked(harness: Harness, *, seeded: bool) -> Answer:
     """What the step's request became for the engine: its prompt as text, and how it samples where that is not the
     default. A model answers to these, so a client would see them change."""
@@ -183,7 +187,7 @@ def _asked(harness: Harness, *, seeded: bool) -> Answer:
     defaults = json.loads(json.dumps(asdict(SamplingParams(0))))
     changed = {name: value for name, value in sampling.items() if value != defaults[name]}
     changed |= {} if seeded else {"seed": "SEED"}
-    prompt = "".join(map(tokenizer.token_text, request.prompt))
+    prompt = _TODAY.sub(r"\1DATE", "".join(map(tokenizer.token_text, request.prompt)))
     return {"prompt": prompt, "candidates": request.candidates, **changed}
 
 
