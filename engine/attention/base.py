@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from engine.scheduling.flat_batch import FlatBatch
+from engine.scheduling.flat_batch import FlatBatch, StepShape
 
 
 class AttentionOptions(NamedTuple):
@@ -53,16 +54,20 @@ class AttentionBackend(Protocol):
 
 @runtime_checkable
 class GraphAttention(AttentionBackend, Protocol):
-    """A backend whose kernels can be recorded for a number of decodes and replayed for other decodes."""
+    """A backend whose kernels can be recorded for steps of one shape and replayed for other steps of that shape."""
 
-    def reserve(self, max_batch: int, max_blocks: int) -> None:
-        """Make the buffers of recorded steps: up to ``max_batch`` decodes whose tables have up to ``max_blocks``."""
+    def reserve(self, shapes: Sequence[StepShape], max_sequences: int, max_blocks: int) -> None:
+        """Make the buffers of recorded steps of these ``shapes``.
+
+        A step has up to ``max_sequences`` chunks and, where tokens are missing, what ``FlatBatch.padded`` adds. Block
+        tables have up to ``max_blocks`` entries.
+        """
         ...
 
-    def capture(self, size: int) -> None:
-        """Read what a step of ``size`` decodes is from those buffers, until the next ``prepare``."""
+    def capture(self, shape: StepShape) -> None:
+        """Read what a step of this ``shape`` is from those buffers, until the next ``prepare``."""
         ...
 
-    def fill(self, batch: FlatBatch) -> None:
-        """Copy a step of decodes to those buffers, as many as the recorded step has."""
+    def fill(self, batch: FlatBatch, shape: StepShape) -> None:
+        """Copy a step of this ``shape`` to those buffers."""
         ...

@@ -8,7 +8,7 @@ they lie. Decodes spread each sequence over several programs where the batch alo
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from engine.attention.staging import StagedNumbers
 from engine.attention.triton_kernels import attend_kernel, join_kernel, write_kernel
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.flat_batch import FlatBatch
+from engine.scheduling.flat_batch import FlatBatch, StepShape
 
 MAX_SPLITS = 32
 # So many programs for each processor keep one busy while others wait for memory.
@@ -70,22 +70,23 @@ class TritonAttention:
         self._batch = batch
         self._upload(batch)
 
-    def reserve(self, max_batch: int, max_blocks: int) -> None:
+    def reserve(self, shapes: Sequence[StepShape], max_sequences: int, max_blocks: int) -> None:
+        assert all(shape.only_decodes for shape in shapes), "only decodes are recorded"
         # Beside the tables of all, one entry for the table of the padding.
-        self._static = StagedNumbers(max_batch * (1 + _TILE + max_blocks) + 1, self._cache.device)
+        self._static = StagedNumbers(max_sequences * (1 + _TILE + max_blocks) + 1, self._cache.device)
 
-    def capture(self, size: int) -> None:
+    def capture(self, shape: StepShape) -> None:
         assert self._static is not None, "reserve comes first"
         self._index = self._static.numbers
-        self._decodes = _Tiles(size, size)
+        self._decodes = _Tiles(shape.tokens, shape.tokens)
         self._prefills = {}
         self._batch = None
 
-    def fill(self, batch: FlatBatch) -> None:
+    def fill(self, batch: FlatBatch, shape: StepShape) -> None:
         assert self._static is not None, "reserve comes first"
         batch.require_none("key_limits", by="attention by Triton")
         numbers, decodes, _ = _laid_out(batch, ())
-        assert decodes.number == len(batch.tokens), "a recorded step has decodes only"
+        assert decodes.number == shape.tokens, "a recorded step has decodes only"
         self._static.upload(numbers)
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:

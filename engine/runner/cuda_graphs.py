@@ -16,7 +16,7 @@ from engine.api.engine import ModelInfo
 from engine.attention.base import GraphAttention
 from engine.attention.staging import StagedNumbers
 from engine.model.loader import Progress
-from engine.scheduling.flat_batch import FlatBatch, flatten
+from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
 
 # Runs a computation once and returns what runs it again, on the same tensors.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -47,7 +47,8 @@ class DecodeGraphs:
         self._block_size = info.block_size
         self._sizes = batch_sizes(info.max_running)
         device = torch.device(info.device)
-        attention.reserve(info.max_running, -(-info.max_context // info.block_size))
+        shapes = [StepShape(size, only_decodes=True) for size in self._sizes]
+        attention.reserve(shapes, info.max_running, -(-info.max_context // info.block_size))
         self._inputs = StagedNumbers(2 * info.max_running, device)
         self._logits = torch.zeros(info.max_running, info.vocab_size, device=device)
         self._replays: dict[int, Callable[[], None]] = {}
@@ -76,10 +77,10 @@ class DecodeGraphs:
     def _fill(self, batch: FlatBatch, size: int) -> None:
         padded = batch.padded(size, self._scratch_block, self._block_size)
         self._inputs.upload(padded.tokens + padded.positions)
-        self._attention.fill(padded)
+        self._attention.fill(padded, StepShape(size, only_decodes=True))
 
     def _compute(self, size: int) -> None:
-        self._attention.capture(size)
+        self._attention.capture(StepShape(size, only_decodes=True))
         numbers = self._inputs.numbers.long()
         output = self._module(
             input_ids=numbers[None, :size], position_ids=numbers[None, size : 2 * size], use_cache=False

@@ -37,6 +37,13 @@ class EmbeddingRows(NamedTuple):
     vectors: Any
 
 
+class StepShape(NamedTuple):
+    """What recorded steps have in common: the number of ``tokens``, and whether each of them is a decode."""
+
+    tokens: int
+    only_decodes: bool
+
+
 @dataclass(frozen=True, slots=True)
 class FlatBatch:
     """``tokens`` [tokens] of all chunks in the order of the chunks, and ``positions`` of each in its own sequence.

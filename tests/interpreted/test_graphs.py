@@ -14,7 +14,7 @@ from engine.attention.triton_paged import TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
 from engine.runner.torch_runner import ModelRunner
-from engine.scheduling.flat_batch import EmbeddingRows, flatten
+from engine.scheduling.flat_batch import EmbeddingRows, StepShape, flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 LENGTHS = (5, 30, 1, 17, 64)
@@ -124,10 +124,11 @@ def test_a_decode_of_more_than_text_is_not_replayed(folder: Path) -> None:
 def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:
     cache = KVCache([KVShape(1, 16, 16)], 8, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
     backend = TritonAttention(cache)
-    backend.reserve(2, 3)
+    pair = StepShape(2, only_decodes=True)
+    backend.reserve([pair], 2, 3)
     longest = [ScheduledChunk(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
     for batch in (longest, longest[:1], []):
-        backend.fill(flatten(batch, BLOCK_SIZE).padded(2, 7, BLOCK_SIZE))
+        backend.fill(flatten(batch, BLOCK_SIZE).padded(2, 7, BLOCK_SIZE), pair)
 
 
 def test_what_cannot_be_recorded_is_computed(folder: Path) -> None:
