@@ -50,7 +50,13 @@ class NextToken:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
 
-    def sample(self, logits: None, sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:  # noqa: ARG002
+    def launch(
+        self, _logits: None, sequences: list[Sequence], _masks: list[Mask | None], _pending: list[int | None]
+    ) -> list[Sequence]:
+        """Keeps the owners of the rows."""
+        return sequences
+
+    def finish(self, sequences: list[Sequence]) -> list[Sampled]:
         """One token for each row."""
         return [Sampled((sequence.tokens[-1] + 1) % self._vocab_size, None) for sequence in sequences]
 

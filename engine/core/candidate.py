@@ -48,6 +48,12 @@ class Candidate:
         return self._matcher is not None or self._thoughts.forced is not None
 
     @property
+    def needs_last_token(self) -> bool:
+        """Whether the next token may depend on the one before it by more than its logits: on a grammar, or on a budget
+        for thoughts that is nearly spent."""
+        return self._sequence.request.sampling.grammar is not None or self._thoughts.may_force
+
+    @property
     def is_deferrable(self) -> bool:
         """Whether its text can be produced later: no stop string, grammar or thought decides about the next token."""
         sampling = self._sequence.request.sampling

@@ -1,7 +1,7 @@
 """The loop: schedule, launch, finish. Every accepted request ends exactly once, whatever happens.
 
-A step launches a batch and finishes it. On a device that computes asynchronously, the text of the previous step is
-produced and streamed in between.
+A step launches a batch and finishes it, or, where the host runs a step ahead, the batch that the step before it
+launched. On a device that computes asynchronously, the text of older tokens is produced and streamed in between.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.api.requests import Request
 from engine.api.validation import refusal
 from engine.cache.block_pool import BlockPool
 from engine.constraints.contracts import Grammars
-from engine.core.executor import Executor
+from engine.core.executor import Executor, InFlight
 from engine.core.grammar_queue import GrammarQueue
 from engine.core.output import Output
 from engine.core.request_state import RequestState, refused
@@ -37,8 +37,10 @@ GRAMMAR_WAIT = 0.05
 class Core:
     """Serves many requests with one runner. Not thread-safe: one caller submits, cancels and steps, then closes.
 
-    ``cost`` models the steps of the device, by default those of a CPU. Deadlines are compared with ``clock``, steps are
-    measured with ``timer``, both in seconds. Without ``grammars``, requests that have one are refused.
+    ``cost`` models the steps of the device, by default those of a CPU. With ``ahead``, each step is launched before the
+    tokens of the one before are read, for runners and samplers that leave them on the device. Deadlines are compared
+    with ``clock``, steps are measured with ``timer``, both in seconds. Without ``grammars``, requests that have one are
+    refused.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Core:
         config: EngineConfig,
         *,
         cost: StepCost | None = None,
+        ahead: bool = False,
         grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
         timer: Callable[[], float] = time.perf_counter,
@@ -65,6 +68,8 @@ class Core:
         self._output = Output(self._requests, self._scheduler, tokenizer, runner.info)
         self._executor = Executor(runner, sampler, pacer, timer, self._requests, self._output.fail)
         self._grammar_queue = GrammarQueue(grammars) if grammars is not None else None
+        self._ahead = ahead
+        self._in_flight: list[InFlight] = []
         self._stream: Callable[[list[RequestEvents]], None] | None = None
         self._cancelled: dict[str, None] = {}
         self._refused: list[RequestEvents] = []
@@ -112,19 +117,22 @@ class Core:
         self._end_expired_and_cancelled()
         self._enqueue_compiled()
         batch = self._scheduler.schedule()
-        if batch:
-            in_flight = self._executor.launch(batch)
-            if self._stream is not None:
-                self._output.feed_deferred()
-                if deltas := self._output.take_deltas():
-                    self._stream(deltas)
-            for chunk, sampled in self._executor.finish(in_flight):
+        launched = [self._executor.launch(batch)] if batch else []
+        if self._stream is not None and (launched or self._in_flight):
+            self._output.feed_deferred()
+            if deltas := self._output.take_deltas():
+                self._stream(deltas)
+        due = self._in_flight + launched
+        self._in_flight = [due.pop()] if self._ahead and launched and not launched[0].failed else []
+        for in_flight in due:
+            for chunk, sampled in self._executor.finish(in_flight, *self._in_flight):
                 self._advance(chunk, sampled)
-        if not batch or not self._scheduler.has_work:
+        if not launched or not self._scheduler.has_work:
             self._output.feed_deferred()  # no step follows whose forward could hide this work
         refusals, self._refused = self._refused, []
         events = refusals + self._output.take_events()
         if was_busy and not self._requests:
+            self._in_flight = []  # nothing that it computes is needed
             # The last answer waits for this, so blocks are only counted; ``check`` looks at each of them.
             blocks, sequences = self._pool.num_used, self._scheduler.num_running + self._scheduler.num_waiting
             if blocks or sequences:
@@ -191,6 +199,8 @@ class Core:
             self._scheduler.commit(chunk)
             if sampled is not None:
                 self._output.take(state, chunk.sequence, sampled)
+                if sampled.redrawn:
+                    chunk.sequence.rewind()
         except NOT_FAILURES:
             raise
         except BaseException as error:  # noqa: BLE001 - the request ends, and the log has the trace

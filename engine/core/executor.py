@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from engine.api.errors import EngineUnavailable
@@ -25,22 +26,23 @@ MASK_THREADS = 2
 class InFlight:
     """A batch between its launch and its finish.
 
-    ``sampling`` are the sequences that get a token, one for each row of ``logits``; ``masks`` belong to them. A forward
-    that ``failed`` left no logits.
+    ``sampling`` are the sequences that get a token, in the order of what was ``launched`` for them by the sampler;
+    ``rewinds`` are the ``num_rewinds`` of the chunks' sequences. A batch that ``failed`` left nothing on the device.
     """
 
     chunks: list[ScheduledChunk]
     sampling: list[Sequence]
-    masks: list[Future[Mask | None] | None]
+    rewinds: list[int]
     started: float
-    logits: Any = None
+    launched: Any = None
     failed: bool = False
 
 
 class Executor:
-    """Launches batches and finishes them. In between, the device computes and the caller may do something else.
+    """Launches batches and finishes them, in order. In between, the device computes and the caller does something else.
 
-    Reads ``requests``, by id, and changes none of them: ``fail`` ends the request of a sequence that cannot be
+    One batch may be launched while the one before it is in flight: the tokens that it needs are then read on the
+    device. Reads ``requests``, by id, and changes none of them: ``fail`` ends the request of a sequence that cannot be
     computed. ``pacer`` learns how long each step took, in seconds of ``timer``.
     """
 
@@ -59,47 +61,65 @@ class Executor:
         self._timer = timer
         self._requests = requests
         self._fail = fail
+        self._last_finished = -inf
         self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="mask")
 
     def launch(self, batch: list[ScheduledChunk]) -> InFlight:
-        """Start to compute a batch, and beside it the masks of candidates that need one.
+        """Start to compute a batch, and its masks beside it; its sequences count as computed and sampled from here on.
 
         Raises ``EngineUnavailable`` if the device is lost.
         """
-        started = self._timer()
         sampling = [chunk.sequence for chunk in batch if chunk.samples]
+        rewinds = [chunk.sequence.num_rewinds for chunk in batch]
+        in_flight = InFlight(batch, sampling, rewinds, self._timer())
         masks: list[Future[Mask | None] | None] = []
         for sequence in sampling:
             candidate = self._requests[sequence.request.id].open[sequence]
             masks.append(self._mask_threads.submit(candidate.mask) if candidate.is_constrained else None)
-        in_flight = InFlight(batch, sampling, masks, started)
         try:
-            in_flight.logits = self._runner.forward(batch)
+            logits = self._runner.forward(batch)
+            wait(filter(None, masks))
+            pending = [sequence.unread_row if sequence.num_unread else None for sequence in sampling]
+            found = [mask.result() if mask else None for mask in masks]
+            in_flight.launched = self._sampler.launch(logits, sampling, found, pending)
         except BaseException as error:  # noqa: BLE001 - raised again where no retry can help
-            wait(filter(None, masks))  # a matcher must not be used by two threads at once
+            wait(filter(None, masks))  # all of them, even if one failed: a matcher is not thread-safe
             in_flight.failed = True
             self._handle(error, batch)
+            return in_flight
+        for chunk in batch:
+            chunk.sequence.num_launched = chunk.start + chunk.num_tokens
+        for row, sequence in enumerate(sampling):
+            sequence.num_unread += 1
+            sequence.unread_row = row
         return in_flight
 
-    def finish(self, in_flight: InFlight) -> list[tuple[ScheduledChunk, Sampled | None]]:
-        """What was computed: the chunks, with the token of those that sample.
+    def finish(self, in_flight: InFlight, *later: InFlight) -> list[tuple[ScheduledChunk, Sampled | None]]:
+        """What was computed: the chunks that still count, with the token of those that sample.
 
-        If the batch failed, each chunk is computed alone, so that only the request that cannot be computed ends. Raises
-        ``EngineUnavailable`` if the device is lost.
+        If the batch failed, each chunk is computed alone, so that only the request that cannot be computed ends; what
+        was launched ``later`` counts no longer. Raises ``EngineUnavailable`` if the device is lost.
         """
-        chunks = in_flight.chunks
+        live = [chunk for place, chunk in enumerate(in_flight.chunks) if self._is_live(in_flight, place)]
+        if not live:
+            return []
         if not in_flight.failed:
             try:
-                tokens = self._sample(in_flight)
+                tokens = self._read(in_flight)
             except BaseException as error:  # noqa: BLE001 - raised again where no retry can help
-                self._handle(error, chunks)
+                for lost in (in_flight, *later):
+                    for chunk in lost.chunks:
+                        chunk.sequence.rewind()
+                self._handle(error, live)
             else:
-                return [(chunk, tokens.get(chunk.sequence)) for chunk in chunks]
-        if len(chunks) == 1:
+                for chunk in live:
+                    chunk.sequence.num_unread -= chunk.sequence in tokens
+                return [(chunk, tokens.get(chunk.sequence)) for chunk in live]
+        if len(in_flight.chunks) == 1:
             return []
         # By now the error is freed, and with it the memory that its frames held.
         computed = []
-        for chunk in chunks:
+        for chunk in live:
             if chunk.sequence in self._requests[chunk.sequence.request.id].open:
                 computed += self.finish(self.launch([chunk]))
         return computed
@@ -108,19 +128,25 @@ class Executor:
         """End the threads."""
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
 
-    def _sample(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
+    def _is_live(self, in_flight: InFlight, place: int) -> bool:
+        """Whether chunk ``place`` still counts: its sequence neither ended, nor was preempted or redrawn meanwhile."""
+        sequence = in_flight.chunks[place].sequence
+        state = self._requests.get(sequence.request.id)
+        return state is not None and sequence in state.open and sequence.num_rewinds == in_flight.rewinds[place]
+
+    def _read(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
         # Taken out, so that the logits of a failed batch do not keep their memory while its chunks are tried alone.
-        logits, in_flight.logits = in_flight.logits, None
-        wait(filter(None, in_flight.masks))  # all of them, even if one failed: a matcher is not thread-safe
-        masks = [mask.result() if mask else None for mask in in_flight.masks]
-        sampling = in_flight.sampling
-        sampled = self._sampler.sample(logits, sampling, masks) if sampling else []
-        # The device may still be computing when forward returns; the sampled tokens are what to wait for.
-        seconds = self._timer() - in_flight.started
+        launched, in_flight.launched = in_flight.launched, None
+        sampled = self._sampler.finish(launched)
+        # The device may still be computing when a launch returns; the sampled tokens are what to wait for. A step that
+        # was launched ahead begins when the one before it ends.
+        now = self._timer()
+        seconds = now - max(in_flight.started, self._last_finished)
+        self._last_finished = now
         # A prompt's last token alone costs what a decode costs.
         prefill = [chunk.num_tokens for chunk in in_flight.chunks if chunk.num_tokens > 1]
         self._pacer.record(len(in_flight.chunks) - len(prefill), sum(prefill), seconds)
-        return dict(zip(sampling, sampled, strict=True))
+        return dict(zip(in_flight.sampling, sampled, strict=True))
 
     def _handle(self, error: BaseException, chunks: list[ScheduledChunk]) -> None:
         """End the request of a chunk that failed alone. Raises errors that no retry can help."""

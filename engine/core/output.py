@@ -46,7 +46,8 @@ class Output:
             sequence = Sequence(request, number, list(request.prompt))
             detokenizer = Detokenizer(self._tokenizer, self._hidden.difference(sampling.markers))
             streamer = Streamer(detokenizer, StopMatcher(sampling.stop, sampling.stop_exempt))
-            candidates[sequence] = Candidate(sequence, streamer, self._info.vocab_size)
+            candidate = candidates[sequence] = Candidate(sequence, streamer, self._info.vocab_size)
+            sequence.runs_ahead = self._tokens_left(sequence) > 1 and not candidate.needs_last_token
         return RequestState(request, candidates)
 
     def take(self, state: RequestState, sequence: Sequence, sampled: Sampled) -> None:
@@ -62,8 +63,9 @@ class Output:
                 state.deltas += candidate.feed(sampled)
                 reason = candidate.reason
             sequence.tokens.append(sampled.token_id)
-            at_limit = sequence.num_sampled >= sampling.max_tokens or len(sequence.tokens) >= self._info.max_context
-            if reason is None and at_limit:
+            tokens_left = self._tokens_left(sequence)
+            sequence.runs_ahead = tokens_left > 1 and not candidate.needs_last_token
+            if reason is None and tokens_left <= 0:
                 reason = FinishReason.MAX_TOKENS
         if reason is None:
             return
@@ -121,6 +123,11 @@ class Output:
                     unfed.tokens.pop()  # only tokens that are in a delta count
                 self.fail(sequence, error)
                 return
+
+    def _tokens_left(self, sequence: Sequence) -> int:
+        """How many more tokens the candidate may get."""
+        left = sequence.request.sampling.max_tokens - sequence.num_sampled
+        return min(left, self._info.max_context - len(sequence.tokens))
 
     def _close(self, state: RequestState, sequence: Sequence, reason: FinishReason) -> None:
         state.close(sequence, reason)

@@ -37,6 +37,12 @@ class Thoughts:
         return self._thinking.end[self._matched]
 
     @property
+    def may_force(self) -> bool:
+        """Whether one more token may make the next one ``forced``."""
+        budget = self._thinking.budget
+        return budget is not None and self._spent + 1 >= budget and (self.inside or self._may_open)
+
+    @property
     def opening(self) -> int | None:
         """The next token of the start marker, if thoughts may begin now; else None."""
         return self._thinking.start[self._matched] if self._may_open and not self.inside else None

@@ -23,6 +23,19 @@ class BatchSampler:
     def __init__(self) -> None:
         self._penalties = Penalties()
 
+    def launch(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        masks: list[Mask | None],
+        _pending: list[int | None],
+    ) -> tuple[torch.Tensor, list[Sequence], list[Mask | None]]:
+        """Keeps what it is given: there is no step to launch before these tokens are read."""
+        return logits, sequences, masks
+
+    def finish(self, launched: tuple[torch.Tensor, list[Sequence], list[Mask | None]]) -> list[Sampled]:
+        return self.sample(*launched)
+
     def sample(self, logits: torch.Tensor, sequences: Batch[Sequence], masks: Batch[Mask | None]) -> list[Sampled]:
         """The next token for each row of ``logits`` [rows, vocabulary], out of those that its mask allows.
 

@@ -11,10 +11,14 @@ from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 
 class Sampled(NamedTuple):
-    """The next token of a sequence; ``logprobs`` only where the request asked for them."""
+    """The next token of a sequence; ``logprobs`` only where the request asked for them.
+
+    ``redrawn`` says that the device fed another token to a step that was launched ahead: that step means nothing.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None
+    redrawn: bool = False
 
 
 class Runner(Protocol):
@@ -36,11 +40,18 @@ class Runner(Protocol):
 
 
 class Sampler(Protocol):
-    """Chooses the next tokens."""
+    """Chooses the next tokens, in two phases, so that the next step can be launched before they are read."""
 
-    def sample(self, logits: Any, sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
-        """One token for each row of ``logits``; ``sequences`` are the rows' owners, in order.
+    def launch(
+        self, logits: Any, sequences: list[Sequence], masks: list[Mask | None], pending: list[int | None]
+    ) -> Any:
+        """Begin to choose one token for each row of ``logits``; ``sequences`` are the rows' owners, in order.
 
-        ``masks`` has for each row the tokens that it may take, None for all.
+        ``masks`` has for each row the tokens that it may take, None for all. ``pending`` has for each row the row of
+        the launch before whose token is the newest of this sequence and not read yet, None if all are known.
         """
+        ...
+
+    def finish(self, launched: Any) -> list[Sampled]:
+        """The tokens of what ``launch`` returned, once they and the step before them are computed."""
         ...

@@ -170,7 +170,7 @@ def flatten(
         query_starts.append(len(tokens))
         query_lengths.append(count)
         if count == 1:  # most chunks are decodes, and one number costs a quarter of a slice
-            tokens.append(sequence.tokens[start])
+            tokens.append(-1 - sequence.unread_row if sequence.num_unread else sequence.tokens[start])
             positions.append(start)
         else:
             tokens.extend(sequence.tokens[start : start + count])

@@ -16,6 +16,9 @@ class Scheduler:
     - running: in order of admission; holds the blocks of all its known tokens, so a prefill never waits for memory;
     - parked: other candidates of a prompt that candidate 0 is still computing; they will find it in the prefix cache.
 
+    A step may be scheduled while the one before it is in flight: it then begins after what that one computes. A
+    sequence whose last token has to be read first is left out.
+
     When a decode finds the pool dry, the youngest running sequence gives its blocks back and is computed again later.
     The oldest one therefore always advances, and alone it always fits: nothing can deadlock.
     """
@@ -69,13 +72,14 @@ class Scheduler:
             self._blocked_head = None
 
     def schedule(self) -> list[ScheduledChunk]:
-        """The chunks of the next step, blocks allocated; empty only if nothing waits or runs."""
-        batch = self._decodes()
-        budget = self._pacer.prefill_budget(len(batch), self.num_running + self.num_waiting - len(batch))
+        """The chunks of the next step, blocks allocated; empty if nothing can run before a token is read."""
+        batch, num_unread = self._decodes()
+        num_prompts = self.num_running + self.num_waiting - len(batch) - num_unread
+        budget = self._pacer.prefill_budget(len(batch), num_prompts)
         for sequence in self._running:
             if budget <= 0:
                 break
-            if len(sequence.tokens) - sequence.num_computed > 1:
+            if sequence.num_known - sequence.num_launched > 1:
                 budget -= _add_chunk(batch, sequence, budget)
         while budget > 0 and self._waiting and len(self._running) < self._max_running:
             sequence = next(iter(self._waiting))
@@ -89,6 +93,7 @@ class Scheduler:
         sequence = chunk.sequence
         before, block_size = sequence.num_computed, self._pool.block_size
         sequence.num_computed = chunk.start + chunk.num_tokens
+        sequence.num_launched = max(sequence.num_launched, sequence.num_computed)
         for index in range(before // block_size, sequence.num_computed // block_size):
             self._pool.register(sequence.blocks, index, sequence.tokens, sequence.request.salt)
         if self._parked and sequence.candidate == 0 and sequence.num_computed >= sequence.num_prompt:
@@ -104,16 +109,19 @@ class Scheduler:
         assert known.issuperset(self._preempted), "a sequence that ended is remembered"
         assert self._blocked_head is None or self._blocked_head[0] in known, "a sequence that ended is remembered"
 
-    def _decodes(self) -> list[ScheduledChunk]:
-        batch = []
+    def _decodes(self) -> tuple[list[ScheduledChunk], int]:
+        """The decodes of the next step, and how many sequences are left out because their last token is not read."""
+        batch, left_out = [], 0
         block_size = self._pool.block_size
         for sequence in list(self._running):
-            start = sequence.num_computed
-            if len(sequence.tokens) - start != 1 or sequence not in self._running:
+            start = sequence.num_launched
+            if len(sequence.tokens) + sequence.num_unread - start != 1 or sequence not in self._running:
                 continue  # still in prefill, or preempted for one before it
-            if start < len(sequence.blocks) * block_size or self._grow(sequence):
+            if sequence.num_unread and not sequence.runs_ahead:
+                left_out += 1
+            elif start < len(sequence.blocks) * block_size or self._grow(sequence):
                 batch.append(ScheduledChunk(sequence, start, 1))
-        return batch
+        return batch, left_out
 
     def _start(self, sequence: Sequence) -> bool:
         """Move the first waiting sequence to the running ones, if the pool has room for it."""
@@ -132,7 +140,7 @@ class Scheduler:
         del self._waiting[sequence]
         self._running[sequence] = None
         sequence.blocks.extend(self._pool.allocate(missing, prefix))
-        sequence.num_computed = len(prefix) * self._pool.block_size
+        sequence.num_computed = sequence.num_launched = len(prefix) * self._pool.block_size
         if sequence not in self._preempted:
             sequence.num_cached_tokens = sequence.num_computed
         return True
@@ -155,6 +163,7 @@ class Scheduler:
         self._pool.release(sequence.blocks)
         del sequence.blocks[:]
         sequence.num_computed = 0
+        sequence.rewind()
 
     def _queue_first(self, sequence: Sequence) -> None:
         self._waiting[sequence] = None
@@ -166,7 +175,7 @@ class Scheduler:
 
 
 def _add_chunk(batch: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
-    start = sequence.num_computed
+    start = sequence.num_launched
     num_tokens = min(budget, len(sequence.tokens) - start)
     batch.append(ScheduledChunk(sequence, start, num_tokens))
     return num_tokens

@@ -19,12 +19,21 @@ class Sequence:
     array because each step copies it whole, which takes milliseconds from a list if contexts are long. It is the table
     of layer group 0; ``other_tables`` are those of the further groups, laid out alike. ``num_cached_tokens`` is the
     part of the prompt that was found in the prefix cache.
+
+    Where steps are launched ahead, ``num_launched`` counts the tokens that are computed once the launched steps are
+    done, and ``num_unread`` (0 or 1) those that a launched step samples and the host has not read: the newest one is
+    row ``unread_row`` of that step's tokens. ``runs_ahead`` says whether it may be computed before it is read.
     """
 
     request: Request
     candidate: int
     tokens: list[int]
     num_computed: int = 0
+    num_launched: int = 0
+    num_unread: int = 0
+    unread_row: int = 0
+    runs_ahead: bool = False
+    num_rewinds: int = 0
     num_cached_tokens: int = 0
     blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
     other_tables: tuple[MutableSequence[int], ...] = ()
@@ -36,6 +45,17 @@ class Sequence:
     @property
     def num_sampled(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_known(self) -> int:
+        """Its tokens, with those that only the device knows."""
+        return len(self.tokens) + self.num_unread
+
+    def rewind(self) -> None:
+        """Forget what was launched and is not committed; a step that is in flight counts no longer."""
+        self.num_launched = self.num_computed
+        self.num_unread = 0
+        self.num_rewinds += 1
 
     @property
     def sampled(self) -> list[int]:
@@ -51,5 +71,8 @@ class ScheduledChunk(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether this chunk ends at the last known token, so that the next one is sampled from its logits."""
-        return self.start + self.num_tokens == len(self.sequence.tokens)
+        """Whether this chunk ends at the last token, so that the next one is sampled from its logits.
+
+        Until it is launched: then its sequence has one token more.
+        """
+        return self.start + self.num_tokens == len(self.sequence.tokens) + self.sequence.num_unread

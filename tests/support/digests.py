@@ -28,6 +28,7 @@ from engine.scheduling.contracts import Sampled
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 TOKENIZER = tiny_tokenizer()
+AHEAD = False  # whether cores launch each step before the tokens of the one before are read
 FIRST_BYTE = 3
 
 
@@ -44,22 +45,23 @@ def expect(condition: bool, problem: str) -> None:
         raise WrongPage(problem)
 
 
-def prefix_digests(sequence: Sequence) -> list[int]:
+def prefix_digests(sequence: Sequence, unread: Iterable[int] = ()) -> list[int]:
     """For each token, what stands for all tokens up to it, under the request's salt."""
     digest = crc32(sequence.request.salt.encode())  # the same in every process, unlike the hash of a text
-    return [digest := hash((digest, token)) for token in sequence.tokens]
+    return [digest := hash((digest, token)) for token in (*sequence.tokens, *unread)]
 
 
 class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
-    ``refuse`` may raise to make a batch fail, and ``check`` as if the device were lost. Each token takes a second of
-    ``seconds``.
+    ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
+    batch fail, and ``check`` as if the device were lost. Each token takes a second of ``seconds``.
     """
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.slots: dict[int, int] = {}
+        self.sampled: list[int] = []
         self.batches: list[list[ScheduledChunk]] = []
         self.seconds = 0.0
         self.refuse: Callable[[list[ScheduledChunk]], None] = lambda batch: None
@@ -72,19 +74,22 @@ class DigestRunner:
         self._expect_what_was_computed(batch)
         written: set[int] = set()
         for chunk in batch:
-            digests = prefix_digests(chunk.sequence)
+            digests = self._digests(chunk.sequence)
             for position in range(chunk.start, chunk.start + chunk.num_tokens):
                 slot = self._slot(chunk.sequence, position)
                 expect(slot not in written, "two chunks write one slot")
                 written.add(slot)
                 self.slots[slot] = digests[position]
         self._expect_what_was_computed(batch)
-        return [prefix_digests(chunk.sequence)[-1] for chunk in batch if chunk.samples]
+        return [self._digests(chunk.sequence)[-1] for chunk in batch if chunk.samples]
+
+    def _digests(self, sequence: Sequence) -> list[int]:
+        return prefix_digests(sequence, [self.sampled[sequence.unread_row]] if sequence.num_unread else [])
 
     def _expect_what_was_computed(self, batch: Iterable[ScheduledChunk]) -> None:
         for chunk in batch:
-            expect(chunk.start == chunk.sequence.num_computed, "chunk does not begin where the last one ended")
-            for position, digest in enumerate(prefix_digests(chunk.sequence)[: chunk.start]):
+            expect(chunk.start == chunk.sequence.num_launched, "chunk does not begin where the last one ended")
+            for position, digest in enumerate(self._digests(chunk.sequence)[: chunk.start]):
                 held = self.slots.get(self._slot(chunk.sequence, position))
                 expect(held == digest, "a page holds another content")
 
@@ -102,32 +107,56 @@ def nearest(token: int, mask: Mask | None) -> int:
 
 
 class DigestSampler:
-    """The next token follows from the prefix, the seed and the candidate; now and then it is the end token."""
+    """The next token follows from the prefix, the seed and the candidate; now and then it is the end token.
 
-    def sample(self, logits: list[int], sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
-        assert len(logits) == len(sequences)
-        return [self._choose(*row) for row in zip(logits, sequences, masks, strict=True)]
+    Like a device, it chooses when it is launched, and leaves the tokens to the ``runner`` if there is one. Every
+    ``redraws``-th token that was left there turns out to be another one.
+    """
 
-    def _choose(self, row: int, sequence: Sequence, mask: Mask | None) -> Sampled:
+    def __init__(self, runner: DigestRunner | None = None, redraws: int = 0) -> None:
+        self.runner = runner
+        self._redraws = redraws
+        self._left = 0
+
+    def launch(
+        self, logits: list[int], sequences: list[Sequence], masks: list[Mask | None], pending: list[int | None]
+    ) -> list[Sampled]:
+        assert len(logits) == len(sequences) == len(masks) == len(pending)
+        assert all((row is None) == (not owner.num_unread) for row, owner in zip(pending, sequences, strict=True))
+        sampled = [self.choose(*row) for row in zip(logits, sequences, masks, strict=True)]
+        if self.runner is None:
+            return sampled
+        found = [self._maybe_redrawn(one) for one in sampled]
+        wrong = [(one.token_id + one.redrawn * 7) % VOCAB_SIZE for one in found]
+        self.runner.sampled = wrong
+        return found
+
+    def finish(self, launched: list[Sampled]) -> list[Sampled]:
+        return launched
+
+    def choose(self, row: int, sequence: Sequence, mask: Mask | None) -> Sampled:
         choice = hash((row, sequence.request.sampling.seed, sequence.candidate))
-        token = EOS_ID if choice % 16 == 0 and sequence.num_sampled else FIRST_BYTE + choice // 16 % 256
+        num_sampled = sequence.num_sampled + sequence.num_unread
+        token = EOS_ID if choice % 16 == 0 and num_sampled else FIRST_BYTE + choice // 16 % 256
         wanted = sequence.request.sampling.logprobs is not None
         return Sampled(nearest(token, mask), TokenLogprobs(-float(choice % 100)) if wanted else None)
 
+    def _maybe_redrawn(self, sampled: Sampled) -> Sampled:
+        self._left += 1
+        return sampled._replace(redrawn=bool(self._redraws) and self._left % self._redraws == 0)
 
-class ScriptedSampler:
+
+class ScriptedSampler(DigestSampler):
     """Answers each candidate with the tokens written for it, then with the end token."""
 
     def __init__(self, *answers: Iterable[int]) -> None:
+        super().__init__()
         self._answers = [list(answer) for answer in answers]
 
-    def sample(self, logits: list[int], sequences: list[Sequence], masks: list[Mask | None]) -> list[Sampled]:
-        return [Sampled(self._next(*row), None) for row in zip(sequences, masks, strict=True)]
-
-    def _next(self, sequence: Sequence, mask: Mask | None) -> int:
+    def choose(self, _row: int, sequence: Sequence, mask: Mask | None) -> Sampled:
         answer = self._answers[sequence.candidate % len(self._answers)]
-        token = answer[sequence.num_sampled] if sequence.num_sampled < len(answer) else EOS_ID
-        return nearest(token, mask)
+        place = sequence.num_sampled + sequence.num_unread
+        return Sampled(nearest(answer[place] if place < len(answer) else EOS_ID, mask), None)
 
 
 def model_info(num_blocks: int = 64, block_size: int = 4, max_context: int = 128) -> ModelInfo:
@@ -135,19 +164,24 @@ def model_info(num_blocks: int = 64, block_size: int = 4, max_context: int = 128
 
 
 def make_core(
-    sampler: DigestSampler | ScriptedSampler | None = None,
+    sampler: DigestSampler | None = None,
     *,
     info: ModelInfo | None = None,
     max_running: int = 8,
     step_target_ms: float = 1e-6,
     clock: Callable[[], float] = lambda: 0.0,
     grammars: Grammars | None = None,
+    ahead: bool | None = None,
 ) -> tuple[Core, DigestRunner]:
     """A core whose chunks are small or, with a large target, as large as can be."""
     runner = DigestRunner(replace(info or model_info(), max_running=max_running))
     config = EngineConfig(path="", max_running=max_running, step_target_ms=step_target_ms)
     chosen = sampler or DigestSampler()
-    core = Core(runner, chosen, TOKENIZER, config, grammars=grammars, clock=clock, timer=lambda: runner.seconds)
+    ahead = AHEAD if ahead is None else ahead
+    chosen.runner = runner if ahead else None
+    core = Core(
+        runner, chosen, TOKENIZER, config, ahead=ahead, grammars=grammars, clock=clock, timer=lambda: runner.seconds
+    )
     return core, runner
 
 

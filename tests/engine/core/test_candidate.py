@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 import pytest
+from support import digests
 from support.digests import ScriptedSampler, Told, ids, make_core, make_request, model_info, run_to_end, tell
 from support.tiny import EOS_ID, VOCAB_SIZE
 
@@ -17,6 +18,13 @@ from engine.constraints import masks
 from engine.constraints.contracts import Grammars, Matcher
 from engine.constraints.masks import Mask
 from engine.core.core import Core
+
+
+@pytest.fixture(autouse=True, params=["at once", "ahead"])
+def runs_ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds as well where steps are launched before the tokens of the one before are read."""
+    monkeypatch.setattr(digests, "AHEAD", request.param == "ahead")
+
 
 START, END = ids("<t>"), ids("</t>")
 OPEN = Thinking(START, END, open=True)

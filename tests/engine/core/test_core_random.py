@@ -7,7 +7,7 @@ from functools import cache
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.digests import Told, make_core, make_request, model_info, run_to_end, tell
+from support.digests import DigestSampler, Told, make_core, make_request, model_info, run_to_end, tell
 from support.examples import examples
 
 from engine.api.events import ErrorKind, FinishReason
@@ -71,12 +71,24 @@ def alone(request: Request) -> Told:
 
 
 def serve(
-    plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, *, early: bool
+    plan: list[Guest],
+    spare_blocks: int,
+    max_running: int,
+    step_target_ms: float,
+    *,
+    early: bool,
+    ahead: bool,
+    redraws: int = 0,
 ) -> dict[str, Told]:
     step = 0
     info = model_info(num_blocks=CONTEXT // 4 + spare_blocks, max_context=CONTEXT)
     core, runner = make_core(
-        info=info, max_running=max_running, step_target_ms=step_target_ms, clock=lambda: float(step)
+        DigestSampler(redraws=redraws),
+        info=info,
+        max_running=max_running,
+        step_target_ms=step_target_ms,
+        clock=lambda: float(step),
+        ahead=ahead,
     )
     runner.refuse = refuse_poison
     told: dict[str, Told] = {}
@@ -122,11 +134,20 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
 
 
 @settings(max_examples=examples(80))
-@given(guests(), st.integers(0, 12), st.integers(1, 6), st.sampled_from([1e-6, 1e9]), st.booleans())
+@given(
+    guests(),
+    st.integers(0, 12),
+    st.integers(1, 6),
+    st.sampled_from([1e-6, 1e9]),
+    st.booleans(),
+    st.sampled_from([None, 0, 2, 5]),
+)
 def test_random_traffic(
-    plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, early: bool
+    plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, early: bool, redraws: int | None
 ) -> None:
-    told = serve(plan, spare_blocks, max_running, step_target_ms, early=early)
+    """``redraws`` is None where each step is read before the next one is launched."""
+    ahead = redraws is not None
+    told = serve(plan, spare_blocks, max_running, step_target_ms, early=early, ahead=ahead, redraws=redraws or 0)
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])
