@@ -34,6 +34,8 @@ class Candidate:
         self._thoughts = Thoughts(sampling.thinking or _NO_THINKING, constrained=sampling.grammar is not None)
         self._text_is_thought = self._thoughts.inside
         self._held: list[Sampled] = []
+        # Text and nothing else: each token is released as it comes.
+        self._is_plain = sampling.grammar is None and sampling.thinking is None
         self._matcher: Matcher | None = None
         self._off_grammar = False
         self._dead_end = False
@@ -45,19 +47,18 @@ class Candidate:
     @property
     def is_constrained(self) -> bool:
         """Whether ``mask`` may rule out any token."""
-        return self._matcher is not None or self._thoughts.forced is not None
+        return not self._is_plain and (self._matcher is not None or self._thoughts.forced is not None)
 
     @property
     def needs_last_token(self) -> bool:
         """Whether the next token may depend on the one before it by more than its logits: on a grammar, or on a budget
         for thoughts that is nearly spent."""
-        return self._sequence.request.sampling.grammar is not None or self._thoughts.may_force
+        return not self._is_plain and (self._sequence.request.sampling.grammar is not None or self._thoughts.may_force)
 
     @property
     def is_deferrable(self) -> bool:
         """Whether its text can be produced later: no stop string, grammar or thought decides about the next token."""
-        sampling = self._sequence.request.sampling
-        return not sampling.stop and sampling.grammar is None and sampling.thinking is None
+        return self._is_plain and not self._sequence.request.sampling.stop
 
     @property
     def reason(self) -> FinishReason | None:
@@ -88,6 +89,10 @@ class Candidate:
 
     def feed(self, sampled: Sampled) -> list[Delta]:
         """Take the next token, which is not a stop id; returns what is new since the last token."""
+        if self._is_plain:
+            text = self._streamer.feed(sampled.token_id)
+            logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
+            return [Delta(self._sequence.candidate, (sampled.token_id,), text, logprobs, False)]
         thoughts, was_inside = self._thoughts, self._thoughts.inside
         thoughts.feed(sampled.token_id)
         self._held.append(sampled)

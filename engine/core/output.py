@@ -47,7 +47,8 @@ class Output:
             detokenizer = Detokenizer(self._tokenizer, self._hidden.difference(sampling.markers))
             streamer = Streamer(detokenizer, StopMatcher(sampling.stop, sampling.stop_exempt))
             candidate = candidates[sequence] = Candidate(sequence, streamer, self._info.vocab_size)
-            sequence.runs_ahead = self._tokens_left(sequence) > 1 and not candidate.needs_last_token
+            sequence.most_tokens = min(len(request.prompt) + sampling.max_tokens, self._info.max_context)
+            sequence.runs_ahead = len(request.prompt) + 1 < sequence.most_tokens and not candidate.needs_last_token
         return RequestState(request, candidates)
 
     def take(self, state: RequestState, sequence: Sequence, sampled: Sampled) -> None:
@@ -63,7 +64,7 @@ class Output:
                 state.deltas += candidate.feed(sampled)
                 reason = candidate.reason
             sequence.tokens.append(sampled.token_id)
-            tokens_left = self._tokens_left(sequence)
+            tokens_left = sequence.most_tokens - len(sequence.tokens)
             sequence.runs_ahead = tokens_left > 1 and not candidate.needs_last_token
             if reason is None and tokens_left <= 0:
                 reason = FinishReason.MAX_TOKENS
@@ -123,11 +124,6 @@ class Output:
                     unfed.tokens.pop()  # only tokens that are in a delta count
                 self.fail(sequence, error)
                 return
-
-    def _tokens_left(self, sequence: Sequence) -> int:
-        """How many more tokens the candidate may get."""
-        left = sequence.request.sampling.max_tokens - sequence.num_sampled
-        return min(left, self._info.max_context - len(sequence.tokens))
 
     def _close(self, state: RequestState, sequence: Sequence, reason: FinishReason) -> None:
         state.close(sequence, reason)

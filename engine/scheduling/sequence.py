@@ -23,6 +23,7 @@ class Sequence:
     Where steps are launched ahead, ``num_launched`` counts the tokens that are computed once the launched steps are
     done, and ``num_unread`` (0 or 1) those that a launched step samples and the host has not read: the newest one is
     row ``unread_row`` of that step's tokens. ``runs_ahead`` says whether it may be computed before it is read.
+    ``num_rewinds`` counts how often something launched was discarded. It ends with ``most_tokens``, prompt included.
     """
 
     request: Request
@@ -34,6 +35,7 @@ class Sequence:
     unread_row: int = 0
     runs_ahead: bool = False
     num_rewinds: int = 0
+    most_tokens: int = 0
     num_cached_tokens: int = 0
     blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
     other_tables: tuple[MutableSequence[int], ...] = ()
