@@ -87,7 +87,7 @@ class Report:
 
     def share(self, goal: Goal, value: float, note: str = "") -> None:
         """The number of a goal was measured."""
-        self._add(Finding(goal.part, goal.name, MEASURED, value, "×" if goal.at_most else "of 1", note=note))
+        self._add(Finding(goal.part, goal.name, MEASURED, value, goal.unit, note=note))
 
     def compared(self, part: str, name: str, worst: float, allowed: float, note: str = "") -> None:
         """Two computations of the same result were compared; NaN counts as wrong too."""
@@ -125,13 +125,14 @@ class Report:
     def table(self) -> list[str]:
         """The goals, and everything that is wrong."""
         lines = [f"{self.environment.get('device', 'no device')}, {time.monotonic() - self._started:.0f} s in all"]
-        lines.append(f"  {'':72}{'goal':>7}{'measured':>10}{'ratio':>8}{'later':>8}")
-        for goal in [goal for goal in GOALS if goal.part in self._parts]:
+        lines.append(f"  {'':72}{'goal':>9}{'least':>9}{'measured':>11}{'ratio':>7}")
+        for goal in [goal for goal in GOALS if goal.part in self._parts and goal.card in str(self.environment)]:
             measured = self.value(goal.part, goal.name)
             sign = "≤" if goal.at_most else ""
-            found = f"{'–':>10}{'–':>8}" if measured is None else f"{measured:10.3f}{goal.ratio(measured):8.2f}"
-            later = "–" if goal.later is None else f"{goal.later:.2f}"
-            lines.append(f"  {goal.part + ': ' + goal.name:72}{f'{sign}{goal.expected:.2f}':>7}{found}{later:>8}")
+            wanted = "".join(f"{sign + format(number, ',.4g'):>9}" for number in (goal.goal, goal.least))
+            found = f"{'–':>11}{'–':>7}" if measured is None else f"{measured:11,.4g}{goal.ratio(measured):7.2f}"
+            verdict = "" if measured is None else f"  {goal.verdict(measured)}"
+            lines.append(f"  {goal.part + ': ' + goal.name:72}{wanted}{found}{verdict}")
         comparisons = [f for f in self.findings if f.state in (RIGHT, WRONG)]
         wrong = sum(f.state == WRONG for f in comparisons)
         lines.append(f"  comparisons: {len(comparisons) - wrong} right, {wrong} wrong")

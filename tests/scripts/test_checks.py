@@ -115,16 +115,26 @@ def test_the_file_is_whole_and_says_what_is_under_way(tmp_path: Path) -> None:
     assert [finding["state"] for finding in found["findings"]] == ["WRONG", "measured"]
     assert found["findings"][0]["value"] == "nan"
     (copy,) = [goal for goal in found["goals"] if goal["name"] == goals.COPY.name]
-    assert (copy["measured"], copy["expected"]) == (0.45, 0.9)
+    assert (copy["measured"], copy["goal"], copy["least"]) == (0.45, 0.9, 0.85)
     line = next(line for line in report.table() if goals.COPY.name in line)
-    assert line.split()[-4:] == ["0.90", "0.450", "0.50", "–"]
+    assert line.split()[-4:] == ["0.85", "0.45", "0.50", "missed"]
     assert not [line for line in report.table() if goals.ARRIVAL.name in line], "of parts that were not asked for"
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_goal_that_is_a_limit_is_met_below_it() -> None:
     assert goals.ARRIVAL.ratio(1.5) == 2.0
-    assert goals.DECODE_1.ratio(0.33) == 0.5
+    assert goals.DECODE_1.ratio(0.375) == 0.5
+    assert [goals.ARRIVAL.verdict(times) for times in (2.9, 3.9, 4.1)] == ["met", "enough", "missed"]
+    assert [goals.DECODE_1.verdict(share) for share in (0.75, 0.70, 0.6)] == ["met", "enough", "missed"]
+
+
+def test_goals_of_one_card_are_asked_of_no_other(tmp_path: Path) -> None:
+    report = Report(tmp_path / "out.json", 7, ["decode"])
+    report.describe({"device": "NVIDIA L4"})
+    assert not [line for line in report.table() if goals.STEP_64.name in line]
+    report.describe({"device": "NVIDIA H100 80GB HBM3"})
+    assert [line for line in report.table() if goals.STEP_64.name in line]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def _arrival(check: Check, made: Made, start: Callable[[], Clients], load: Load,
     data = [{**arrival._asdict(), "beside": arrival.beside} for arrival in found]
     check.report.number(PART, name, usual.waited, "s to its first token", note, data)
     if has_goals:
-        check.report.share(goals.ARRIVAL, usual.beside / usual.alone)
+        check.report.share(goals.ARRIVAL, usual.worst / usual.alone)
 
 
 class _Arrival(NamedTuple):
