@@ -43,6 +43,9 @@ class NoModel:
     def check(self) -> None:
         """Nothing can fail."""
 
+    def shortage(self, error: BaseException) -> None:
+        """Nothing can fail."""
+
 
 class NextToken:
     """A sampler that counts: it returns the token after the last one, so that texts differ."""

@@ -29,11 +29,11 @@ def refused_as(message: str) -> Iterator[None]:
     """Raise ``ModelRefused(message: error)`` for whatever a library raises on the files of a model.
 
     Broad because what parsers raise on a broken file cannot be listed. For library calls only: errors of the engine's
-    own code must stay visible as such.
+    own code must stay visible as such. A refusal that is raised on the way is passed on.
     """
     try:
         yield
-    except NOT_FAILURES:
+    except (ModelRefused, *NOT_FAILURES):
         raise
     except BaseException as error:
         raise ModelRefused(f"{message}: {sentence(error)}") from error

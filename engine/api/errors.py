@@ -4,6 +4,7 @@ EngineError
 ├── RequestRefused      the request can never be served; the message names the value and the limit
 ├── Overloaded          the queue is full
 ├── EngineUnavailable   loading, died, or closing
+├── OutOfMemory         a step did not fit; the message has the numbers and is for the client
 └── ModelRefused        the model cannot be served; the message names the layer and the reason
 """
 
@@ -24,6 +25,10 @@ class Overloaded(EngineError):
 
 class EngineUnavailable(EngineError):
     """No engine can take the request now."""
+
+
+class OutOfMemory(EngineError):
+    """The memory does not hold the step of one request; the message has the numbers."""
 
 
 class ModelRefused(EngineError):

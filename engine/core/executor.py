@@ -153,7 +153,8 @@ class Executor:
         if isinstance(error, (EngineUnavailable, *NOT_FAILURES)):
             raise error
         self._runner.check()  # a lost device fails with any error, and then with every chunk that is tried alone
+        shortage = self._runner.shortage(error)
         if len(chunks) == 1:
-            self._fail(chunks[0].sequence, error)
+            self._fail(chunks[0].sequence, shortage or error)
         else:
             log.warning("a step of %d sequences failed, each is tried alone", len(chunks), exc_info=error)

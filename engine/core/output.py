@@ -7,6 +7,7 @@ import logging
 from tokenizers import Tokenizer
 
 from engine.api.engine import ModelInfo
+from engine.api.errors import OutOfMemory
 from engine.api.events import ErrorKind, FinishReason, RequestError, RequestEvents
 from engine.api.requests import Request
 from engine.core.candidate import Candidate
@@ -87,7 +88,8 @@ class Output:
         """End the request of a sequence whose step or text failed."""
         state = self._requests[sequence.request.id]
         log.error("request %s failed in a step", state.request.id, exc_info=error)
-        self.abort(state, ErrorKind.INTERNAL, "The engine could not compute this request; the log has the details.")
+        unknown = "The engine could not compute this request; the log has the details."
+        self.abort(state, ErrorKind.INTERNAL, str(error) if isinstance(error, OutOfMemory) else unknown)
 
     def abort(self, state: RequestState, kind: ErrorKind, message: str) -> None:
         """End a request with all its candidates; the text of its tokens is still produced."""

@@ -1,4 +1,4 @@
-"""The state of a GPU: whether it is lost, what a failed kernel means, and how much memory is free or idle."""
+"""The state of a GPU: whether it is lost, and what a failed kernel means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from engine.api.errors import EngineError, EngineUnavailable
-from engine.device.machine_memory import available_bytes
 from engine.failures import first_line, sentence
 
 
@@ -50,17 +49,3 @@ def require_device(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         raise EngineUnavailable(f"the device {device} is lost: {first_line(error)}") from error
-
-
-def free_bytes(device: torch.device) -> int:
-    """What can still be allocated on the device, or for a CPU from the system within the limits of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
-
-
-def idle_bytes(device: torch.device) -> int:
-    """GPU memory that torch has reserved but no tensor uses; 0 on a CPU."""
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))

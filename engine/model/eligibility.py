@@ -81,18 +81,19 @@ def _without_memory(model_class: Any, config: Any) -> nn.Module:
     return model
 
 
-def require_weights(folder: Path, config: Any) -> None:
-    """Refuse a configuration of more weights than the files hold: transformers would allocate the missing ones.
+def require_weights(folder: Path, config: Any) -> int:
+    """The number of weights. Refuses more than the files hold: transformers would allocate the missing ones.
 
     No weight takes less than a byte, since quantised ones are refused.
     """
-    described = sum(weight.numel() for weight in _without_memory(_model_class(config), config).parameters())
+    described: int = sum(weight.numel() for weight in _without_memory(_model_class(config), config).parameters())
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if described > held:
         raise ModelRefused(
             f"the config.json in {folder} describes {described} weights, but its *.safetensors have {held} bytes; "
             "they do not belong to the same model"
         )
+    return described
 
 
 def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:

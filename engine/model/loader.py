@@ -22,10 +22,12 @@ from transformers.utils import logging as transformers_logging
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.device.allocator import take_first_memory
+from engine.device.device_memory import advice_on, refused_without_memory
 from engine.failures import refused_as
 from engine.model import attention_hook
 from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights
 from engine.model.probe import Probe, probe
+from engine.model.weight_files import require_room
 
 Progress = Callable[[str, float], None]
 
@@ -62,11 +64,14 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     folder = Path(config.path)
     model_config = config_of(folder)
     require_eligible(model_config)
-    require_weights(folder, model_config)
+    num_weights = require_weights(folder, model_config)
     max_context, limit = longest_context(config, model_config)
     device = resolve_device(config.device)
-    take_first_memory(device)
-    module = _load_weights(folder, model_config, _dtype(config.dtype, device), device, progress)
+    dtype = _dtype(config.dtype, device)
+    with refused_without_memory("anything", device, advice_on(device)):
+        take_first_memory(device)
+    require_room(folder, model_config, num_weights, dtype, device)
+    module = _load_weights(folder, model_config, dtype, device, progress)
     probed = probe(module, model_config.get_text_config().num_hidden_layers)
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
 
@@ -101,7 +106,11 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 def _load_weights(
     folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device, progress: Progress
 ) -> nn.Module:
-    with _reported(progress), refused_as(f"the weights in {folder} cannot be loaded"):
+    with (
+        _reported(progress),
+        refused_as(f"the weights in {folder} cannot be loaded"),
+        refused_without_memory(f"the weights in {folder}", device, advice_on(device)),
+    ):
         module, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -114,10 +123,10 @@ def _load_weights(
             local_files_only=True,
             output_loading_info=True,
         )
+        model: nn.Module = module.eval().to(device)
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")
-    model: nn.Module = module.eval().to(device)
     return model
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.cache.layout import KVPlan
-from engine.device.cuda_health import idle_bytes
+from engine.device.device_memory import idle_bytes
 from engine.model.loader import LoadedModel
 
 _log = logging.getLogger(__name__)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from engine.api.engine import ModelInfo
+from engine.api.errors import OutOfMemory
+from engine.device.device_memory import ran_out, step_ran_out
 from engine.native import library
 from engine.native.decoder import Decoder
 from engine.native.packing import PANEL
@@ -74,3 +76,7 @@ class NativeRunner:
 
     def check(self) -> None:
         """A CPU is never lost."""
+
+    def shortage(self, error: BaseException) -> OutOfMemory | None:
+        """What to say where memory ran out."""
+        return step_ran_out(error, torch.device("cpu")) if ran_out(error) else None

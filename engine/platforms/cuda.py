@@ -10,7 +10,7 @@ from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import ModelRefused
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
-from engine.device.cuda_health import free_bytes
+from engine.device.device_memory import advice_on, free_bytes, size, who_holds
 from engine.failures import first_line
 from engine.model.loader import LoadedModel, Progress
 from engine.model.rewrites import apply_rewrites
@@ -59,13 +59,19 @@ class CudaPlatform:
 
     def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
         """Default: 0.92 of the free memory."""
-        free = max(0, free_bytes(self._device) - reserved)
+        free = free_bytes(self._device) - reserved
+        if free <= 0:
+            raise ModelRefused(
+                f"no memory is left for a KV cache: the largest steps take {size(reserved)}, and "
+                f"{who_holds(self._device)}; lower max_running, or {advice_on(self._device)}; servers that share a GPU "
+                "need a kv_memory each"
+            )
         if kv_memory is None or kv_memory <= 1:
             return int(free * (kv_memory or CACHE_SHARE))
         if kv_memory > free:
             raise ModelRefused(
                 f"kv_memory is {int(kv_memory)} bytes, but {free} are free on {self._device} beside the weights and "
-                f"{reserved} for steps; lower it, or give a share above 0 and up to 1"
+                f"{reserved} for steps ({who_holds(self._device)}); lower it, or give a share above 0 and up to 1"
             )
         return int(kv_memory)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -12,7 +11,15 @@ from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVPlan, block_bytes, plan_blocks
-from engine.device.cuda_health import free_bytes
+from engine.device.device_memory import (
+    advice_on,
+    held_bytes,
+    hold_bytes,
+    refused_without_memory,
+    release_idle,
+    size,
+    who_holds,
+)
 from engine.model.loader import LoadedModel, Progress
 from engine.model.summary import log_summary, model_info
 from engine.native.errors import WeightsGone
@@ -47,30 +54,27 @@ def start_model(
     device, dtype = model.module.device, model.module.dtype
     eos_ids = {*model.config_eos_ids, *eos_ids}
     max_running = config.max_running or platform.max_running
-    with _refused_without_memory("joining weights", device, "free memory there, or serve a smaller model"):
+    with refused_without_memory("joining weights", device, advice_on(device)):
         platform.rewrite(model, progress)
 
     unplanned = model_info(model, KVPlan(1, model.max_context), config, max_running, eos_ids)
     attention, reserved = platform.profile(model, unplanned, config, progress)
 
     progress("allocating cache", 0.0)
-    shapes = [layer.shape for layer in model.probe.layers]
-    per_block = block_bytes(shapes, config.block_size, dtype)
-    budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - platform.scratch_blocks * per_block)
-    plan = plan_blocks(budget, per_block, config.block_size, model.max_context, max_running)
-    num_blocks = plan.num_blocks + platform.scratch_blocks
-    purpose = f"a KV cache of {num_blocks * per_block} bytes"
-    with _refused_without_memory(purpose, device, "lower kv_memory, or free memory there", reserved):
-        cache = KVCache(shapes, num_blocks, config.block_size, dtype=dtype, device=device)
+    per_block = block_bytes([layer.shape for layer in model.probe.layers], config.block_size, dtype)
+    plan, cache = _allocate_cache(model, config, max_running, platform, per_block, reserved)
     info = model_info(model, plan, config, max_running, eos_ids)
     log_summary(model, plan, config.block_size, per_block, reserved)
 
+    held = held_bytes(device)
     try:
         runner = platform.bind(model, attention, cache, info, config, progress)
     except WeightsGone as error:
         reason = str(error)  # as text: keeping the exception would keep the packed weights that its frames hold
     else:
         platform.capture(runner, plan.num_blocks, config, progress)
+        with refused_without_memory(f"steps, {size(reserved)}", device, advice_on(device)):
+            hold_bytes(device, reserved - (held_bytes(device) - held))  # recordings have taken their part of it
         return runner
     _log.warning("Computed by torch, which is slower, and not natively: %s", reason)
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
@@ -79,14 +83,28 @@ def start_model(
     return ModelRunner(model, attention(cache, model.windows), info)
 
 
-@contextmanager
-def _refused_without_memory(purpose: str, device: torch.device, advice: str, reserved: int = 0) -> Iterator[None]:
-    """Raise ``ModelRefused`` if memory runs out: loading again would not find more."""
-    free = free_bytes(device)
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ModelRefused(
-            f"there is not enough memory on {device} for {purpose}: {free} bytes are free and {reserved} of them kept "
-            f"for steps; {advice}"
-        ) from error
+def _allocate_cache(
+    model: LoadedModel, config: EngineConfig, max_running: int, platform: Platform, per_block: int, reserved: int
+) -> tuple[KVPlan, KVCache]:
+    """As many blocks as the memory allows, of ``per_block`` bytes each. Raises ``ModelRefused``.
+
+    Servers that start at once on one GPU find the same memory free. The one that comes second measures again, once.
+    """
+    device, measured_again = model.module.device, False
+    shapes = [layer.shape for layer in model.probe.layers]
+    while True:
+        budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - platform.scratch_blocks * per_block)
+        try:
+            plan = plan_blocks(budget, per_block, config.block_size, model.max_context, max_running)
+        except ModelRefused as refusal:
+            raise ModelRefused(f"{refusal}; {who_holds(device)}") from None
+        num_blocks = plan.num_blocks + platform.scratch_blocks
+        purpose = f"a KV cache of {size(num_blocks * per_block)} beside {size(reserved)} for steps"
+        with refused_without_memory(purpose, device, f"lower kv_memory, or free memory on {device}"):
+            try:
+                return plan, KVCache(shapes, num_blocks, config.block_size, dtype=model.module.dtype, device=device)
+            except torch.OutOfMemoryError:
+                if measured_again:
+                    raise
+        release_idle(device)
+        measured_again = True

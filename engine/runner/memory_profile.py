@@ -20,6 +20,7 @@ from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.constraints.masks import Mask, all_but
 from engine.device.cuda_health import DeviceError, device_errors
+from engine.device.device_memory import who_holds
 from engine.model.loader import LoadedModel
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
@@ -47,8 +48,8 @@ def profile_steps(
             return attention, step_bytes(model, info, config, attention)
     except torch.OutOfMemoryError as error:
         raise ModelRefused(
-            f"the weights leave no room for a step of {MAX_CHUNK} tokens and {info.max_running} answers; lower "
-            f"max_running, or free memory on {info.device}"
+            f"the weights leave no room for a step of {MAX_CHUNK} tokens and {info.max_running} answers: "
+            f"{who_holds(torch.device(info.device))}; lower max_running, or free memory on {info.device}"
         ) from error
     except DeviceError as error:
         if attention is ReferenceAttention:

@@ -8,9 +8,11 @@ from collections.abc import Sequence as Chunks
 import torch
 
 from engine.api.engine import ModelInfo
+from engine.api.errors import OutOfMemory
 from engine.attention.base import AttentionBackend, GraphAttention
 from engine.cache.layout import num_groups
 from engine.device.cuda_health import require_device
+from engine.device.device_memory import ran_out, release_idle, step_ran_out
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.runner.cuda_graphs import DecodeGraphs, Recorder
@@ -28,6 +30,7 @@ class ModelRunner:
         self._device = torch.device(info.device)
         self._num_groups = num_groups(layer.shape for layer in model.probe.layers)
         self._graphs: DecodeGraphs | None = None
+        self._is_short = False  # a step has just failed for want of memory
         for index, layer in enumerate(model.probe.layers):
             attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
 
@@ -58,6 +61,10 @@ class ModelRunner:
     def compute(self, batch: FlatBatch) -> torch.Tensor:
         """``forward`` of a step that is laid out already, with all that it brings beside token ids."""
         logits: torch.Tensor
+        if self._is_short:
+            # Only here nothing keeps the tensors of the step that failed: its error did.
+            self._is_short = False
+            release_idle(self._device)
         with torch.inference_mode():
             if self._graphs is not None and self._graphs.covers(batch):
                 logits = self._graphs.forward(batch)
@@ -82,6 +89,13 @@ class ModelRunner:
             if not len(logits) and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         return logits
+
+    def shortage(self, error: BaseException) -> OutOfMemory | None:
+        """What to say where memory ran out; then the next step begins with giving back what torch holds unused."""
+        if not ran_out(error):
+            return None
+        self._is_short = True
+        return step_ran_out(error, self._device)
 
     def check(self) -> None:
         """Raises ``EngineUnavailable`` if the device is lost."""

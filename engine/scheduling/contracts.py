@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from engine.api.engine import ModelInfo
+from engine.api.errors import OutOfMemory
 from engine.api.events import TokenLogprobs
 from engine.constraints.masks import Mask
 from engine.scheduling.sequence import ScheduledChunk, Sequence
@@ -36,6 +37,10 @@ class Runner(Protocol):
 
     def check(self) -> None:
         """Raises ``EngineUnavailable`` if the device is lost, so that no later step can succeed."""
+        ...
+
+    def shortage(self, error: BaseException) -> OutOfMemory | None:
+        """What to say of a step that failed with ``error`` because memory ran out; None if it failed otherwise."""
         ...
 
 

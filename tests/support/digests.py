@@ -10,6 +10,7 @@ from zlib import crc32
 from support.tiny import EOS_ID, VOCAB_SIZE, tiny_tokenizer
 
 from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.errors import OutOfMemory
 from engine.api.events import (
     CandidateFinished,
     Delta,
@@ -55,7 +56,8 @@ class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
     ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
-    batch fail, and ``check`` as if the device were lost. Each token takes a second of ``seconds``.
+    batch fail, and ``check`` as if the device were lost; ``shortage`` may name memory as the reason. Each token takes a
+    second of ``seconds``.
     """
 
     def __init__(self, info: ModelInfo) -> None:
@@ -66,6 +68,7 @@ class DigestRunner:
         self.seconds = 0.0
         self.refuse: Callable[[list[ScheduledChunk]], None] = lambda batch: None
         self.check: Callable[[], None] = lambda: None
+        self.shortage: Callable[[BaseException], OutOfMemory | None] = lambda error: None
 
     def forward(self, batch: list[ScheduledChunk]) -> list[int]:
         self.batches.append(batch)

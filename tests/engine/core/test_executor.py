@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 from support.digests import TOKENIZER, DigestRunner, DigestSampler, make_request, model_info
 
-from engine.api.errors import EngineUnavailable
-from engine.api.events import FinishReason
+from engine.api.errors import EngineUnavailable, OutOfMemory
+from engine.api.events import ErrorKind, FinishReason, RequestError
 from engine.cache.block_pool import BlockPool
 from engine.core.executor import Executor
 from engine.core.output import Output
@@ -101,3 +101,14 @@ def test_a_lost_device_ends_the_launch() -> None:
     with pytest.raises(EngineUnavailable, match="lost"):
         loop.executor.launch(loop.batch)
     assert loop.failed == []
+
+
+def test_memory_that_ran_out_is_named_to_the_one_request_that_does_not_fit() -> None:
+    loop = Loop("abc")
+    refuse(loop.runner, "b")
+    loop.runner.shortage = lambda error: OutOfMemory(f"Memory ran out ({error}).")
+    assert set(loop.compute(loop.batch)) == {"a", "c"}
+    done = loop.requests["b"].done
+    assert done is not None
+    assert done.error == RequestError(ErrorKind.INTERNAL, "Memory ran out (no).")
+    assert (loop.requests["a"].done, loop.requests["c"].done) == (None, None)

@@ -27,10 +27,26 @@ def test_a_cpu_gives_a_quarter_and_takes_only_what_is_written(monkeypatch: pytes
 
 def test_more_bytes_than_a_gpu_has_left_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(cuda, "who_holds", lambda device: f"others hold {device}")
     platform = CudaPlatform(torch.device("cuda", 0))
     assert platform.cache_bytes(800.0, 200) == 800
-    with pytest.raises(ModelRefused, match=r"kv_memory is 801 bytes, but 800 are free on cuda:0 .* 200 for steps"):
+    with pytest.raises(
+        ModelRefused,
+        match=r"kv_memory is 801 bytes, but 800 are free on cuda:0 .* 200 for steps \(others hold cuda:0\); lower it",
+    ):
         platform.cache_bytes(801.0, 200)
     assert platform.cache_bytes(0.5, 200) == 400
     assert platform.cache_bytes(1.0, 200) == 800
     assert platform.cache_bytes(None, 200) == 736
+
+
+def test_a_gpu_that_others_fill_is_refused_with_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 << 30)
+    for kv_memory in (None, 0.5, 1e9):
+        with pytest.raises(
+            ModelRefused,
+            match=r"no memory is left for a KV cache: the largest steps take 1.5 GiB, and of the 80.0 GiB on cuda:0, "
+            r"1.0 GiB are free, 2.0 GiB are held by this model and 77.0 GiB by other processes .* kv_memory each",
+        ):
+            CudaPlatform(torch.device("cuda", 0)).cache_bytes(kv_memory, 3 << 29)

@@ -15,6 +15,7 @@ from engine.api.engine import ModelInfo
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel
+from engine.runner import torch_runner
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.flat_batch import EmbeddingRows, flatten
 from engine.scheduling.sequence import ScheduledChunk
@@ -109,3 +110,20 @@ def test_each_layer_group_reads_and_writes_by_its_own_table(tmp_path: Path) -> N
     for layer, group in enumerate(paged.cache.groups):
         for blocks in (paged.cache.keys[layer], paged.cache.values[layer]):
             assert {int(number) for number in blocks.flatten(1).any(1).nonzero()} == owned[group]
+
+
+def test_what_torch_holds_unused_is_given_back_once_the_step_that_did_not_fit_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[torch.device] = []
+    monkeypatch.setattr(torch_runner, "release_idle", released.append)
+    paged = PagedModel(lively_model_folder(tmp_path, "llama", num_hidden_layers=1))
+    chunk = ScheduledChunk(make_sequence([5, 6], [0]), 0, 2)
+    before = paged.runner.forward([chunk]).clone()
+    assert paged.runner.shortage(ValueError("another reason")) is None
+    shortage = paged.runner.shortage(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert str(shortage).startswith("Memory ran out while this request was computed: 2.00 GiB were wanted; of ")
+    assert released == []
+    for _ in range(2):
+        assert torch.equal(paged.runner.forward([chunk]), before)
+    assert released == [torch.device("cpu")]

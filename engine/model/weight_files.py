@@ -1,0 +1,48 @@
+"""How much memory the weights of a prepared folder take, known before any is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from engine.api.errors import ModelRefused
+from engine.device.device_memory import advice_on, all_bytes, free_bytes, size, who_holds
+from engine.failures import refused_as
+
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def require_room(folder: Path, config: Any, num_weights: int, dtype: torch.dtype | str, device: torch.device) -> None:
+    """Refuse a model whose weights alone do not fit into what is free on the device. Loads nothing.
+
+    ``dtype`` is that of the loaded weights; "auto" is that of the configuration, else that of the files. A CPU maps
+    files that hold the type already, and needs memory for converted weights only.
+    """
+    stored = stored_dtype(folder)
+    loaded = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or stored
+    wanted = num_weights * loaded.itemsize
+    if (device.type == "cpu" and stored == loaded) or wanted <= free_bytes(device):
+        return
+    advice = advice_on(device)
+    if wanted > all_bytes(device):  # whatever else is ended there
+        advice = "serve a smaller model" + (", or this one with device: cpu" if device.type == "cuda" else "")
+    if loaded.itemsize > 2:
+        advice += ", or halve its weights with dtype: bfloat16"
+    kind = str(loaded).removeprefix("torch.")
+    raise ModelRefused(
+        f"the {num_weights} weights in {folder} take {size(wanted)} in {kind}, which do not fit: {who_holds(device)}; "
+        f"{advice}"
+    )
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of the first floating tensor in the first file, as transformers takes it. Raises ``ModelRefused``."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with refused_as(f"the weights in {folder} cannot be loaded"), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a file of tensors is not a dictionary
+                if found := _TYPES.get(file.get_slice(name).get_dtype()):
+                    return found
+    return torch.float32
