@@ -11,6 +11,12 @@ SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linear layers of one module that are usually called with the same input."""
 
+GATE_AND_UP = (("gate_proj", "up_proj"), ("gate_up_proj",))
+"""Linear layers of a gated MLP: gate and up, or both in one."""
+
+DOWN = "down_proj"
+"""The last linear layer of an MLP."""
+
 RMS_NORM = "RMSNorm"
 """The suffix of the class names of RMSNorms."""
 

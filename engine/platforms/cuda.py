@@ -46,7 +46,7 @@ class CudaPlatform:
         progress("joining weights", 0.0)
         apply_rewrites(model, [FuseLinears()])
         try:
-            from engine.runner.fused_ops import FUSED_OPS
+            from engine.runner.gpu_rewrites import FUSED_OPS
         except ImportError:
             return  # no Triton; ``triton_attention`` warns about it
         apply_rewrites(model, FUSED_OPS)

@@ -18,7 +18,7 @@ from triton import JITFunction
 
 from engine.model.architecture import RMS_NORM, ROTATE
 from engine.model.loader import LoadedModel
-from engine.model.rewrites import ROUNDING, Rewrite, difference
+from engine.model.rewrites import ROUNDING, difference
 from engine.runner.fused_ops_kernels import norm_kernel, rotate_kernel
 
 _INTERPRETED = not isinstance(norm_kernel, JITFunction)
@@ -210,6 +210,3 @@ def _rotated(
 
 def _power_of_two(size: int) -> int:
     return int(1 << (size - 1).bit_length())
-
-
-FUSED_OPS: tuple[Rewrite, ...] = (FuseNorms(), FuseRotations())

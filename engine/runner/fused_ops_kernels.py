@@ -1,4 +1,4 @@
-"""Triton kernels of fused RMSNorm and RoPE.
+"""Triton kernels of the operators between the products of a layer: norms, rotations, activations.
 
 No ``from __future__ import annotations`` here: Triton's interpreter looks at the annotations themselves.
 """
@@ -7,6 +7,9 @@ from typing import Any
 
 import triton
 import triton.language as tl
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+"""What ``activate_kernel`` computes."""
 
 
 # As in engine/attention/triton_kernels.py: values that change from step to step compile no new kernel, strides do.
@@ -62,3 +65,28 @@ def rotate_kernel(
     first = (plain.to(tl.float32) * c).to(kind).to(tl.float32)
     second = (turned.to(tl.float32) * s).to(kind).to(tl.float32)
     tl.store(place + column, (first + second).to(kind), mask=inside)
+
+
+@triton.jit
+def activate_kernel(
+    out: "Any", gate: "Any", up: "Any", gate_stride: "Any", up_stride: "Any",
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program (row, block of columns): ``activation(gate) * up``; into rows [rows, SIZE].
+
+    Both results are rounded to the type of ``out``, as torch does.
+    """
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < SIZE
+    x = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        active = x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 x (1 + tanh(y)) is x / (1 + exp(-2 y)).
+        active = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    else:
+        tl.static_assert(ACTIVATION == "gelu")
+        active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    kind = out.dtype.element_ty
+    tl.store(out + row * SIZE + column, (active.to(kind).to(tl.float32) * factor).to(kind), mask=inside)

@@ -102,7 +102,7 @@ def _tuned_attention(machine: Machine, stages: int, keys: int) -> None:
 def _model(machine: Machine, name: str) -> None:
     """The kernels of a model's layers, from one of its layers."""
     from engine.model.rewrites import apply_rewrites
-    from engine.runner.fused_ops import FUSED_OPS
+    from engine.runner.gpu_rewrites import FUSED_OPS
 
     family, config = shape_of(machine, name)
     config = {**config, "vocab_size": 512, "num_hidden_layers": 1}

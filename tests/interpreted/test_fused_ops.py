@@ -1,4 +1,4 @@
-"""Fused RMSNorm and RoPE against the models' own code."""
+"""Fused RMSNorm and RoPE against the models' own code, and whole models with all that is fused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from engine.model.loader import LoadedModel, load_model
 from engine.model.probe import Probe
 from engine.model.rewrites import apply_rewrites
 from engine.runner.fused_ops import (
-    FUSED_OPS,
     FusedNorm,
     FuseNorms,
     FuseRotations,
@@ -34,16 +33,23 @@ from engine.runner.fused_ops import (
     RotationPlace,
     fused_rotation,
 )
+from engine.runner.gpu_rewrites import FUSED_OPS
 
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
-# Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; and the
-# rotation, where it is of the usual form.
+HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+# Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; the
+# rotation, where it is of the usual form; and gated MLPs.
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "llama": (6, {}),
-    "qwen3": (10, {}),
-    "gemma2": (10, {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
-    "gemma3_text": (14, {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
-    "phi3": (6, {}),
+    "llama": (8, {}),
+    "qwen2": (8, {}),
+    "qwen3": (12, {}),
+    "mistral": (8, {"sliding_window": 8}),
+    "gemma2": (12, HYBRID),
+    "gemma3_text": (16, HYBRID),
+    "phi3": (8, {}),
+    "granite": (8, {"residual_multiplier": 0.3}),
+    "gpt_oss": (5, {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (10, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
     "gpt2": (0, {}),
 }
 
