@@ -20,6 +20,24 @@ DOWN = "down_proj"
 RMS_NORM = "RMSNorm"
 """The suffix of the class names of RMSNorms."""
 
+LAYER_NORMS = (
+    ("input_layernorm", None, "post_attention_layernorm", None),
+    (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+)
+"""All norms of a decoder layer: before and after its attention, before and after its MLP."""
+
+ATTENTION, MLP = "self_attn", "mlp"
+"""The two parts of a decoder layer."""
+
+RESIDUAL_SCALE = "residual_multiplier"
+"""The attribute of a decoder layer that multiplies what both parts add."""
+
 ROTATE = "apply_rotary_pos_emb"
 """The function of a family's module that rotates queries and keys by their positions."""
 

@@ -76,10 +76,18 @@ class FusedNorm(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.weight = original.weight
         self.eps = self.variance_epsilon = eps
-        self._offset = offset
-        self._round_first = round_first
+        self.offset = offset
+        self.round_first = round_first
+        self._known: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def expect(self, source: torch.Tensor, normed: torch.Tensor) -> None:
+        """Know that ``normed`` is the norm of ``source``, for the next call."""
+        self._known = source, normed
 
     def forward(self, source: torch.Tensor) -> torch.Tensor:
+        known, self._known = self._known, None
+        if known is not None and known[0] is source:
+            return known[1]
         size = source.shape[-1]
         out = torch.empty(source.shape, dtype=source.dtype, device=source.device)
         # The kernel takes contiguous rows at two strides. Other inputs are flattened to a single dimension of rows:
@@ -96,10 +104,10 @@ class FusedNorm(nn.Module):  # type: ignore[misc]
             source.stride(-2),
             self.eps,
             SIZE=size,
-            WIDTH=_power_of_two(size),
-            OFFSET=self._offset,
-            ROUND_FIRST=self._round_first,
-            num_warps=8 if size > 2048 else 4 if size > 512 else 1,
+            WIDTH=power_of_two(size),
+            OFFSET=self.offset,
+            ROUND_FIRST=self.round_first,
+            num_warps=warps_of(size),
         )
         return out
 
@@ -202,11 +210,17 @@ def _rotated(
         HEADS=heads,
         OTHER_HEADS=k.shape[1],
         SIZE=size,
-        WIDTH=_power_of_two(size),
+        WIDTH=power_of_two(size),
         num_warps=1,
     )
     return out.transpose(0, 1)[None], other.transpose(0, 1)[None]
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below ``size``."""
     return int(1 << (size - 1).bit_length())
+
+
+def warps_of(size: int) -> int:
+    """How many warps share a row of ``size`` numbers."""
+    return 8 if size > 2048 else 4 if size > 512 else 1

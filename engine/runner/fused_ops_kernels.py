@@ -12,27 +12,66 @@ ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 """What ``activate_kernel`` computes."""
 
 
+@triton.jit
+def _normalised(
+    numbers: "Any", weight: "Any", column: "Any", inside: "Any", eps: "Any",
+    SIZE: tl.constexpr, OFFSET: tl.constexpr, ROUND_FIRST: tl.constexpr, KIND: tl.constexpr,
+) -> "Any":  # fmt: skip
+    """A row of float32 over its root mean square, times ``weight + OFFSET``, rounded to KIND.
+
+    Zhang and Sennrich, "Root mean square layer normalization", 2019. ``ROUND_FIRST`` rounds before the weight is
+    applied too, as some models do.
+    """
+    numbers = numbers * (1.0 / tl.sqrt(tl.sum(numbers * numbers, 0) / SIZE + eps))
+    if ROUND_FIRST:
+        numbers = numbers.to(KIND).to(tl.float32)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + OFFSET
+    return (numbers * scale).to(KIND)
+
+
 # As in engine/attention/triton_kernels.py: values that change from step to step compile no new kernel, strides do.
 @triton.jit(do_not_specialize=("inner",))
 def norm_kernel(
     out: "Any", source: "Any", weight: "Any", inner: "Any", outer_stride: "Any", inner_stride: "Any", eps: "Any",
     SIZE: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr, ROUND_FIRST: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Program (row): the row over its root mean square, times ``weight + OFFSET``; into rows [rows, SIZE].
-
-    Zhang and Sennrich, "Root mean square layer normalization", 2019. ``ROUND_FIRST`` rounds to the type of ``out``
-    before the weight is applied, as some models do.
-    """
+    """Program (row): the RMSNorm of the row; into rows [rows, SIZE]."""
     row = tl.program_id(0).to(tl.int64)
     at = row // inner * outer_stride + row % inner * inner_stride
     column = tl.arange(0, WIDTH)
     inside = column < SIZE
     numbers = tl.load(source + at + column, mask=inside, other=0.0).to(tl.float32)
-    numbers = numbers * (1.0 / tl.sqrt(tl.sum(numbers * numbers, 0) / SIZE + eps))
-    if ROUND_FIRST:
-        numbers = numbers.to(out.dtype.element_ty).to(tl.float32)
-    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + OFFSET
-    tl.store(out + row * SIZE + column, (numbers * scale).to(out.dtype.element_ty), mask=inside)
+    normed = _normalised(numbers, weight, column, inside, eps, SIZE, OFFSET, ROUND_FIRST, out.dtype.element_ty)
+    tl.store(out + row * SIZE + column, normed, mask=inside)
+
+
+@triton.jit
+def add_norm_kernel(
+    total: "Any", normed: "Any", residual: "Any", delta: "Any", weight: "Any", eps: "Any",
+    delta_weight: "Any", delta_eps: "Any",
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr, OFFSET: tl.constexpr, ROUND_FIRST: tl.constexpr,
+    DELTA_NORM: tl.constexpr, DELTA_OFFSET: tl.constexpr, DELTA_ROUND_FIRST: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program (row): the sum of ``residual`` and ``delta``, and the RMSNorm of the sum; all rows are [rows, SIZE].
+
+    Before, ``delta`` goes through a norm of its own (``DELTA_NORM``) and is multiplied by SCALE. Each result is rounded
+    to the type, as torch does.
+    """
+    row = tl.program_id(0).to(tl.int64) * SIZE
+    column = tl.arange(0, WIDTH)
+    inside = column < SIZE
+    kind = total.dtype.element_ty
+    added = tl.load(delta + row + column, mask=inside, other=0.0).to(tl.float32)
+    if DELTA_NORM:
+        added = _normalised(
+            added, delta_weight, column, inside, delta_eps, SIZE, DELTA_OFFSET, DELTA_ROUND_FIRST, kind
+        ).to(tl.float32)
+    if SCALE != 1.0:
+        added = (added * SCALE).to(kind).to(tl.float32)
+    numbers = (tl.load(residual + row + column, mask=inside, other=0.0).to(tl.float32) + added).to(kind)
+    tl.store(total + row + column, numbers, mask=inside)
+    found = _normalised(numbers.to(tl.float32), weight, column, inside, eps, SIZE, OFFSET, ROUND_FIRST, kind)
+    tl.store(normed + row + column, found, mask=inside)
 
 
 @triton.jit

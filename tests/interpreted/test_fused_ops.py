@@ -38,18 +38,18 @@ from engine.runner.gpu_rewrites import FUSED_OPS
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 # Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; the
-# rotation, where it is of the usual form; and gated MLPs.
+# rotation, where it is of the usual form; gated MLPs; and the layers themselves.
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "llama": (8, {}),
-    "qwen2": (8, {}),
-    "qwen3": (12, {}),
-    "mistral": (8, {"sliding_window": 8}),
-    "gemma2": (12, HYBRID),
-    "gemma3_text": (16, HYBRID),
-    "phi3": (8, {}),
-    "granite": (8, {"residual_multiplier": 0.3}),
-    "gpt_oss": (5, {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3_moe": (10, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "llama": (10, {}),
+    "qwen2": (10, {}),
+    "qwen3": (14, {}),
+    "mistral": (10, {"sliding_window": 8}),
+    "gemma2": (14, HYBRID),
+    "gemma3_text": (18, HYBRID),
+    "phi3": (10, {}),
+    "granite": (10, {"residual_multiplier": 0.3}),
+    "gpt_oss": (7, {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (12, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
     "gpt2": (0, {}),
 }
 

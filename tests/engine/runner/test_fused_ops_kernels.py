@@ -27,9 +27,14 @@ class Variant(NamedTuple):
 
 
 NORM = {"OFFSET": 0.0, "ROUND_FIRST": True}
+ADD_NORM = {**NORM, "SCALE": 1.0, "DELTA_NORM": False, "DELTA_OFFSET": 0.0, "DELTA_ROUND_FIRST": True}
 VARIANTS: dict[str, Variant] = {
     "norm, 4096": Variant(kernels.norm_kernel, {"SIZE": 4096, "WIDTH": 4096, **NORM}, 8, 64),
     "norm, 5120": Variant(kernels.norm_kernel, {"SIZE": 5120, "WIDTH": 8192, **NORM}, 8, 128),
+    "add, norm, 4096": Variant(kernels.add_norm_kernel, {"SIZE": 4096, "WIDTH": 4096, **ADD_NORM}, 8, 64),
+    "norm, add, norm, 5376": Variant(
+        kernels.add_norm_kernel, {"SIZE": 5376, "WIDTH": 8192, **ADD_NORM, "DELTA_NORM": True, "SCALE": 0.22}, 8, 128
+    ),
     "rotate": Variant(
         kernels.rotate_kernel, {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128}, 1, 64
     ),
@@ -38,7 +43,7 @@ VARIANTS: dict[str, Variant] = {
         for name in kernels.ACTIVATIONS
     },
 }  # fmt: skip
-NUMBERS = {"eps": "fp32", "inner": "i32"}
+NUMBERS = {"eps": "fp32", "delta_eps": "fp32", "inner": "i32"}
 
 
 def compiled(variant: Variant, capability: int) -> Any:
