@@ -88,7 +88,7 @@ def _only_compiling() -> Iterator[str]:
 
 
 def _attention(machine: Machine, form: Form, dtype: torch.dtype) -> None:
-    """Each kernel of a layer: a decode shared by several programs, one that is not, a chunk."""
+    """Each kernel of a layer."""
     sinks = torch.zeros(form.heads, device=machine.device, dtype=dtype) if form.has_sinks else None
     options = AttentionOptions(form.shape.key_size**-0.5, form.window, form.softcap, sinks)
     _launch(machine, form.heads, form.shape, options, dtype)
@@ -114,17 +114,12 @@ def _model(machine: Machine, name: str) -> None:
 
 
 def _launch(machine: Machine, heads: int, shape: KVShape, options: AttentionOptions, dtype: torch.dtype) -> None:
-    many = tuple((7, 1) for _ in range(600))
-    for step in (((20, 1), (3, 1)), many, ((0, 100),)):
-        chunks = laid_out(step, BLOCK_SIZE)
-        tokens, blocks = (
-            sum(chunk.num_tokens for chunk in chunks),
-            1 + sum(len(chunk.sequence.blocks) for chunk in chunks),
-        )
-        cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device)
-        backend = machine.attention(cache, {options.sliding_window})
-        backend.prepare(flatten(chunks, BLOCK_SIZE))
-        sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)
-        keys, values, query = (torch.zeros(tokens, *size, dtype=dtype, device=machine.device) for size in sizes)
-        backend.write_kv(0, keys, values)
-        backend.attend(0, query, options)
+    chunks = laid_out(((20, 1), (0, 100)), BLOCK_SIZE)
+    blocks = 1 + sum(len(chunk.sequence.blocks) for chunk in chunks)
+    cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device)
+    backend = machine.attention(cache, {options.sliding_window})
+    backend.prepare(flatten(chunks, BLOCK_SIZE))
+    sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)
+    keys, values, query = (torch.zeros(101, *size, dtype=dtype, device=machine.device) for size in sizes)
+    backend.write_kv(0, keys, values)
+    backend.attend(0, query, options)

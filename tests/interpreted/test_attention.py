@@ -17,10 +17,11 @@ from support.paged import make_sequence
 
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
-from engine.attention.triton_paged import MAX_SPLITS, TritonAttention
+from engine.attention.step_index import MOST_SPLITS
+from engine.attention.triton_paged import TritonAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
-from engine.scheduling.flat_batch import flatten
+from engine.scheduling.flat_batch import StepShape, flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 CPU = torch.device("cpu")
@@ -141,7 +142,7 @@ def test_splits_of_a_long_context(processors: int) -> None:
 
 def test_more_splits_than_keys_and_sinks_counted_once() -> None:
     options = AttentionOptions(0.125, sinks=SINKS)
-    compare(Case(SHAPE, 4, options, ((0, 1), (1, 1), (63, 1), (64, 1)), processors=MAX_SPLITS * 8))
+    compare(Case(SHAPE, 4, options, ((0, 1), (1, 1), (63, 1), (64, 1)), processors=MOST_SPLITS * 8))
 
 
 @pytest.mark.parametrize("window", [1, 63, 64, 65, 200])
@@ -161,6 +162,58 @@ def test_a_block_that_held_nothing_finite_cannot_exist() -> None:
     backend.write_kv(0, torch.full((4, 2, 64), math.nan), torch.full((4, 2, 64), math.inf))
     assert not cache.keys[0].any()
     assert not cache.values[0].any()
+
+
+SHAPES = (StepShape(40, only_decodes=False), StepShape(6, only_decodes=True))
+RECORDED = {
+    "chunks and decodes": ((0, 9), (70, 1), (1500, 1), (130, 5), (3, 1)),
+    "no more chunks than sequences": ((0, 2),) * 6,
+    "one chunk": ((25, 40),),
+    "decodes": ((70, 1), (1500, 1), (3, 1)),
+    "no decode": ((17, 33), (0, 6)),
+    "one token is missing": ((5, 39),),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("options", [AttentionOptions(0.125), AttentionOptions(0.125, 40, 5.0, SINKS)], ids=str)
+def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOptions) -> None:
+    """Each shape takes all steps one after another, so that what one leaves behind would show in the next."""
+    scratch, size = 200, 16
+    caches = [KVCache([SHAPE], 201, size, dtype=torch.float32, device=CPU) for _ in range(2)]
+    for numbers in zip(*((cache.keys[0], cache.values[0]) for cache in caches), strict=True):
+        numbers[1].copy_(numbers[0].normal_(generator=torch.Generator().manual_seed(0)))
+    plain, recorded = (TritonAttention(cache, processors=8) for cache in caches)
+    recorded.reserve(SHAPES, 6, 100)
+    for shape in SHAPES:
+        for step in RECORDED.values():
+            chunks, _ = laid_out(Case(SHAPE, 4, options, step))
+            real = sum(count for _, count in step)
+            if shape.only_decodes and real > len(step):
+                continue
+            padding = [(0, 1)] * (shape.tokens - real) if shape.only_decodes else [(0, shape.tokens - real)]
+            for past, count in padding if real < shape.tokens else []:
+                blocks = [scratch] * -(-count // size)
+                chunks.append(ScheduledChunk(make_sequence([1] * count, blocks), past, count))
+            numbers = [torch.randn(shape.tokens, heads, 64) for heads in (2, 2, 8)]
+            recorded.fill(flatten(chunks, size), shape)
+            recorded.capture(shape)
+            found = written_and_attended(recorded, numbers, options)
+            assert found.isfinite().all()
+            if step:
+                plain.prepare(flatten(chunks[: len(step)], size))
+                expected = written_and_attended(plain, [part[:real] for part in numbers], options)
+                assert torch.equal(found[:real], expected)
+            for mine, other in zip(*((cache.keys[0], cache.values[0]) for cache in caches), strict=True):
+                assert torch.equal(mine[:scratch], other[:scratch])
+
+
+def written_and_attended(
+    backend: TritonAttention, numbers: list[torch.Tensor], options: AttentionOptions
+) -> torch.Tensor:
+    keys, values, query = numbers
+    backend.write_kv(0, keys, values)
+    return backend.attend(0, query, options)
 
 
 def test_a_step_larger_than_the_buffer_before_it() -> None:

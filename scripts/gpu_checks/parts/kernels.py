@@ -154,18 +154,19 @@ def tuned(stages: int | None, keys: int | None) -> Iterator[None]:
     if stages is None or keys is None:
         yield
         return
-    from engine.attention import triton_paged
+    from engine.attention import triton_launch
 
-    chosen = triton_paged.launch_options
+    chosen = triton_launch.decode_options, triton_launch.prefill_options
 
-    def changed(*given: Any, **named: Any) -> dict[str, Any]:
-        return chosen(*given, **{**named, "keys": keys, "stages": stages})
+    def changed(choose: Any, *given: Any) -> dict[str, Any]:
+        options: dict[str, Any] = choose(*given, keys=keys, stages=stages)
+        return options
 
-    triton_paged.launch_options = changed
+    triton_launch.decode_options, triton_launch.prefill_options = (partial(changed, choose) for choose in chosen)
     try:
         yield
     finally:
-        triton_paged.launch_options = chosen
+        triton_launch.decode_options, triton_launch.prefill_options = chosen
 
 
 class _Prompt(NamedTuple):
@@ -220,7 +221,6 @@ def _our_prefill_seconds(check: Check, form: Form, tokens: int) -> float:
     backend.prepare(flatten([work], BLOCK_SIZE))
     query = machine.random(tokens, form.heads, form.shape.key_size)
     attend = partial(backend.attend, 0, query, AttentionOptions(form.shape.key_size**-0.5))
-    attend()  # from its first step a backend learns how large tiles are
     return _seconds(check, [attend])
 
 

@@ -18,7 +18,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from engine.attention import triton_kernels  # noqa: E402
 from engine.attention.base import AttentionOptions  # noqa: E402
-from engine.attention.triton_paged import _steadily_strided, launch_options, tile_rows  # noqa: E402
+from engine.attention.triton_launch import decode_options, prefill_options, write_options  # noqa: E402
+from engine.attention.triton_paged import _steadily_strided  # noqa: E402
 from engine.cache.layout import KVShape  # noqa: E402
 from engine.runner import fused_ops_kernels  # noqa: E402
 
@@ -60,22 +61,22 @@ LAYERS = {
 }
 STRIDES = ("token_stride", "head_stride", "value_token_stride", "value_head_stride", "outer_stride", "inner_stride")
 OTHER_STRIDES = ("other_token_stride", "other_head_stride")
-TYPES = {"index": "*i32", "scaling": "fp32", "softcap": "fp32", "eps": "fp32"}
+INTEGERS = dict.fromkeys(("index", "counters"), "*i32")
+TYPES = {**INTEGERS, **dict.fromkeys(("scaling", "softcap", "eps"), "fp32"), "partial": "*fp32", "stats": "*fp32"}
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
 @pytest.mark.parametrize("name", LAYERS)
 def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> None:
     heads, shape, options = LAYERS[name]
-    decode_rows, prefill_rows = tile_rows(heads, shape.heads, shape.key_size, torch.bfloat16)
-    for rows, split in ((decode_rows, True), (decode_rows, False), (prefill_rows, False)):
-        constants = launch_options(shape, heads, torch.bfloat16, 16, options, rows, split)
-        used = compiled(triton_kernels.attend_kernel, constants, "*bf16", capability, split).metadata.shared
-        assert used <= SHARED_MEMORY, f"{rows} rows"
-    sizes = {"KEY_SIZE": 128, "VALUE_SIZE": 80, "KEY_WIDTH": 128, "VALUE_WIDTH": 128}
-    compiled(triton_kernels.write_kernel, {"KV_HEADS": 8, **sizes}, "*bf16", capability)
-    joined = {"HEADS": 8, "VALUE_SIZE": 80, "VALUE_WIDTH": 128, "MAX_SPLITS": 32}
-    compiled(triton_kernels.join_kernel, joined, "*bf16", capability, split=True)
+    layer = (shape, heads, torch.bfloat16, 16, options)
+    kernels = {
+        triton_kernels.write_kernel: write_options(shape, 16),
+        triton_kernels.decode_kernel: decode_options(*layer),
+        triton_kernels.prefill_kernel: prefill_options(*layer),
+    }
+    for kernel, constants in kernels.items():
+        assert compiled(kernel, constants, "*bf16", capability).metadata.shared <= SHARED_MEMORY, kernel.__name__
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -89,25 +90,18 @@ def test_chains_compile(capability: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_compiles_for_other_types(dtype: torch.dtype) -> None:
     heads, shape, options = LAYERS["llama-3.1-8b"]
-    for rows in tile_rows(heads, shape.heads, shape.key_size, dtype):
-        constants = launch_options(shape, heads, dtype, 16, options, rows, split=False)
-        pointer = "*fp32" if dtype == torch.float32 else "*fp16"
-        assert compiled(triton_kernels.attend_kernel, constants, pointer, 80).metadata.shared <= SHARED_MEMORY
+    pointer = "*fp32" if dtype == torch.float32 else "*fp16"
+    for kernel, constants in (
+        (triton_kernels.decode_kernel, decode_options(shape, heads, dtype, 16, options)),
+        (triton_kernels.prefill_kernel, prefill_options(shape, heads, dtype, 16, options)),
+    ):
+        assert compiled(kernel, constants, pointer, 80).metadata.shared <= SHARED_MEMORY
 
 
 WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "write": (
-        triton_kernels.write_kernel,
-        {"KV_HEADS": 8, "KEY_SIZE": 128, "VALUE_SIZE": 128, "KEY_WIDTH": 128, "VALUE_WIDTH": 128, "num_warps": 1},
-    ),
-    "decode": (
-        triton_kernels.attend_kernel,
-        launch_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN, 16, False),
-    ),
-    "prefill": (
-        triton_kernels.attend_kernel,
-        launch_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN, 64, False),
-    ),
+    "write": (triton_kernels.write_kernel, write_options(KVShape(8, 128, 128), 16)),
+    "decode": (triton_kernels.decode_kernel, decode_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
+    "prefill": (triton_kernels.prefill_kernel, prefill_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
     "norm": (
         fused_ops_kernels.norm_kernel,
         {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True, "num_warps": 8},
@@ -137,20 +131,16 @@ def test_strides_are_multiples_or_the_same_in_every_step() -> None:
     assert _steadily_strided(part) is part
 
 
-def compiled(
-    kernel: Any, constants: dict[str, Any], pointer: str, capability: int, split: bool = False, wide: bool = False
-) -> Any:
+def compiled(kernel: Any, constants: dict[str, Any], pointer: str, capability: int, wide: bool = False) -> Any:
     """Compile to a binary for a device that is not here; ``wide`` promises strides that are multiples of 16."""
     settings = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     values = {name: value for name, value in constants.items() if name not in settings}
     tensors = {"out", "query", "keys", "values", "sinks", "new_keys", "new_values", "index", "partial", "stats"}
-    tensors |= {"other_out", "source", "other", "weight", "cos", "sin"}
+    tensors |= {"counters", "other_out", "source", "other", "weight", "cos", "sin"}
     signature: dict[str, str] = {}
     for name in kernel.arg_names:
         plain = pointer if name in tensors else "i32"
         signature[name] = "constexpr" if name in values else TYPES.get(name, plain)
-        if split and name in ("partial", "stats"):
-            signature[name] = "*fp32"
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
     multiples = tensors.union(STRIDES, OTHER_STRIDES) if wide else tensors
     aligned = {places[name]: [["tt.divisibility", 16]] for name in signature if name in multiples}
