@@ -144,7 +144,8 @@ class FuseRotations:
         ]
 
     def stand_ins(self, place: RotationPlace) -> list[Rotate]:
-        return [fused_rotation(getattr(place.code, ROTATE))]
+        """Families differ in whether there are angles for a whole head, the same in both halves, or for one half."""
+        return [fused_rotation(getattr(place.code, ROTATE), halved) for halved in (False, True)]
 
     def compare(self, place: RotationPlace, stand_in: Rotate) -> tuple[float, torch.dtype]:
         """Calls the kernel directly, because ``stand_in`` falls back to the original for inputs it does not support."""
@@ -154,7 +155,8 @@ class FuseRotations:
             return torch.randn(*shape, generator=generator).to(like.device, like.dtype)
 
         q, k = numbers(1, 5, 4, size).transpose(1, 2), numbers(1, 2, 5, size)
-        cos, sin = numbers(1, 5, size), numbers(1, 5, size)
+        angles = size // 2 if stand_in.castor_halved else size  # type: ignore[attr-defined]
+        cos, sin = numbers(1, 5, angles), numbers(1, 5, angles)
         try:
             expected = stand_in.castor_original(q, k, cos, sin)  # type: ignore[attr-defined]
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
@@ -166,34 +168,39 @@ class FuseRotations:
         setattr(place.code, ROTATE, stand_in)
 
 
-def fused_rotation(original: Rotate) -> Rotate:
-    """A stand-in for ``original``: our kernel for the inputs that it supports, ``original`` for all others."""
+def fused_rotation(original: Rotate, halved: bool) -> Rotate:
+    """A stand-in for ``original``: our kernel for the inputs that it supports, ``original`` for all others.
+
+    ``halved``: the angles are those of half a head.
+    """
 
     def apply_rotary_pos_emb(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1, **more: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if more or unsqueeze_dim != 1 or not _is_rotatable(q, k, cos, sin):
+        angles = q.shape[-1] // 2 if halved else q.shape[-1]
+        if more or unsqueeze_dim != 1 or not _is_rotatable(q, k, cos, sin, angles):
             return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim, **more)
         return _rotated(q, k, cos, sin)
 
     apply_rotary_pos_emb.castor_original = original  # type: ignore[attr-defined]
+    apply_rotary_pos_emb.castor_halved = halved  # type: ignore[attr-defined]
     return apply_rotary_pos_emb
 
 
-def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
+def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, angles: int) -> bool:
     """Whether the kernel takes these tensors: one sequence, whole heads, one type; another model may be on a CPU."""
     if not (q.is_cuda or _INTERPRETED):
         return False
     size = q.shape[-1]
     alike: bool = q.dtype == k.dtype == cos.dtype == sin.dtype and q.stride(-1) == k.stride(-1) == 1
-    whole: bool = q.dim() == 4 and q.shape[0] == 1 and k.shape[-1] == size and cos.shape == (1, q.shape[2], size)
+    whole: bool = q.dim() == 4 and q.shape[0] == 1 and k.shape[-1] == size and cos.shape == (1, q.shape[2], angles)
     return alike and whole
 
 
 def _rotated(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [1, heads, tokens, size] and k rotated by the angles of cos and sin [1, tokens, size]."""
+    """q [1, heads, tokens, size] and k rotated by the angles of cos and sin [1, tokens, size or half of it]."""
     _, heads, tokens, size = q.shape
     out, other = (torch.empty(tokens, x.shape[1], size, dtype=x.dtype, device=x.device) for x in (q, k))
     rotate_kernel[(tokens, heads + k.shape[1])](
@@ -211,6 +218,7 @@ def _rotated(
         OTHER_HEADS=k.shape[1],
         SIZE=size,
         WIDTH=power_of_two(size),
+        ANGLES=cos.shape[-1],
         num_warps=1,
     )
     return out.transpose(0, 1)[None], other.transpose(0, 1)[None]

@@ -78,19 +78,21 @@ def add_norm_kernel(
 def rotate_kernel(
     out: "Any", other_out: "Any", source: "Any", other: "Any", cos: "Any", sin: "Any",
     token_stride: "Any", head_stride: "Any", other_token_stride: "Any", other_head_stride: "Any",
-    HEADS: tl.constexpr, OTHER_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS: tl.constexpr, OTHER_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, ANGLES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Program (token, head of queries or keys): turn pairs of numbers half a head apart by the token's angles.
 
     Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021, in the arrangement of GPT-NeoX.
-    ``cos`` and ``sin`` are [tokens, SIZE]; results are [tokens, heads, SIZE]. Each product is rounded as torch does.
+    ``cos`` and ``sin`` are [tokens, ANGLES]: SIZE, or SIZE // 2 where both halves share them. Results are
+    [tokens, heads, SIZE]. Each product is rounded as torch does.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, WIDTH)
     inside = column < SIZE
     partner = tl.where(column < SIZE // 2, column + SIZE // 2, column - SIZE // 2)
-    c = tl.load(cos + token * SIZE + column, mask=inside, other=0.0).to(tl.float32)
-    s = tl.load(sin + token * SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    angle = token * ANGLES + tl.where(column < ANGLES, column, column - ANGLES)
+    c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.where(column < SIZE // 2, -s, s)
     if head < HEADS:
         at = source + token * token_stride + head * head_stride

@@ -83,7 +83,7 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> Non
 def test_chains_compile(capability: int) -> None:
     norm = {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True}
     compiled(fused_ops_kernels.norm_kernel, norm, "*bf16", capability)
-    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128}
+    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128, "ANGLES": 80}
     compiled(fused_ops_kernels.rotate_kernel, rotation, "*bf16", capability)
 
 
@@ -108,7 +108,7 @@ WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "rotate": (
         fused_ops_kernels.rotate_kernel,
-        {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, "num_warps": 1},
+        {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, "ANGLES": 128, "num_warps": 1},
     ),
 }
 
