@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # The chunk sizes of the first steps. Two, so that the fixed cost can be separated from the price of a token: harmless
@@ -53,19 +54,10 @@ class StepPacer:
 
         ``num_waiting`` sequences still have to compute their prompts.
         """
-        if self._cost.first_chunk:
-            return self._cost.first_chunk
-        fixed, price = self._cost.line
-        share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
-        worthwhile = fixed * (1 / share - 1)
-        if num_decodes:
-            beside = self._cost.decodes * STRETCH
-            allowed = max(beside, min(self._target, beside * num_waiting / num_decodes))
-        else:
-            allowed = self._target * ALONE_FACTOR
-        seconds = max(allowed - fixed, worthwhile)
-        most = min(MAX_CHUNK, max(FIRST_CHUNKS[-1], GROWTH * self._cost.largest))
-        return int(min(max(seconds / max(price, _TICK), MIN_CHUNK), most))
+        if not num_decodes:
+            return self._cost.chunk_within(self._target * ALONE_FACTOR, 0)
+        beside = self._cost.decodes * STRETCH
+        return self._cost.chunk_within(max(beside, min(self._target, beside * num_waiting / num_decodes)), num_decodes)
 
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
@@ -92,6 +84,16 @@ class StepCost(ABC):
     @abstractmethod
     def line(self) -> tuple[float, float]:
         """The fixed seconds, and the seconds per token."""
+
+    def chunk_within(self, seconds: float, num_decodes: int) -> int:
+        """Prefill tokens for a step that should take ``seconds`` and also carries ``num_decodes`` decodes."""
+        if self.first_chunk:
+            return self.first_chunk
+        fixed, price = self.line
+        share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
+        worthwhile = fixed * (1 / share - 1)
+        most = min(MAX_CHUNK, max(FIRST_CHUNKS[-1], GROWTH * self.largest))
+        return int(min(max(max(seconds - fixed, worthwhile) / max(price, _TICK), MIN_CHUNK), most))
 
     def add(self, num_decodes: int, tokens: int, seconds: float) -> None:
         """Learn from a step with ``num_decodes`` decodes and ``tokens`` of prefill; ``seconds`` is above 0."""
@@ -192,3 +194,52 @@ class FittedCost(StepCost):
         if price <= 0:
             return u / uu, 0.0
         return fixed / determinant, price / determinant
+
+
+class RecordedCost(FittedCost):
+    """For devices that replay steps of a few sizes, to which others are padded.
+
+    ``sizes`` are the seconds of each by its tokens, decodes included, and ``decode`` those of the smallest step that
+    only decodes: measured before the first request, with short sequences and without sampling. So the first chunk is
+    already a good one. Two things come on top and are learned. Sampling and the past of the decodes cost as much as
+    beside no prefill. The past of a long prompt makes each of its tokens dearer.
+
+    A step has exactly the tokens of a size, so that nothing is computed for padding, and never more than the largest:
+    that would be launched kernel by kernel. Where decodes leave no room in it, steps are as ``FittedCost`` has them.
+    """
+
+    def __init__(self, sizes: Mapping[int, float], decode: float) -> None:
+        super().__init__()
+        self.decodes = self._decode = decode
+        self._sizes = dict(sorted(sizes.items()))
+        self._tokens = self._excess = 0.0
+
+    def chunk_within(self, seconds: float, num_decodes: int) -> int:
+        sizes = [size for size in self._sizes if size - num_decodes >= MIN_CHUNK]
+        if not sizes:
+            return super().chunk_within(seconds, num_decodes)
+        costs = {size: self._plain(size) + self._dearer * (size - num_decodes) for size in sizes}
+        share = FIXED_SHARE_BESIDE if num_decodes else FIXED_SHARE_ALONE
+        allowed = max(seconds, costs[sizes[0]] / share)
+        return max((size for size in sizes if costs[size] <= allowed), default=sizes[0]) - num_decodes
+
+    def add(self, num_decodes: int, tokens: int, seconds: float) -> None:
+        size = next((size for size in self._sizes if size >= num_decodes + tokens), None)
+        if not tokens or size is None:
+            super().add(num_decodes, tokens, seconds)
+        elif num_decodes:  # alone, the step lacks what comes with decodes
+            # As long as prompts come without a pause, nothing else shows that decodes have become cheaper.
+            self.decodes = max(self._decode, min(self.decodes, seconds - self._sizes[size] + self._decode))
+            plain = self._plain(size)
+            most = PAUSE * (plain + self._dearer * tokens)
+            self._excess = self._excess * MEMORY + min(seconds, most) - plain
+            self._tokens = self._tokens * MEMORY + tokens
+
+    @property
+    def _dearer(self) -> float:
+        """Seconds that the past of prompts adds to each token of prefill."""
+        return max(0.0, self._excess / self._tokens) if self._tokens else 0.0
+
+    def _plain(self, size: int) -> float:
+        """Seconds of a step of this size whose prompts have no past."""
+        return self._sizes[size] + max(0.0, self.decodes - self._decode)
