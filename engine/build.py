@@ -38,7 +38,7 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     runner = build_runner(config, progress, tokenizer)
     progress("preparing grammars", 0.0)
     grammars = build_grammars(tokenizer, runner.info)
-    cost = platform_of(torch.device(runner.info.device)).step_cost()
+    cost = platform_of(torch.device(runner.info.device)).step_cost(runner)
     return Core(runner, BatchSampler(), tokenizer, config, cost=cost, grammars=grammars)
 
 

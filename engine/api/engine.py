@@ -25,7 +25,7 @@ class EngineConfig:
     ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; a ``max_running`` of None means
     the device's default, which ``ModelInfo`` reports. ``native`` lets C code compute the models that it supports on a
     CPU; it is compiled once into ``cache_dir``, or at each start without one. ``cuda_graphs`` makes a GPU replay
-    recorded decode steps.
+    recorded steps.
 
     Raises ``ModelRefused`` for a number outside its bounds, naming field, value and limit; ``max_context`` is checked
     where the model's own limit is known (``engine.model.eligibility``).

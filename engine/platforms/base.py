@@ -58,9 +58,12 @@ class Platform(Protocol):
         ...
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
-        """Record the decode steps of a runner that ``bind`` returned, where the platform replays them."""
+        """Record the steps of a runner that ``bind`` returned, where the platform replays them."""
         ...
 
-    def step_cost(self) -> StepCost:
-        """How the cost of a step follows from its prefill tokens, to be learned from the steps of one engine."""
+    def step_cost(self, runner: Runner, /) -> StepCost:
+        """How the cost of a step follows from its prefill tokens, to be learned from the steps of one engine.
+
+        What ``runner`` has recorded is measured at once.
+        """
         ...

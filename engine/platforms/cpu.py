@@ -70,5 +70,5 @@ class CpuPlatform:
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Nothing: a CPU has no launches to save."""
 
-    def step_cost(self) -> StepCost:
+    def step_cost(self, _runner: Runner, /) -> StepCost:
         return CostOverDecodes()

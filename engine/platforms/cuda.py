@@ -1,4 +1,4 @@
-"""Models on a GPU: fused operators, our attention kernels, a cache sized by a profile, recorded decode steps."""
+"""Models on a GPU: fused operators, our attention kernels, a cache sized by a profile, recorded steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.runner.cuda_graphs import CudaRecorder, Recorder
 from engine.runner.fused_linear import FuseLinears
 from engine.runner.memory_profile import Attention, profile_steps
 from engine.runner.torch_runner import ModelRunner
-from engine.scheduling.chunk_budget import FittedCost, StepCost
+from engine.scheduling.chunk_budget import FittedCost, RecordedCost, StepCost
 from engine.scheduling.contracts import Runner
 
 _log = logging.getLogger(__name__)
@@ -88,20 +88,25 @@ class CudaPlatform:
         return ModelRunner(model, attention(cache, model.windows), info)
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
-        """Steps that cannot be recorded are computed like all others."""
+        """Steps that cannot be recorded are launched kernel by kernel."""
         if not config.cuda_graphs:
             return
         assert isinstance(runner, ModelRunner)
         try:
-            runner.record_decodes(scratch_block, self._record or CudaRecorder(), progress)
+            runner.record_steps(scratch_block, self._record or CudaRecorder(), progress)
         except RuntimeError as error:
             runner.check()  # which also waits until nothing uses the memory of the recordings any more
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
             reason = "there is no memory for it; lower kv_memory" if out_of_memory else first_line(error)
-            _log.warning("Decode steps are not recorded and will be slower: %s", reason)
+            kind = "Steps with prefill" if runner.recorded_shapes else "Steps"
+            _log.warning("%s are not recorded and will be slower: %s", kind, reason)
 
-    def step_cost(self) -> StepCost:
-        return FittedCost()
+    def step_cost(self, runner: Runner) -> StepCost:
+        seconds = runner.recorded_seconds() if isinstance(runner, ModelRunner) else {}
+        prefills = {shape.tokens: taken for shape, taken in seconds.items() if not shape.only_decodes}
+        if not prefills:
+            return FittedCost()
+        return RecordedCost(prefills, min(taken for shape, taken in seconds.items() if shape.only_decodes))
 
 
 def triton_attention() -> Attention:

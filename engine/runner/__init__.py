@@ -1,1 +1,1 @@
-"""The forward of transformers models: batches, fused operators, recorded decode steps."""
+"""The forward of transformers models: batches, fused operators, recorded steps."""

@@ -1,13 +1,16 @@
-"""Decode steps that are recorded once for each batch size and replayed: one launch per step.
+"""Steps that are recorded once for each shape and replayed: one launch, where Python would launch kernel by kernel.
 
-What a step is (tokens, positions, slots, block tables) lies in buffers that never move. A step of fewer sequences than
-were recorded is padded; what pads it lives in a block that no sequence owns. Sampling is not recorded.
+What a step is (tokens, positions, rows that sample, slots, block tables) lies in buffers that never move. A step of
+fewer tokens than were recorded is padded; what pads it lives in a block that no sequence owns.
 """
 
 from __future__ import annotations
 
+import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +24,14 @@ from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
 # Runs a computation once and returns what runs it again, on the same tensors.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
+# The tokens of recorded steps with prefill. Few, because each costs about a second at load and some memory. Up to a few
+# hundred tokens a step takes as long as reading the weights does, so padding costs little there; beyond, it costs its
+# share, at most a third. Past 1,024 the device computes for longer than Python needs to launch its work.
+PREFILL_SIZES = (16, 64, 128, 256, 384, 512, 768, 1024)
+
 
 def batch_sizes(max_running: int) -> list[int]:
-    """The sizes that are recorded, ascending: beyond 16, padding is at most a third and usually far less.
+    """The numbers of decodes that are recorded, ascending: beyond 16, padding is at most a third and usually far less.
 
     Few sizes, because each costs a second at load and some memory.
     """
@@ -31,61 +39,128 @@ def batch_sizes(max_running: int) -> list[int]:
     return [*(size for size in steps if size < max_running), max_running]
 
 
-class DecodeGraphs:
-    """The recorded decode steps of one model. ``scratch_block`` is the block of the padding.
+def recorded_shapes(info: ModelInfo) -> tuple[list[StepShape], list[StepShape]]:
+    """The shapes of decodes and of steps with prefill that are recorded, both ascending.
+
+    Padding counts its positions like a sequence, so no shape has more tokens than a sequence may have.
+    """
+    decodes = [StepShape(size, only_decodes=True) for size in batch_sizes(info.max_running)]
+    return decodes, [StepShape(size, only_decodes=False) for size in PREFILL_SIZES if size <= info.max_context]
+
+
+def known_ids(tokens: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    """``tokens`` [tokens] as a model may look them up: ``-1 - r`` stands for ``sampled[r]``."""
+    return torch.where(tokens < 0, sampled[(-1 - tokens).clamp(min=0)], tokens)
+
+
+class RecordedSteps:
+    """The recorded steps of one model.
+
+    ``scratch_block`` is the block of the padding, ``sampled`` what negative tokens stand for (``known_ids``).
+    ``logits`` [max_running, vocabulary] in float32 never moves: every recorded step leaves there, from row 0 on, those
+    of the rows that sample, and after them what padding made.
 
     Call inside of ``torch.inference_mode``.
     """
 
     def __init__(
-        self, module: Any, attention: GraphAttention, info: ModelInfo, scratch_block: int, record: Recorder
+        self,
+        module: Any,
+        attention: GraphAttention,
+        info: ModelInfo,
+        scratch_block: int,
+        record: Recorder,
+        sampled: torch.Tensor,
     ) -> None:
         self._module = module
         self._attention = attention
         self._scratch_block = scratch_block
         self._record = record
         self._block_size = info.block_size
-        self._sizes = batch_sizes(info.max_running)
-        device = torch.device(info.device)
-        shapes = [StepShape(size, only_decodes=True) for size in self._sizes]
+        self._max_rows = info.max_running
+        self._sampled = sampled
+        self._device = torch.device(info.device)
+        self._decodes, self._prefills = recorded_shapes(info)
+        shapes = self._decodes + self._prefills
         attention.reserve(shapes, info.max_running, -(-info.max_context // info.block_size))
-        self._inputs = StagedNumbers(2 * info.max_running, device)
-        self._logits = torch.zeros(info.max_running, info.vocab_size, device=device)
-        self._replays: dict[int, Callable[[], None]] = {}
+        most = max(shape.tokens for shape in shapes)
+        self._inputs = StagedNumbers(2 * most + info.max_running, self._device)
+        self.logits = torch.zeros(info.max_running, info.vocab_size, device=self._device)
+        self._replays: dict[StepShape, Callable[[], None]] = {}
+
+    @property
+    def shapes(self) -> list[StepShape]:
+        """The shapes that are replayed."""
+        return list(self._replays)
 
     def capture(self, progress: Progress) -> None:
-        """Record every size, the largest first, so that the smaller ones find its memory; takes seconds."""
-        for done, size in enumerate(reversed(self._sizes)):
-            progress("recording decode steps", done / len(self._sizes))
-            self._fill(flatten([], self._block_size), size)
-            self._replays[size] = self._record(lambda size=size: self._compute(size))  # type: ignore[misc]
-        progress("recording decode steps", 1.0)
+        """Record the decodes, then the steps with prefill; takes seconds.
 
-    def covers(self, batch: FlatBatch) -> bool:
-        """Whether ``forward`` takes this step: decodes of text only."""
+        Raises ``RuntimeError`` where a shape cannot be recorded. Then none of its kind is replayed, and decodes that
+        were recorded before still are. Each kind begins with its largest, so that the smaller ones find its memory.
+        """
+        total = len(self._decodes) + len(self._prefills)
+        for kind in (self._decodes, self._prefills):
+            replays: dict[StepShape, Callable[[], None]] = {}
+            for shape in reversed(kind):
+                progress("recording steps", (len(self._replays) + len(replays)) / total)
+                self._fill(flatten([], self._block_size), shape)
+                replays[shape] = self._record(partial(self._compute, shape))
+            self._replays |= replays
+        progress("recording steps", 1.0)
+
+    def seconds(self) -> dict[StepShape, float]:
+        """How long the device takes for each recorded shape, with short sequences and without sampling: measured."""
+        found = {}
+        for shape, replay in self._replays.items():
+            self._fill(flatten([], self._block_size), shape)
+            replay()  # once before, because the first replay also brings the recording to the device
+            self._wait()
+            started = time.perf_counter()
+            replay()
+            self._wait()
+            found[shape] = time.perf_counter() - started
+        return found
+
+    def shape_of(self, batch: FlatBatch) -> StepShape | None:
+        """The shape that ``forward`` takes for this step; None for one of more than text, or of too many tokens."""
         special = (batch.position_axes, batch.embeddings, batch.key_limits)
-        return batch.only_decodes and len(batch.tokens) <= self._sizes[-1] and special == (None, None, None)
+        if special != (None, None, None) or len(batch.query_lengths) > self._max_rows:
+            return None
+        kind, count = self._decodes if batch.only_decodes else self._prefills, len(batch.tokens)
+        return next((shape for shape in kind if shape.tokens >= count and shape in self._replays), None)
 
-    def forward(self, batch: FlatBatch) -> torch.Tensor:
-        """Logits of the chunks that sample, as ``ModelRunner.forward`` returns them; valid until the next step."""
-        count, rows = len(batch.tokens), batch.sample_rows
-        size = next(size for size in self._sizes if size >= count)
-        self._fill(batch, size)
-        self._replays[size]()
-        return self._logits[:count] if len(rows) == count else self._logits[rows.tolist()]
+    def forward(self, batch: FlatBatch, shape: StepShape) -> torch.Tensor:
+        """Logits of the chunks that sample, as ``ModelRunner.forward`` returns them: the first rows of ``logits``."""
+        self._fill(batch, shape)
+        self._replays[shape]()
+        return self.logits[: len(batch.sample_rows)]
 
-    def _fill(self, batch: FlatBatch, size: int) -> None:
-        padded = batch.padded(size, self._scratch_block, self._block_size)
-        self._inputs.upload(padded.tokens + padded.positions)
-        self._attention.fill(padded, StepShape(size, only_decodes=True))
+    def _fill(self, batch: FlatBatch, shape: StepShape) -> None:
+        padded = batch.padded(shape, self._scratch_block, self._block_size)
+        rows = batch.sample_rows
+        no_rows = array("i", [0]) * (self._num_rows(shape) - len(rows))
+        self._inputs.upload(padded.tokens + padded.positions + rows + no_rows)
+        self._attention.fill(padded, shape)
 
-    def _compute(self, size: int) -> None:
-        self._attention.capture(StepShape(size, only_decodes=True))
-        numbers = self._inputs.numbers.long()
+    def _compute(self, shape: StepShape) -> None:
+        self._attention.capture(shape)
+        count, num_rows = shape.tokens, self._num_rows(shape)
+        tokens, positions, rows = self._inputs.numbers[: 2 * count + num_rows].long().split((count, count, num_rows))
         output = self._module(
-            input_ids=numbers[None, :size], position_ids=numbers[None, size : 2 * size], use_cache=False
+            input_ids=known_ids(tokens, self._sampled)[None],
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=rows,
         )
-        self._logits[:size].copy_(output.logits[0])
+        self.logits[:num_rows].copy_(output.logits[0])
+
+    def _num_rows(self, shape: StepShape) -> int:
+        return min(shape.tokens, self._max_rows)
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 class CudaRecorder:

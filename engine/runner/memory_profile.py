@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from engine.constraints.masks import Mask, all_but
 from engine.device.cuda_health import DeviceError, device_errors
 from engine.device.device_memory import who_holds
 from engine.model.loader import LoadedModel
+from engine.runner.cuda_graphs import recorded_shapes
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
 from engine.scheduling.chunk_budget import MAX_CHUNK
@@ -65,23 +67,35 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     """The peak memory of steps on the device, beside weights and cache, in bytes.
 
     The sum of two parts. The first is what torch must allocate, beyond what it holds already, for a step with as much
-    prefill as the scheduler may ever allow, and its sampling. The second is for the recorded decodes (``cuda_graphs``),
-    which have memory of their own and can use none that is held elsewhere; their sampling is not recorded. The model is
-    left bound to a cache of one block that all tokens share, so its results are meaningless.
+    prefill as the scheduler may ever allow, and its sampling. The second is for the recorded steps (``cuda_graphs``),
+    which have memory of their own and can use none that is held elsewhere: the largest of the decodes, and the largest
+    with prefill, because one may not fit into the pieces of the other. The model is left bound to a cache of one block
+    that all tokens share, so its results are meaningless.
     """
     layers = model.probe.layers
     device = torch.device(info.device)
     cache = KVCache([layer.shape for layer in layers], 1, info.block_size, dtype=model.module.dtype, device=device)
     runner = ModelRunner(model, attention(cache, model.windows), info)
     _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
-    decodes = _memory_of(lambda: runner.forward(decode_step(info)), device)
+    recorded = 0
+    for step in filter(None, [decode_step(info), recorded_prefill_step(info)] if config.cuda_graphs else []):
+        recorded += _memory_of(partial(runner.forward, step), device).used
     prefill = _memory_of(lambda: _whole_step(runner, prefill_step(info)), device)
-    return prefill.taken + (decodes.used if config.cuda_graphs else 0)
+    return prefill.taken + recorded
 
 
 def decode_step(info: ModelInfo) -> list[ScheduledChunk]:
     """As many decodes as can run."""
     return [_chunk(info, 1) for _ in range(info.max_running)]
+
+
+def recorded_prefill_step(info: ModelInfo) -> list[ScheduledChunk]:
+    """The largest recorded step with prefill, of as many sequences as can be, which all sample; empty if none is."""
+    sizes = [shape.tokens for shape in recorded_shapes(info)[1]]
+    if not sizes:
+        return []
+    decodes = min(info.max_running, sizes[-1]) - 1
+    return [_chunk(info, sizes[-1] - decodes), *(_chunk(info, 1) for _ in range(decodes))]
 
 
 def prefill_step(info: ModelInfo) -> list[ScheduledChunk]:
@@ -95,7 +109,8 @@ def prefill_step(info: ModelInfo) -> list[ScheduledChunk]:
 
 def _chunk(info: ModelInfo, num_tokens: int) -> ScheduledChunk:
     blocks = [0] * -(-num_tokens // info.block_size)
-    tokens = [0] * num_tokens
+    # Penalties count distinct tokens, and the more there are, the more memory that takes.
+    tokens = [index % info.vocab_size for index in range(num_tokens)]
     return ScheduledChunk(Sequence(Request("profile", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
 
 

@@ -15,13 +15,18 @@ from engine.device.cuda_health import require_device
 from engine.device.device_memory import ran_out, release_idle, step_ran_out
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
-from engine.runner.cuda_graphs import DecodeGraphs, Recorder
-from engine.scheduling.flat_batch import FlatBatch, flatten
+from engine.runner.cuda_graphs import RecordedSteps, Recorder, known_ids
+from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
 from engine.scheduling.sequence import ScheduledChunk
 
 
 class ModelRunner:
-    """``engine.scheduling.contracts.Runner`` over a transformers model whose attention goes to ``attention``."""
+    """``engine.scheduling.contracts.Runner`` over a transformers model whose attention goes to ``attention``.
+
+    ``sampled`` (int64 [max_running], on the device, zeros at first) holds tokens that the host need not know: whoever
+    samples writes them there, and a token ``-1 - r`` of a later step is what ``sampled[r]`` holds by then. Nothing
+    waits for the device in between. ``recorded`` are the steps that are replayed, None where none is.
+    """
 
     def __init__(self, model: LoadedModel, attention: AttentionBackend, info: ModelInfo) -> None:
         self.info = info
@@ -29,27 +34,36 @@ class ModelRunner:
         self.attention = attention
         self._device = torch.device(info.device)
         self._num_groups = num_groups(layer.shape for layer in model.probe.layers)
-        self._graphs: DecodeGraphs | None = None
+        self.sampled = torch.zeros(info.max_running, dtype=torch.long, device=self._device)
+        self.recorded: RecordedSteps | None = None
         self._is_short = False  # a step has just failed for want of memory
         for index, layer in enumerate(model.probe.layers):
             attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
 
     @property
-    def replays(self) -> bool:
-        """Whether decode steps are replayed."""
-        return self._graphs is not None
+    def recorded_shapes(self) -> list[StepShape]:
+        """The shapes of the steps that are replayed."""
+        return self.recorded.shapes if self.recorded is not None else []
 
-    def record_decodes(self, scratch_block: int, record: Recorder, progress: Progress) -> None:
-        """Record steps of decodes and replay them from now on, if the attention can; ``scratch_block`` takes padding.
+    def record_steps(self, scratch_block: int, record: Recorder, progress: Progress) -> None:
+        """Record steps and replay them from now on, if the attention can; ``scratch_block`` takes padding.
 
-        Raises ``RuntimeError`` where the model does what cannot be recorded; then nothing has changed.
+        Raises ``RuntimeError`` where the model does what cannot be recorded. ``recorded_shapes`` says what is replayed
+        all the same: decodes, where only steps with prefill failed.
         """
         if not isinstance(self.attention, GraphAttention):
             return
         with torch.inference_mode():
-            graphs = DecodeGraphs(self._model, self.attention, self.info, scratch_block, record)
-            graphs.capture(progress)
-        self._graphs = graphs
+            recorded = RecordedSteps(self._model, self.attention, self.info, scratch_block, record, self.sampled)
+            try:
+                recorded.capture(progress)
+            finally:
+                self.recorded = recorded if recorded.shapes else None
+
+    def recorded_seconds(self) -> dict[StepShape, float]:
+        """How long the device takes for each recorded shape: measured, in less than a second on a GPU."""
+        with torch.inference_mode():
+            return self.recorded.seconds() if self.recorded is not None else {}
 
     def forward(self, chunks: Chunks[ScheduledChunk]) -> torch.Tensor:
         """Logits in float32 on the model's device, one row for each chunk that samples: [rows, vocabulary].
@@ -66,11 +80,14 @@ class ModelRunner:
             self._is_short = False
             release_idle(self._device)
         with torch.inference_mode():
-            if self._graphs is not None and self._graphs.covers(batch):
-                logits = self._graphs.forward(batch)
+            if self.recorded is not None and (shape := self.recorded.shape_of(batch)) is not None:
+                logits = self.recorded.forward(batch, shape)
             else:
                 self.attention.prepare(batch)
-                inputs = {"input_ids": self._on_device(batch.tokens)[None]}
+                tokens = self._on_device(batch.tokens)
+                if min(batch.tokens, default=0) < 0:
+                    tokens = known_ids(tokens, self.sampled)
+                inputs = {"input_ids": tokens[None]}
                 if batch.embeddings is not None:
                     rows, vectors = batch.embeddings
                     embedded = self._model.get_input_embeddings()(inputs.pop("input_ids"))

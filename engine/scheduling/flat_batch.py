@@ -1,6 +1,6 @@
 """A step laid out flat: the tokens of all chunks one after another, and where each finds its past. No torch.
 
-The runner builds it once for each step; attention backends, recorded decodes and the C forward read it. Integers are
+The runner builds it once for each step; attention backends, recorded steps and the C forward read it. Integers are
 ``array("i")``, which crosses to a device or to C code by one copy.
 """
 
@@ -17,14 +17,33 @@ from engine.scheduling.sequence import ScheduledChunk
 class GroupBlocks(NamedTuple):
     """Where the chunks lie in the KV blocks of one layer group.
 
-    ``slots`` [tokens] is where the keys and values of each token go: block * block size + place in the block.
     ``tables`` are the block tables of the chunks one after another, each up to the chunk's last token; that of chunk
-    ``i`` begins at ``table_starts[i]``.
+    ``i`` begins at ``table_starts[i]``. A block holds ``block_size`` tokens. Each chunk has ``lengths[i]`` tokens from
+    position ``starts[i]`` on.
     """
 
-    slots: array[int]
     tables: array[int]
     table_starts: array[int]
+    block_size: int
+    starts: array[int]
+    lengths: array[int]
+
+    @property
+    def slots(self) -> array[int]:
+        """Where the keys and values of each token go [tokens]: block * block size + place in the block.
+
+        Computed at each call, because a device that knows the tables finds the slots by itself.
+        """
+        slots, size, tables = array("i"), self.block_size, self.tables
+        for table, start, length in zip(self.table_starts, self.starts, self.lengths, strict=True):
+            if length == 1:
+                slots.append(tables[table + start // size] * size + start % size)
+                continue
+            stop = start + length
+            for number in range(start // size, (stop - 1) // size + 1):
+                origin = (tables[table + number] - number) * size
+                slots.extend(range(origin + max(start, number * size), origin + min(stop, (number + 1) * size)))
+        return slots
 
 
 class EmbeddingRows(NamedTuple):
@@ -38,7 +57,7 @@ class EmbeddingRows(NamedTuple):
 
 
 class StepShape(NamedTuple):
-    """What recorded steps have in common: the number of ``tokens``, and whether each of them is a decode."""
+    """What the steps of one recording have in common: the number of ``tokens``, and whether each is a decode."""
 
     tokens: int
     only_decodes: bool
@@ -47,6 +66,8 @@ class StepShape(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class FlatBatch:
     """``tokens`` [tokens] of all chunks in the order of the chunks, and ``positions`` of each in its own sequence.
+
+    A negative token ``-1 - r`` is one that only the device knows: row ``r`` of ``ModelRunner.sampled``.
 
     Chunk ``i`` has ``query_lengths[i]`` tokens from ``query_starts[i]`` on; a chunk of one token is a decode.
     ``sample_rows`` are the tokens whose logits are wanted. ``groups`` has one entry for each layer group.
@@ -126,25 +147,40 @@ class FlatBatch:
             )
         return self.groups[0]
 
-    def padded(self, size: int, scratch_block: int, block_size: int) -> FlatBatch:
-        """This step of decodes with more of them, up to ``size``: each is the first token in ``scratch_block``."""
-        if size == len(self.tokens):
+    def padded(self, shape: StepShape, scratch_block: int, block_size: int) -> FlatBatch:
+        """This step with as many tokens as ``shape``; the keys and values of the missing ones go to ``scratch_block``.
+
+        Missing decodes are the first token of a sequence each. Otherwise all missing tokens together are one chunk from
+        position 0 on, whose block table repeats the scratch block.
+        """
+        count = len(self.tokens)
+        missing = shape.tokens - count
+        if not missing:
             return self
-        assert self.only_decodes, "only decodes can be padded"
+        assert missing > 0, "the step has more tokens than the shape"
+        assert self.only_decodes or not shape.only_decodes, "a chunk is no decode"
         self.require_none("position_axes", "embeddings", "key_limits", by="a recorded step")
-        blocks, count = self.only_group("a recorded step"), len(self.tokens)
-        zeros = array("i", [0]) * (size - count)
+        blocks = self.only_group("a recorded step")
+        zeros = array("i", [0]) * missing
+        if shape.only_decodes:
+            chunks, positions, num_blocks = missing, zeros, 1
+            query_starts, lengths = array("i", range(shape.tokens)), array("i", [1]) * shape.tokens
+        else:
+            chunks, positions, num_blocks = 1, array("i", range(missing)), (missing - 1) // block_size + 1
+            query_starts, lengths = self.query_starts + array("i", [count]), self.query_lengths + array("i", [missing])
         return FlatBatch(
             tokens=self.tokens + zeros,
-            positions=self.positions + zeros,
-            query_starts=array("i", range(size)),
-            query_lengths=array("i", [1]) * size,
+            positions=self.positions + positions,
+            query_starts=query_starts,
+            query_lengths=lengths,
             sample_rows=self.sample_rows,
             groups=(
                 GroupBlocks(
-                    slots=blocks.slots + array("i", [scratch_block * block_size]) * (size - count),
-                    tables=blocks.tables + array("i", [scratch_block]),
-                    table_starts=blocks.table_starts + array("i", [len(blocks.tables)]) * (size - count),
+                    tables=blocks.tables + array("i", [scratch_block]) * num_blocks,
+                    table_starts=blocks.table_starts + array("i", [len(blocks.tables)]) * chunks,
+                    block_size=block_size,
+                    starts=blocks.starts + zeros[:chunks],
+                    lengths=lengths,
                 ),
             ),
         )
@@ -164,44 +200,56 @@ def flatten(
     Raises ``IndexError`` where a chunk reaches beyond the tokens or the block table of its sequence.
     """
     tokens, positions, sample_rows = array("i"), array("i"), array("i")
-    query_starts, query_lengths = array("i"), array("i")
-    for chunk in chunks:
-        sequence, start, count = chunk
-        query_starts.append(len(tokens))
-        query_lengths.append(count)
+    query_starts = array("i")
+    row = 0
+    # Much of the host's time for a step is spent in these loops, so they look up nothing twice.
+    for sequence, start, count in chunks:
+        known = sequence.tokens
+        query_starts.append(row)
+        row += count
         if count == 1:  # most chunks are decodes, and one number costs a quarter of a slice
-            tokens.append(-1 - sequence.unread_row if sequence.num_unread else sequence.tokens[start])
+            tokens.append(-1 - sequence.unread_row if sequence.num_unread else known[start])
             positions.append(start)
         else:
-            tokens.extend(sequence.tokens[start : start + count])
+            tokens.extend(known[start : start + count])
             positions.extend(range(start, start + count))
-        if chunk.samples:
-            sample_rows.append(len(tokens) - 1)
-    if len(tokens) != len(positions):
+        if start + count == len(known) + sequence.num_unread:  # as ``ScheduledChunk.samples``
+            sample_rows.append(row - 1)
+    if len(tokens) != row:
         raise IndexError("a step reaches beyond the tokens of its sequences; schedule no more than are known")
-    groups = tuple(_blocks_of(chunks, group, block_size) for group in range(num_groups))
+    starts = array("i", [start for _, start, _ in chunks])
+    query_lengths = array("i", [count for _, _, count in chunks])
+    groups = []
+    for group in range(num_groups):
+        tables, table_starts = _tables_of(chunks, group, block_size)
+        groups.append(GroupBlocks(tables, table_starts, block_size, starts, query_lengths))
     return FlatBatch(
-        tokens, positions, query_starts, query_lengths, sample_rows, groups, position_axes, embeddings, key_limits
+        tokens,
+        positions,
+        query_starts,
+        query_lengths,
+        sample_rows,
+        tuple(groups),
+        position_axes,
+        embeddings,
+        key_limits,
     )
 
 
-def _blocks_of(chunks: Chunks[ScheduledChunk], group: int, block_size: int) -> GroupBlocks:
-    slots, tables, table_starts = array("i"), array("i"), array("i")
+def _tables_of(chunks: Chunks[ScheduledChunk], group: int, block_size: int) -> tuple[array[int], array[int]]:
+    """The block tables of the chunks one after another, and where each begins."""
+    tables, table_starts = array("i"), array("i")
+    begin = 0
     for sequence, start, count in chunks:
         blocks = sequence.other_tables[group - 1] if group else sequence.blocks
-        stop = start + count
-        needed = (stop - 1) // block_size + 1
-        if len(blocks) < needed:
+        needed = (start + count - 1) // block_size + 1
+        known = len(blocks)
+        if known < needed:
             raise IndexError(
-                f"a step reaches beyond the blocks of its sequences: {stop} tokens need {needed} blocks of "
-                f"{block_size} and have {len(blocks)}; allocate them before the step"
+                f"a step reaches beyond the blocks of its sequences: {start + count} tokens need {needed} blocks of "
+                f"{block_size} and have {known}; allocate them before the step"
             )
-        table_starts.append(len(tables))
-        tables.extend(blocks if len(blocks) == needed else blocks[:needed])
-        if count == 1:
-            slots.append(blocks[needed - 1] * block_size + start % block_size)
-            continue
-        for number in range(start // block_size, needed):
-            origin = (blocks[number] - number) * block_size
-            slots.extend(range(origin + max(start, number * block_size), origin + min(stop, (number + 1) * block_size)))
-    return GroupBlocks(slots, tables, table_starts)
+        table_starts.append(begin)
+        begin += needed
+        tables.extend(blocks if known == needed else blocks[:needed])
+    return tables, table_starts

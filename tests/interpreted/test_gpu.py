@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
+from support.recording import record
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import EngineUnavailable, ModelRefused
@@ -29,11 +30,6 @@ from engine.scheduling.contracts import Runner
 from engine.scheduling.sequence import ScheduledChunk
 
 
-def again(compute: Callable[[], None]) -> Callable[[], None]:
-    compute()
-    return compute
-
-
 def silent(_stage: str, _done: float) -> None:
     pass
 
@@ -46,7 +42,7 @@ def config_of(folder: Path, **config: float) -> EngineConfig:
 def gpu_runner(
     config: EngineConfig,
     *,
-    record: Recorder = again,
+    record: Recorder = record,
     attention: Attention = TritonAttention,
     eos_ids: tuple[int, ...] = (),
     progress: Progress = silent,
@@ -65,7 +61,7 @@ def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
     runner = gpu_runner(config, eos_ids=(2,), progress=lambda stage, _done: stages.append(stage))
     assert 2 in runner.info.eos_ids
     assert stages[:3] == ["joining weights", "profiling the largest step", "allocating cache"]
-    assert ("recording decode steps" in stages) is graphs
+    assert ("recording steps" in stages) is graphs
     text = [5 + (i * i) % 200 for i in range(40)]
     sequence = make_sequence(text[:37], [2, 0, 1])
     found = [runner.forward([ScheduledChunk(sequence, 0, 37)])[0].clone()]
@@ -94,7 +90,7 @@ def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
 def test_a_model_that_cannot_be_recorded_is_served_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
     runner = gpu_runner(config, record=refuse)
-    assert not runner.replays
+    assert not runner.recorded_shapes
     assert "not recorded and will be slower: called a synchronizing CUDA operation" in caplog.text
     assert len(runner.forward([ScheduledChunk(make_sequence([5, 6], [0]), 0, 2)])) == 1
 
@@ -132,8 +128,8 @@ def test_a_core_says_the_same_with_it(tmp_path: Path) -> None:
     config = config_of(folder, max_running=3)
     ours = gpu_runner(config)
     plain = gpu_runner(replace(config, cuda_graphs=False), attention=ReferenceAttention)
-    assert ours.replays
-    assert not plain.replays
+    assert {shape.only_decodes for shape in ours.recorded_shapes} == {True, False}
+    assert not plain.recorded_shapes
     found = answers(ours, folder, config)
     assert len(found) == 7
     assert found == answers(plain, folder, config)

@@ -73,6 +73,7 @@ class PagedModel:
         num_blocks: int = 256,
         block_size: int = BLOCK_SIZE,
         change: Callable[[Any], object] = lambda module: None,
+        max_context: int = 512,
     ) -> None:
         self.block_size = block_size
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
@@ -84,7 +85,9 @@ class PagedModel:
         )
         for blocks in (*cache.keys, *cache.values):
             blocks.fill_(self.STALE)
-        info = ModelInfo("", 0, "float32", "cpu", loaded.probe.vocab_size, 512, block_size, num_blocks, 8, (EOS_ID,))
+        info = ModelInfo(
+            "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, num_blocks, 8, (EOS_ID,)
+        )
         self.attention = attention
         self.runner = self.make_runner(loaded, cache, info)
         self._random = random.Random(2)

@@ -108,7 +108,7 @@ def run(check: Check) -> None:
 
 def _start(runner: ModelRunner, tokenizer: Tokenizer) -> Clients:
     config = EngineConfig(path="", max_running=runner.info.max_running)
-    cost = platform_of(torch.device(runner.info.device)).step_cost()
+    cost = platform_of(torch.device(runner.info.device)).step_cost(runner)
     return Clients(Core(runner, BatchSampler(), tokenizer, config, cost=cost))
 
 

@@ -94,8 +94,6 @@ def test_more_cache_than_the_machine_can_map_is_refused_in_a_sentence(tmp_path: 
 def test_devices_have_their_platforms() -> None:
     assert isinstance(platform_of(torch.device("cpu")), CpuPlatform)
     assert isinstance(platform_of(torch.device("cuda", 1)), CudaPlatform)
-    assert type(platform_of(torch.device("cpu")).step_cost()) is CostOverDecodes
-    assert type(platform_of(torch.device("cuda", 1)).step_cost()) is FittedCost
 
 
 def test_the_stages_of_a_start_on_a_cpu(tmp_path: Path) -> None:
@@ -108,4 +106,6 @@ def test_the_stages_of_a_start_on_a_cpu(tmp_path: Path) -> None:
     assert runner.info.max_running == CpuPlatform.max_running
     assert 7 in runner.info.eos_ids
     assert isinstance(runner, ModelRunner)
-    assert not runner.replays
+    assert not runner.recorded_shapes
+    assert type(CpuPlatform().step_cost(runner)) is CostOverDecodes
+    assert type(CudaPlatform(torch.device("cpu")).step_cost(runner)) is FittedCost

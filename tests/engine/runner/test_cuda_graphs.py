@@ -1,9 +1,15 @@
-"""Which decode steps are recorded; that replaying equals computing is shown in ``tests/interpreted``."""
+"""Which steps are recorded, that replaying equals computing, and how CUDA is asked to record.
+
+The same with our kernels is in ``tests/interpreted``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +17,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.paged import PagedModel, make_sequence
+from support.paged import PagedModel, lively_model_folder, make_sequence
+from support.recording import ForbiddenError, record
 from support.tiny import tiny_model_folder
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.runner.cuda_graphs import CudaRecorder, batch_sizes
-from engine.scheduling.flat_batch import flatten
+from engine.api.engine import ModelInfo
+from engine.attention.gather import ReferenceAttention
+from engine.runner.cuda_graphs import PREFILL_SIZES, CudaRecorder, Recorder, batch_sizes, recorded_shapes
+from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.flat_batch import FlatBatch, StepShape
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -35,9 +44,219 @@ def test_every_number_of_sequences_has_a_size(max_running: int) -> None:
         assert size - running <= (running - 1 if running <= 16 else size / 3)
 
 
+def test_every_step_with_prefill_has_a_shape_that_a_sequence_could_fill() -> None:
+    info = ModelInfo("", 0, "float32", "cpu", 320, 100_000, 16, 1, 256)
+    _, prefills = recorded_shapes(info)
+    assert [shape.tokens for shape in prefills] == list(PREFILL_SIZES)
+    assert max(PREFILL_SIZES) == 1024
+    _, prefills = recorded_shapes(replace(info, max_context=300))
+    assert [shape.tokens for shape in prefills] == [16, 64, 128, 256]
+
+
+class GraphGather(ReferenceAttention):
+    """``GraphAttention`` by gathering: ``fill`` prepares, and what is "replayed" reads what it prepared."""
+
+    def reserve(self, shapes: list[StepShape], max_sequences: int, max_blocks: int) -> None:
+        self.reserved = shapes, max_sequences, max_blocks
+
+    def capture(self, shape: StepShape) -> None:
+        assert shape == self._filled, "a step of another shape was filled in"
+
+    def fill(self, batch: FlatBatch, shape: StepShape) -> None:
+        assert len(batch.tokens) == shape.tokens
+        self._filled = shape
+        self.prepare(batch)
+
+
+def silent(_stage: str, _done: float) -> None:
+    pass
+
+
+class Twins:
+    """A model whose steps are recorded, and another that computes the same; both with the same blocks and texts."""
+
+    def __init__(self, folder: Path, texts: list[list[int]]) -> None:
+        self.models = PagedModel(folder, GraphGather), PagedModel(folder)
+        self.texts = texts
+        self.sequences = []
+        for model in self.models:
+            (scratch,) = model.take_blocks(1)
+            self.sequences.append([make_sequence(text, model.take_blocks(len(text))) for text in texts])
+        self.recorded, self.plain = (model.runner for model in self.models)
+        self.shapes: list[StepShape] = []
+        self.recorded.record_steps(scratch, record, silent)
+        forward = self.recorded.recorded.forward
+        self.recorded.recorded.forward = lambda batch, shape: self.shapes.append(shape) or forward(batch, shape)
+
+    def step(self, parts: list[tuple[int, int, int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of both for parts ``(text, start, tokens, samples)``."""
+        found = []
+        for model, sequences in zip(self.models, self.sequences, strict=True):
+            chunks = []
+            for text, start, count, samples in parts:
+                sequence = sequences[text]
+                sequence.tokens = self.texts[text][: start + count if samples else None]
+                chunks.append(ScheduledChunk(sequence, start, count))
+            found.append(model.runner.forward(chunks).clone())
+        return found[0], found[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_recorded_step_of_any_mixture_equals_the_computed_one(seed: int, tmp_path: Path) -> None:
+    """Decodes and chunks with and without a past, any of which may sample, padded by any number of tokens."""
+    family = ("llama", "gemma2", "qwen3")[seed % 3]
+    rnd = random.Random(seed)
+    texts = [[3 + rnd.randrange(250) for _ in range(rnd.choice((3, 30, 90, 200)))] for _ in range(8)]
+    config = {"num_hidden_layers": 2, **(HYBRID if family == "gemma2" else {})}
+    twins, done = Twins(lively_model_folder(tmp_path, family, **config), texts), [0] * len(texts)
+    while any(count < len(text) - 1 for count, text in zip(done, texts, strict=True)):
+        parts = []
+        for number in rnd.sample(range(len(texts)), rnd.randint(1, len(texts))):
+            left = len(texts[number]) - 1 - done[number]
+            count = min(left, rnd.choice((1, 1, 2, 17, 60)))
+            if count:
+                parts.append((number, done[number], count, rnd.random() < 0.6))
+                done[number] += count
+        if parts:
+            found, expected = twins.step(parts)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    found, expected = twins.step([(number, count, 1, True) for number, count in enumerate(done)])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert len({shape for shape in twins.shapes if not shape.only_decodes}) >= 2
+    assert twins.shapes[-1] == StepShape(8, only_decodes=True)
+
+
+def test_a_step_that_no_shape_holds_is_computed(tmp_path: Path) -> None:
+    text = [3 + 7 * i % 250 for i in range(500)]
+    twins = Twins(tiny_model_folder(tmp_path), [text, text[:400]])
+    found, expected = twins.step([(0, 0, 200, True), (1, 0, 400, True)])
+    torch.testing.assert_close(found, expected)
+    assert twins.shapes == []
+    found, expected = twins.step([(0, 200, 16, False)])
+    assert found.shape == expected.shape == (0, 320)
+    assert twins.shapes == [StepShape(16, only_decodes=False)]
+
+
+def test_all_recorded_steps_leave_their_logits_at_one_place(tmp_path: Path) -> None:
+    twins = Twins(tiny_model_folder(tmp_path), [[5, 6, 7, 8, 9]] * 2)
+    recorded = twins.recorded.recorded
+    assert recorded is not None
+    place = recorded.logits.data_ptr()
+    for parts in ([(0, 0, 3, True)], [(0, 3, 1, True), (1, 0, 2, True)], [(0, 4, 1, True), (1, 2, 1, True)]):
+        found, _ = twins.step(parts)
+        assert recorded.logits.data_ptr() == place
+        assert torch.equal(recorded.logits[: len(found)], found)
+    assert recorded.logits.shape == (8, 320)
+    assert recorded.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_token_that_only_the_device_knows_is_looked_up_there(recorded: bool, count: int, tmp_path: Path) -> None:
+    """A decode beside another, and one at the end of a chunk."""
+    text = [3 + 7 * i % 250 for i in range(9)]
+    model = PagedModel(tiny_model_folder(tmp_path), GraphGather)
+    runner = model.runner
+    assert isinstance(runner, ModelRunner)
+    (scratch,) = model.take_blocks(1)
+    first, second = (make_sequence(text, model.take_blocks(len(text))) for _ in range(2))
+    runner.forward([ScheduledChunk(sequence, 0, 6) for sequence in (first, second)])
+    if recorded:
+        runner.record_steps(scratch, record, silent)
+    chunks = [ScheduledChunk(first, 9 - count, count), ScheduledChunk(second, 6, 1)]
+    expected = runner.forward(chunks).clone()
+    assert runner.sampled.shape == (8,)
+    assert runner.sampled.dtype == torch.long
+    assert not runner.sampled.any()
+    runner.sampled[5], runner.sampled[0] = text[8], text[6]
+    first.tokens, second.tokens = [*text[:8], -1 - 5], [*text[:6], -1, *text[7:]]
+    torch.testing.assert_close(runner.forward(chunks), expected)
+    runner.sampled[5] = text[8] + 1
+    assert (runner.forward(chunks)[0] - expected[0]).abs().max() > 1e-3
+
+
+def refusing(refused: Callable[[int], bool]) -> Recorder:
+    """A recorder that fails at those recordings, counted from 0."""
+    numbers = iter(range(1000))
+
+    def record_unless(compute: Callable[[], None]) -> Callable[[], None]:
+        if refused(next(numbers)):
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return record(compute)
+
+    return record_unless
+
+
+def test_decodes_stay_recorded_where_prefill_cannot_be_and_not_the_other_way_round(tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path)
+    decodes = [StepShape(size, only_decodes=True) for size in batch_sizes(8)]
+    model = PagedModel(folder, GraphGather)
+    # The largest with prefill is recorded and the next one fails: then neither is replayed.
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        model.runner.record_steps(0, refusing(lambda number: number > len(decodes)), silent)
+    assert sorted(model.runner.recorded_shapes) == decodes
+    sequence = make_sequence([5, 6, 7], model.take_blocks(3))
+    assert model.runner.forward([ScheduledChunk(sequence, 0, 3)]).shape == (1, 320)
+    model, tried = PagedModel(folder, GraphGather), []
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        model.runner.record_steps(0, refusing(lambda number: tried.append(number) or number == 2), silent)
+    assert tried == [0, 1, 2]
+    assert model.runner.recorded_shapes == []
+
+
+def test_how_long_recorded_steps_take_is_measured_on_padding_alone(tmp_path: Path) -> None:
+    model = PagedModel(tiny_model_folder(tmp_path), GraphGather)
+    (scratch,) = model.take_blocks(1)
+    assert model.runner.recorded_seconds() == {}
+    model.runner.record_steps(scratch, record, silent)
+    seconds = model.runner.recorded_seconds()
+    assert seconds.keys() == set(model.runner.recorded_shapes)
+    assert all(taken > 0 for taken in seconds.values())
+    for blocks in (*model.cache.keys, *model.cache.values):
+        assert {int(block) for block in (blocks != model.STALE).flatten(1).any(1).nonzero()} == {scratch}
+
+
 def test_an_attention_that_cannot_be_recorded_is_left_alone(tmp_path: Path) -> None:
     model = PagedModel(tiny_model_folder(tmp_path))
-    model.runner.record_decodes(0, lambda compute: pytest.fail("recorded"), lambda stage, done: None)
+    model.runner.record_steps(0, lambda compute: pytest.fail("recorded"), silent)
+    assert model.runner.recorded_shapes == []
+
+
+FORBIDDEN: dict[str, Callable[[torch.Tensor], object]] = {
+    "item": lambda numbers: numbers[0].item(),
+    "tolist": lambda numbers: numbers.tolist(),
+    "cpu": lambda numbers: numbers.cpu(),
+    "numpy": lambda numbers: numbers.numpy(),
+    "if": lambda numbers: bool(numbers[0] > 1),
+    "nonzero": lambda numbers: numbers.nonzero(),
+    "where": lambda numbers: torch.where(numbers > 1),
+    "mask": lambda numbers: numbers[numbers > 1],
+    "unique": lambda numbers: numbers.unique(),
+    "equal": lambda numbers: torch.equal(numbers, numbers),
+    "tensor": lambda _numbers: torch.tensor([1, 2]),
+    "list": lambda numbers: numbers[[0, 1]],
+    "frombuffer": lambda _numbers: torch.frombuffer(array("i", [1]), dtype=torch.int32),
+    "download": lambda numbers: numbers.to("meta"),
+    "upload": lambda numbers: torch.empty(5, dtype=numbers.dtype, device="meta").copy_(numbers),
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+@pytest.mark.parametrize("inference", [True, False])
+def test_the_stand_in_for_a_recorder_raises_on_what_a_capture_forbids(name: str, inference: bool) -> None:
+    numbers = torch.arange(5)
+
+    def allowed() -> None:
+        numbers[numbers.clamp(max=2)].float().softmax(0).copy_(torch.zeros(5))
+
+    def forbidden() -> None:
+        allowed()
+        FORBIDDEN[name](numbers)
+
+    with torch.inference_mode(inference):
+        record(allowed)()
+        with pytest.raises(ForbiddenError):
+            record(forbidden)
 
 
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -54,30 +273,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[misc]
-    """Notes which operators run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_decode_of_this_family_can_be_recorded(family: str, tmp_path: Path) -> None:
+def test_all_steps_of_this_family_can_be_recorded(family: str, tmp_path: Path) -> None:
     """A recording forbids to wait for the device and to bring numbers to it; on a CPU the operators for that show."""
-    model = PagedModel(tiny_model_folder(tmp_path, family, **FAMILIES[family]))
-    sequence = make_sequence([5, 6], model.take_blocks(2))
-    model.runner.attention.prepare(flatten([ScheduledChunk(sequence, 1, 1)], model.block_size))
-    module = model.runner._model
-    ids, positions = torch.tensor([[6]]), torch.tensor([[1]])
-    with torch.inference_mode(), _Operators() as seen:
-        module(input_ids=ids, position_ids=positions, use_cache=False)
-    assert len(seen.names) > 10
-    assert not seen.names & {"_local_scalar_dense", "item", "nonzero", "lift_fresh", "equal", "is_nonzero", "unique2"}
+    model = PagedModel(tiny_model_folder(tmp_path, family, **FAMILIES[family]), GraphGather)
+    model.runner.record_steps(0, record, silent)
+    assert len(model.runner.recorded_shapes) == len(batch_sizes(8)) + 6
+
+
+def test_experts_that_are_chosen_on_the_host_are_not_recorded(tmp_path: Path) -> None:
+    folder = tiny_model_folder(
+        tmp_path, "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True
+    )
+    model = PagedModel(folder, GraphGather, change=lambda module: module.set_experts_implementation("eager"))
+    with pytest.raises(ForbiddenError):
+        model.runner.record_steps(0, record, silent)
+    assert model.runner.recorded_shapes == []
 
 
 class FakeCuda:

@@ -17,9 +17,16 @@ from engine.cache.kv_tensors import KVCache
 from engine.device import cuda_health
 from engine.model.loader import load_model
 from engine.runner import memory_profile
-from engine.runner.memory_profile import decode_step, prefill_step, profile_steps, step_bytes
+from engine.runner.memory_profile import (
+    decode_step,
+    prefill_step,
+    profile_steps,
+    recorded_prefill_step,
+    step_bytes,
+)
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.chunk_budget import MAX_CHUNK
+from engine.scheduling.sequence import ScheduledChunk
 
 INFO = ModelInfo("llama", 0, "float32", "cpu", 320, 512, 16, 1, 8)
 
@@ -75,32 +82,52 @@ def test_a_lost_device_is_not_tried_with_another_attention(tmp_path: Path, monke
         profile_steps(load_model(config, lambda stage, done: None), INFO, config, Broken)
 
 
-def test_sampling_with_masks_counts_once_and_recorded_decodes_for_their_own_memory(
+def test_sampling_with_masks_counts_once_and_recorded_steps_for_their_own_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forwards: list[int] = []
+    forwards: list[tuple[int, int]] = []
     samples: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        ModelRunner, "forward", lambda runner, batch: forwards.append(len(batch)) or torch.zeros(8, 320)
-    )
+
+    def forward(_runner: ModelRunner, batch: list[ScheduledChunk]) -> torch.Tensor:
+        forwards.append((len(batch), sum(chunk.num_tokens for chunk in batch)))
+        return torch.zeros(8, 320)
+
+    monkeypatch.setattr(ModelRunner, "forward", forward)
 
     def sample(_sampler: object, logits: torch.Tensor, _sequences: object, masks: list[bytes | None]) -> None:
         samples.append((len(logits), sum(mask is not None for mask in masks)))
 
     monkeypatch.setattr(memory_profile.BatchSampler, "sample", sample)
-    memories = iter([memory_profile._Memory(5, 9), memory_profile._Memory(30, 1), memory_profile._Memory(700, 400)] * 2)
+    # By the number of tokens: a step that is tried once before, the decodes, recorded prefill, the largest step.
+    peaks = {1: (5, 9), 8: (30, 1), 512: (200, 2), MAX_CHUNK: (700, 400), 64: (60, 50)}
 
     def memory_of(compute: Callable[[], object], _device: torch.device) -> memory_profile._Memory:
         compute()
-        return next(memories)
+        return memory_profile._Memory(*peaks[min(forwards[-1][1], MAX_CHUNK)])
 
     monkeypatch.setattr(memory_profile, "_memory_of", memory_of)
     config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
     model = load_model(config, lambda stage, done: None)
-    assert step_bytes(model, INFO, config, ReferenceAttention) == 400 + 30
-    assert forwards == [1, 8, 8]
+    assert step_bytes(model, INFO, config, ReferenceAttention) == 400 + 30 + 200
+    assert forwards == [(1, 1), (8, 8), (8, 512), (8, MAX_CHUNK)]
     assert samples == [(8, 7)]
     assert step_bytes(model, INFO, replace(config, cuda_graphs=False), ReferenceAttention) == 400
+    assert step_bytes(model, replace(INFO, max_context=8), config, ReferenceAttention) == 50 + 30
+
+
+@pytest.mark.parametrize("max_running", [1, 8, 256, 2000])
+def test_the_recorded_step_is_the_largest_with_as_many_rows_as_can_sample(max_running: int) -> None:
+    info = replace(INFO, max_context=5000, max_running=max_running)
+    step = recorded_prefill_step(info)
+    assert sum(chunk.num_tokens for chunk in step) == 1024
+    assert len(step) == min(max_running, 1024)
+    assert all(chunk.samples for chunk in step)
+
+
+def test_tokens_of_the_profile_differ_as_far_as_the_vocabulary_goes() -> None:
+    info = replace(INFO, max_context=5000, max_running=1)
+    (chunk,) = prefill_step(info)
+    assert set(chunk.sequence.tokens) == set(range(info.vocab_size))
 
 
 def test_memory_that_torch_holds_already_is_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.api.requests import Request, SamplingParams
-from engine.scheduling.flat_batch import EmbeddingRows, FlatBatch, flatten
+from engine.scheduling.flat_batch import EmbeddingRows, FlatBatch, StepShape, flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 
@@ -72,9 +72,9 @@ def test_a_chunk_beyond_its_blocks_or_tokens_is_refused() -> None:
         flatten([beyond._replace(num_tokens=8)], 4)
 
 
-def test_padding_is_the_first_token_in_the_scratch_block() -> None:
+def test_missing_decodes_are_the_first_token_in_the_scratch_block() -> None:
     batch = flatten([chunk_of(5, 1, [[3, 4]]), chunk_of(0, 1, [[7]])], 4)
-    padded = batch.padded(4, 9, 4)
+    padded = batch.padded(StepShape(4, only_decodes=True), 9, 4)
     assert [list(part) for part in (padded.tokens, padded.positions)] == [[505, 0, 0, 0], [5, 0, 0, 0]]
     assert list(padded.query_starts) == [0, 1, 2, 3]
     assert padded.only_decodes
@@ -82,7 +82,35 @@ def test_padding_is_the_first_token_in_the_scratch_block() -> None:
     (blocks,) = padded.groups
     assert list(blocks.slots) == [17, 28, 36, 36]
     assert [blocks.tables[start] for start in blocks.table_starts] == [3, 7, 9, 9]
-    assert batch.padded(2, 9, 4) is batch
+    assert batch.padded(StepShape(2, only_decodes=True), 9, 4) is batch
+
+
+@given(step=steps(), missing=st.integers(0, 20))
+def test_what_a_step_with_prefill_misses_is_one_chunk_within_the_scratch_block(
+    step: tuple[list[ScheduledChunk], int, int], missing: int
+) -> None:
+    chunks, size, _ = step
+    batch, scratch = flatten(chunks, size), 1000
+    padded = batch.padded(StepShape(len(batch.tokens) + missing, only_decodes=False), scratch, size)
+    count = len(batch.tokens)
+    assert padded.tokens == batch.tokens + array("i", [0] * missing)
+    assert padded.positions == batch.positions + array("i", range(missing))
+    assert padded.sample_rows == batch.sample_rows
+    assert list(padded.query_lengths) == [*batch.query_lengths, *([missing] if missing else [])]
+    assert list(padded.query_starts) == [*batch.query_starts, *([count] if missing else [])]
+    (blocks,), (own,) = padded.groups, batch.groups
+    assert blocks.slots[:count] == own.slots
+    assert list(blocks.slots[count:]) == [scratch * size + i % size for i in range(missing)]
+    table = blocks.tables[len(own.tables) :]
+    assert list(table) == [scratch] * -(-missing // size)
+    assert list(blocks.table_starts) == [*own.table_starts, *([len(own.tables)] if missing else [])]
+
+
+def test_a_step_is_not_padded_to_a_shape_that_it_does_not_fit() -> None:
+    batch = flatten([chunk_of(0, 3, [[0]])], 4)
+    for shape in (StepShape(2, only_decodes=False), StepShape(4, only_decodes=True)):
+        with pytest.raises(AssertionError):
+            batch.padded(shape, 9, 4)
 
 
 OPTIONAL: dict[str, Any] = {
