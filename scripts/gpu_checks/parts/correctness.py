@@ -108,7 +108,7 @@ def _compare_models_of_bfloat16(check: Check) -> None:
 def compare_model(
     check: Check, name: str, build: Build, allowed: float, lengths: tuple[int, ...], only_recorded: bool = False
 ) -> None:
-    """A whole model: ours against transformers' own forward, and recorded decodes against computed ones."""
+    """A whole model: ours against transformers' own forward, and recorded steps against computed ones."""
     if not check.has_time(PART, name, 4.0):
         return
     machine, report, source = check.machine, check.report, random.Random(1)
@@ -123,8 +123,8 @@ def compare_model(
             worst = math.inf if problem else difference(computed, expected)
             report.compared(PART, f"{name}, our forward", worst, allowed, problem)
         replayed, runner = _logits_of(machine, build, texts, cuda_graphs=True)
-        note = problem if runner.replays else "its decodes cannot be recorded"
-        report.compared(PART, f"{name}, recorded decodes", difference(replayed, computed), allowed, note)
+        note = problem or _missing(runner)
+        report.compared(PART, f"{name}, recorded steps", difference(replayed, computed), allowed, note)
     except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
         report.compared(PART, name, math.inf, allowed, reason_of(error))
         machine.wait()  # raises where the device is lost
@@ -136,7 +136,8 @@ def _logits_of(
     machine.forget()
     running = len(texts) + 1  # so that recorded steps are padded
     memory = 1.6e7 * running
-    context = max(map(len, texts))
+    # No recorded step has more tokens than the context, and each size takes time to record.
+    context = 32 if machine.smoke else 1024 if len(texts) > 8 else 256
     runner = make_runner(machine, build(), context, max_running=running, kv_memory=memory, cuda_graphs=cuda_graphs)
     return _generated(runner, texts), runner
 
@@ -148,27 +149,36 @@ def _expected(model: LoadedModel, texts: list[list[int]]) -> torch.Tensor:
     return torch.stack([logits[last + step] for step in range(NEW_TOKENS + 1) for logits in plain])
 
 
+def _missing(runner: ModelRunner) -> str:
+    """What of a model's steps is not recorded."""
+    kinds = {shape.only_decodes for shape in runner.recorded_shapes}
+    return "" if len(kinds) == 2 else "its prefill cannot be recorded" if kinds else "its steps cannot be recorded"
+
+
 def _generated(runner: ModelRunner, texts: list[list[int]]) -> torch.Tensor:
-    """Logits of a chunked prefill and of decodes of all texts, [rows, vocabulary]."""
+    """Logits after the prompts of all texts, then after each further token, [rows, vocabulary].
+
+    Every other prompt is computed in two chunks; beside the second, those that were computed in one decode already.
+    """
     pages = Pages(runner)
-    lengths = [len(text) - NEW_TOKENS for text in texts]
     sequences = [pages.sequence(text, len(text)) for text in texts]
-    found = []
-    for begin, end in ((0, 0.4), (0.4, 1.0)):
-        chunks = []
-        for sequence, text, length in zip(sequences, texts, lengths, strict=True):
-            sequence.tokens = text[:length]
-            start, stop = int(length * begin), int(length * end)
-            if start < stop:
-                chunks.append(ScheduledChunk(sequence, start, stop - start))
-        found.append(runner.forward(chunks).clone())
-    for step in range(NEW_TOKENS):
-        chunks = []
-        for sequence, text, length in zip(sequences, texts, lengths, strict=True):
-            sequence.tokens = text[: length + step + 1]
-            chunks.append(ScheduledChunk(sequence, length + step, 1))
-        found.append(runner.forward(chunks).clone())
-    return torch.cat(found)
+    ends = []
+    for number, text in enumerate(texts):
+        length = len(text) - NEW_TOKENS
+        part = 0 if number % 2 else int(0.4 * length)
+        ends.append([0, *([part] if part else []), *range(length, len(text) + 1)])
+    found: list[list[torch.Tensor]] = [[] for _ in texts]
+    for step in range(1, max(map(len, ends))):
+        chunks, rows = [], []
+        for sequence, text, own, logits in zip(sequences, texts, ends, found, strict=True):
+            if step < len(own):
+                # Tokens of the prompt are known from the beginning, so that its first part does not sample.
+                sequence.tokens = text[: max(own[step], len(text) - NEW_TOKENS)]
+                chunks.append(ScheduledChunk(sequence, own[step - 1], own[step] - own[step - 1]))
+                rows += [logits] if chunks[-1].samples else []
+        for logits, row in zip(rows, runner.forward(chunks), strict=True):
+            logits.append(row.clone())
+    return torch.stack([logits[step] for step in range(NEW_TOKENS + 1) for logits in found])
 
 
 def _compare_tokens(check: Check, name: str) -> None:
@@ -201,8 +211,8 @@ def _compare_tokens(check: Check, name: str) -> None:
             agrees = token == written[row][step]
             agreed, decided, wrong = agreed + agrees, decided + clear, wrong + (clear and not agrees)
     note = f"{agreed} of {count * new} tokens as generate has them; {decided} are clear, of which {wrong} differ"
-    if not runner.replays:
-        note += "; its decodes cannot be recorded"
+    if missing := _missing(runner):
+        note += f"; {missing}"
     check.report.compared(PART, name, float(wrong), 0.0, note)
 
 

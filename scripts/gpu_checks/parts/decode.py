@@ -76,7 +76,9 @@ def run(check: Check) -> None:
     ceilings = check.ceilings  # before the KV cache takes the memory that this needs
     made = check.models.get("Llama-3.1-8B")
     problem = problem_of(check.machine, made.runner)
-    check.report.checked(PART, "decode steps are recorded", made.runner.replays and not problem, problem)
+    for kind, only_decodes in {"decode steps": True, "steps with prefill": False}.items():
+        recorded = any(shape.only_decodes == only_decodes for shape in made.runner.recorded_shapes)
+        check.report.checked(PART, f"{kind} are recorded", recorded and not problem, problem)
     pages = Pages(made.runner)
     most = next((batch for batch in load.batches if pages.holds(batch, load.room)), None)
     if most is None:
@@ -94,6 +96,7 @@ def run(check: Check) -> None:
     decode = partial(_step, made.runner, together, BatchSampler(), lambda _: 1)
     _profile(check, f"{len(together)} sequences, sampled", decode, load)
     _mixed(check, made.runner, sequences[: min(8, most - 1)], pages, load)
+    _recorded(check, made.runner)
 
 
 def _prefill(check: Check, made: Made, sequences: list[Sequence], load: Load, matmul: float) -> None:
@@ -188,21 +191,38 @@ def _step(
 
 
 def _mixed(check: Check, runner: ModelRunner, sequences: list[Sequence], pages: Pages, load: Load) -> None:
-    """The cost of a step with part of a prompt: such steps are launched kernel by kernel."""
-    chunk = load.prompt // 2
-    name = f"a step of {len(sequences)} decodes and {chunk} tokens of a prompt"
-    room = chunk + 1
-    if not check.has_time(PART, name, 5.0) or not pages.holds(1, room):
+    """The cost of a step with part of a prompt: of a size between recorded ones, and of a recorded size."""
+    decodes, most = len(sequences), load.prompt // 2
+    room = most + 1
+    if not check.has_time(PART, f"steps of {decodes} decodes and part of a prompt", 5.0) or not pages.holds(1, room):
         return
-    prompt = pages.sequence(random_tokens(len(sequences) + 1000, chunk, runner.info.vocab_size), room)
+    prompt = pages.sequence(random_tokens(decodes + 1000, most, runner.info.vocab_size), room)
+    text = list(prompt.tokens)
+    for chunk in (most, max(2, most - decodes)):
+        of = f"{decodes} decodes and {chunk} tokens of a prompt"
+        prompt.tokens = text[:chunk]
 
-    def step() -> None:
-        _step(runner, [*sequences, prompt], BatchSampler(), lambda tokens: 1 if len(tokens) > load.prompt else chunk)
-        prompt.tokens.pop()
+        def new(tokens: list[int], chunk: int = chunk) -> int:
+            return 1 if len(tokens) > load.prompt else chunk
 
-    usual = median([check.machine.seconds(step) for _ in range(SPELLS + 1)][1:])
-    check.report.number(PART, name, usual * 1e3, "ms")
-    _profile(check, f"{len(sequences)} decodes and {chunk} tokens of a prompt", step, load)
+        def step(new: Callable[[list[int]], int] = new) -> None:
+            _step(runner, [*sequences, prompt], BatchSampler(), new)
+            prompt.tokens.pop()
+
+        usual = median([check.machine.seconds(step) for _ in range(SPELLS + 1)][1:])
+        check.report.number(PART, f"a step of {of}", usual * 1e3, "ms")
+    _profile(check, of, step, load)
+
+
+def _recorded(check: Check, runner: ModelRunner) -> None:
+    """The device's time for each recorded step with prefill: what the pacer starts with."""
+    if not check.has_time(PART, "recorded steps with prefill", 3.0):
+        return
+    spells = [runner.recorded_seconds() for _ in range(SPELLS)]
+    for shape in sorted(shape for shape in runner.recorded_shapes if not shape.only_decodes):
+        usual = median(spell[shape] for spell in spells)
+        rate = f"{shape.tokens / usual:,.0f} tok/s"
+        check.report.number(PART, f"a recorded step of {shape.tokens} tokens", usual * 1e3, "ms", rate)
 
 
 def _profile(check: Check, of: str, step: Callable[[], object], load: Load) -> None:
