@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from engine.api.engine import EngineConfig, EngineState, Health, ModelInfo
 from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
 from engine.api.events import (
     CandidateFinished,
+    Delta,
     ErrorKind,
     Event,
     FinishReason,
@@ -42,8 +44,9 @@ class PendingRequest:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.abandoned = False
+        self._events: deque[Event] = deque()
+        self._arrived = asyncio.Event()
         self._tokens = [0] * request.candidates
         self._open = set(range(request.candidates))
 
@@ -54,8 +57,24 @@ class PendingRequest:
         for finished in events.finished:
             self._open.discard(finished.candidate)
         if not self.abandoned:
-            for event in events:
-                self.events.put_nowait(event)
+            self._events.extend(events)
+            self._arrived.set()
+
+    async def next(self) -> Event:
+        """The next event. Deltas of a candidate that wait for the reader one after the other come as one."""
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        if not isinstance(event, Delta):
+            return event
+        deltas, kind = [event], (event.candidate, event.thought)
+        while self._events and isinstance(following := self._events[0], Delta):
+            if (following.candidate, following.thought) != kind:
+                break
+            deltas.append(following)
+            self._events.popleft()
+        return event if len(deltas) == 1 else joined(deltas)
 
     def fail(self, error: RequestError) -> None:
         """End what is still open, with the counts known so far."""
@@ -65,6 +84,17 @@ class PendingRequest:
         )
         done = RequestFinished(len(self.request.prompt), 0, sum(self._tokens), error)
         self.push(RequestEvents(self.request.id, finished=aborted, done=done))
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """One delta for consecutive ones of a candidate that are all thoughts or all not."""
+    return Delta(
+        deltas[0].candidate,
+        tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        "".join(delta.text for delta in deltas),
+        tuple(logprobs for delta in deltas for logprobs in delta.logprobs),
+        deltas[0].thought,
+    )
 
 
 class EventStream(AsyncIterator[Event]):
@@ -80,7 +110,7 @@ class EventStream(AsyncIterator[Event]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            event = await self.pending.events.get()
+            event = await self.pending.next()
         except asyncio.CancelledError:
             await self.aclose()
             raise

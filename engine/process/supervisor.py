@@ -27,6 +27,7 @@ COMMAND = (sys.executable, "-P", "-m", "engine.process.worker")
 _DRAIN_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 2.0  # on a busy machine they may reach the socket's thread late
 _KILL_SECONDS = 10.0  # a killed process is gone once the kernel has reclaimed its memory
+_BURST = 16  # messages
 _STABLE_SECONDS = 60.0
 _LONGEST_DELAY = 30.0
 _STARTS_BEFORE_GIVING_UP = 3
@@ -60,8 +61,15 @@ class WorkerProcess:
             asyncio.ensure_future(self._socket.send(pack(message), zmq.NOBLOCK)).result()
 
     async def messages(self) -> AsyncIterator[FromWorker]:
-        """All messages of the process, to the last one; ends when the process has ended."""
+        """All messages of the process, to the last one; ends when the process has ended.
+
+        Those that have come already follow each other at once: readers that cannot keep up get their events together.
+        """
+        number = 0
         while (data := await self._receive()) is not None:
+            number += 1
+            if number % _BURST == 0:
+                await asyncio.sleep(0)  # however quick the process is, others get their turns
             if self._folder:
                 # Once the process has connected, the address is not needed: removed now, nothing is left behind even
                 # if both sides are killed.
@@ -74,7 +82,8 @@ class WorkerProcess:
 
     async def _receive(self) -> bytes | None:
         arrival = asyncio.ensure_future(self._socket.recv())
-        await asyncio.wait({arrival, self._exited}, return_when=asyncio.FIRST_COMPLETED)
+        if not arrival.done():
+            await asyncio.wait({arrival, self._exited}, return_when=asyncio.FIRST_COMPLETED)
         if not arrival.done():
             # A process that ends with these codes has sent its reason, which may not have arrived yet.
             promised = self.exit_code in (EXIT_FAILED, EXIT_REFUSED) and not self.ended_because

@@ -18,10 +18,19 @@ from support.processes import (
 
 from engine.api.engine import Engine
 from engine.api.errors import EngineUnavailable, Overloaded, RequestRefused
-from engine.api.events import CandidateFinished, Delta, ErrorKind, RequestFinished
+from engine.api.events import (
+    CandidateFinished,
+    Delta,
+    ErrorKind,
+    FinishReason,
+    RequestError,
+    RequestEvents,
+    RequestFinished,
+    TokenLogprobs,
+)
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
-from engine.process.client import EventStream
+from engine.process.client import EventStream, PendingRequest
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -32,8 +41,8 @@ async def test_events_in_order_and_every_type_kept() -> None:
         assert as_engine.describe().model_type == "scripted"
         events = await read(as_engine.submit(request("a", 50, candidates=2)))
         for candidate in (0, 1):
-            tokens = [e.token_ids for e in events if isinstance(e, Delta) and e.candidate == candidate]
-            assert tokens == [(n,) for n in range(50)]
+            deltas = [e for e in events if isinstance(e, Delta) and e.candidate == candidate]
+            assert [token for delta in deltas for token in delta.token_ids] == list(range(50))
         assert [type(e) for e in events[-3:]] == [CandidateFinished, CandidateFinished, RequestFinished]
         assert events[-1] == RequestFinished(2, 0, 100)
         await is_idle(process_engine)
@@ -97,6 +106,50 @@ async def test_a_stream_read_late_is_complete() -> None:
         stream = process_engine.submit(request("a", 20))
         await is_idle(process_engine)
         assert (await read(stream))[-1] == RequestFinished(2, 0, 20)
+
+
+def deltas(candidate: int, *texts: str, thought: bool = False) -> RequestEvents:
+    return RequestEvents(
+        "a", tuple(Delta(candidate, (len(text),), text, (TokenLogprobs(-1.0),), thought) for text in texts)
+    )
+
+
+async def test_deltas_that_wait_for_the_reader_come_as_one() -> None:
+    pending = PendingRequest(request("a", candidates=2))
+    pending.push(deltas(0, "a", "bb"))
+    pending.push(deltas(0, "ccc"))
+    assert await pending.next() == Delta(0, (1, 2, 3), "abbccc", (TokenLogprobs(-1.0),) * 3)
+    pending.push(deltas(0, "d"))
+    assert await pending.next() == Delta(0, (1,), "d", (TokenLogprobs(-1.0),))
+
+
+async def test_nothing_else_is_joined_and_the_order_stands() -> None:
+    pending = PendingRequest(request("a", candidates=2))
+    finished = CandidateFinished(0, FinishReason.STOP, 4)
+    parts = [deltas(0, "t", "h", thought=True), deltas(0, "x"), deltas(1, "y"), deltas(0, "z")]
+    for part in parts:
+        pending.push(part)
+    pending.push(RequestEvents("a", finished=(finished,)))
+    pending.push(deltas(1, "w"))
+    pending.fail(RequestError(ErrorKind.UNAVAILABLE, "gone"))
+    found = [await pending.next() for _ in range(8)]
+    assert [(e.candidate, e.text, e.thought) for e in found if isinstance(e, Delta)] == [
+        (0, "th", True), (0, "x", False), (1, "y", False), (0, "z", False), (1, "w", False),
+    ]  # fmt: skip
+    assert found[4] == finished
+    assert found[6:] == [
+        CandidateFinished(1, FinishReason.ABORTED, 2),
+        RequestFinished(2, 0, 6, RequestError(ErrorKind.UNAVAILABLE, "gone")),
+    ]
+
+
+async def test_a_reader_that_waits_gets_what_comes() -> None:
+    pending = PendingRequest(request("a"))
+    reader = asyncio.create_task(pending.next())
+    await asyncio.sleep(0)
+    assert not reader.done()
+    pending.push(deltas(0, "a"))
+    assert isinstance(await asyncio.wait_for(reader, PATIENCE), Delta)
 
 
 async def test_more_candidates_than_allowed_are_turned_away_at_once() -> None:

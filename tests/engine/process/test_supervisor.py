@@ -107,6 +107,44 @@ async def test_last_words_are_waited_for() -> None:
     assert await anext(worker.messages()) == Failed("device fault")
 
 
+class ChattyProcess:
+    """A process that runs and has sent ``number`` messages."""
+
+    pid, returncode = 0, None
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    async def wait(self) -> int:
+        return await asyncio.get_running_loop().create_future()
+
+    def recv(self) -> asyncio.Future[bytes]:
+        arrival: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._number -= 1
+        if self._number >= 0:
+            arrival.set_result(pack(Failed(str(self._number))))
+        return arrival
+
+
+async def test_messages_that_have_come_follow_at_once_and_others_get_their_turns() -> None:
+    turns: list[int] = []
+    chatty = ChattyProcess(100)
+    worker = WorkerProcess(chatty, chatty, "")  # type: ignore[arg-type]
+    others = asyncio.create_task(_count(turns))
+    messages = worker.messages()
+    for number in reversed(range(100)):
+        assert await anext(messages) == Failed(str(number))
+    assert 1 <= len(turns) <= 100 // 16 + 1
+    others.cancel()
+    worker._exited.cancel()
+
+
+async def _count(turns: list[int]) -> None:
+    while True:
+        turns.append(1)
+        await asyncio.sleep(0)
+
+
 async def test_a_process_that_makes_no_progress_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     async with ready_engine(stall=STALL) as process_engine:
         await read(process_engine.submit(request("before")))
