@@ -48,4 +48,7 @@ def require_device(device: torch.device) -> None:
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
-        raise EngineUnavailable(f"the device {device} is lost: {first_line(error)}") from error
+        raise EngineUnavailable(
+            f"the device {device} is lost: {first_line(error)}; where a new process does not find it either, reset it "
+            "(nvidia-smi --gpu-reset) or restart the machine"
+        ) from error

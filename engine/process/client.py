@@ -160,6 +160,7 @@ class ProcessEngine:
         self._pending: dict[str, PendingRequest] = {}
         self._worker: WorkerProcess | None = None
         self._ready_since: float | None = None
+        self._trouble = ""  # why its process is started again, until it is ready
         self._alarm: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -235,6 +236,7 @@ class ProcessEngine:
             await asyncio.wait({task})
         self._task = None
         self._info = None
+        self._trouble = ""
         self._set_health(state=EngineState.STOPPED, detail="closed")
 
     def _state_sentence(self) -> str:
@@ -264,12 +266,11 @@ class ProcessEngine:
                 if delay is None:
                     self._set_health(state=EngineState.FAILED, detail=f"its process {cause}, several times in a row")
                     return
+                if policy.deaths > 1:
+                    cause += f", {policy.deaths} deaths in a row"
                 _log.error("The engine process of %s %s; starting it again in %.0f s", self.name, cause, delay)
-                self._set_health(
-                    state=EngineState.LOADING,
-                    detail=f"its process {cause} and is started again",
-                    restarts=self._health.restarts + 1,
-                )
+                self._trouble = f"its process {cause}, and is started again"
+                self._set_health(state=EngineState.LOADING, detail=self._trouble, restarts=self._health.restarts + 1)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), delay)
                 if self._closing.is_set():
@@ -281,8 +282,12 @@ class ProcessEngine:
     async def _run_process(self) -> str:
         """Start a process and receive until it has ended; returns why it ended."""
         self._ready_since = None
+        config = self._config
+        if self._info is not None:
+            # "auto" would take the CPU where a GPU is lost.
+            config = replace(config, device=self._info.device)
         try:
-            async with worker_process(self._config, self._command) as worker:
+            async with worker_process(config, self._command) as worker:
                 await self._listen(worker)
                 return worker.death()
         except OSError as error:
@@ -297,7 +302,8 @@ class ProcessEngine:
             self._watch()
             async for message in worker.messages():
                 self._receive(worker, message)
-            if worker.exit_code == EXIT_REFUSED or worker.hopeless:
+            # What was served before is not refused for its own sake: its device or its memory is gone, and may return.
+            if worker.hopeless or (worker.exit_code == EXIT_REFUSED and self._info is None):
                 self._set_health(state=EngineState.FAILED, detail=worker.death())
         finally:
             self._worker = None
@@ -319,15 +325,17 @@ class ProcessEngine:
                             del self._pending[step_events.request_id]
                 self._watch()
             case Loading(stage, fraction):
-                self._set_health(state=EngineState.LOADING, detail=stage, progress=fraction)
+                detail = f"{stage}; {self._trouble}" if self._trouble else stage
+                self._set_health(state=EngineState.LOADING, detail=detail, progress=fraction)
                 self._watch()
             case Ready(info):
                 self._info = info
+                self._trouble = ""
                 self._ready_since = time.monotonic()
                 self._set_health(state=EngineState.READY, progress=1.0)
                 self._watch()
             case Refused(reason):
-                worker.ended_because = reason
+                worker.ended_because = reason if self._info is None else f"was refused ({reason})"
             case Failed(last_words):
                 worker.ended_because = f"failed ({last_words})"
 

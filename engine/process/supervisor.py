@@ -166,10 +166,13 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
 
 
 class RestartPolicy:
-    """When to restart a process that has died: at once, then with growing delays; never if it was never ready."""
+    """When to restart a process that has died: at once, then with growing delays; never if it was never ready.
+
+    ``deaths`` counts those since it last was ready for a while.
+    """
 
     def __init__(self) -> None:
-        self._deaths = 0
+        self.deaths = 0
         self._was_ready = False
 
     def died(self, ready_seconds: float | None) -> float | None:
@@ -177,8 +180,8 @@ class RestartPolicy:
         if ready_seconds is not None:
             self._was_ready = True
             if ready_seconds >= _STABLE_SECONDS:
-                self._deaths = 0
-        self._deaths += 1
-        if not self._was_ready and self._deaths >= _STARTS_BEFORE_GIVING_UP:
+                self.deaths = 0
+        self.deaths += 1
+        if not self._was_ready and self.deaths >= _STARTS_BEFORE_GIVING_UP:
             return None
-        return 0.0 if self._deaths == 1 else min(_LONGEST_DELAY, 2.0 ** (self._deaths - 2))
+        return 0.0 if self.deaths == 1 else min(_LONGEST_DELAY, 2.0 ** (self.deaths - 2))

@@ -114,7 +114,10 @@ class ScriptedCore:
 
 
 def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
-    """Load as ``config.path`` says; "once:FILE" hangs until FILE exists, which it makes; FOLDER/hangs is enough."""
+    """Load as ``config.path`` says; "once:FILE" hangs until FILE exists, which it makes; FOLDER/hangs is enough.
+
+    "served:FILE" is refused after its first start until FILE.back exists; FILE gets the devices that were asked for.
+    """
     progress("weights", 0.5)
     if Path(config.path, "hangs").exists():
         time.sleep(3600)
@@ -127,6 +130,12 @@ def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
             raise OSError("no space left on device\nand a second line")
         case ("slow", _, _):
             time.sleep(3600)
+        case ("served", _, name):
+            log = Path(name)
+            started = log.read_text() if log.exists() else ""
+            log.write_text(f"{started}{config.device} ")
+            if started and not log.with_suffix(".back").exists():
+                raise ModelRefused("device 'cuda:0' is not available")
         case ("steps", _, number):
             for step in range(int(number)):
                 time.sleep(0.5)

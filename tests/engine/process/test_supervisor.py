@@ -210,6 +210,29 @@ async def test_a_refused_model_fails_for_good_with_the_reason() -> None:
             process_engine.submit(request("a"))
 
 
+async def test_a_device_that_does_not_come_back_is_waited_for_and_said_to_be_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "devices"
+    async with engine(f"served:{log}") as process_engine:
+        await asyncio.wait_for(process_engine.ready(), PATIENCE)
+        os.kill(pid_of(process_engine), signal.SIGKILL)
+        gone = "its process was refused (device 'cuda:0' is not available), 3 deaths in a row, and is started again"
+        await until(lambda: gone in process_engine.health().detail)
+        assert process_engine.health().state is EngineState.LOADING
+        await until(lambda: process_engine.health().detail == f"weights; {gone}")
+        with pytest.raises(EngineUnavailable, match=r"is loading \(weights; .*'cuda:0' is not available.*again soon"):
+            process_engine.submit(request("a"))
+        assert "3 deaths in a row; starting it again in 2 s" in caplog.text
+        log.with_suffix(".back").touch()
+        await asyncio.wait_for(process_engine.ready(), PATIENCE)
+        assert process_engine.health().detail == ""
+        assert (await read(process_engine.submit(request("a"))))[-1] == RequestFinished(2, 0, 3)
+    first, *later = log.read_text().split()
+    assert first == "auto"
+    assert set(later) == {"cpu"}, "where it was served, and not what else there is"
+
+
 async def test_a_model_that_never_loads_is_given_up() -> None:
     async with engine("crash") as process_engine:
         with pytest.raises(EngineUnavailable, match=r"OSError: no space left on device.*several times"):
