@@ -1,4 +1,4 @@
-"""Recorded steps of our kernels without a GPU: "replaying" computes again from the same buffers, which must tell all."""
+"""Recorded steps of our kernels on a CPU: "replaying" computes again from the same buffers, which must tell all."""
 
 from __future__ import annotations
 
