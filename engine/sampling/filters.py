@@ -30,6 +30,10 @@ class Filters:
         min_p = None if self.min_p is None else self.min_p[rows]
         return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], min_p, self.most_kept)
 
+    def divisor(self, dtype: torch.dtype) -> torch.Tensor:
+        """The temperature as scores are divided by it: no 0, also where the number is too small for their type."""
+        return self.temperature.to(dtype).clamp(min=torch.finfo(dtype).tiny)
+
 
 def make_filters(sequences: Batch[Sequence], vocab_size: int, device: torch.device) -> Filters:
     """``top_k`` beyond the vocabulary is the whole vocabulary."""
@@ -50,7 +54,7 @@ def make_filters(sequences: Batch[Sequence], vocab_size: int, device: torch.devi
 
 def scaled(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
     """Logits over temperature, shifted so that each row's largest is 0: the smallest temperature cannot overflow."""
-    return (logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature.to(logits.dtype)
+    return (logits - logits.amax(dim=-1, keepdim=True)) / filters.divisor(logits.dtype)
 
 
 def surviving_mass(
@@ -72,7 +76,8 @@ def surviving_mass(
     if filters.min_p is None:
         return nucleus
     likely = (weights >= filters.min_p).sum(dim=-1, keepdim=True)
-    by_min_p = cumulative.gather(1, likely - 1).masked_fill(likely == width, UNKNOWN)
+    # At least the first, also in a row of NaN: an index of -1 would end a process that computes on a GPU.
+    by_min_p = cumulative.gather(1, likely.clamp(min=1) - 1).masked_fill(likely == width, UNKNOWN)
     # All filters keep the most likely tokens, so the one that keeps the fewest decides. Which one that is stays unknown
     # where min_p and the others cut beyond the width, and where top_p keeps a share of an unknown mass.
     both_beyond = (likely == width) & (filters.min_p > 0) & (nucleus > cumulative[:, -1:])

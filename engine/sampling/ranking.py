@@ -10,7 +10,11 @@ def ranked(values: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor
 
     If ``width`` cuts between equal values, which of them are returned is undefined.
     """
-    width = min(width, values.shape[1])
-    columns = values.topk(width).indices.sort(dim=-1).values
-    best, order = values.gather(1, columns).sort(dim=-1, descending=True, stable=True)
-    return best, columns.gather(1, order)
+    return in_order(*values.topk(min(width, values.shape[1]), sorted=False))
+
+
+def in_order(values: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of each row, the largest value first, equal values by column."""
+    columns, order = columns.sort(dim=-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, columns.gather(1, order)

@@ -1,0 +1,73 @@
+"""The choice of a batch's tokens as tensor operations alone: nothing waits for the device, so it can be recorded.
+
+The arithmetic is that of ``draw``, from one fixed number of best tokens. Rows whose token may lie beyond them are
+marked, and are drawn again where they are read.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+
+from engine.sampling.draw import WIDTHS, draw_ranked, row_mass
+from engine.sampling.filters import Filters
+from engine.sampling.ranking import in_order
+
+WIDTH = WIDTHS[0] + 1
+"""How many tokens are ranked. One more than the largest top_k for which that is enough, see ``draw``."""
+BEYOND, NOT_FINITE = 1, 2
+"""Marks of a row: its token may be another; its largest score is not finite, so that there is none."""
+COLUMNS = ("temperature", "top_k", "top_p", "min_p", "point")
+"""What ``choose`` takes for each row, as float64; top_k is at least 1, and the vocabulary where it is off."""
+# Maxima of this many scores each tell where the best tokens are: ranking them reads the scores once, topk five times.
+_PART = 128
+
+
+def choose(
+    scores: torch.Tensor, settings: torch.Tensor, *, draws: bool, whole_mass: bool, width: int = WIDTH
+) -> torch.Tensor:
+    """The token of each row of ``scores`` [rows, vocabulary] and its marks: int64 [rows, 2].
+
+    ``settings`` are float64 [rows, columns]. Without ``draws`` every row takes its most likely token. Without
+    ``whole_mass`` no row may have a top_k of ``width`` or more. A token is one of the vocabulary even where marked.
+    """
+    vocab_size = scores.shape[1]
+    part = gcd(vocab_size, _PART)
+    parts = scores.view(len(scores), -1, part)
+    maxima = parts.amax(dim=-1)
+    largest = maxima.amax(dim=-1, keepdim=True)
+    marks = largest.isfinite().logical_not() * NOT_FINITE
+    # argmax takes the first of equals, which is the lowest id.
+    first = maxima.argmax(dim=-1, keepdim=True)
+    tokens = first * part + parts.gather(1, first[:, :, None].expand(-1, -1, part)).argmax(dim=-1)
+    if draws:
+        temperature, top_k, top_p, min_p, points = settings[:, :, None].unbind(1)
+        is_drawn = temperature > 0
+        filters = Filters(temperature.masked_fill(~is_drawn, 1), top_k.long(), top_p, min_p, width - 1)
+        divisor = filters.divisor(scores.dtype)
+        values, columns = _best(scores, parts, maxima, min(width, vocab_size))
+        # Division keeps the order of scores or makes equals of neighbours, so it changes nothing in who is best.
+        best, columns = in_order((values - largest) / divisor, columns)
+        mass = row_mass((scores - largest).div_(divisor), columns[:, :1]) if whole_mass and width < vocab_size else None
+        drawn, known = draw_ranked(best, columns, mass, filters, points, vocab_size)
+        tokens = torch.where(is_drawn, drawn, tokens)
+        marks = marks + (is_drawn & ~known) * BEYOND
+    return torch.cat((tokens, marks), dim=1)
+
+
+def _best(
+    scores: torch.Tensor, parts: torch.Tensor, maxima: torch.Tensor, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``width`` largest scores of each row and their columns, in any order.
+
+    All scores above the last of them lie in the parts with the largest maxima, and these are no more than ``width``.
+    """
+    part = parts.shape[2]
+    if part == 1 or parts.shape[1] <= width:
+        values, columns = scores.topk(width, sorted=False)
+        return values, columns
+    chosen = maxima.topk(width, sorted=False).indices
+    candidates = parts.gather(1, chosen[:, :, None].expand(-1, -1, part)).flatten(1)
+    values, places = candidates.topk(width, sorted=False)
+    return values, chosen.gather(1, places // part) * part + places % part
