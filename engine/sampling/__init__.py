@@ -9,12 +9,16 @@
 6. one uniform number from (seed, candidate, position) through the inverse of the cumulative distribution
    (``noise``, ``draw``).
 
+``BatchSampler`` computes them when it is called. ``DeviceSampler`` launches them on a GPU and reads the tokens later
+(``device_sampler``, ``device_draw``); its tokens are the same.
+
 A row's result depends on that row alone. Tensors are made only for features that a row of the batch uses, and the
 logits handed in are never written to.
 """
 
 from __future__ import annotations
 
+from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import BatchSampler
 
-__all__ = ["BatchSampler"]
+__all__ = ["BatchSampler", "DeviceSampler"]

@@ -23,13 +23,17 @@ def constrained(logits: torch.Tensor, masks: Batch[Mask | None]) -> torch.Tensor
     if not rows:
         return logits
     packed = bytearray().join(mask for mask in masks if mask is not None)
-    bytes_ = torch.frombuffer(packed, dtype=torch.uint8).to(logits.device).int().view(len(rows), -1)
-    added = embedding(bytes_, _added(logits.device)).flatten(1)[:, : logits.shape[1]]
+    added = ruling_out(torch.frombuffer(packed, dtype=torch.uint8).to(logits.device).view(len(rows), -1), logits)
     if len(rows) == len(masks):
         return logits + added
     result = logits.clone()
     result[rows] += added
     return result
+
+
+def ruling_out(bits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """What the masks ``bits`` (uint8 [masks, bytes]) add to the rows of ``logits`` [masks, vocabulary]."""
+    return embedding(bits.int(), _added(logits.device)).flatten(1)[:, : logits.shape[1]]
 
 
 @cache

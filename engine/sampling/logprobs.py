@@ -19,15 +19,30 @@ def token_logprobs(logits: torch.Tensor, sequences: Batch[Sequence], tokens: Bat
 
     Equal candidates are in the order of their ids. Never infinite: ``LOWEST_LOGPROB`` is the minimum.
     """
-    asked = [sequence.request.sampling.logprobs for sequence in sequences]
-    rows = [row for row, top in enumerate(asked) if top is not None]
-    reports: list[TokenLogprobs | None] = [None] * len(asked)
-    if not rows:
-        return reports
-    raw = logits[rows].log_softmax(dim=-1).clamp_(min=LOWEST_LOGPROB)
-    chosen = raw.gather(1, torch.tensor([[tokens[row]] for row in rows], device=raw.device)).squeeze(1).tolist()
-    best, ids = (part.tolist() for part in ranked(raw, max(asked[row] or 0 for row in rows)))
-    for i, row in enumerate(rows):
-        top = map(TopLogprob, ids[i][: asked[row]], best[i])
-        reports[row] = TokenLogprobs(chosen[i], tuple(top))
+    reports: list[TokenLogprobs | None] = [None] * len(sequences)
+    rows, most = rows_that_ask(sequences)
+    if rows:
+        chosen = torch.tensor([[tokens[row]] for row in rows], device=logits.device)
+        for row, numbers in zip(rows, logprob_numbers(logits[rows], chosen, most).tolist(), strict=True):
+            reports[row] = report(numbers, sequences[row])
     return reports
+
+
+def rows_that_ask(sequences: Batch[Sequence]) -> tuple[list[int], int]:
+    """The rows that ask for log-probabilities, and how many top candidates one of them asks for at most."""
+    asked = {row: top for row, s in enumerate(sequences) if (top := s.request.sampling.logprobs) is not None}
+    return list(asked), max(asked.values(), default=0)
+
+
+def logprob_numbers(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> torch.Tensor:
+    """What ``report`` reads, float64 [rows, 1 + 2 * most], of ``tokens`` [rows, 1]. Reads no number on the host."""
+    raw = logits.log_softmax(dim=-1).clamp_(min=LOWEST_LOGPROB)
+    best, ids = ranked(raw, most)
+    return torch.cat((raw.gather(1, tokens).double(), best.double(), ids.double()), dim=1)
+
+
+def report(numbers: list[float], sequence: Sequence) -> TokenLogprobs:
+    """One row of ``logprob_numbers`` with as many candidates as its sequence asks for."""
+    chosen, *rest = numbers
+    most, asked = len(rest) // 2, sequence.request.sampling.logprobs
+    return TokenLogprobs(chosen, tuple(map(TopLogprob, map(int, rest[most:][:asked]), rest[:most])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
-from engine.sampling.penalties import Penalties
+from engine.sampling.penalties import CountTable, Penalties, penalised
 from engine.scheduling.sequence import Sequence
 
 
@@ -81,3 +82,46 @@ def test_counts_do_not_outlive_their_sequence() -> None:
     del owners[1:]
     gc.collect()
     assert len(penalties._counts) == 1
+
+
+def on_device(table: CountTable, logits: torch.Tensor, owners: list[Sequence], pending: list[int]) -> torch.Tensor:
+    """What ``Penalties.apply`` returns, by counts that stay on the device; ``pending`` tokens are -1 where known."""
+    sampling = [owner.request.sampling for owner in owners]
+    settings = [[s.repetition_penalty, s.presence_penalty, s.frequency_penalty] for s in sampling]
+    update = [torch.tensor(part, dtype=torch.long) for part in table.missing(owners)]
+    newest = torch.tensor(pending)[:, None]
+    return penalised(logits, table.entries(owners, update), torch.tensor(settings, dtype=torch.float64), newest)
+
+
+def test_counts_on_the_device_make_the_same_numbers() -> None:
+    """Bit for bit, while rows come, go and are taken back, and for tokens that only the device knows."""
+    rnd, table = random.Random(4), CountTable(300, torch.device("cpu"))
+
+    def new() -> Sequence:
+        return sequence(
+            tuple(rnd.randrange(30) for _ in range(rnd.randrange(9))),
+            position=rnd.randrange(1, 4),
+            repetition_penalty=rnd.choice([1.0, 1.3, 0.7]),
+            presence_penalty=rnd.choice([0.0, 0.7, -1.1]),
+            frequency_penalty=rnd.choice([0.1, 0.3]),
+        )
+
+    owners = [new() for _ in range(5)]
+    for step in range(60):
+        batch = rnd.sample(owners, rnd.randrange(1, 6))
+        logits = torch.randn(len(batch), 300, generator=torch.Generator().manual_seed(step)) * 4
+        logits[:, ::7] = -math.inf
+        pending = [rnd.choice([-1, rnd.randrange(30)]) for _ in batch]
+        known = [
+            Sequence(owner.request, 0, owner.tokens + [token] * (token >= 0))
+            for owner, token in zip(batch, pending, strict=True)
+        ]
+        assert torch.equal(on_device(table, logits, batch, pending), Penalties().apply(logits, known))
+        for owner in batch:
+            owner.tokens += [rnd.randrange(30) for _ in range(rnd.randrange(3))]
+        if step % 5 == 0:
+            owners[rnd.randrange(5)] = new()
+            back = rnd.choice(owners)
+            del back.tokens[back.num_prompt + rnd.randrange(1 + back.num_sampled) :]
+    gc.collect()
+    assert len(table._table) <= 8

@@ -1,0 +1,287 @@
+"""The sampler of a GPU: a launch that never waits for the device, and a finish that waits for one copy.
+
+Most rows are chosen by recorded operations on the logits that the runner's steps leave in one place: one launch. Rows
+with a mask, penalties or a large top_k are chosen by the same operations, launched one by one, on scores of their own.
+All tokens stay on the device for the next step. A row whose token may lie beyond the ranked ones is drawn again,
+exactly, when it is read.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.api.events import TokenLogprobs
+from engine.constraints.masks import Mask
+from engine.sampling.constraints import ruling_out
+from engine.sampling.device_draw import BEYOND, COLUMNS, NOT_FINITE, WIDTH, choose
+from engine.sampling.draw import WIDTHS, draw
+from engine.sampling.filters import make_filters
+from engine.sampling.logprobs import logprob_numbers, report, rows_that_ask, token_logprobs
+from engine.sampling.noise import uniform
+from engine.sampling.penalties import CountTable, has_penalties, penalised
+from engine.scheduling.contracts import Sampled
+from engine.scheduling.sequence import Sequence
+
+_DTYPES = {"B": torch.uint8, "d": torch.float64, "q": torch.int64}
+
+
+class _Kind(NamedTuple):
+    """What the rows of a recording need, see ``choose``."""
+
+    draws: bool
+    whole_mass: bool
+
+
+_KINDS = (_Kind(draws=False, whole_mass=False), _Kind(draws=True, whole_mass=False), _Kind(draws=True, whole_mass=True))
+
+
+class _Plan(NamedTuple):
+    """How the rows of a launch are chosen.
+
+    ``settings`` are those of ``choose``, row by row. ``special`` rows have scores of their own, the others are of
+    ``kind``; None if there are no others. ``width`` is how many tokens special rows rank.
+    """
+
+    settings: array[float]
+    special: list[int]
+    kind: _Kind | None
+    width: int
+
+    def point(self, row: int) -> float:
+        """The uniform number of a row."""
+        return self.settings[(row + 1) * len(COLUMNS) - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Tokens that the device chooses.
+
+    ``found`` is what ``choose`` returns and ``logprobs`` are the numbers of the rows that ask for them: both on their
+    way to the host until ``copied``. ``raw`` are the logits of all rows and ``special_scores`` those of the plan's
+    special rows: kept where rows may have to be drawn again.
+    """
+
+    sequences: Batch[Sequence]
+    plan: _Plan
+    found: torch.Tensor
+    logprobs: torch.Tensor | None
+    copied: torch.cuda.Event | None
+    raw: torch.Tensor | None
+    special_scores: torch.Tensor | None
+
+    def scores(self, row: int) -> torch.Tensor:
+        """The scores of a row that draws, as the draw takes them."""
+        if self.special_scores is not None and row in self.plan.special:
+            return self.special_scores[self.plan.special.index(row)]
+        assert self.raw is not None, "logits are kept for rows that draw"
+        return self.raw[row]
+
+
+class DeviceSampler:
+    """``engine.scheduling.contracts.Sampler``; a token is that of ``BatchSampler`` for the same logits.
+
+    ``logits`` (float32 [max_running, vocabulary]) is where recorded steps leave theirs: what a launch is given is
+    copied there, unless it lies there already. The token of row ``i`` goes to ``sampled[i]`` (int64 [max_running]).
+    ``sizes`` are the numbers of rows that are recorded, ascending, up to all; ``record`` runs a computation and returns
+    what runs it again on the same tensors.
+
+    ``num_sampled`` counts the tokens that were read, ``num_redrawn`` those of them that the device had wrong.
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        sampled: torch.Tensor,
+        sizes: Batch[int],
+        record: Callable[[Callable[[], None]], Callable[[], None]] = lambda compute: compute,
+    ) -> None:
+        self.num_sampled = 0
+        self.num_redrawn = 0
+        self._logits = logits
+        self._sampled = sampled
+        self._sizes = sizes
+        self._on_gpu = logits.device.type == "cuda"
+        # What is drawn again does not wait for the step that was launched meanwhile.
+        self._stream = torch.cuda.Stream(logits.device) if self._on_gpu else None
+        max_rows, vocab_size = logits.shape
+        self._counts = CountTable(vocab_size, logits.device)
+        with torch.inference_mode():
+            # Of ones, so that the rows of padding have settings too.
+            self._settings = torch.ones(max_rows, len(COLUMNS), dtype=torch.float64, device=logits.device)
+            self._found = torch.zeros(max_rows, 2, dtype=torch.int64, device=logits.device)
+            self._replays = {
+                (kind, size): record(partial(self._choose, kind, size)) for size in reversed(sizes) for kind in _KINDS
+            }
+
+    def launch(
+        self,
+        logits: torch.Tensor,
+        sequences: Batch[Sequence],
+        masks: Batch[Mask | None],
+        pending: Batch[int | None],
+    ) -> Launched:
+        """As ``Sampler.launch``: ``logits`` are [rows, vocabulary] and valid until the next step."""
+        assert len(logits) == len(sequences) == len(masks) == len(pending), "one sequence owns each row"
+        count = len(sequences)
+        plan = self._plan(sequences, masks, pending)
+        asking, most = rows_that_ask(sequences)
+        with torch.inference_mode():
+            self._counts.release()
+            if count and logits.data_ptr() != self._logits.data_ptr():
+                self._logits[:count].copy_(logits)
+            draws = any(sequence.request.sampling.temperature > 0 for sequence in sequences)
+            raw = self._logits[:count].clone() if draws else None
+            special, asks, settings = self._on_device(array("q", plan.special), array("q", asking), plan.settings)
+            self._settings[:count].copy_(settings.view(count, len(COLUMNS)))
+            scores = None
+            if plan.special:  # before the tokens of the last launch are overwritten
+                scores = self._special_scores(plan, special, sequences, masks, pending)
+            if plan.kind is not None:
+                self._replays[plan.kind, next(size for size in self._sizes if size >= count)]()
+            if scores is not None:
+                found = choose(scores, self._settings[special], draws=draws, whole_mass=True, width=plan.width)
+                self._found.index_copy_(0, special, found)
+                self._sampled.index_copy_(0, special, found[:, 0])
+            logprobs = None
+            if asking:
+                logprobs = logprob_numbers(self._logits[asks], self._found[asks, :1], most)
+            return Launched(
+                sequences=sequences,
+                plan=plan,
+                found=self._to_host(self._found[:count]),
+                logprobs=None if logprobs is None else self._to_host(logprobs),
+                copied=torch.cuda.current_stream().record_event() if self._on_gpu else None,
+                raw=raw,
+                special_scores=scores,
+            )
+
+    def finish(self, launched: Launched) -> list[Sampled]:
+        """As ``Sampler.finish``.
+
+        Raises ``FloatingPointError`` as ``BatchSampler.sample`` does.
+        """
+        if launched.copied is not None:
+            launched.copied.synchronize()
+        found: list[list[int]] = launched.found.tolist()
+        if any(marks & NOT_FINITE for _, marks in found):
+            raise FloatingPointError("the model's logits are not finite")
+        reports = dict[int, TokenLogprobs | None]()
+        if launched.logprobs is not None:
+            asking, _ = rows_that_ask(launched.sequences)
+            for row, numbers in zip(asking, launched.logprobs.tolist(), strict=True):
+                reports[row] = report(numbers, launched.sequences[row])
+        sampled = [Sampled(token, reports.get(row)) for row, (token, _) in enumerate(found)]
+        if beyond := [row for row, (_, marks) in enumerate(found) if marks & BEYOND]:
+            for row, again in zip(beyond, self._drawn_again(launched, beyond), strict=True):
+                # The device may have been right.
+                if again.token_id != sampled[row].token_id:
+                    sampled[row] = again
+        self.num_sampled += len(sampled)
+        self.num_redrawn += sum(each.redrawn for each in sampled)
+        return sampled
+
+    def _plan(self, sequences: Batch[Sequence], masks: Batch[Mask | None], pending: Batch[int | None]) -> _Plan:
+        vocab_size = self._logits.shape[1]
+        settings, special, most_kept = array("d"), [], 0
+        draws = whole_mass = False
+        for row, sequence in enumerate(sequences):
+            sampling = sequence.request.sampling
+            is_drawn = sampling.temperature > 0
+            top_k, point = min(sampling.top_k or vocab_size, vocab_size), 0.0
+            if is_drawn:
+                # A pending token has its place already.
+                position = len(sequence.tokens) + (pending[row] is not None)
+                point = uniform(sampling.seed, sequence.candidate, position)
+            settings.extend((sampling.temperature, top_k, sampling.top_p, sampling.min_p, point))
+            is_wide = is_drawn and WIDTH <= top_k < vocab_size
+            if is_wide:
+                most_kept = max(most_kept, top_k)
+            if is_wide or masks[row] is not None or has_penalties(sampling):
+                special.append(row)
+            elif is_drawn:
+                draws = True
+                whole_mass = whole_mass or top_k >= WIDTH
+        kind = _Kind(draws, whole_mass) if len(special) < len(sequences) else None
+        width = WIDTH if not most_kept else most_kept + 1 if most_kept < WIDTHS[-1] else vocab_size
+        return _Plan(settings, special, kind, width)
+
+    def _choose(self, kind: _Kind, size: int) -> None:
+        """What is recorded."""
+        found = choose(self._logits[:size], self._settings[:size], draws=kind.draws, whole_mass=kind.whole_mass)
+        self._found[:size].copy_(found)
+        self._sampled[:size].copy_(found[:, 0])
+
+    def _special_scores(
+        self,
+        plan: _Plan,
+        special: torch.Tensor,
+        sequences: Batch[Sequence],
+        masks: Batch[Mask | None],
+        pending: Batch[int | None],
+    ) -> torch.Tensor:
+        """The logits of the special rows with their masks and penalties."""
+        masked = [place for place, row in enumerate(plan.special) if masks[row] is not None]
+        bits = b"".join(mask for mask in masks if mask is not None)
+        with_penalties = [i for i, row in enumerate(plan.special) if has_penalties(sequences[row].request.sampling)]
+        rows = [plan.special[place] for place in with_penalties]
+        owners = [sequences[row] for row in rows]
+        strengths = array("d")
+        for owner in owners:
+            sampling = owner.request.sampling
+            strengths.extend((sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty))
+        unread = array("q", [-1 if (row_before := pending[row]) is None else row_before for row in rows])
+        masked_at, bytes_, penalised_at, unread_rows, settings, *counted = self._on_device(
+            array("q", masked),
+            array("B", bits),
+            array("q", with_penalties),
+            unread,
+            strengths,
+            *self._counts.missing(owners),
+        )
+        scores = self._logits[special]
+        if masked:
+            scores.index_add_(0, masked_at, ruling_out(bytes_.view(len(masked), -1), scores))
+        if rows:
+            newest = self._sampled[unread_rows.clamp(min=0)].masked_fill(unread_rows < 0, -1)[:, None]
+            entries = self._counts.entries(owners, counted)
+            changed = penalised(scores[penalised_at], entries, settings.view(len(rows), -1), newest)
+            scores.index_copy_(0, penalised_at, changed)
+        return scores
+
+    def _drawn_again(self, launched: Launched, rows: list[int]) -> list[Sampled]:
+        """The tokens of rows by the exact draw."""
+        owners = [launched.sequences[row] for row in rows]
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            scores = torch.stack([launched.scores(row) for row in rows])
+            filters = make_filters(owners, scores.shape[1], scores.device)
+            tokens = draw(scores, filters, [launched.plan.point(row) for row in rows])
+            assert launched.raw is not None, "logits are kept for rows that draw"
+            reports = token_logprobs(launched.raw[rows], owners, tokens)
+        return [Sampled(token, logprobs, redrawn=True) for token, logprobs in zip(tokens, reports, strict=True)]
+
+    def _on_device(self, *parts: array[Any]) -> list[torch.Tensor]:
+        """The numbers of each array, by one copy from pinned memory, which torch keeps until the device has read it."""
+        packed, spans = bytearray(), []
+        for part in parts:
+            spans.append((len(packed), len(packed) + len(part) * part.itemsize, _DTYPES[part.typecode]))
+            packed += part.tobytes()
+            packed += bytes(-len(packed) % 8)  # views of eight bytes each begin at multiples of that
+        if not packed:
+            return [torch.empty(0, dtype=dtype, device=self._logits.device) for _, _, dtype in spans]
+        staged = torch.frombuffer(packed, dtype=torch.uint8)
+        if self._on_gpu:
+            staged = staged.pin_memory()
+        there = staged.to(self._logits.device, non_blocking=True)
+        return [there[begin:end].view(dtype) for begin, end, dtype in spans]
+
+    def _to_host(self, numbers: torch.Tensor) -> torch.Tensor:
+        """A copy that can be read once the device is done with it."""
+        copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=self._on_gpu)
+        return copy.copy_(numbers, non_blocking=True)
