@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -13,10 +15,17 @@ def uniform(seed: int, candidate: int, position: int) -> float:
     Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; its finaliser is David Stafford's "Mix13"
     variant of MurmurHash3's. The seed counts modulo 2**64.
     """
-    state = 0
-    for value in (seed, candidate, position):
-        state = (state + (value + 1) * _GOLDEN) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return (state >> 11) * 2.0**-53
+    return (_mixed(_of_answer(seed, candidate), position) >> 11) * 2.0**-53
+
+
+# An answer asks for a number at each of its tokens, and a batch for those of hundreds of answers.
+@lru_cache(maxsize=4096)
+def _of_answer(seed: int, candidate: int) -> int:
+    return _mixed(_mixed(0, seed), candidate)
+
+
+def _mixed(state: int, value: int) -> int:
+    state = (state + (value + 1) * _GOLDEN) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
