@@ -20,7 +20,6 @@ from engine.device.cpu_count import cores
 from engine.failures import NOT_FAILURES, refused_as, sentence
 from engine.model.loader import Progress, load_model
 from engine.platforms.recipe import platform_of, start_model
-from engine.sampling import BatchSampler
 from engine.scheduling.contracts import Runner
 
 _log = logging.getLogger(__name__)
@@ -38,8 +37,9 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     runner = build_runner(config, progress, tokenizer)
     progress("preparing grammars", 0.0)
     grammars = build_grammars(tokenizer, runner.info)
-    cost = platform_of(torch.device(runner.info.device)).step_cost(runner)
-    return Core(runner, BatchSampler(), tokenizer, config, cost=cost, grammars=grammars)
+    platform = platform_of(torch.device(runner.info.device))
+    sampler, cost = platform.sampler(runner, config), platform.step_cost(runner)
+    return Core(runner, sampler, tokenizer, config, cost=cost, ahead=platform.runs_ahead, grammars=grammars)
 
 
 def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> Grammars | None:

@@ -9,7 +9,7 @@ from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel, Progress
 from engine.runner.memory_profile import Attention
 from engine.scheduling.chunk_budget import StepCost
-from engine.scheduling.contracts import Runner
+from engine.scheduling.contracts import Runner, Sampler
 
 
 class Platform(Protocol):
@@ -19,6 +19,8 @@ class Platform(Protocol):
     """Sequences that run at once by default."""
     scratch_blocks: int
     """Blocks of the cache that no sequence gets."""
+    runs_ahead: bool
+    """Whether steps are launched before the tokens of the one before are read."""
 
     def rewrite(self, model: LoadedModel, progress: Progress) -> None:
         """Replace parts of the model by faster ones that compute the same numbers."""
@@ -59,6 +61,10 @@ class Platform(Protocol):
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Record the steps of a runner that ``bind`` returned, where the platform replays them."""
+        ...
+
+    def sampler(self, runner: Runner, config: EngineConfig, /) -> Sampler:
+        """What chooses the tokens of a runner that ``capture`` is done with."""
         ...
 
     def step_cost(self, runner: Runner, /) -> StepCost:

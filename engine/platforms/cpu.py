@@ -12,8 +12,9 @@ from engine.model.loader import LoadedModel, Progress
 from engine.native.errors import NotNative, WeightsGone
 from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
+from engine.sampling import BatchSampler
 from engine.scheduling.chunk_budget import CostOverDecodes, StepCost
-from engine.scheduling.contracts import Runner
+from engine.scheduling.contracts import Runner, Sampler
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class CpuPlatform:
 
     max_running = 64
     scratch_blocks = 0
+    runs_ahead = False  # nothing computes while the host does something else
 
     def rewrite(self, model: LoadedModel, progress: Progress) -> None:
         """Nothing: no operator costs more to launch than to compute here, and the C code needs the model as it is."""
@@ -69,6 +71,9 @@ class CpuPlatform:
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Nothing: a CPU has no launches to save."""
+
+    def sampler(self, _runner: Runner, _config: EngineConfig, /) -> Sampler:
+        return BatchSampler()
 
     def step_cost(self, _runner: Runner, /) -> StepCost:
         return CostOverDecodes()

@@ -14,12 +14,13 @@ from engine.device.device_memory import advice_on, free_bytes, size, who_holds
 from engine.failures import first_line
 from engine.model.loader import LoadedModel, Progress
 from engine.model.rewrites import apply_rewrites
-from engine.runner.cuda_graphs import CudaRecorder, Recorder
+from engine.runner.cuda_graphs import CudaRecorder, Recorder, batch_sizes
 from engine.runner.fused_linear import FuseLinears
 from engine.runner.memory_profile import Attention, profile_steps
 from engine.runner.torch_runner import ModelRunner
+from engine.sampling import DeviceSampler
 from engine.scheduling.chunk_budget import FittedCost, RecordedCost, StepCost
-from engine.scheduling.contracts import Runner
+from engine.scheduling.contracts import Runner, Sampler
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class CudaPlatform:
     tests on a CPU."""
 
     max_running = 256  # with 64, each read of the weights yields little more than half of the tokens it could
+    runs_ahead = True
     scratch_blocks = 1  # for the padding of recorded steps
 
     def __init__(
@@ -95,11 +97,23 @@ class CudaPlatform:
         try:
             runner.record_steps(scratch_block, self._record or CudaRecorder(), progress)
         except RuntimeError as error:
-            runner.check()  # which also waits until nothing uses the memory of the recordings any more
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)
-            reason = "there is no memory for it; lower kv_memory" if out_of_memory else first_line(error)
-            kind = "Steps with prefill" if runner.recorded_shapes else "Steps"
-            _log.warning("%s are not recorded and will be slower: %s", kind, reason)
+            _warn("Steps with prefill" if runner.recorded_shapes else "Steps", error, runner)
+
+    def sampler(self, runner: Runner, config: EngineConfig, /) -> Sampler:
+        """Without a recording, its kernels are launched one by one too."""
+        assert isinstance(runner, ModelRunner)
+        info = runner.info
+        sizes = batch_sizes(info.max_running)
+        if runner.recorded is not None:
+            logits = runner.recorded.logits
+        else:
+            logits = torch.zeros(info.max_running, info.vocab_size, device=self._device)
+        try:
+            if config.cuda_graphs:
+                return DeviceSampler(logits, runner.sampled, sizes, self._record or CudaRecorder())
+        except RuntimeError as error:
+            _warn("Samplings", error, runner)
+        return DeviceSampler(logits, runner.sampled, sizes)
 
     def step_cost(self, runner: Runner) -> StepCost:
         seconds = runner.recorded_seconds() if isinstance(runner, ModelRunner) else {}
@@ -107,6 +121,14 @@ class CudaPlatform:
         if not prefills:
             return FittedCost()
         return RecordedCost(prefills, min(taken for shape, taken in seconds.items() if shape.only_decodes))
+
+
+def _warn(what: str, error: RuntimeError, runner: Runner) -> None:
+    """Say that something could not be recorded. Raises ``EngineUnavailable`` if the device is lost."""
+    runner.check()  # which also waits until nothing uses the memory of the recordings any more
+    out_of_memory = isinstance(error, torch.OutOfMemoryError)
+    reason = "there is no memory for it; lower kv_memory" if out_of_memory else first_line(error)
+    _log.warning("%s are not recorded and will be slower: %s", what, reason)
 
 
 def triton_attention() -> Attention:

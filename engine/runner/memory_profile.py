@@ -25,7 +25,7 @@ from engine.device.device_memory import who_holds
 from engine.model.loader import LoadedModel
 from engine.runner.cuda_graphs import recorded_shapes
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import BatchSampler
+from engine.sampling import DeviceSampler
 from engine.scheduling.chunk_budget import MAX_CHUNK
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
@@ -69,8 +69,8 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     The sum of two parts. The first is what torch must allocate, beyond what it holds already, for a step with as much
     prefill as the scheduler may ever allow, and its sampling. The second is for the recorded steps (``cuda_graphs``),
     which have memory of their own and can use none that is held elsewhere: the largest of the decodes, and the largest
-    with prefill, because one may not fit into the pieces of the other. The model is left bound to a cache of one block
-    that all tokens share, so its results are meaningless.
+    with prefill, because one may not fit into the pieces of the other; and the largest recorded sampling. The model is
+    left bound to a cache of one block that all tokens share, so its results are meaningless.
     """
     layers = model.probe.layers
     device = torch.device(info.device)
@@ -80,6 +80,8 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     recorded = 0
     for step in filter(None, [decode_step(info), recorded_prefill_step(info)] if config.cuda_graphs else []):
         recorded += _memory_of(partial(runner.forward, step), device).used
+    if config.cuda_graphs:
+        recorded += _memory_of(lambda: _recorded_sampling(runner), device).used
     prefill = _memory_of(lambda: _whole_step(runner, prefill_step(info)), device)
     return prefill.taken + recorded
 
@@ -114,11 +116,30 @@ def _chunk(info: ModelInfo, num_tokens: int) -> ScheduledChunk:
     return ScheduledChunk(Sequence(Request("profile", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
 
 
+def _recorded_sampling(runner: ModelRunner) -> None:
+    """What is recorded for the largest batch, with the place of its logits."""
+
+    def once(compute: Callable[[], None]) -> Callable[[], None]:
+        compute()
+        return compute
+
+    info = runner.info
+    logits = torch.zeros(info.max_running, info.vocab_size, device=runner.sampled.device)
+    DeviceSampler(logits, runner.sampled, [info.max_running], once)
+
+
 def _whole_step(runner: ModelRunner, batch: list[ScheduledChunk]) -> None:
-    """A step with every sampling feature. One row has no mask, which takes more memory than if all had one."""
-    logits = runner.forward(batch)
+    """A step with every sampling feature, beside another one that was launched and is not read.
+
+    One row has no mask, which takes more memory than if all had one.
+    """
+    logits = torch.zeros_like(runner.forward(batch))
+    sequences = [chunk.sequence for chunk in batch]
     masks: list[Mask | None] = [None, *[all_but((), logits.shape[1])] * (len(batch) - 1)]
-    BatchSampler().sample(torch.zeros_like(logits), [chunk.sequence for chunk in batch], masks)
+    sampler = DeviceSampler(logits, runner.sampled, [len(batch)])
+    before = sampler.launch(logits, sequences, masks, [None] * len(batch))
+    sampler.launch(logits, sequences, masks, [*range(len(batch))])
+    sampler.finish(before)
 
 
 class _Memory(NamedTuple):

@@ -25,8 +25,7 @@ from engine.platforms.recipe import start_model
 from engine.runner.cuda_graphs import Recorder
 from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import BatchSampler
-from engine.scheduling.contracts import Runner
+from engine.sampling import BatchSampler, DeviceSampler
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -105,12 +104,13 @@ def test_a_device_that_is_lost_while_it_records_is_not_served(tmp_path: Path, mo
         gpu_runner(config, record=refuse)
 
 
-def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tuple[int, ...]]:
+def answers(core: Core) -> dict[str, tuple[int, ...]]:
     """What a core says to requests that come one after another, with more of them than run at once."""
-    core = Core(runner, BatchSampler(), load_tokenizer(folder), config)
     told: dict[str, tuple[int, ...]] = {}
     for number in range(5):
-        sampling = SamplingParams(max_tokens=6 + number, temperature=float(number % 2), seed=number)
+        penalty = 0.5 * (number == 3)
+        temperature = float(number % 2)
+        sampling = SamplingParams(6 + number, temperature, seed=number, frequency_penalty=penalty)
         prompt = tuple(5 + (i * i + number) % 200 for i in range(11 * number + 1))
         core.submit(Request(f"r{number}", prompt, sampling, candidates=1 + number % 2))
         for _ in range(2 if number < 4 else 200):
@@ -123,13 +123,21 @@ def answers(runner: Runner, folder: Path, config: EngineConfig) -> dict[str, tup
     return told
 
 
-def test_a_core_says_the_same_with_it(tmp_path: Path) -> None:
+def test_a_core_says_the_same_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where it is a step ahead and the tokens stay on the device, whether that is recorded or not."""
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
     config = config_of(folder, max_running=3)
     ours = gpu_runner(config)
     plain = gpu_runner(replace(config, cuda_graphs=False), attention=ReferenceAttention)
     assert {shape.only_decodes for shape in ours.recorded_shapes} == {True, False}
     assert not plain.recorded_shapes
-    found = answers(ours, folder, config)
+    sampler = CudaPlatform(torch.device("cpu"), record=record).sampler(ours, config)
+    assert isinstance(sampler, DeviceSampler)
+    tokenizer = load_tokenizer(folder)
+    found = answers(Core(ours, sampler, tokenizer, config, ahead=True))
     assert len(found) == 7
-    assert found == answers(plain, folder, config)
+    assert found == answers(Core(plain, BatchSampler(), tokenizer, config))
+    assert sampler.num_redrawn > 0
+    eager = CudaPlatform(torch.device("cpu"), record=refuse).sampler(plain, config)
+    assert found == answers(Core(plain, eager, tokenizer, config, ahead=True))
+    assert "Samplings are not recorded and will be slower: called a synchronizing" in caplog.text

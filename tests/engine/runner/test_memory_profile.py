@@ -94,12 +94,16 @@ def test_sampling_with_masks_counts_once_and_recorded_steps_for_their_own_memory
 
     monkeypatch.setattr(ModelRunner, "forward", forward)
 
-    def sample(_sampler: object, logits: torch.Tensor, _sequences: object, masks: list[bytes | None]) -> None:
+    def launch(
+        _sampler: object, logits: torch.Tensor, _owners: object, masks: list[bytes | None], _pending: object
+    ) -> None:
         samples.append((len(logits), sum(mask is not None for mask in masks)))
 
-    monkeypatch.setattr(memory_profile.BatchSampler, "sample", sample)
+    monkeypatch.setattr(memory_profile.DeviceSampler, "launch", launch)
+    monkeypatch.setattr(memory_profile.DeviceSampler, "finish", lambda _sampler, _launched: samples.append((0, 0)))
+    monkeypatch.setattr(memory_profile, "_recorded_sampling", lambda _runner: forwards.append((0, 7)))
     # By the number of tokens: a step that is tried once before, the decodes, recorded prefill, the largest step.
-    peaks = {1: (5, 9), 8: (30, 1), 512: (200, 2), MAX_CHUNK: (700, 400), 64: (60, 50)}
+    peaks = {1: (5, 9), 8: (30, 1), 512: (200, 2), 7: (1000, 3), MAX_CHUNK: (700, 400), 64: (60, 50)}
 
     def memory_of(compute: Callable[[], object], _device: torch.device) -> memory_profile._Memory:
         compute()
@@ -108,11 +112,11 @@ def test_sampling_with_masks_counts_once_and_recorded_steps_for_their_own_memory
     monkeypatch.setattr(memory_profile, "_memory_of", memory_of)
     config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=8)
     model = load_model(config, lambda stage, done: None)
-    assert step_bytes(model, INFO, config, ReferenceAttention) == 400 + 30 + 200
-    assert forwards == [(1, 1), (8, 8), (8, 512), (8, MAX_CHUNK)]
-    assert samples == [(8, 7)]
+    assert step_bytes(model, INFO, config, ReferenceAttention) == 400 + 30 + 200 + 1000
+    assert forwards == [(1, 1), (8, 8), (8, 512), (0, 7), (8, MAX_CHUNK)]
+    assert samples == [(8, 7), (8, 7), (0, 0)], "two are in flight when the first is read"
     assert step_bytes(model, INFO, replace(config, cuda_graphs=False), ReferenceAttention) == 400
-    assert step_bytes(model, replace(INFO, max_context=8), config, ReferenceAttention) == 50 + 30
+    assert step_bytes(model, replace(INFO, max_context=8), config, ReferenceAttention) == 50 + 30 + 1000
 
 
 @pytest.mark.parametrize("max_running", [1, 8, 256, 2000])
@@ -141,3 +145,11 @@ def test_memory_that_torch_holds_already_is_not_taken_again(monkeypatch: pytest.
         lambda: now.update(memory_allocated=180, memory_reserved=190), torch.device("cuda", 0)
     )
     assert found == (80, 40)
+
+
+@pytest.mark.parametrize("context", [64, 512])
+def test_the_profile_runs_the_steps_that_are_largest(context: int, tmp_path: Path) -> None:
+    """All of them, with what samples them."""
+    config = EngineConfig(path=str(tiny_model_folder(tmp_path)), device="cpu", max_running=3)
+    info = replace(INFO, max_context=context, max_running=3)
+    assert step_bytes(load_model(config, lambda stage, done: None), info, config, ReferenceAttention) == 0
