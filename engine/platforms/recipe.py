@@ -73,8 +73,12 @@ def start_model(
         reason = str(error)  # as text: keeping the exception would keep the packed weights that its frames hold
     else:
         platform.capture(runner, plan.num_blocks, config, progress)
-        with refused_without_memory(f"steps, {size(reserved)}", device, advice_on(device)):
+        try:
             hold_bytes(device, reserved - (held_bytes(device) - held))  # recordings have taken their part of it
+        except torch.OutOfMemoryError:
+            _log.warning(
+                "The largest steps take %s and may fail: %s; lower kv_memory", size(reserved), who_holds(device)
+            )
         return runner
     _log.warning("Computed by torch, which is slower, and not natively: %s", reason)
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.

@@ -86,8 +86,8 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
     assert "comparisons: 5 right, 0 wrong" in run.stdout
 
 
-@pytest.mark.timeout(300)
-def test_the_server_is_served_and_measured_over_http(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_the_server_is_served_measured_and_disturbed_over_http(tmp_path: Path) -> None:
     pytest.importorskip("msgspec")
     command = [
         sys.executable,
@@ -100,12 +100,24 @@ def test_the_server_is_served_and_measured_over_http(tmp_path: Path) -> None:
     ]
     path = tmp_path / "out.json"
     run = subprocess.run(
-        [*command, "--json", str(path)], capture_output=True, text=True, check=False, timeout=250, cwd="/"
+        [*command, "--json", str(path)], capture_output=True, text=True, check=False, timeout=550, cwd="/"
     )
     assert run.returncode == 0, run.stdout + run.stderr
     findings = {finding["name"]: finding for finding in found_in(path)["findings"]}
-    assert list(findings) == ["start of the server until it is ready", "R2, 1 stream", "R2, 2 streams"]
-    assert all(finding["value"] > 0 for finding in findings.values())
+    assert {name: finding["state"] for name, finding in findings.items()} == {
+        "start of the server until it is ready": "measured",
+        "8/2, 1 stream": "measured",
+        "8/2, 2 streams": "measured",
+        "8/2, busiest second of the busiest process": "measured",
+        "blocks of cancelled streams are given back": "ok",
+        "a card that another process fills": "ok",
+        "kill -9: each stream ends with one error": "ok",
+        "kill -9: requests get 503": "ok",
+        "kill -9: until it serves again": "measured",
+        "a second server on the same device serves or says why not": "ok",
+        "the second server after the first has ended, until ready": "measured",
+    }
+    assert all(finding["value"] > 0 for finding in findings.values() if finding["state"] == "measured")
 
 
 @pytest.mark.timeout(120)

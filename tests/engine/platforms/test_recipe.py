@@ -69,7 +69,7 @@ def test_a_cache_that_another_server_was_quicker_to_take_is_measured_again(
 
 
 def test_the_memory_of_steps_is_held_without_what_recordings_took(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     held: list[int] = []
     taken = iter([500, 530])
@@ -80,8 +80,8 @@ def test_the_memory_of_steps_is_held_without_what_recordings_took(
     assert held == [70]
     taken = iter([500, 530])
     monkeypatch.setattr(recipe, "hold_bytes", run_out)
-    with pytest.raises(ModelRefused, match="not enough memory for steps, 100 bytes: of "):
-        load(tmp_path)
+    load(tmp_path)
+    assert "The largest steps take 100 bytes and may fail: of " in caplog.text
 
 
 def test_more_cache_than_the_machine_can_map_is_refused_in_a_sentence(tmp_path: Path) -> None:
