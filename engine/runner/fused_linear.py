@@ -6,6 +6,7 @@ model's own code is unchanged: the first linear layer of a group computes for al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,8 @@ class FuseLinears:
 
     def stand_ins(self, place: LinearGroup) -> list[list[nn.Module]]:
         """A single choice: one stand-in for each member."""
-        joined = _Joined(list(place.members.values()))
-        return [[_First(joined), *(_Other(joined, number) for number in range(1, len(place.members)))]]
+        joined = Joined(list(place.members.values()))
+        return [[FirstLinear(joined), *(_Other(joined, number) for number in range(1, len(place.members)))]]
 
     def compare(self, place: LinearGroup, stand_in: list[nn.Module]) -> tuple[float, torch.dtype]:
         """The largest difference of a member, in the order of the calls."""
@@ -79,37 +80,41 @@ class FuseLinears:
             setattr(place.parent, name, new)
 
 
-class _Joined:
-    """The weights of a group, and the parts of its last product that have not been taken yet."""
+class Joined:
+    """The weights of a group, what computes its product, and the parts of the last one that are not taken yet."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
         self.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+        self.multiply: Callable[[torch.Tensor], torch.Tensor] = self._multiply
         self.source: torch.Tensor | None = None
         self.parts: dict[int, torch.Tensor] = {}
+
+    def _multiply(self, source: torch.Tensor) -> torch.Tensor:
+        return functional.linear(source, self.weight, self.bias)
 
     def rows(self, number: int) -> slice:
         begin = sum(self.sizes[:number])
         return slice(begin, begin + self.sizes[number])
 
 
-class _First(nn.Module):  # type: ignore[misc]
+class FirstLinear(nn.Module):  # type: ignore[misc]
     """Stands in for the linear layer of a group that is called first: computes the products of all."""
 
-    def __init__(self, joined: _Joined) -> None:
+    def __init__(self, joined: Joined) -> None:
         super().__init__()
-        self._joined = joined
+        self.joined = joined
         self.joined_weight, self.joined_bias = joined.weight, joined.bias
 
     @property
     def weight(self) -> torch.Tensor:
-        return self._joined.weight[self._joined.rows(0)]
+        return self.joined.weight[self.joined.rows(0)]
 
     def forward(self, source: torch.Tensor) -> torch.Tensor:
-        joined = self._joined
-        first, *others = functional.linear(source, joined.weight, joined.bias).split(joined.sizes, dim=-1)
+        joined = self.joined
+        first, *others = joined.multiply(source).split(joined.sizes, dim=-1)
         joined.source, joined.parts = source, dict(enumerate(others, 1))
         return first
 
@@ -117,7 +122,7 @@ class _First(nn.Module):  # type: ignore[misc]
 class _Other(nn.Module):  # type: ignore[misc]
     """Stands in for another linear layer of a group: returns its part, or computes it if called with another input."""
 
-    def __init__(self, joined: _Joined, number: int) -> None:
+    def __init__(self, joined: Joined, number: int) -> None:
         super().__init__()
         self._joined = joined
         self._number = number
@@ -141,14 +146,14 @@ def _groups_of(parent: nn.Module) -> list[dict[str, nn.Linear]]:
     children = dict(parent.named_children())
     groups = []
     for names in SHARED_INPUT:
-        members = {name: children[name] for name in names if _is_plain(children.get(name))}
+        members = {name: children[name] for name in names if is_plain(children.get(name))}
         kinds = {(x.in_features, x.weight.dtype, x.weight.device, x.bias is None) for x in members.values()}
         if len(members) > 1 and len(kinds) == 1:
             groups.append(members)
     return groups
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """A linear layer and nothing more: no subclass, no hooks, no forward of its own (as offloading gives it)."""
     hooked = type(layer) is nn.Linear and (layer._forward_hooks or layer._forward_pre_hooks)
     return type(layer) is nn.Linear and not hooked and "forward" not in vars(layer)

@@ -1,4 +1,4 @@
-"""Triton kernels of the operators between the products of a layer: norms, rotations, activations.
+"""Triton kernels of a layer beside its attention: norms, rotations, activations, and products with few rows.
 
 No ``from __future__ import annotations`` here: Triton's interpreter looks at the annotations themselves.
 """
@@ -131,3 +131,39 @@ def activate_kernel(
         active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     kind = out.dtype.element_ty
     tl.store(out + row * SIZE + column, (active.to(kind).to(tl.float32) * factor).to(kind), mask=inside)
+
+
+@triton.jit
+def few_rows_kernel(
+    out: "Any", source: "Any", weight: "Any", bias: "Any", inputs: "Any", outputs: "Any",
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, BIASED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program (block of OUTPUTS): ``source`` [ROWS, inputs] times those rows of ``weight`` [outputs, inputs].
+
+    1, 2 or 4 rows, sums in float32, each weight read once. Programs are many and small, so that all multiprocessors
+    read at once even for few outputs, and each thread keeps its own sums to the end. ``outputs`` is a multiple of
+    OUTPUTS; WHOLE: ``inputs`` is one of BLOCK.
+    """
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    column = tl.arange(0, BLOCK)[None, :]
+    weights = weight + output[:, None].to(tl.int64) * inputs + column
+    sums = tl.zeros([OUTPUTS, BLOCK], tl.float32)
+    second, third, fourth = sums, sums, sums
+    for begin in range(0, inputs, BLOCK):
+        inside = True if WHOLE else column < inputs - begin
+        numbers = tl.load(weights + begin, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        at = source + begin + column
+        sums += numbers * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        if ROWS > 1:
+            second += numbers * tl.load(at + inputs, mask=inside, other=0.0).to(tl.float32)
+        if ROWS > 2:
+            third += numbers * tl.load(at + 2 * inputs, mask=inside, other=0.0).to(tl.float32)
+            fourth += numbers * tl.load(at + 3 * inputs, mask=inside, other=0.0).to(tl.float32)
+    added = tl.load(bias + output).to(tl.float32) if BIASED else 0.0
+    kind = out.dtype.element_ty
+    tl.store(out + output, (tl.sum(sums, 1) + added).to(kind))
+    if ROWS > 1:
+        tl.store(out + outputs + output, (tl.sum(second, 1) + added).to(kind))
+    if ROWS > 2:
+        tl.store(out + 2 * outputs + output, (tl.sum(third, 1) + added).to(kind))
+        tl.store(out + 3 * outputs + output, (tl.sum(fourth, 1) + added).to(kind))

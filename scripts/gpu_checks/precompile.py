@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine.attention.base import AttentionOptions
 from engine.cache.kv_tensors import KVCache
@@ -100,14 +101,29 @@ def _tuned_attention(machine: Machine, stages: int, keys: int) -> None:
 
 
 def _model(machine: Machine, name: str) -> None:
-    """The kernels of a model's layers, from one of its layers."""
+    """The kernels of a model's layers, from one of its layers.
+
+    What needs another rewrite before is launched here, because nothing is swapped where nothing is computed; nor is
+    there anything to time.
+    """
     from engine.model.rewrites import apply_rewrites
+    from engine.runner.few_rows import ROWS, SpeedFewRows, few_rows_linear
+    from engine.runner.fused_layers import add_norm
+    from engine.runner.fused_ops import FuseNorms
     from engine.runner.gpu_rewrites import FUSED_OPS
 
     family, config = shape_of(machine, name)
     config = {**config, "vocab_size": 512, "num_hidden_layers": 1}
     model = loaded(random_module(family, machine.dtype, machine.device, **config))
-    apply_rewrites(model, FUSED_OPS)
+    norms, width = FuseNorms(), model.module.config.hidden_size
+    for norm in norms.stand_ins(norms.find(model)[-1]):
+        hidden = torch.zeros(1, 1, width, dtype=machine.dtype, device=machine.device)
+        add_norm(hidden, hidden, norm)
+    for part in model.module.modules():
+        for rows in ROWS if isinstance(part, nn.Linear) else ():
+            source = torch.zeros(rows, part.in_features, dtype=machine.dtype, device=machine.device)
+            few_rows_linear(source, part.weight, part.bias)
+    apply_rewrites(model, [rewrite for rewrite in FUSED_OPS if not isinstance(rewrite, SpeedFewRows)])
     (layer,) = model.probe.layers
     heads = model.module.config.num_attention_heads
     _launch(machine, heads, layer.shape, AttentionOptions(layer.shape.key_size**-0.5), machine.dtype)

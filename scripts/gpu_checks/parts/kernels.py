@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,7 +28,7 @@ from gpu_checks.report import reason_of
 PART = "kernels"
 # Llama-3.1-8B: sizes of input and output of each fused product.
 LINEARS = {"query, key, value": (4096, 6144), "out": (4096, 4096), "gate, up": (4096, 28672), "down": (14336, 4096)}
-ROWS = (1, 8, 64, 256)
+ROWS = (1, 4, 8, 64, 256)
 # Pipeline stages, and keys per iteration.
 TUNINGS = ((3, 64), (5, 64), (3, 32), (5, 32))
 CONTEXT = 4096
@@ -63,6 +64,7 @@ def run(check: Check) -> None:
         _measure_prefill(check, tokens)
     for name, (inputs, outputs) in LINEARS.items():
         _measure_linear(check, name, *((32, 48) if check.machine.smoke else (inputs, outputs)))
+    _measure_small(check)
     check.machine.forget()
 
 
@@ -112,6 +114,51 @@ def _measure_linear(check: Check, name: str, inputs: int, outputs: int) -> None:
         seconds = _attempt(check, f"{title}, {rows} rows", partial(_seconds, check, works), size / 1e9, "GB/s")
         if seconds and rows == 1 and name == "gate, up":
             check.report.share(goals.LINEAR, size / seconds / check.ceilings.copy)
+    if missing := _missing(check, "triton"):
+        check.report.skipped(PART, f"{title}, ours", missing)
+        return
+    from engine.runner.few_rows import ROWS as FEW_ROWS
+    from engine.runner.few_rows import few_rows_linear
+
+    for rows in FEW_ROWS:
+        source = machine.random(rows, inputs)
+        works = [partial(few_rows_linear, source, weight, None) for weight in weights]
+        _attempt(check, f"{title}, {rows} rows, ours", partial(_seconds, check, works), size / 1e9, "GB/s")
+
+
+def _measure_small(check: Check) -> None:
+    """The kernels between the products of a layer, beside torch's own operators."""
+    if missing := _missing(check, "triton"):
+        check.report.skipped(PART, "kernels between products", missing)
+        return
+    from engine.runner.fused_layers import add_norm
+    from engine.runner.fused_mlp import activated
+    from engine.runner.fused_ops import FusedNorm
+
+    machine = check.machine
+    width, middle = (32, 48) if machine.smoke else (4096, 14336)
+    norm = FusedNorm(nn.RMSNorm(width, device=machine.device, dtype=machine.dtype), 1e-5, 0.0, True)
+
+    def add_then_norm(hidden: torch.Tensor, delta: torch.Tensor) -> object:
+        return norm(hidden + delta)
+
+    def silu_then_times(gate: torch.Tensor, up: torch.Tensor) -> object:
+        return functional.silu(gate) * up
+
+    for rows in ROWS[:1] if machine.smoke else ROWS:
+        title = f"{rows} rows of {width}"
+        if not check.has_time(PART, title, 0.5):
+            return
+        hidden, delta, both = (machine.random(1, rows, size) for size in (width, width, 2 * middle))
+        gate, up = both.chunk(2, dim=-1)
+        ways: dict[str, Callable[[], object]] = {
+            f"add and norm, {title}": partial(add_norm, hidden, delta, norm),
+            f"add, then norm, {title}": partial(add_then_norm, hidden, delta),
+            f"silu · up, {rows} rows of {middle}": partial(activated, gate, up, "silu"),
+            f"silu, then · up, {rows} rows of {middle}": partial(silu_then_times, gate, up),
+        }
+        for way, work in ways.items():
+            _attempt(check, way, partial(_seconds, check, [work] * (1 if machine.smoke else 32)), rows / 1e6, "rows/µs")
 
 
 def _measure_decode(check: Check, number: str, step: Step) -> None:
@@ -199,15 +246,16 @@ def _measure_prefill(check: Check, tokens: int) -> None:
 
 
 def _missing(check: Check, way: str) -> str:
-    """Why another library's attention is not available here; "" if it is."""
-    module = {"torch varlen": "torch.nn.attention.varlen", "FlashInfer": "flashinfer"}.get(way)
+    """Why another library is not available here; "" if it is."""
+    modules = {"torch varlen": "torch.nn.attention.varlen", "FlashInfer": "flashinfer", "triton": "triton"}
+    module = modules.get(way)
     if module is not None:
         try:
             __import__(module)
         except ImportError as error:
             return f"not installed: {error}"
     if check.machine.smoke and way != "flash SDPA":
-        return "" if way == "ours" else "for GPUs only"
+        return "" if way in ("ours", "triton") else "for GPUs only"
     return ""
 
 

@@ -42,8 +42,19 @@ VARIANTS: dict[str, Variant] = {
         name: Variant(kernels.activate_kernel, {"SIZE": 14336, "BLOCK": 1024, "ACTIVATION": name}, 4, 40)
         for name in kernels.ACTIVATIONS
     },
+    **{
+        f"{rows} rows, biased {biased}, whole {whole}": Variant(
+            kernels.few_rows_kernel,
+            {"ROWS": rows, "OUTPUTS": outputs, "BLOCK": 1024, "WHOLE": whole, "BIASED": biased},
+            4,
+            128,
+        )
+        for rows, outputs in ((1, 4), (2, 4), (4, 2))
+        for biased in (False, True)
+        for whole in (False, True)
+    },
 }  # fmt: skip
-NUMBERS = {"eps": "fp32", "delta_eps": "fp32", "inner": "i32"}
+NUMBERS = {"eps": "fp32", "delta_eps": "fp32", "inner": "i32", "inputs": "i32", "outputs": "i32"}
 
 
 def compiled(variant: Variant, capability: int) -> Any:
