@@ -7,8 +7,10 @@ The runner builds it once for each step; attention backends, recorded steps and 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence as Chunks
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, compress
+from operator import add, eq
 from typing import Any, NamedTuple
 
 from engine.scheduling.sequence import ScheduledChunk
@@ -187,7 +189,7 @@ class FlatBatch:
 
 
 def flatten(
-    chunks: Chunks[ScheduledChunk],
+    chunks: Sequence[ScheduledChunk],
     block_size: int,
     num_groups: int = 1,
     *,
@@ -199,36 +201,40 @@ def flatten(
 
     Raises ``IndexError`` where a chunk reaches beyond the tokens or the block table of its sequence.
     """
-    tokens, positions, sample_rows = array("i"), array("i"), array("i")
-    query_starts = array("i")
-    row = 0
-    # Much of the host's time for a step is spent in these loops, so they look up nothing twice.
-    for sequence, start, count in chunks:
-        known = sequence.tokens
-        query_starts.append(row)
-        row += count
-        if count == 1:  # most chunks are decodes, and one number costs a quarter of a slice
-            tokens.append(-1 - sequence.unread_row if sequence.num_unread else known[start])
-            positions.append(start)
-        else:
-            tokens.extend(known[start : start + count])
-            positions.extend(range(start, start + count))
-        if start + count == len(known) + sequence.num_unread:  # as ``ScheduledChunk.samples``
-            sample_rows.append(row - 1)
-    if len(tokens) != row:
-        raise IndexError("a step reaches beyond the tokens of its sequences; schedule no more than are known")
-    starts = array("i", [start for _, start, _ in chunks])
-    query_lengths = array("i", [count for _, _, count in chunks])
+    # Much of the host's time for a step is spent here, so what can be is done by loops in C.
+    sequences, starts, counts = zip(*chunks, strict=True) if chunks else ((), (), ())
+    stops = list(map(add, starts, counts))
+    query_starts = array("i", accumulate(counts, initial=0))
+    total = query_starts.pop()
+    if total == len(chunks):
+        positions = array("i", starts)
+        tokens = array("i", [-1 - s.unread_row if s.num_unread else s.tokens[start] for s, start, _ in chunks])
+    else:
+        tokens, positions = array("i"), array("i")
+        for sequence, start, stop in zip(sequences, starts, stops, strict=True):
+            if stop - start == 1:  # one number costs a quarter of a slice
+                tokens.append(-1 - sequence.unread_row if sequence.num_unread else sequence.tokens[start])
+                positions.append(start)
+            else:
+                tokens.extend(sequence.tokens[start:stop])
+                positions.extend(range(start, stop))
+        if len(tokens) != total:
+            raise IndexError("a step reaches beyond the tokens of its sequences; schedule no more than are known")
+    # A chunk samples if it ends at the last token, as ``ScheduledChunk.samples`` says.
+    ends = map(add, query_starts, counts)
+    samples = map(eq, stops, [len(sequence.tokens) + sequence.num_unread for sequence in sequences])
+    firsts, lengths = array("i", starts), array("i", counts)
     groups = []
     for group in range(num_groups):
-        tables, table_starts = _tables_of(chunks, group, block_size)
-        groups.append(GroupBlocks(tables, table_starts, block_size, starts, query_lengths))
+        blocks = [sequence.other_tables[group - 1] if group else sequence.blocks for sequence in sequences]
+        tables, table_starts = _joined_tables(blocks, stops, block_size)
+        groups.append(GroupBlocks(tables, table_starts, block_size, firsts, lengths))
     return FlatBatch(
         tokens,
         positions,
         query_starts,
-        query_lengths,
-        sample_rows,
+        lengths,
+        array("i", [end - 1 for end in compress(ends, samples)]),
         tuple(groups),
         position_axes,
         embeddings,
@@ -236,20 +242,22 @@ def flatten(
     )
 
 
-def _tables_of(chunks: Chunks[ScheduledChunk], group: int, block_size: int) -> tuple[array[int], array[int]]:
-    """The block tables of the chunks one after another, and where each begins."""
-    tables, table_starts = array("i"), array("i")
-    begin = 0
-    for sequence, start, count in chunks:
-        blocks = sequence.other_tables[group - 1] if group else sequence.blocks
-        needed = (start + count - 1) // block_size + 1
-        known = len(blocks)
-        if known < needed:
+def _joined_tables(
+    blocks: Sequence[MutableSequence[int]], stops: Sequence[int], block_size: int
+) -> tuple[array[int], array[int]]:
+    """The block tables of the chunks one after another, each up to the token at ``stops``, and where each begins."""
+    needed = [(stop - 1) // block_size + 1 for stop in stops]
+    tables, table_starts = array("i"), array("i", accumulate(needed, initial=0))
+    table_starts.pop()
+    if needed == list(map(len, blocks)):
+        for table in blocks:
+            tables.extend(table)
+        return tables, table_starts
+    for table, number, stop in zip(blocks, needed, stops, strict=True):
+        if len(table) < number:
             raise IndexError(
-                f"a step reaches beyond the blocks of its sequences: {start + count} tokens need {needed} blocks of "
-                f"{block_size} and have {known}; allocate them before the step"
+                f"a step reaches beyond the blocks of its sequences: {stop} tokens need {number} blocks of "
+                f"{block_size} and have {len(table)}; allocate them before the step"
             )
-        table_starts.append(begin)
-        begin += needed
-        tables.extend(blocks if known == needed else blocks[:needed])
+        tables.extend(table[:number])
     return tables, table_starts
