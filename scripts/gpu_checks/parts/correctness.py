@@ -152,7 +152,7 @@ def _expected(model: LoadedModel, texts: list[list[int]]) -> torch.Tensor:
 def _missing(runner: ModelRunner) -> str:
     """What of a model's steps is not recorded."""
     kinds = {shape.only_decodes for shape in runner.recorded_shapes}
-    return "" if len(kinds) == 2 else "its prefill cannot be recorded" if kinds else "its steps cannot be recorded"
+    return "" if len(kinds) == 2 else "no step with prefill is recorded" if kinds else "no step is recorded"
 
 
 def _generated(runner: ModelRunner, texts: list[list[int]]) -> torch.Tensor:
