@@ -24,6 +24,7 @@ from engine.model.probe import probe, set_attention
 from engine.platforms.cuda import CudaPlatform
 from engine.platforms.recipe import start_model
 from engine.runner.torch_runner import ModelRunner
+from engine.sampling import DeviceSampler
 from engine.scheduling.sequence import Sequence
 from gpu_checks.machine import Machine
 
@@ -177,6 +178,14 @@ def make_runner(machine: Machine, model: LoadedModel, max_context: int, **config
     return runner
 
 
+def make_sampler(machine: Machine, runner: ModelRunner) -> DeviceSampler:
+    """The engine's own sampler of a runner of ``make_runner``."""
+    platform = CudaPlatform(machine.device, record=machine.record)
+    sampler = platform.sampler(runner, EngineConfig(path="", device=str(machine.device)))
+    assert isinstance(sampler, DeviceSampler)
+    return sampler
+
+
 def problem_of(machine: Machine, runner: ModelRunner) -> str:
     """What is wrong with a runner's attention, if it is not the machine's own; else ""."""
     fell_back = isinstance(runner.attention, ReferenceAttention) and machine.attention is not ReferenceAttention
@@ -207,10 +216,14 @@ def random_tokens(seed: int, count: int, vocab_size: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A runner, and the sizes of its model before weights were fused. Bytes are the minimum that a token reads."""
+    """A runner with its sampler, and the sizes of its model before weights were fused.
+
+    Bytes are the minimum that a token reads.
+    """
 
     name: str
     runner: ModelRunner
+    sampler: DeviceSampler
     parameters: int
     weight_bytes: int
     layer_parameters: int
@@ -248,4 +261,5 @@ class Models:
         kv_numbers = sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes)
         runner = make_runner(self._machine, model, **(_TINY if self._machine.smoke else _REAL))
         size = self._machine.dtype.itemsize
-        return Made(name, runner, total, read * size, total - sum(ends.values()), kv_numbers * size)
+        sampler = make_sampler(self._machine, runner)
+        return Made(name, runner, sampler, total, read * size, total - sum(ends.values()), kv_numbers * size)

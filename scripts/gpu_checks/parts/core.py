@@ -20,8 +20,6 @@ from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.core.core import Core
 from engine.platforms.recipe import platform_of
-from engine.runner.torch_runner import ModelRunner
-from engine.sampling import BatchSampler
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.machine import SPELLS
@@ -101,15 +99,16 @@ def run(check: Check) -> None:
         if problem := problem_of(check.machine, made.runner):
             check.report.failed(PART, name, problem)
             continue
-        start = partial(_start, made.runner, make_tokenizer(made.runner.info.vocab_size))
+        start = partial(_start, made, make_tokenizer(made.runner.info.vocab_size))
         _many_clients(check, made, start, load)
         _arrival(check, made, start, load, has_goals)
 
 
-def _start(runner: ModelRunner, tokenizer: Tokenizer) -> Clients:
+def _start(made: Made, tokenizer: Tokenizer) -> Clients:
+    runner = made.runner
     config = EngineConfig(path="", max_running=runner.info.max_running)
     cost = platform_of(torch.device(runner.info.device)).step_cost(runner)
-    return Clients(Core(runner, BatchSampler(), tokenizer, config, cost=cost))
+    return Clients(Core(runner, made.sampler, tokenizer, config, cost=cost, ahead=True))
 
 
 def _many_clients(check: Check, made: Made, start: Callable[[], Clients], load: Load) -> None:

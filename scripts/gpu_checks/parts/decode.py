@@ -14,7 +14,6 @@ import torch
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import BatchSampler
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from gpu_checks import goals
 from gpu_checks.check import Check
@@ -92,10 +91,11 @@ def run(check: Check) -> None:
             check.report.skipped(PART, f"{batch} sequences", "the cache is too small")
         else:
             _measure(check, made, sequences[:batch], load)
-    together = sequences[: min(64, most)]
-    decode = partial(_step, made.runner, together, BatchSampler(), lambda _: 1)
+    together, stepper = sequences[: min(64, most)], _Stepper(made)
+    decode = partial(stepper.step, together, lambda _: 1)
     _profile(check, f"{len(together)} sequences, sampled", decode, load)
-    _mixed(check, made.runner, sequences[: min(8, most - 1)], pages, load)
+    stepper.read()
+    _mixed(check, made, sequences[: min(8, most - 1)], pages, load)
     _recorded(check, made.runner)
 
 
@@ -105,8 +105,7 @@ def _prefill(check: Check, made: Made, sequences: list[Sequence], load: Load, ma
     for begin in range(0, len(sequences), together):
         check.report.doing(f"{PART}: {name}, {begin} done")
         chunk = sequences[begin : begin + together]
-        step = partial(_step, made.runner, chunk, BatchSampler(), len)
-        seconds.append(check.machine.seconds(step))
+        seconds.append(check.machine.seconds(partial(_Stepper(made).step_and_read, chunk, len)))
     usual, tokens = median(seconds[1:] or seconds), together * load.prompt
     check.report.number(PART, name, tokens / usual, "tok/s", f"{usual * 1e3:.1f} ms, median of {len(seconds) - 1}")
     # The embedding is only looked up, and the head computes only the last token.
@@ -122,7 +121,9 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
             return
         for sequence in sequences:
             sequence.request = Request("check", sequence.request.prompt, sampling)
-        split = found[way] = _spells(check.machine, made.runner, sequences, load.steps)
+        sampled, redrawn = made.sampler.num_sampled, made.sampler.num_redrawn
+        split = found[way] = _spells(check.machine, made, sequences, load.steps)
+        share = (made.sampler.num_redrawn - redrawn) / (made.sampler.num_sampled - sampled)
         note = ", ".join(
             f"{part} {seconds * 1e3:.2f}"
             for part, seconds in (
@@ -132,10 +133,10 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
                 ("host", split.host),
             )
         )
-        check.report.number(PART, name, batch / split.step, "tok/s", f"ms: {note}")
+        check.report.number(PART, name, batch / split.step, "tok/s", f"ms: {note}; redrawn {share:.3f}")
     if batch not in GOALS:
         return
-    read, sampled = GOALS[batch]
+    read, of_greedy = GOALS[batch]
     if goals.STEP_64.card in check.machine.name and batch == 64:
         check.report.share(goals.STEP_64, found["greedy"].step * 1e3)
     if goals.PACE_256.card in check.machine.name and batch == 256:
@@ -147,56 +148,79 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
             check.report.share(read, made.weight_bytes / step / (sheet.gb_s * 1e9))
     else:
         check.report.share(read, (made.weight_bytes + tokens * made.kv_bytes) / step / check.ceilings.copy)
-    check.report.share(sampled, step / found["sampled"].step)
+    check.report.share(of_greedy, step / found["sampled"].step)
 
 
-def _spells(machine: Machine, runner: ModelRunner, sequences: list[Sequence], steps: int) -> Split:
+def _spells(machine: Machine, made: Made, sequences: list[Sequence], steps: int) -> Split:
     """The median spell of three, after a warm-up; of its steps the median too."""
-    spells = sorted(
-        (_spell(machine, runner, sequences, steps) for _ in range(SPELLS + 1)), key=lambda split: split.step
-    )
+    spells = sorted((_spell(machine, made, sequences, steps) for _ in range(SPELLS + 1)), key=lambda split: split.step)
     return spells[len(spells) // 2]
 
 
-def _spell(machine: Machine, runner: ModelRunner, sequences: list[Sequence], steps: int) -> Split:
-    sampler, marks, walls = BatchSampler(), list[Any](), list[float]()
+def _spell(machine: Machine, made: Made, sequences: list[Sequence], steps: int) -> Split:
+    stepper, marks, walls = _Stepper(made, machine.mark), list[Any](), list[float]()
     machine.wait()
     for _ in range(steps):
         started = time.perf_counter()
-        marks.append(_step(runner, sequences, sampler, lambda _: 1, machine.mark))
+        marks.append(stepper.step(sequences, lambda _: 1))
         walls.append(time.perf_counter() - started)
+    stepper.read()
     machine.wait()
     forward = median(machine.between(begin, middle) for begin, middle, _ in marks)
     sample = median(machine.between(middle, end) for _, middle, end in marks)
     return Split(median(walls), forward, sample)
 
 
-def _step(
-    runner: ModelRunner,
-    sequences: list[Sequence],
-    sampler: BatchSampler,
-    new: Callable[[list[int]], int],
-    mark: Callable[[], Any] = lambda: None,
-) -> tuple[Any, Any, Any]:
-    """One step of the engine without its scheduler: forward, sample, append. ``new`` tokens of each are computed."""
-    chunks = [ScheduledChunk(s, len(s.tokens) - new(s.tokens), new(s.tokens)) for s in sequences]
-    begin = mark()
-    logits = runner.forward(chunks)
-    middle = mark()
-    sampled = sampler.sample(logits, sequences, [None] * len(sequences))
-    end = mark()
-    for sequence, token in zip(sequences, sampled, strict=True):
-        sequence.tokens.append(token.token_id)
-    return begin, middle, end
+class _Stepper:
+    """Steps of the engine without its scheduler, each launched before the tokens of the one before are read."""
+
+    def __init__(self, made: Made, mark: Callable[[], Any] = lambda: None) -> None:
+        self._runner, self._sampler, self._mark = made.runner, made.sampler, mark
+        self._in_flight: list[tuple[Any, list[tuple[Sequence, int]]]] = []
+
+    def step(self, sequences: list[Sequence], new: Callable[[list[int]], int]) -> tuple[Any, Any, Any]:
+        """Launch a step that computes ``new`` tokens of each sequence, then read the one before.
+
+        Returns the marks before the forward, after it and after the sampling.
+        """
+        chunks = [ScheduledChunk(s, s.num_known - new(s.tokens), new(s.tokens)) for s in sequences]
+        begin = self._mark()
+        logits = self._runner.forward(chunks)
+        middle = self._mark()
+        pending = [sequence.unread_row if sequence.num_unread else None for sequence in sequences]
+        launched = self._sampler.launch(logits, sequences, [None] * len(sequences), pending)
+        end = self._mark()
+        for row, sequence in enumerate(sequences):
+            sequence.num_unread, sequence.unread_row = sequence.num_unread + 1, row
+        in_flight = launched, [(sequence, sequence.num_rewinds) for sequence in sequences]
+        self.read()
+        self._in_flight = [in_flight]
+        return begin, middle, end
+
+    def read(self) -> None:
+        """Append the tokens of the step that is in flight, unless it was computed from a token that was redrawn."""
+        for launched, owners in self._in_flight:
+            for (sequence, rewinds), sampled in zip(owners, self._sampler.finish(launched), strict=True):
+                if sequence.num_rewinds == rewinds:
+                    sequence.tokens.append(sampled.token_id)
+                    sequence.num_unread -= 1
+                    if sampled.redrawn:
+                        sequence.rewind()
+        self._in_flight = []
+
+    def step_and_read(self, sequences: list[Sequence], new: Callable[[list[int]], int]) -> None:
+        """A step whose tokens are read at once."""
+        self.step(sequences, new)
+        self.read()
 
 
-def _mixed(check: Check, runner: ModelRunner, sequences: list[Sequence], pages: Pages, load: Load) -> None:
+def _mixed(check: Check, made: Made, sequences: list[Sequence], pages: Pages, load: Load) -> None:
     """The cost of a step with part of a prompt: of a size between recorded ones, and of a recorded size."""
     decodes, most = len(sequences), load.prompt // 2
     room = most + 1
     if not check.has_time(PART, f"steps of {decodes} decodes and part of a prompt", 5.0) or not pages.holds(1, room):
         return
-    prompt = pages.sequence(random_tokens(decodes + 1000, most, runner.info.vocab_size), room)
+    prompt = pages.sequence(random_tokens(decodes + 1000, most, made.runner.info.vocab_size), room)
     text = list(prompt.tokens)
     for chunk in (most, max(2, most - decodes)):
         of = f"{decodes} decodes and {chunk} tokens of a prompt"
@@ -206,7 +230,7 @@ def _mixed(check: Check, runner: ModelRunner, sequences: list[Sequence], pages: 
             return 1 if len(tokens) > load.prompt else chunk
 
         def step(new: Callable[[list[int]], int] = new) -> None:
-            _step(runner, [*sequences, prompt], BatchSampler(), new)
+            _Stepper(made).step_and_read([*sequences, prompt], new)
             prompt.tokens.pop()
 
         usual = median([check.machine.seconds(step) for _ in range(SPELLS + 1)][1:])
