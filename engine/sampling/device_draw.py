@@ -7,6 +7,7 @@ marked, and are drawn again where they are read.
 from __future__ import annotations
 
 from math import gcd
+from typing import NamedTuple
 
 import torch
 
@@ -20,36 +21,52 @@ BEYOND, NOT_FINITE = 1, 2
 """Marks of a row: its token may be another; its largest score is not finite, so that there is none."""
 COLUMNS = ("temperature", "top_k", "top_p", "min_p", "point")
 """What ``choose`` takes for each row, as float64; top_k is at least 1, and the vocabulary where it is off."""
+
+
+class Kind(NamedTuple):
+    """What the rows of a batch need, each at the cost of some kernels.
+
+    Without ``draws`` every row takes its most likely token. Without ``whole_mass`` no row that draws has a top_k of the
+    width or more, without ``min_p`` none has that filter.
+    """
+
+    draws: bool = True
+    whole_mass: bool = True
+    min_p: bool = True
+
+
 # Maxima of this many scores each tell where the best tokens are: ranking them reads the scores once, topk five times.
 _PART = 128
 
 
-def choose(
-    scores: torch.Tensor, settings: torch.Tensor, *, draws: bool, whole_mass: bool, width: int = WIDTH
-) -> torch.Tensor:
+def choose(scores: torch.Tensor, settings: torch.Tensor, kind: Kind, width: int = WIDTH) -> torch.Tensor:
     """The token of each row of ``scores`` [rows, vocabulary] and its marks: int64 [rows, 2].
 
-    ``settings`` are float64 [rows, columns]. Without ``draws`` every row takes its most likely token. Without
-    ``whole_mass`` no row may have a top_k of ``width`` or more. A token is one of the vocabulary even where marked.
+    ``settings`` are float64 [rows, columns], and no row may need what ``kind`` lacks. A token is one of the vocabulary
+    even where marked.
     """
     vocab_size = scores.shape[1]
     part = gcd(vocab_size, _PART)
     parts = scores.view(len(scores), -1, part)
     maxima = parts.amax(dim=-1)
     largest = maxima.amax(dim=-1, keepdim=True)
-    marks = largest.isfinite().logical_not() * NOT_FINITE
+    # A difference to itself is 0, but that of an infinity and of NaN is NaN.
+    marks = (largest - largest != 0) * NOT_FINITE
     # argmax takes the first of equals, which is the lowest id.
     first = maxima.argmax(dim=-1, keepdim=True)
     tokens = first * part + parts.gather(1, first[:, :, None].expand(-1, -1, part)).argmax(dim=-1)
-    if draws:
+    if kind.draws:
         temperature, top_k, top_p, min_p, points = settings[:, :, None].unbind(1)
         is_drawn = temperature > 0
-        filters = Filters(temperature.masked_fill(~is_drawn, 1), top_k.long(), top_p, min_p, width - 1)
+        temperature = temperature.masked_fill(~is_drawn, 1)
+        filters = Filters(temperature, top_k.long(), top_p, min_p if kind.min_p else None, width - 1)
         divisor = filters.divisor(scores.dtype)
         values, columns = _best(scores, parts, maxima, min(width, vocab_size))
         # Division keeps the order of scores or makes equals of neighbours, so it changes nothing in who is best.
         best, columns = in_order((values - largest) / divisor, columns)
-        mass = row_mass((scores - largest).div_(divisor), columns[:, :1]) if whole_mass and width < vocab_size else None
+        mass = None
+        if kind.whole_mass and width < vocab_size:
+            mass = row_mass((scores - largest).div_(divisor), columns[:, :1])
         drawn, known = draw_ranked(best, columns, mass, filters, points, vocab_size)
         tokens = torch.where(is_drawn, drawn, tokens)
         marks = marks + (is_drawn & ~known) * BEYOND

@@ -20,7 +20,7 @@ import torch
 from engine.api.events import TokenLogprobs
 from engine.constraints.masks import Mask
 from engine.sampling.constraints import ruling_out
-from engine.sampling.device_draw import BEYOND, COLUMNS, NOT_FINITE, WIDTH, choose
+from engine.sampling.device_draw import BEYOND, COLUMNS, NOT_FINITE, WIDTH, Kind, choose
 from engine.sampling.draw import WIDTHS, draw
 from engine.sampling.filters import make_filters
 from engine.sampling.logprobs import logprob_numbers, report, rows_that_ask, token_logprobs
@@ -32,26 +32,25 @@ from engine.scheduling.sequence import Sequence
 _DTYPES = {"B": torch.uint8, "d": torch.float64, "q": torch.int64}
 
 
-class _Kind(NamedTuple):
-    """What the rows of a recording need, see ``choose``."""
-
-    draws: bool
-    whole_mass: bool
-
-
-_KINDS = (_Kind(draws=False, whole_mass=False), _Kind(draws=True, whole_mass=False), _Kind(draws=True, whole_mass=True))
+# What is recorded, the cheapest first: a batch takes the first that has all that its rows need.
+_KINDS = (
+    Kind(draws=False, whole_mass=False, min_p=False),
+    Kind(whole_mass=False, min_p=False),
+    Kind(min_p=False),
+    Kind(),
+)
 
 
 class _Plan(NamedTuple):
     """How the rows of a launch are chosen.
 
-    ``settings`` are those of ``choose``, row by row. ``special`` rows have scores of their own, the others are of
-    ``kind``; None if there are no others. ``width`` is how many tokens special rows rank.
+    ``settings`` are those of ``choose``, row by row. ``special`` rows have scores of their own, the others are
+    recorded as ``kind``; None if there are no others. ``width`` is how many tokens special rows rank.
     """
 
     settings: array[float]
     special: list[int]
-    kind: _Kind | None
+    kind: Kind | None
     width: int
 
     def point(self, row: int) -> float:
@@ -146,7 +145,7 @@ class DeviceSampler:
             if plan.kind is not None:
                 self._replays[plan.kind, next(size for size in self._sizes if size >= count)]()
             if scores is not None:
-                found = choose(scores, self._settings[special], draws=draws, whole_mass=True, width=plan.width)
+                found = choose(scores, self._settings[special], Kind(draws), plan.width)
                 self._found.index_copy_(0, special, found)
                 self._sampled.index_copy_(0, special, found[:, 0])
             logprobs = None
@@ -190,7 +189,7 @@ class DeviceSampler:
     def _plan(self, sequences: Batch[Sequence], masks: Batch[Mask | None], pending: Batch[int | None]) -> _Plan:
         vocab_size = self._logits.shape[1]
         settings, special, most_kept = array("d"), [], 0
-        draws = whole_mass = False
+        draws = whole_mass = min_p = False
         for row, sequence in enumerate(sequences):
             sampling = sequence.request.sampling
             is_drawn = sampling.temperature > 0
@@ -208,13 +207,16 @@ class DeviceSampler:
             elif is_drawn:
                 draws = True
                 whole_mass = whole_mass or top_k >= WIDTH
-        kind = _Kind(draws, whole_mass) if len(special) < len(sequences) else None
+                min_p = min_p or sampling.min_p > 0
+        needs, kind = Kind(draws, whole_mass, min_p), None
+        if len(special) < len(sequences):
+            kind = next(kind for kind in _KINDS if all(has or not need for has, need in zip(kind, needs, strict=True)))
         width = WIDTH if not most_kept else most_kept + 1 if most_kept < WIDTHS[-1] else vocab_size
         return _Plan(settings, special, kind, width)
 
-    def _choose(self, kind: _Kind, size: int) -> None:
+    def _choose(self, kind: Kind, size: int) -> None:
         """What is recorded."""
-        found = choose(self._logits[:size], self._settings[:size], draws=kind.draws, whole_mass=kind.whole_mass)
+        found = choose(self._logits[:size], self._settings[:size], kind)
         self._found[:size].copy_(found)
         self._sampled[:size].copy_(found[:, 0])
 

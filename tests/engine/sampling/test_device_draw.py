@@ -11,11 +11,12 @@ import torch
 from support.capture import NothingThatWaits
 from test_sampler import sequence
 
-from engine.sampling.device_draw import BEYOND, NOT_FINITE, WIDTH, choose
+from engine.sampling.device_draw import BEYOND, NOT_FINITE, WIDTH, Kind, choose
 from engine.sampling.draw import draw
 from engine.sampling.filters import make_filters
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+EVERYTHING = Kind()
 ROWS = 60
 
 
@@ -29,10 +30,12 @@ def settings(rows: list[dict[str, Any]], points: list[float], vocab_size: int) -
     )
 
 
-def chosen(scores: torch.Tensor, rows: list[dict[str, Any]], points: list[float], **kind: Any) -> list[list[int]]:
+def chosen(
+    scores: torch.Tensor, rows: list[dict[str, Any]], points: list[float], kind: Kind = EVERYTHING, width: int = WIDTH
+) -> list[list[int]]:
     inputs = settings(rows, points, scores.shape[1])
     with NothingThatWaits() as counted:
-        found = choose(scores, inputs, **{"draws": True, "whole_mass": True, **kind})
+        found = choose(scores, inputs, kind, width)
     assert counted.operators > 3
     result: list[list[int]] = found.tolist()
     return result
@@ -92,7 +95,7 @@ def test_top_k_within_the_width_needs_no_mass_of_the_whole_row() -> None:
     scores = torch.randn(50, 12800, generator=torch.Generator().manual_seed(1)) / 5
     rows = [{"temperature": 1.0, **OFF, "top_k": 1 + i % (WIDTH - 1), "top_p": (1.0, 0.9)[i % 2]} for i in range(50)]
     points = [random.Random(i).random() for i in range(50)]
-    found = chosen(scores, rows, points, whole_mass=False)
+    found = chosen(scores, rows, points, Kind(whole_mass=False, min_p=False))
     assert found == chosen(scores, rows, points)
     assert [token for token, _ in found] == [reference(*each) for each in zip(scores, rows, points, strict=True)]
     assert not any(marks for _, marks in found)
@@ -113,7 +116,7 @@ def test_greedy_takes_the_lowest_id_among_equals(vocab_size: int, draws: bool) -
     scores = torch.zeros(3, vocab_size)
     scores[0, [700, 130, 4000]] = 2.0
     scores[1, vocab_size - 1] = 1.0
-    found = chosen(scores, [{"temperature": 0.0, **OFF}] * 3, [0.0] * 3, draws=draws)
+    found = chosen(scores, [{"temperature": 0.0, **OFF}] * 3, [0.0] * 3, Kind(draws))
     assert found == [[130, 0], [vocab_size - 1, 0], [0, 0]]
 
 
@@ -124,7 +127,7 @@ def test_rows_without_a_finite_maximum_are_marked_alone(draws: bool, temperature
     scores[0, 200] = math.nan
     scores[1, 300] = math.inf
     scores[2] = -math.inf
-    found = chosen(scores, [{"temperature": temperature, **OFF, "min_p": 0.1}] * 4, [0.3] * 4, draws=draws)
+    found = chosen(scores, [{"temperature": temperature, **OFF, "min_p": 0.1}] * 4, [0.3] * 4, Kind(draws))
     assert [bool(marks & NOT_FINITE) for _, marks in found] == [True, True, True, False]
     assert all(0 <= token < 128 * 70 for token, _ in found)
 

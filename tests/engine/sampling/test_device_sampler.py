@@ -170,8 +170,10 @@ def test_greedy_rows_keep_no_logits_and_rank_nothing() -> None:
     assert launched.raw is not None
     within_top_k = device.replayed[-1]
     device.launch(logits, [sequence(temperature=0.0), sequence(top_p=0.9), sequence(top_k=3)])
-    assert len({greedy, within_top_k, device.replayed[-1]}) == 3
-    assert len(device.replayed) == 3
+    whole_mass = device.replayed[-1]
+    device.launch(logits, [sequence(temperature=0.0), sequence(top_p=0.9), sequence(min_p=0.1)])
+    assert len({greedy, within_top_k, whole_mass, device.replayed[-1]}) == 4
+    assert len(device.replayed) == 4
 
 
 def test_rows_of_their_own_replay_nothing_and_leave_their_tokens_to_the_next_step() -> None:
