@@ -1,15 +1,17 @@
-"""What a recording of device work forbids, found out on a CPU."""
+"""Finds out on a CPU what would wait for a GPU: work that a launch must not do, though it need not be recorded.
+
+``support.recording`` has the rules of a recording, which may not bring numbers from the host either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# They read numbers on the host, have a size that depends on numbers, or bring numbers from the host.
+# They read numbers on the host, have a size that depends on numbers, or bring numbers from memory that is not pinned.
 FORBIDDEN = {
     "_local_scalar_dense",
     "item",
@@ -32,11 +34,10 @@ FORBIDDEN = {
 
 
 class NothingThatWaits(TorchDispatchMode):
-    """Raises ``RuntimeError`` where a capture of a CUDA graph would; counts the operators that it lets pass."""
+    """Raises ``RuntimeError`` at what would wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators = 0
         # It reads memory without an operator.
         self._tolist = patch.object(torch.Tensor, "tolist", self._refuse)
 
@@ -60,19 +61,7 @@ class NothingThatWaits(TorchDispatchMode):
         by_counts = "repeat_interleave" in str(func) and "Tensor" in str(func) and kwargs.get("output_size") is None
         if name in FORBIDDEN or by_mask or by_counts or len({tensor.device for tensor in tensors}) > 1:
             self._refuse(func)
-        self.operators += 1
         return func(*args, **kwargs)
 
     def _refuse(self, what: object = "tolist") -> Any:
-        raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
-
-
-def recorded(compute: Callable[[], None]) -> Callable[[], None]:
-    """A ``Recorder`` without a GPU: what it returns computes again. Raises where a capture would."""
-
-    def replay() -> None:
-        with NothingThatWaits():
-            compute()
-
-    replay()
-    return replay
+        raise RuntimeError(f"called a synchronizing operation: {what}")

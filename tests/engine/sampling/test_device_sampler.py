@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.capture import NothingThatWaits, recorded
+from support.capture import NothingThatWaits
+from support.recording import record
 from test_sampler import sequence
 
 from engine.constraints.masks import Mask, all_but, only
@@ -34,7 +35,7 @@ class Device:
         self.sampler = DeviceSampler(self.logits, self.sampled, [*sizes, rows], self._record)
 
     def _record(self, compute: Callable[[], None]) -> Callable[[], None]:
-        replay, number = recorded(compute), self.recordings
+        replay, number = record(compute), self.recordings
         self.recordings += 1
 
         def counted() -> None:
@@ -238,7 +239,7 @@ def test_a_launch_that_fails_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     logits[0, 1] = 1.5
     with monkeypatch.context() as patched:
         patched.setattr(torch.Tensor, "index_fill_", lambda *_args: torch.ones(1).item())
-        with pytest.raises(RuntimeError, match="capturing"):
+        with pytest.raises(RuntimeError, match="synchronizing"):
             device.launch(logits, [owner])
     assert device.sample(logits, [owner])[0].token_id == 0
 
