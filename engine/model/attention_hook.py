@@ -83,6 +83,19 @@ def unbind(module: nn.Module) -> None:
         delattr(module, _STATE)
 
 
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    options: AttentionOptions,
+) -> torch.Tensor:
+    """The attention of ``module``, by what is bound to it: [1, tokens, heads, value size]."""
+    state: LayerState = getattr(module, _STATE)
+    return state(query, key, value, attention_mask, options)
+
+
 def register() -> None:
     """Make both names known to transformers; calling it again changes nothing."""
     AttentionInterface.register(PROBE, _attention)
@@ -110,9 +123,8 @@ def _attention(
         raise ModelRefused(f"{_layer_name(module)} passes no scaling for its attention scores")
     if is_causal is False:
         raise ModelRefused(f"{_layer_name(module)} asks for attention that is not causal")
-    state: LayerState = getattr(module, _STATE)
     options = AttentionOptions(scaling, sliding_window, softcap, s_aux)
-    return state(query, key, value, attention_mask, options), None
+    return attend(module, query, key, value, attention_mask, options), None
 
 
 def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_: Any) -> torch.Tensor:

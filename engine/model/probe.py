@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ class ProbedLayer:
     module: nn.Module
     shape: KVShape
     sliding_window: int | None
+    options: AttentionOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,27 @@ def dry_run(model: Any) -> None:
     _record(model, attention_hook.PAGED, ordered, ordered)
 
 
+@contextmanager
+def attending_to_itself(part: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
+    """Within the block the attention in ``part`` of a probed model yields each token's own value.
+
+    Yields what it is called with: query, key, value, mask and options of each call.
+    """
+    calls: list[tuple[Any, ...]] = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *more: Any) -> torch.Tensor:
+        calls.append((query, key, value, *more))
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous()
+
+    for module in part.modules():
+        attention_hook.bind(module, attend)  # type: ignore[arg-type]
+    try:
+        yield calls
+    finally:
+        for module in part.modules():
+            attention_hook.unbind(module)
+
+
 def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -> tuple[_Calls, int]:
     recorder = _Recorder()
     set_attention(model, name)
@@ -146,4 +170,4 @@ def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
         raise ModelRefused(f"layer {name} does not use transformers' causal mask; its attention may not be causal")
     if int(mask.item()) != (window or 0):
         raise ModelRefused(f"layer {name} passes the sliding window {window}, but its mask has {int(mask.item())}")
-    return ProbedLayer(name, module, KVShape(key.shape[1], key.shape[3], value.shape[3]), window)
+    return ProbedLayer(name, module, KVShape(key.shape[1], key.shape[3], value.shape[3]), window, options)

@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 ROWS = (1, 2, 4)
 """How many rows the kernel takes."""
 
-_WINS = 0.95  # of torch's time: less of a gain may be noise, and the choice shall be the same at each load
+_WINS = 0.95  # of torch's time: a smaller gain may be noise, and each start should choose alike
+_WORTHWHILE = 1 << 20
 _TIMED, _ROUNDS = 16, 7
 _WARPS = 4
 _BLOCK = 256 * _WARPS  # 16 bytes for each thread
@@ -51,12 +52,13 @@ class ProductPlace:
 
 
 def faster_rows(products: Sequence[Product]) -> frozenset[int]:
-    """The numbers of rows for which the kernel beats torch on these products of one shape; none but on a GPU.
+    """The numbers of rows for which the kernel beats torch on these products of one shape.
 
-    Several are timed in turns, because a cache may hold a single one.
+    None but on a GPU, and none for weights so small that a product takes no longer than its launch. Several are timed
+    in turns, because a cache may hold a single one.
     """
     weight = products[0].weight
-    if weight.device.type != "cuda":
+    if weight.device.type != "cuda" or weight.nbytes < _WORTHWHILE:
         return frozenset()
     found = set()
     for rows in ROWS:

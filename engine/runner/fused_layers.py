@@ -6,8 +6,6 @@ The norm after a layer's last addition is called by other code, as ever, and fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
@@ -15,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.model import attention_hook
 from engine.model.architecture import ATTENTION, LAYER_NORMS, MLP, RESIDUAL_SCALE
 from engine.model.loader import LoadedModel
-from engine.model.probe import dry_run
+from engine.model.probe import attending_to_itself, dry_run
 from engine.model.rewrites import ROUNDING, difference
 from engine.runner.fused_ops import FusedNorm, power_of_two, warps_of
 from engine.runner.fused_ops_kernels import add_norm_kernel
@@ -71,7 +68,7 @@ class FuseLayers:
         following, weight = place.norms.following, place.norms.before_mlp.weight
         numbers = torch.randn(1, 4, len(weight), generator=torch.Generator().manual_seed(0))
         apart = 0.0
-        with torch.inference_mode(), _attending_to_itself(place.layer):
+        with torch.inference_mode(), attending_to_itself(place.layer):
             for scale in _SCALES:
                 hidden = (numbers * scale).to(weight.device, weight.dtype)
                 expected, found = place.layer(hidden, **place.inputs), stand_in(hidden, **place.inputs)
@@ -198,22 +195,6 @@ def _norms_of(layer: nn.Module) -> LayerNorms | None:
         if fused and others == {name for name in names if name}:
             return LayerNorms(*norms)  # type: ignore[arg-type]
     return None
-
-
-@contextmanager
-def _attending_to_itself(layer: nn.Module) -> Iterator[None]:
-    """Within the block the attention of ``layer`` yields each token's own value."""
-
-    def attend(query: torch.Tensor, _key: Any, value: torch.Tensor, *_options: Any) -> torch.Tensor:
-        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous()
-
-    for module in layer.modules():
-        attention_hook.bind(module, attend)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for module in layer.modules():
-            attention_hook.unbind(module)
 
 
 def _tensor_of(result: Any) -> torch.Tensor:

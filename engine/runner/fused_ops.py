@@ -161,7 +161,7 @@ class FuseRotations:
             expected = stand_in.castor_original(q, k, cos, sin)  # type: ignore[attr-defined]
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
             return inf, like.dtype  # a different signature or form of angles
-        found = _rotated(q, k, cos, sin)
+        found = rotated(q, k, cos, sin)
         return max(difference(new, old) for new, old in zip(found, expected, strict=True)), like.dtype
 
     def swap(self, place: RotationPlace, stand_in: Rotate) -> None:
@@ -180,7 +180,7 @@ def fused_rotation(original: Rotate, halved: bool) -> Rotate:
         angles = q.shape[-1] // 2 if halved else q.shape[-1]
         if more or unsqueeze_dim != 1 or not _is_rotatable(q, k, cos, sin, angles):
             return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim, **more)
-        return _rotated(q, k, cos, sin)
+        return rotated(q, k, cos, sin)
 
     apply_rotary_pos_emb.castor_original = original  # type: ignore[attr-defined]
     apply_rotary_pos_emb.castor_halved = halved  # type: ignore[attr-defined]
@@ -197,12 +197,20 @@ def _is_rotatable(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torc
     return alike and whole
 
 
-def _rotated(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+def rotated(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    norms: tuple[FusedNorm, FusedNorm] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [1, heads, tokens, size] and k rotated by the angles of cos and sin [1, tokens, size or half of it]."""
+    """q [1, heads, tokens, size] and k rotated by the angles of cos and sin [1, tokens, size or half of it].
+
+    ``norms`` of queries and of keys, alike but for their weights, go first.
+    """
     _, heads, tokens, size = q.shape
     out, other = (torch.empty(tokens, x.shape[1], size, dtype=x.dtype, device=x.device) for x in (q, k))
+    norm = norms[0] if norms else None
     rotate_kernel[(tokens, heads + k.shape[1])](
         out,
         other,
@@ -214,11 +222,17 @@ def _rotated(
         q.stride(1),
         k.stride(2),
         k.stride(1),
+        norms[0].weight if norms else q,
+        norms[1].weight if norms else q,
+        norm.eps if norm else 0.0,
         HEADS=heads,
         OTHER_HEADS=k.shape[1],
         SIZE=size,
         WIDTH=power_of_two(size),
         ANGLES=cos.shape[-1],
+        NORMED=norm is not None,
+        OFFSET=norm.offset if norm else 0.0,
+        ROUND_FIRST=norm.round_first if norm else False,
         num_warps=1,
     )
     return out.transpose(0, 1)[None], other.transpose(0, 1)[None]

@@ -78,13 +78,15 @@ def add_norm_kernel(
 def rotate_kernel(
     out: "Any", other_out: "Any", source: "Any", other: "Any", cos: "Any", sin: "Any",
     token_stride: "Any", head_stride: "Any", other_token_stride: "Any", other_head_stride: "Any",
+    weight: "Any", other_weight: "Any", eps: "Any",
     HEADS: tl.constexpr, OTHER_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, ANGLES: tl.constexpr,
+    NORMED: tl.constexpr, OFFSET: tl.constexpr, ROUND_FIRST: tl.constexpr,
 ) -> None:  # fmt: skip
     """Program (token, head of queries or keys): turn pairs of numbers half a head apart by the token's angles.
 
     Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021, in the arrangement of GPT-NeoX.
     ``cos`` and ``sin`` are [tokens, ANGLES]: SIZE, or SIZE // 2 where both halves share them. Results are
-    [tokens, heads, SIZE]. Each product is rounded as torch does.
+    [tokens, heads, SIZE]. Each product is rounded as torch does. ``NORMED``: the head goes through its RMSNorm before.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, WIDTH)
@@ -97,12 +99,17 @@ def rotate_kernel(
     if head < HEADS:
         at = source + token * token_stride + head * head_stride
         place = out + (token * HEADS + head) * SIZE
+        scale = weight
     else:
         at = other + token * other_token_stride + (head - HEADS) * other_head_stride
         place = other_out + (token * OTHER_HEADS + head - HEADS) * SIZE
+        scale = other_weight
     plain = tl.load(at + column, mask=inside, other=0.0)
     turned = tl.load(at + partner, mask=inside, other=0.0)
     kind = plain.dtype
+    if NORMED:
+        plain = _normalised(plain.to(tl.float32), scale, column, inside, eps, SIZE, OFFSET, ROUND_FIRST, kind)
+        turned = _normalised(turned.to(tl.float32), scale, partner, inside, eps, SIZE, OFFSET, ROUND_FIRST, kind)
     first = (plain.to(tl.float32) * c).to(kind).to(tl.float32)
     second = (turned.to(tl.float32) * s).to(kind).to(tl.float32)
     tl.store(place + column, (first + second).to(kind), mask=inside)

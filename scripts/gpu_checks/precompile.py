@@ -109,23 +109,27 @@ def _model(machine: Machine, name: str) -> None:
     from engine.model.rewrites import apply_rewrites
     from engine.runner.few_rows import ROWS, SpeedFewRows, few_rows_linear
     from engine.runner.fused_layers import add_norm
-    from engine.runner.fused_ops import FuseNorms
+    from engine.runner.fused_ops import FuseNorms, rotated
     from engine.runner.gpu_rewrites import FUSED_OPS
 
     family, config = shape_of(machine, name)
     config = {**config, "vocab_size": 512, "num_hidden_layers": 1}
     model = loaded(random_module(family, machine.dtype, machine.device, **config))
-    norms, width = FuseNorms(), model.module.config.hidden_size
-    for norm in norms.stand_ins(norms.find(model)[-1]):
-        hidden = torch.zeros(1, 1, width, dtype=machine.dtype, device=machine.device)
-        add_norm(hidden, hidden, norm)
+    (layer,), heads = model.probe.layers, model.module.config.num_attention_heads
+    norms, zeros = FuseNorms(), partial(torch.zeros, dtype=machine.dtype, device=machine.device)
+    for place in norms.find(model):
+        for norm in norms.stand_ins(place):
+            if place.name == "norm":
+                hidden = zeros(1, 1, model.module.config.hidden_size)
+                add_norm(hidden, hidden, norm)
+            elif place.name == "q_norm":
+                size = layer.shape.key_size
+                angles = zeros(1, 1, size)
+                rotated(zeros(1, heads, 1, size), zeros(1, layer.shape.heads, 1, size), angles, angles, (norm, norm))
     for part in model.module.modules():
         for rows in ROWS if isinstance(part, nn.Linear) else ():
-            source = torch.zeros(rows, part.in_features, dtype=machine.dtype, device=machine.device)
-            few_rows_linear(source, part.weight, part.bias)
+            few_rows_linear(zeros(rows, part.in_features), part.weight, part.bias)
     apply_rewrites(model, [rewrite for rewrite in FUSED_OPS if not isinstance(rewrite, SpeedFewRows)])
-    (layer,) = model.probe.layers
-    heads = model.module.config.num_attention_heads
     _launch(machine, heads, layer.shape, AttentionOptions(layer.shape.key_size**-0.5), machine.dtype)
 
 

@@ -40,18 +40,19 @@ from engine.runner.gpu_rewrites import FUSED_OPS
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 # Places in two layers: two norms in each and a last one, or two more around them, or two for queries and keys; the
-# rotation, where it is of the usual form; gated MLPs; and the layers themselves.
+# rotation, where it is of the usual form; gated MLPs; the
+# layers themselves; and attentions whose heads have norms.
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     "llama": (10, {}),
     "qwen2": (10, {}),
-    "qwen3": (14, {}),
+    "qwen3": (16, {}),
     "mistral": (10, {"sliding_window": 8}),
     "gemma2": (14, HYBRID),
-    "gemma3_text": (18, HYBRID),
+    "gemma3_text": (20, HYBRID),
     "phi3": (10, {}),
     "granite": (10, {"residual_multiplier": 0.3}),
     "gpt_oss": (8, {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3_moe": (12, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "qwen3_moe": (14, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
     "gpt2": (0, {}),
 }
 
@@ -197,7 +198,7 @@ def test_kernels_that_do_not_run_leave_the_model_alone(
 def test_a_model_of_the_same_code_on_a_cpu_keeps_its_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     original = modeling_llama.apply_rotary_pos_emb
     fused_ops = sys.modules["engine.runner.fused_ops"]
-    monkeypatch.setattr(fused_ops, "_rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
+    monkeypatch.setattr(fused_ops, "rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
     monkeypatch.setattr(fused_ops, "_INTERPRETED", False)
     q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 2, 3, 20)
     cos, sin = torch.randn(1, 3, 20), torch.randn(1, 3, 20)

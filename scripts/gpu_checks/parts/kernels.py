@@ -120,7 +120,7 @@ def _measure_linear(check: Check, name: str, inputs: int, outputs: int) -> None:
     from engine.runner.few_rows import ROWS as FEW_ROWS
     from engine.runner.few_rows import few_rows_linear
 
-    for rows in FEW_ROWS:
+    for rows in FEW_ROWS[:1] if machine.smoke else FEW_ROWS:
         source = machine.random(rows, inputs)
         works = [partial(few_rows_linear, source, weight, None) for weight in weights]
         _attempt(check, f"{title}, {rows} rows, ours", partial(_seconds, check, works), size / 1e9, "GB/s")

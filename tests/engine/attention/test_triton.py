@@ -63,6 +63,7 @@ STRIDES = ("token_stride", "head_stride", "value_token_stride", "value_head_stri
 OTHER_STRIDES = ("other_token_stride", "other_head_stride")
 INTEGERS = dict.fromkeys(("index", "counters"), "*i32")
 TYPES = {**INTEGERS, **dict.fromkeys(("scaling", "softcap", "eps"), "fp32"), "partial": "*fp32", "stats": "*fp32"}
+PLAIN_HEADS = {"NORMED": False, "OFFSET": 0.0, "ROUND_FIRST": False}
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
@@ -83,7 +84,7 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> Non
 def test_chains_compile(capability: int) -> None:
     norm = {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True}
     compiled(fused_ops_kernels.norm_kernel, norm, "*bf16", capability)
-    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128, "ANGLES": 80}
+    rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128, "ANGLES": 80, **PLAIN_HEADS}
     compiled(fused_ops_kernels.rotate_kernel, rotation, "*bf16", capability)
 
 
@@ -108,7 +109,7 @@ WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "rotate": (
         fused_ops_kernels.rotate_kernel,
-        {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, "ANGLES": 128, "num_warps": 1},
+        {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, "ANGLES": 128, **PLAIN_HEADS, "num_warps": 1},
     ),
 }
 
@@ -136,7 +137,7 @@ def compiled(kernel: Any, constants: dict[str, Any], pointer: str, capability: i
     settings = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     values = {name: value for name, value in constants.items() if name not in settings}
     tensors = {"out", "query", "keys", "values", "sinks", "new_keys", "new_values", "index", "partial", "stats"}
-    tensors |= {"counters", "other_out", "source", "other", "weight", "cos", "sin"}
+    tensors |= {"counters", "other_out", "source", "other", "weight", "other_weight", "cos", "sin"}
     signature: dict[str, str] = {}
     for name in kernel.arg_names:
         plain = pointer if name in tensors else "i32"

@@ -28,7 +28,7 @@ class Variant(NamedTuple):
 
 NORM = {"OFFSET": 0.0, "ROUND_FIRST": True}
 ADD_NORM = {**NORM, "SCALE": 1.0, "DELTA_NORM": False, "DELTA_OFFSET": 0.0, "DELTA_ROUND_FIRST": True}
-HEADS = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128}
+HEADS = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, **NORM, "NORMED": False}
 VARIANTS: dict[str, Variant] = {
     "norm, 4096": Variant(kernels.norm_kernel, {"SIZE": 4096, "WIDTH": 4096, **NORM}, 8, 64),
     "norm, 5120": Variant(kernels.norm_kernel, {"SIZE": 5120, "WIDTH": 8192, **NORM}, 8, 128),
@@ -37,6 +37,7 @@ VARIANTS: dict[str, Variant] = {
         kernels.add_norm_kernel, {"SIZE": 5376, "WIDTH": 8192, **ADD_NORM, "DELTA_NORM": True, "SCALE": 0.22}, 8, 128
     ),
     "rotate": Variant(kernels.rotate_kernel, {**HEADS, "ANGLES": 128}, 1, 64),
+    "norm, rotate": Variant(kernels.rotate_kernel, {**HEADS, "ANGLES": 128, **NORM, "NORMED": True}, 1, 64),
     "rotate, angles of half a head": Variant(kernels.rotate_kernel, {**HEADS, "ANGLES": 64}, 1, 64),
     **{
         name: Variant(kernels.activate_kernel, {"SIZE": 14336, "BLOCK": 1024, "ACTIVATION": name}, 4, 40)
