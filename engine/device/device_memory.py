@@ -65,16 +65,16 @@ def who_holds(device: torch.device) -> str:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether memory ran out, of a device or of the machine, whoever noticed: torch, a driver, a kernel or Python."""
+    """Whether memory ran out, of a device or of the machine; torch, drivers and Python say so in their own ways."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    said = first_line(error).lower()
-    typed = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return typed or "out of memory" in said or "can't allocate memory" in said
+    line = first_line(error).lower()
+    has_its_type = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return has_its_type or "out of memory" in line or "can't allocate memory" in line
 
 
 def step_ran_out(error: BaseException, device: torch.device) -> OutOfMemory:
-    """What the client of a request hears whose step failed with ``error`` because memory ran out."""
+    """The answer to a request whose step failed with ``error`` because memory ran out."""
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     return OutOfMemory(
         f"Memory ran out while this request was computed: {f'{wanted[1]} were wanted; ' if wanted else ''}"

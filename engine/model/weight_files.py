@@ -22,7 +22,7 @@ def require_room(folder: Path, config: Any, num_weights: int, dtype: torch.dtype
     files that hold the type already, and needs memory for converted weights only.
     """
     stored = stored_dtype(folder)
-    loaded = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None) or stored
+    loaded = next(kind for kind in (dtype, getattr(config, "dtype", None), stored) if isinstance(kind, torch.dtype))
     wanted = num_weights * loaded.itemsize
     if (device.type == "cpu" and stored == loaded) or wanted <= free_bytes(device):
         return
