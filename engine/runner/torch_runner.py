@@ -103,8 +103,6 @@ class ModelRunner:
                     **inputs, position_ids=positions[..., None, :], use_cache=False, logits_to_keep=rows_kept
                 )
                 logits = output.logits[0].float()
-            if not len(logits) and self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
         return logits
 
     def shortage(self, error: BaseException) -> OutOfMemory | None:
@@ -121,4 +119,7 @@ class ModelRunner:
     def _on_device(self, numbers: array[int]) -> torch.Tensor:
         if not numbers:
             return torch.empty(0, dtype=torch.long, device=self._device)
-        return torch.frombuffer(numbers, dtype=torch.int32).to(self._device, torch.long)
+        staged = torch.frombuffer(numbers, dtype=torch.int32)
+        if self._device.type == "cuda":
+            staged = staged.pin_memory()  # from other memory torch waits until all that was launched is done
+        return staged.to(self._device, non_blocking=True).long()

@@ -30,7 +30,7 @@ class Runner(Protocol):
     def forward(self, batch: list[ScheduledChunk]) -> Any:
         """Logits, one row for each chunk that samples, in the batch's order: float [rows, vocabulary].
 
-        May return before the device is done; if nothing samples it waits, because the time of each step is measured.
+        May return before the device is done. A sampler whose tokens stay there may be launched at once.
         After an error, ``check`` says whether the same chunk may be tried again.
         """
         ...
