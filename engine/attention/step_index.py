@@ -5,7 +5,7 @@ Its parts, one after another:
 - for each token its position in its sequence, then, for each token again, where its block table begins;
 - five numbers for each work item of the decodes (the tokens of all, then the positions of all, and so on): the token,
   its position, where its table begins, which share of its keys this is, and how many shares there are (0: no item);
-- two numbers for each chunk of several tokens: its first token, and its length (0: no chunk);
+- how many chunks of several tokens there are, and two numbers for each: its first token, and its length;
 - the block tables, whose places are counted from here.
 
 Decodes with many keys are shared by several programs: "Flash-Decoding for long-context inference", Dao, Haziza, Massa
@@ -45,7 +45,7 @@ class IndexLayout(NamedTuple):
 
     @property
     def tables_at(self) -> int:
-        return self.chunks_at + 2 * self.chunks
+        return self.chunks_at + 1 + 2 * self.chunks
 
 
 def layout_of(shape: StepShape, max_sequences: int, programs: int) -> IndexLayout:
@@ -65,7 +65,7 @@ def lay_out(
     """The index of a step, in this ``layout`` or in just as much room as it needs."""
     rows, positions, tables, token_tables = _decodes(batch, blocks)
     splits, counts = _share(rows, positions, tables, programs)
-    chunks = sorted(batch.prefills, key=batch.num_keys, reverse=True)
+    chunks = [] if batch.only_decodes else sorted(batch.prefills, key=batch.num_keys, reverse=True)
     starts, lengths = (
         array("i", [numbers[i] for i in chunks]) for numbers in (batch.query_starts, batch.query_lengths)
     )
@@ -78,10 +78,12 @@ def lay_out(
     for part in (rows, positions, tables, splits, counts):
         numbers += part
         numbers += work
+    numbers.append(len(chunks))
     for part in (starts, lengths):
         numbers += part
         numbers += chunk
-    return numbers + blocks.tables, layout
+    numbers += blocks.tables
+    return numbers, layout
 
 
 def _decodes(batch: FlatBatch, blocks: GroupBlocks) -> tuple[array[int], array[int], array[int], array[int]]:

@@ -138,10 +138,13 @@ def _join_if_last(
         total = tl.zeros([GROUP_WIDTH], tl.float32)
         mixed = tl.zeros([GROUP_WIDTH, VALUE_WIDTH], tl.float32)
         stored = valid[:, None] & (v < VALUE_SIZE)[None, :]
+        # From here on 32 bits are enough, and half as many registers hold the addresses.
+        stats += leader.to(tl.int64) * HEADS * 2
+        partial += leader.to(tl.int64) * HEADS * VALUE_SIZE
         for start in range(0, splits, JOINED):
             split = start + tl.arange(0, JOINED)
             there = (split < splits)[:, None] & valid[None, :]
-            place = (leader + split).to(tl.int64)[:, None] * HEADS + head[None, :]
+            place = split[:, None] * HEADS + head[None, :]
             # Not through the first cache: other processors wrote these.
             highs = tl.load(stats + place * 2, mask=there, other=float("-inf"), cache_modifier=".cg")
             totals = tl.load(stats + place * 2 + 1, mask=there, other=0.0, cache_modifier=".cg")
@@ -166,67 +169,67 @@ def prefill_kernel(
     KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, WIDEN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Program (kv head, tile): the tile's queries against all keys that they see, then those of further tiles.
+    """Program (kv head, tile): the tile's queries against all keys that they see.
 
-    A row of a tile is one query head of one query. A step may have more tiles than there are programs: each takes every
-    n-th. The last tiles of a chunk see the most keys and come first. For the other parameters see ``decode_kernel``.
+    A row of a tile is one query head of one query. The last tiles of a chunk see the most keys and come first. For the
+    other parameters see ``decode_kernel``.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     QUERIES: tl.constexpr = ROWS // GROUP
     kv_head, tile = tl.program_id(0), tl.program_id(1)
     rows, k, v = tl.arange(0, ROWS), tl.arange(0, KEY_WIDTH), tl.arange(0, VALUE_WIDTH)
     head = kv_head * GROUP + rows % GROUP
-    lengths = index + chunks_at + chunks_size
-    chunk, later, length = _find_tile(lengths, chunks_size, tile, QUERIES)
-    while length > 0:
-        passed = (tl.cdiv(length, QUERIES) - 1 - later) * QUERIES
-        count = tl.minimum(length - passed, QUERIES)
-        first_token = tl.load(index + chunks_at + chunk) + passed
-        position = tl.load(index + first_token)
-        table = index + tables_at + tl.load(index + num_tokens + first_token)
-        asking, token = position + rows // GROUP, (first_token + rows // GROUP).to(tl.int64)
-        valid = rows // GROUP < count
-        at = token * token_stride + head * head_stride
-        mask = valid[:, None] & (k < KEY_SIZE)[None, :]
-        q = _operand(tl.load(query + at[:, None] + k[None, :], mask=mask, other=0.0), WIDEN)
-        best = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        if SINKS:
-            best = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
-            total = tl.full([ROWS], 1.0, tl.float32)
-        mixed = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
-        # The tiles of keys from ``begin`` to ``full`` are seen whole by every query: no masks there.
-        end = position + count
-        begin, full = 0, (position + 1) // KEYS * KEYS
-        if WINDOW > 0:
-            edge = tl.maximum(position - WINDOW + 1, 0) // KEYS * KEYS
-            begin = tl.cdiv(tl.maximum(end - WINDOW, 0), KEYS) * KEYS
-            full = tl.maximum(begin, full)
-            best, total, mixed = _attend(
-                best, total, mixed, q, keys, values, table, edge, tl.minimum(begin, end), asking, kv_head, scaling,
-                softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
-            )  # fmt: skip
+    first = index + chunks_at
+    num_chunks = tl.load(first)
+    if tile >= num_tokens // QUERIES + num_chunks:
+        return
+    chunk, later, length = _find_tile(first + 1 + chunks_size, num_chunks, tile, QUERIES)
+    if length == 0:
+        return
+    passed = (tl.cdiv(length, QUERIES) - 1 - later) * QUERIES
+    count = tl.minimum(length - passed, QUERIES)
+    first_token = tl.load(first + 1 + chunk) + passed
+    position = tl.load(index + first_token)
+    table = index + tables_at + tl.load(index + num_tokens + first_token)
+    asking, token = position + rows // GROUP, (first_token + rows // GROUP).to(tl.int64)
+    valid = rows // GROUP < count
+    at, mask = token * token_stride + head * head_stride, valid[:, None] & (k < KEY_SIZE)[None, :]
+    q = _operand(tl.load(query + at[:, None] + k[None, :], mask=mask, other=0.0), WIDEN)
+    best, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
+    if SINKS:
+        best = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+        total = tl.full([ROWS], 1.0, tl.float32)
+    mixed = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    # The tiles of keys from ``begin`` to ``full`` are seen whole by every query: no masks there.
+    end = position + count
+    begin, full = 0, (position + 1) // KEYS * KEYS
+    if WINDOW > 0:
+        edge = tl.maximum(position - WINDOW + 1, 0) // KEYS * KEYS
+        begin = tl.cdiv(tl.maximum(end - WINDOW, 0), KEYS) * KEYS
+        full = tl.maximum(begin, full)
         best, total, mixed = _attend(
-            best, total, mixed, q, keys, values, table, begin, full, asking, kv_head, scaling, softcap, KV_HEADS,
-            KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, False, WIDEN,
+            best, total, mixed, q, keys, values, table, edge, tl.minimum(begin, end), asking, kv_head, scaling,
+            softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
         )  # fmt: skip
-        best, total, mixed = _attend(
-            best, total, mixed, q, keys, values, table, full, end, asking, kv_head, scaling, softcap, KV_HEADS,
-            KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
-        )  # fmt: skip
-        result, stored = (mixed / total[:, None]).to(out.dtype.element_ty), valid[:, None] & (v < VALUE_SIZE)[None, :]
-        tl.store(out + (token * HEADS + head)[:, None] * VALUE_SIZE + v[None, :], result, mask=stored)
-        tile += tl.num_programs(1)
-        chunk, later, length = _find_tile(lengths, chunks_size, tile, QUERIES)
+    best, total, mixed = _attend(
+        best, total, mixed, q, keys, values, table, begin, full, asking, kv_head, scaling, softcap, KV_HEADS,
+        KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, False, WIDEN,
+    )  # fmt: skip
+    best, total, mixed = _attend(
+        best, total, mixed, q, keys, values, table, full, end, asking, kv_head, scaling, softcap, KV_HEADS,
+        KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
+    )  # fmt: skip
+    result, stored = (mixed / total[:, None]).to(out.dtype.element_ty), valid[:, None] & (v < VALUE_SIZE)[None, :]
+    tl.store(out + (token * HEADS + head)[:, None] * VALUE_SIZE + v[None, :], result, mask=stored)
 
 
 @triton.jit
-def _find_tile(lengths: "Any", chunks_size: "Any", tile: "Any", QUERIES: tl.constexpr) -> "Any":
+def _find_tile(lengths: "Any", num_chunks: "Any", tile: "Any", QUERIES: tl.constexpr) -> "Any":
     """The chunk that a tile is of, the tile's number in it, and the chunk's length: 0 beyond the last tile."""
     chunk, before, passed = 0, 0, 0
-    for start in range(0, chunks_size, _CHUNKS):
+    for start in range(0, num_chunks, _CHUNKS):
         places = start + tl.arange(0, _CHUNKS)
-        tiles = tl.cdiv(tl.load(lengths + places, mask=places < chunks_size, other=0), QUERIES)
+        tiles = tl.cdiv(tl.load(lengths + places, mask=places < num_chunks, other=0), QUERIES)
         ends = passed + tl.cumsum(tiles, 0)
         chunk += tl.sum((ends <= tile).to(tl.int32), 0)
         before = tl.maximum(before, tl.max(tl.where(ends <= tile, ends, 0), 0))

@@ -23,8 +23,9 @@ _DOT_SIZE = 16
 _PIPELINE_BYTES = 64 * 1024
 # Stages of the pipeline. More are slower: with five, decodes of 64 sequences read 13 % fewer bytes a second on an H100.
 _STAGES = 3
-# Numbers of shared decodes that are read at once when they are joined, and the most query heads times shares.
-_JOINED_NUMBERS = 8192
+# Numbers of shared decodes that are read at once when they are joined: more would take more than the 128 registers
+# with which four programs fit a processor. And the most query heads times shares.
+_JOINED_NUMBERS = 4096
 _JOINED_ROWS = 1024
 # Numbers that one program writes to the blocks, 16 bytes of bfloat16 for each thread of four warps.
 _WRITTEN_NUMBERS = 1024

@@ -19,9 +19,6 @@ from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
 from engine.scheduling.flat_batch import FlatBatch, StepShape
 
-# Chunks for which a grid has programs of their own; the rare step with more has some programs compute several tiles.
-_GRID_CHUNKS = 16
-
 
 class TritonAttention:
     """``GraphAttention`` over a ``KVCache``. Windows come with each layer's options; ``_windows`` is for symmetry.
@@ -127,7 +124,7 @@ class TritonAttention:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         compiled = triton_launch.prefill_options(shape, heads, keys.dtype, self._cache.block_size, options)
         queries = compiled["ROWS"] // (heads // shape.heads)
-        prefill_kernel[(shape.heads, layout.tokens // queries + min(layout.chunks, _GRID_CHUNKS))](
+        prefill_kernel[(shape.heads, layout.tokens // queries + layout.chunks)](
             out,
             query,
             keys,

@@ -40,7 +40,10 @@ DECODES: dict[str, Step] = {
     "1 × 32,768 + 63 × 200": ((32_768, 1), *((200, 1),) * 63),
 }
 SMOKE_DECODES: dict[str, Step] = {"64": ((20, 1),) * 2}
-PREFILLS = (1024, 4096, 16_384)
+# Tokens before the chunk, and its own.
+PREFILLS = ((0, 1024), (0, 4096), (0, 16_384), (15_360, 1024))
+# Rows of a tile and keys per iteration.
+PREFILL_TUNINGS = ((64, 64), (128, 128))
 # Inputs take turns; together they are this many times the device's cache.
 _CACHES = 4
 _MOST_TURNS = 64
@@ -60,8 +63,8 @@ def run(check: Check) -> None:
         report.share(goals.COPY, ceilings.copy / (sheet.gb_s * 1e9))
     for number, step in (SMOKE_DECODES if check.machine.smoke else DECODES).items():
         _measure_decode(check, number, step)
-    for tokens in (24,) if check.machine.smoke else PREFILLS:
-        _measure_prefill(check, tokens)
+    for past, tokens in ((5, 24),) if check.machine.smoke else PREFILLS:
+        _measure_prefill(check, past, tokens)
     for name, (inputs, outputs) in LINEARS.items():
         _measure_linear(check, name, *((32, 48) if check.machine.smoke else (inputs, outputs)))
     _measure_small(check)
@@ -196,20 +199,17 @@ def _decode_seconds(check: Check, form: Form, step: Step, stages: int | None, ke
 
 
 @contextmanager
-def tuned(stages: int | None, keys: int | None) -> Iterator[None]:
-    """Within the block attention is launched with these values instead of its own choice."""
-    if stages is None or keys is None:
+def tuned(stages: int | None, keys: int | None, rows: int | None = None) -> Iterator[None]:
+    """Within the block attention is launched with these values instead of its own choice; ``rows`` are of prefill."""
+    if keys is None:
         yield
         return
     from engine.attention import triton_launch
 
     chosen = triton_launch.decode_options, triton_launch.prefill_options
-
-    def changed(choose: Any, *given: Any) -> dict[str, Any]:
-        options: dict[str, Any] = choose(*given, keys=keys, stages=stages)
-        return options
-
-    triton_launch.decode_options, triton_launch.prefill_options = (partial(changed, choose) for choose in chosen)
+    pipeline: dict[str, Any] = {"keys": keys} if stages is None else {"keys": keys, "stages": stages}
+    triton_launch.decode_options = partial(chosen[0], **pipeline)
+    triton_launch.prefill_options = partial(chosen[1], **pipeline, rows=rows)
     try:
         yield
     finally:
@@ -224,24 +224,28 @@ class _Prompt(NamedTuple):
     values: torch.Tensor
 
 
-def _measure_prefill(check: Check, tokens: int) -> None:
+def _measure_prefill(check: Check, past: int, tokens: int) -> None:
     form, machine = FORMS["no power of two" if check.machine.smoke else "llama"], check.machine
-    operations = 4 * form.heads * form.shape.key_size * (tokens * (tokens + 1) // 2)
+    operations = 4 * form.heads * form.shape.key_size * (tokens * past + tokens * (tokens + 1) // 2)
     prompt = _Prompt(*(machine.random(tokens, form.heads, form.shape.key_size) for _ in range(3)))
-    ways: dict[str, Callable[[], float]] = {"ours": partial(_our_prefill_seconds, check, form, tokens)}
+    ways: dict[str, Callable[[], float]] = {"ours": partial(_our_prefill_seconds, check, form, past, tokens)}
+    for rows, keys in () if machine.smoke else PREFILL_TUNINGS:
+        ways[f"ours, {rows} rows, {keys} keys"] = partial(_our_prefill_seconds, check, form, past, tokens, rows, keys)
     for name, backend in {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}.items():
         ways[f"{name} SDPA"] = partial(_sdpa_seconds, check, prompt, backend)
     ways["torch varlen"] = partial(_varlen_seconds, check, prompt)
     ways["FlashInfer"] = partial(_flashinfer_seconds, check, prompt)
     for way, measure in ways.items():
-        title = f"prefill attention, {tokens} tokens, {way}"
+        if past and not way.startswith("ours"):
+            continue  # the others' inputs have no past
+        title = f"prefill attention, {tokens} tokens{f' after {past:,}' if past else ''}, {way}"
         if not check.has_time(PART, title, 1.0):
             return
         if missing := _missing(check, way):
             check.report.skipped(PART, title, missing)
             continue
         seconds = _attempt(check, title, measure, operations / 1e12, "TFLOP/s", ours=way == "ours")
-        if seconds and way == "ours" and tokens == 4096:
+        if seconds and way == "ours" and (past, tokens) == (0, 4096):
             check.report.share(goals.ATTEND_PREFILL, operations / seconds / check.ceilings.matmul)
 
 
@@ -255,13 +259,15 @@ def _missing(check: Check, way: str) -> str:
         except ImportError as error:
             return f"not installed: {error}"
     if check.machine.smoke and way != "flash SDPA":
-        return "" if way in ("ours", "triton") else "for GPUs only"
+        return "" if way.startswith(("ours", "triton")) else "for GPUs only"
     return ""
 
 
-def _our_prefill_seconds(check: Check, form: Form, tokens: int) -> float:
+def _our_prefill_seconds(
+    check: Check, form: Form, past: int, tokens: int, rows: int | None = None, keys: int | None = None
+) -> float:
     machine = check.machine
-    (work,) = laid_out(((0, tokens),), BLOCK_SIZE)
+    (work,) = laid_out(((past, tokens),), BLOCK_SIZE)
     cache = KVCache([form.shape], 1 + len(work.sequence.blocks), BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
     for numbers in (*cache.keys, *cache.values):
         numbers.normal_()
@@ -269,7 +275,8 @@ def _our_prefill_seconds(check: Check, form: Form, tokens: int) -> float:
     backend.prepare(flatten([work], BLOCK_SIZE))
     query = machine.random(tokens, form.heads, form.shape.key_size)
     attend = partial(backend.attend, 0, query, AttentionOptions(form.shape.key_size**-0.5))
-    return _seconds(check, [attend])
+    with tuned(None, keys, rows):
+        return _seconds(check, [attend])
 
 
 def _sdpa_seconds(check: Check, prompt: _Prompt, backend: SDPBackend) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,10 @@ def test_interpreted(path: Path) -> None:
 # What a program may have on compute capability 8.6 and 8.9, in bytes (CUDA C++ Programming Guide, technical
 # specifications per compute capability); larger devices allow more.
 SHARED_MEMORY = 99 * 1024
+# Bytes of local memory that a thread may use. Triton 3.6 needs none; Triton 3.9 needs 40 for prefill on 8.0.
+SPILLED = 64
+# Decodes of which four programs must fit the 65,536 registers of a processor: they hide each other's waiting.
+FOUR_PROGRAMS = {(90, "llama-3.1-8b"), (90, "gpt-oss-20b"), (90, "no power of two")}
 PLAIN = AttentionOptions(0.1)
 SINKS = torch.zeros(64)
 LAYERS = {
@@ -77,7 +83,12 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> Non
         triton_kernels.prefill_kernel: prefill_options(*layer),
     }
     for kernel, constants in kernels.items():
-        assert compiled(kernel, constants, "*bf16", capability).metadata.shared <= SHARED_MEMORY, kernel.__name__
+        made = compiled(kernel, constants, "*bf16", capability, wide=True)
+        assert made.metadata.shared <= SHARED_MEMORY, kernel.__name__
+        registers, spilled = register_usage(made)
+        assert spilled <= SPILLED, kernel.__name__
+        if kernel is triton_kernels.decode_kernel and (capability, name) in FOUR_PROGRAMS:
+            assert registers <= 128
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -130,6 +141,18 @@ def test_strides_are_multiples_or_the_same_in_every_step() -> None:
     assert {strides(3, tokens, 20) for tokens in (2, 16, 37)} == {(60, 20, 1)}
     part = torch.zeros(5, 3 * 128)[:, 128:256].view(5, 2, 64)
     assert _steadily_strided(part) is part
+
+
+def register_usage(made: Any) -> tuple[int, int]:
+    """Registers of a thread, and bytes of local memory that it takes because they are too few."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        shown = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", shown)
+    assert found is not None, shown
+    return int(found[1]), int(found[2])
 
 
 def compiled(kernel: Any, constants: dict[str, Any], pointer: str, capability: int, wide: bool = False) -> Any:
