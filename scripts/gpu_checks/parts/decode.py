@@ -40,6 +40,7 @@ class Load:
     together: int
     steps: int
     profiled: int
+    ragged: tuple[int, int, int] = (32_768, 63, 200)
 
     @property
     def room(self) -> int:
@@ -48,7 +49,7 @@ class Load:
 
 
 REAL = Load((256, 64, 8, 1), 1024, 4, 12, 5)
-TINY = Load((2, 1), 5, 1, 1, 1)
+TINY = Load((2, 1), 5, 1, 1, 1, (24, 1, 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def run(check: Check) -> None:
     _profile(check, f"{len(together)} sequences, sampled", decode, load)
     stepper.read()
     _mixed(check, made, sequences[: min(8, most - 1)], pages, load)
+    _ragged(check, made, load)
     _recorded(check, made.runner)
 
 
@@ -236,6 +238,27 @@ def _mixed(check: Check, made: Made, sequences: list[Sequence], pages: Pages, lo
         usual = median([check.machine.seconds(step) for _ in range(SPELLS + 1)][1:])
         check.report.number(PART, f"a step of {of}", usual * 1e3, "ms")
     _profile(check, of, step, load)
+
+
+def _ragged(check: Check, made: Made, load: Load) -> None:
+    """A step of one long sequence and many short ones, against one with as many keys in sequences of equal length.
+
+    Their keys are what the cache happens to hold.
+    """
+    long, number, short = load.ragged
+    name, room = f"a step of 1 × {long:,} and {number} × {short:,} tokens", (SPELLS + 1) * load.steps + 2
+    equal = (long + number * short) // (number + 1)
+    if not check.has_time(PART, name, 3.0) or not Pages(made.runner).holds(number + 1, equal + 2 * room):
+        return
+    found, vocab_size = [], made.runner.info.vocab_size
+    for lengths in ([long, *[short] * number], [equal] * (number + 1)):
+        pages = Pages(made.runner)
+        sequences = [
+            pages.sequence(random_tokens(n, length, vocab_size), length + room) for n, length in enumerate(lengths)
+        ]
+        found.append(_spells(check.machine, made, sequences, load.steps).step)
+    check.report.number(PART, name, found[0] * 1e3, "ms", f"{found[1] * 1e3:.2f} ms with {equal:,} tokens each")
+    check.report.share(goals.RAGGED, found[0] / found[1])
 
 
 def _recorded(check: Check, runner: ModelRunner) -> None:
