@@ -20,7 +20,7 @@ from engine.scheduling.flat_batch import flatten
 from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, loaded, random_module, shape_of
 from gpu_checks.parts.attention import FORMS, Form, laid_out
-from gpu_checks.parts.kernels import PREFILL_TUNINGS, TUNINGS, tuned
+from gpu_checks.parts.kernels import PREFILL_TUNINGS, tuned
 
 Plan = Callable[[], object]
 
@@ -53,10 +53,8 @@ def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
     for name in names:
         yield partial(_model, machine, name)
     if "kernels" in parts:
-        for stages, keys in TUNINGS:
-            yield partial(_tuned_attention, machine, stages, keys)
         for rows, keys in PREFILL_TUNINGS:
-            yield partial(_tuned_attention, machine, None, keys, rows)
+            yield partial(_tuned_attention, machine, rows, keys)
 
 
 @contextmanager
@@ -97,8 +95,8 @@ def _attention(machine: Machine, form: Form, dtype: torch.dtype) -> None:
     _launch(machine, form.heads, form.shape, options, dtype)
 
 
-def _tuned_attention(machine: Machine, stages: int | None, keys: int, rows: int | None = None) -> None:
-    with tuned(stages, keys, rows):
+def _tuned_attention(machine: Machine, rows: int, keys: int) -> None:
+    with tuned(rows, keys):
         _attention(machine, FORMS["llama"], machine.dtype)
 
 

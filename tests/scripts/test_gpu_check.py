@@ -74,7 +74,7 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
     assert server["note"].startswith("missing here: msgspec, pyzmq, llguidance, pydantic, ")
     measured = {finding["name"] for finding in found["findings"] if finding["state"] == "measured"}
     assert {
-        "decode attention, 64 sequences, 5 stages, 32 keys",
+        "decode attention, 64 sequences, shares of at least 512 keys",
         "prefill attention, 24 tokens, ours",
         "1 sequences, sampled",
         "a recorded step of 64 tokens",

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from engine.attention import step_index
 from engine.attention.base import AttentionOptions
 from engine.cache.kv_tensors import KVCache
 from engine.scheduling.flat_batch import flatten
@@ -29,8 +30,8 @@ PART = "kernels"
 # Llama-3.1-8B: sizes of input and output of each fused product.
 LINEARS = {"query, key, value": (4096, 6144), "out": (4096, 4096), "gate, up": (4096, 28672), "down": (14336, 4096)}
 ROWS = (1, 4, 8, 64, 256)
-# Pipeline stages, and keys per iteration.
-TUNINGS = ((3, 64), (5, 64), (3, 32), (5, 32))
+# Keys that a program has at least where decodes are shared, beside our choice.
+SHARES = (256, 512)
 CONTEXT = 4096
 DECODES: dict[str, Step] = {
     "1": ((CONTEXT, 1),),
@@ -43,7 +44,7 @@ SMOKE_DECODES: dict[str, Step] = {"64": ((20, 1),) * 2}
 # Tokens before the chunk, and its own.
 PREFILLS = ((0, 1024), (0, 4096), (0, 16_384), (15_360, 1024))
 # Rows of a tile and keys per iteration.
-PREFILL_TUNINGS = ((64, 64), (128, 128))
+PREFILL_TUNINGS = ((128, 128),)
 # Inputs take turns; together they are this many times the device's cache.
 _CACHES = 4
 _MOST_TURNS = 64
@@ -167,53 +168,53 @@ def _measure_small(check: Check) -> None:
 def _measure_decode(check: Check, number: str, step: Step) -> None:
     form = FORMS["no power of two" if check.machine.smoke else "llama"]
     best = 0.0
-    tunings = TUNINGS[-1:] if check.machine.smoke else TUNINGS
-    for stages, keys in (None, None), *tunings:
-        how = "as it is" if stages is None else f"{stages} stages, {keys} keys"
+    for share in (step_index.MIN_SHARE, *SHARES):
+        how = "as it is" if share == step_index.MIN_SHARE else f"shares of at least {share} keys"
         title = f"decode attention, {number} sequences, {how}"
         if not check.has_time(PART, title, 1.0):
             return
         size = sum(past + now for past, now in step) * form.shape.heads * (form.shape.key_size + form.shape.value_size)
         size *= check.machine.dtype.itemsize
-        measure = partial(_decode_seconds, check, form, step, stages, keys, _turns(check, size))
+        measure = partial(_decode_seconds, check, form, step, share, _turns(check, size))
         seconds = _attempt(check, title, measure, size / 1e9, "GB/s")
-        if seconds and stages is None:
+        if seconds and share == step_index.MIN_SHARE:
             best = size / seconds / check.ceilings.copy
     if number == "64" and best:
         check.report.share(goals.ATTEND_DECODE, best, "as it is")
     check.machine.forget()
 
 
-def _decode_seconds(check: Check, form: Form, step: Step, stages: int | None, keys: int | None, layers: int) -> float:
+def _decode_seconds(check: Check, form: Form, step: Step, share: int, layers: int) -> float:
     machine, options = check.machine, AttentionOptions(form.shape.key_size**-0.5)
     works = laid_out(step, BLOCK_SIZE)
     blocks = 1 + sum(len(work.sequence.blocks) for work in works)
     cache = KVCache([form.shape] * layers, blocks, BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
     for numbers in (*cache.keys, *cache.values):
         numbers.normal_()
-    backend = machine.attention(cache, {None})
-    backend.prepare(flatten(works, BLOCK_SIZE))
+    backend, chosen = machine.attention(cache, {None}), step_index.MIN_SHARE
+    step_index.MIN_SHARE = share
+    try:
+        backend.prepare(flatten(works, BLOCK_SIZE))
+    finally:
+        step_index.MIN_SHARE = chosen
     query = machine.random(len(step), form.heads, form.shape.key_size)
-    with tuned(stages, keys):
-        return _seconds(check, [partial(backend.attend, layer, query, options) for layer in range(layers)])
+    return _seconds(check, [partial(backend.attend, layer, query, options) for layer in range(layers)])
 
 
 @contextmanager
-def tuned(stages: int | None, keys: int | None, rows: int | None = None) -> Iterator[None]:
-    """Within the block attention is launched with these values instead of its own choice; ``rows`` are of prefill."""
+def tuned(rows: int | None, keys: int | None) -> Iterator[None]:
+    """Within the block prefill attention has tiles of ``rows`` and ``keys`` instead of its own choice."""
     if keys is None:
         yield
         return
     from engine.attention import triton_launch
 
-    chosen = triton_launch.decode_options, triton_launch.prefill_options
-    pipeline: dict[str, Any] = {"keys": keys} if stages is None else {"keys": keys, "stages": stages}
-    triton_launch.decode_options = partial(chosen[0], **pipeline)
-    triton_launch.prefill_options = partial(chosen[1], **pipeline, rows=rows)
+    chosen = triton_launch.prefill_options
+    triton_launch.prefill_options = partial(chosen, rows=rows, keys=keys)
     try:
         yield
     finally:
-        triton_launch.decode_options, triton_launch.prefill_options = chosen
+        triton_launch.prefill_options = chosen
 
 
 class _Prompt(NamedTuple):
@@ -275,7 +276,7 @@ def _our_prefill_seconds(
     backend.prepare(flatten([work], BLOCK_SIZE))
     query = machine.random(tokens, form.heads, form.shape.key_size)
     attend = partial(backend.attend, 0, query, AttentionOptions(form.shape.key_size**-0.5))
-    with tuned(None, keys, rows):
+    with tuned(rows, keys):
         return _seconds(check, [attend])
 
 
