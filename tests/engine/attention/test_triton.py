@@ -49,8 +49,9 @@ def test_interpreted(path: Path) -> None:
 # What a program may have on compute capability 8.6 and 8.9, in bytes (CUDA C++ Programming Guide, technical
 # specifications per compute capability); larger devices allow more.
 SHARED_MEMORY = 99 * 1024
-# Bytes of local memory that a thread may use. Triton 3.6 needs none; Triton 3.9 needs 40 for prefill on 8.0.
-SPILLED = 64
+# Bytes of local memory that a thread may use, by compute capability: prefill with heads of 128 needs more than 255
+# registers where products take their operands from registers, by Triton 3.6 and 3.9 alike.
+SPILLED = {80: 72, 89: 64, 90: 0}
 # Decodes of which four programs must fit the 65,536 registers of a processor: they hide each other's waiting.
 FOUR_PROGRAMS = {(90, "llama-3.1-8b"), (90, "gpt-oss-20b"), (90, "no power of two")}
 PLAIN = AttentionOptions(0.1)
@@ -86,7 +87,7 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> Non
         made = compiled(kernel, constants, "*bf16", capability, wide=True)
         assert made.metadata.shared <= SHARED_MEMORY, kernel.__name__
         registers, spilled = register_usage(made)
-        assert spilled <= SPILLED, kernel.__name__
+        assert spilled <= SPILLED[capability], kernel.__name__
         if kernel is triton_kernels.decode_kernel and (capability, name) in FOUR_PROGRAMS:
             assert registers <= 128
 
