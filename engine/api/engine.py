@@ -83,6 +83,8 @@ class EngineStats:
     total_blocks: int = 0
     preemptions: int = 0
     steps: int = 0
+    sampled_tokens: int = 0
+    redrawn_tokens: int = 0
 
 
 class EngineState(StrEnum):

@@ -150,6 +150,8 @@ class Core:
             total_blocks=self._pool.num_blocks,
             preemptions=self._scheduler.preemptions,
             steps=self._steps,
+            sampled_tokens=self._executor.num_sampled,
+            redrawn_tokens=self._executor.num_redrawn,
         )
 
     def check(self) -> None:

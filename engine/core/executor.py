@@ -43,7 +43,8 @@ class Executor:
 
     One batch may be launched while the one before it is in flight: the tokens that it needs are then read on the
     device. Reads ``requests``, by id, and changes none of them: ``fail`` ends the request of a sequence that cannot be
-    computed. ``pacer`` learns how long each step took, in seconds of ``timer``.
+    computed. ``pacer`` learns how long each step took, in seconds of ``timer``. ``num_sampled`` counts the tokens that
+    were read, ``num_redrawn`` those of them that the device had wrong (``Sampled.redrawn``).
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Executor:
         requests: Mapping[str, RequestState],
         fail: Callable[[Sequence, BaseException], None],
     ) -> None:
+        self.num_sampled = 0
+        self.num_redrawn = 0
         self._runner = runner
         self._sampler = sampler
         self._pacer = pacer
@@ -143,6 +146,8 @@ class Executor:
         now = self._timer()
         seconds = now - max(in_flight.started, self._last_finished)
         self._last_finished = now
+        self.num_sampled += len(sampled)
+        self.num_redrawn += sum(one.redrawn for one in sampled)
         # A prompt's last token alone costs what a decode costs.
         prefill = [chunk.num_tokens for chunk in in_flight.chunks if chunk.num_tokens > 1]
         self._pacer.record(len(in_flight.chunks) - len(prefill), sum(prefill), seconds)

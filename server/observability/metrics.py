@@ -135,5 +135,7 @@ _ENGINE_METRICS: tuple[tuple[str, str, bool, Callable[[Health], float]], ...] = 
     ("castor_kv_blocks_total", "KV blocks of the pool.", False, lambda h: h.stats.total_blocks),
     ("castor_preemptions", "Sequences put back to be computed again later.", True, lambda h: h.stats.preemptions),
     ("castor_engine_steps", "Steps of the engine.", True, lambda h: h.stats.steps),
+    ("castor_tokens_sampled", "Tokens that were sampled.", True, lambda h: h.stats.sampled_tokens),
+    ("castor_tokens_redrawn", "Tokens that a GPU had to sample again.", True, lambda h: h.stats.redrawn_tokens),
     ("castor_engine_restarts", "Times the engine process was started again.", True, lambda h: h.restarts),
 )

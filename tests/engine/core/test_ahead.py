@@ -149,6 +149,9 @@ def test_a_redrawn_token_discards_the_step_that_it_should_have_fed() -> None:
     core, runner = make_core(DigestSampler(redraws=3), ahead=True, step_target_ms=1e9)
     assert run_to_end(core, request)["r"] == expected
     assert len(runner.batches) > 9
+    # Every third token that is left to the device is redrawn, those of discarded steps among them.
+    assert core.stats().sampled_tokens >= 9
+    assert 0 < core.stats().redrawn_tokens < core.stats().sampled_tokens
 
 
 def test_what_was_launched_on_a_step_that_fails_is_launched_again() -> None:

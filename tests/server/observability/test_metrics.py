@@ -132,7 +132,9 @@ def test_a_stranger_cannot_grow_the_labels() -> None:
 
 
 def test_engines_are_read_when_somebody_asks() -> None:
-    stats = EngineStats(running=3, waiting=2, used_blocks=10, cached_blocks=5, total_blocks=64, preemptions=7, steps=99)
+    blocks = {"used_blocks": 10, "cached_blocks": 5, "total_blocks": 64}
+    counted = {"preemptions": 7, "steps": 99, "sampled_tokens": 300, "redrawn_tokens": 4}
+    stats = EngineStats(running=3, waiting=2, **blocks, **counted)
     busy = Model("busy", Health(EngineState.READY, restarts=1, stats=stats))
     found = samples(metrics_of(busy, Model("idle", Health(EngineState.LOADING))))
     expected = {
@@ -144,6 +146,8 @@ def test_engines_are_read_when_somebody_asks() -> None:
         "castor_kv_blocks_total": 64,
         "castor_preemptions_total": 7,
         "castor_engine_steps_total": 99,
+        "castor_tokens_sampled_total": 300,
+        "castor_tokens_redrawn_total": 4,
         "castor_engine_restarts_total": 1,
     }
     for name, value in expected.items():
