@@ -75,7 +75,7 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
     measured = {finding["name"] for finding in found["findings"] if finding["state"] == "measured"}
     assert {
         "decode attention, 64 sequences, shares of at least 512 keys",
-        "prefill attention, 24 tokens, ours",
+        "prefill attention, 24 tokens after 5, ours",
         "1 sequences, sampled",
         "a recorded step of 64 tokens",
         "Llama-3.1-8B, 2 clients, 5/2 tokens",
