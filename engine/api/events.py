@@ -38,7 +38,7 @@ class TokenLogprobs:
     top: tuple[TopLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would double what it costs to make one for each token
 class Delta:
     """What a step added to one candidate.
 
@@ -101,7 +101,7 @@ class RequestFinished:
 Event = Delta | CandidateFinished | RequestFinished
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see ``Delta``
 class RequestEvents:
     """Everything that happened to one request in one step, in the order in which it is to be reported."""
 

@@ -36,6 +36,8 @@ class Candidate:
         self._held: list[Sampled] = []
         # Text and nothing else: each token is released as it comes.
         self._is_plain = sampling.grammar is None and sampling.thinking is None
+        # No grammar, thought or stop string decides about the next token, so text can be produced later.
+        self.is_deferrable = self._is_plain and not sampling.stop
         self._matcher: Matcher | None = None
         self._off_grammar = False
         self._dead_end = False
@@ -54,11 +56,6 @@ class Candidate:
         """Whether the next token may depend on the one before it by more than its logits: on a grammar, or on a budget
         for thoughts that is nearly spent."""
         return not self._is_plain and (self._sequence.request.sampling.grammar is not None or self._thoughts.may_force)
-
-    @property
-    def is_deferrable(self) -> bool:
-        """Whether its text can be produced later: no stop string, grammar or thought decides about the next token."""
-        return self._is_plain and not self._sequence.request.sampling.stop
 
     @property
     def reason(self) -> FinishReason | None:

@@ -75,23 +75,28 @@ class Executor:
         sampling = [chunk.sequence for chunk in batch if chunk.samples]
         rewinds = [chunk.sequence.num_rewinds for chunk in batch]
         in_flight = InFlight(batch, sampling, rewinds, self._timer())
-        masks: list[Future[Mask | None] | None] = []
-        for sequence in sampling:
+        masks: dict[int, Future[Mask | None]] = {}
+        for row, sequence in enumerate(sampling):
+            if sequence.runs_ahead:
+                continue  # nothing constrains it
             candidate = self._requests[sequence.request.id].open[sequence]
-            masks.append(self._mask_threads.submit(candidate.mask) if candidate.is_constrained else None)
+            if candidate.is_constrained:
+                masks[row] = self._mask_threads.submit(candidate.mask)
         try:
             logits = self._runner.forward(batch)
-            wait(filter(None, masks))
+            wait(masks.values())
             pending = [sequence.unread_row if sequence.num_unread else None for sequence in sampling]
-            found = [mask.result() if mask else None for mask in masks]
+            found: list[Mask | None] = [None] * len(sampling)
+            for row, mask in masks.items():
+                found[row] = mask.result()
             in_flight.launched = self._sampler.launch(logits, sampling, found, pending)
         except BaseException as error:  # noqa: BLE001 - raised again where no retry can help
-            wait(filter(None, masks))  # all of them, even if one failed: a matcher is not thread-safe
+            wait(masks.values())  # all of them, even if one failed: a matcher is not thread-safe
             in_flight.failed = True
             self._handle(error, batch)
             return in_flight
-        for chunk in batch:
-            chunk.sequence.num_launched = chunk.start + chunk.num_tokens
+        for sequence, start, num_tokens in batch:
+            sequence.num_launched = start + num_tokens
         for row, sequence in enumerate(sampling):
             sequence.num_unread += 1
             sequence.unread_row = row
@@ -103,7 +108,9 @@ class Executor:
         If the batch failed, each chunk is computed alone, so that only the request that cannot be computed ends; what
         was launched ``later`` counts no longer. Raises ``EngineUnavailable`` if the device is lost.
         """
-        live = [chunk for place, chunk in enumerate(in_flight.chunks) if self._is_live(in_flight, place)]
+        # A sequence that ended, was preempted or redrawn meanwhile has been rewound.
+        chunks = zip(in_flight.chunks, in_flight.rewinds, strict=True)
+        live = [chunk for chunk, rewinds in chunks if chunk.sequence.num_rewinds == rewinds]
         if not live:
             return []
         if not in_flight.failed:
@@ -130,12 +137,6 @@ class Executor:
     def close(self) -> None:
         """End the threads."""
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
-
-    def _is_live(self, in_flight: InFlight, place: int) -> bool:
-        """Whether chunk ``place`` still counts: its sequence neither ended, nor was preempted or redrawn meanwhile."""
-        sequence = in_flight.chunks[place].sequence
-        state = self._requests.get(sequence.request.id)
-        return state is not None and sequence in state.open and sequence.num_rewinds == in_flight.rewinds[place]
 
     def _read(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
         # Taken out, so that the logits of a failed batch do not keep their memory while its chunks are tried alone.

@@ -16,7 +16,7 @@ from engine.failures import NOT_FAILURES
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
-from engine.text.detokenizer import Detokenizer, hidden_ids
+from engine.text.detokenizer import Detokenizer, TokenTexts, hidden_ids
 from engine.text.stops import StopMatcher
 from engine.text.streamer import Streamer
 
@@ -36,7 +36,7 @@ class Output:
         self.defers = False
         self._requests = requests
         self._scheduler = scheduler
-        self._tokenizer = tokenizer
+        self._texts = TokenTexts(tokenizer)
         self._hidden = hidden_ids(tokenizer)
         self._info = info
 
@@ -45,7 +45,7 @@ class Output:
         sampling, candidates = request.sampling, {}
         for number in range(request.candidates):
             sequence = Sequence(request, number, list(request.prompt))
-            detokenizer = Detokenizer(self._tokenizer, self._hidden.difference(sampling.markers))
+            detokenizer = Detokenizer(self._texts, self._hidden.difference(sampling.markers))
             streamer = Streamer(detokenizer, StopMatcher(sampling.stop, sampling.stop_exempt))
             candidate = candidates[sequence] = Candidate(sequence, streamer, self._info.vocab_size)
             sequence.most_tokens = min(len(request.prompt) + sampling.max_tokens, self._info.max_context)
@@ -54,9 +54,10 @@ class Output:
 
     def take(self, state: RequestState, sequence: Sequence, sampled: Sampled) -> None:
         """Add a token to an open candidate; end the candidate if that was its last."""
-        candidate, sampling = state.open[sequence], sequence.request.sampling
-        reason = candidate.reason  # known since its mask was computed: then the token means nothing
-        if reason is None and sampled.token_id in sampling.stop_ids:
+        candidate, token_id = state.open[sequence], sampled.token_id
+        # A reason may be known since its mask was computed: then the token means nothing.
+        reason = None if candidate.is_deferrable else candidate.reason
+        if reason is None and token_id in sequence.request.sampling.stop_ids:
             reason = FinishReason.STOP
         elif reason is None:
             if self.defers and candidate.is_deferrable:
@@ -64,9 +65,9 @@ class Output:
             else:
                 state.deltas += candidate.feed(sampled)
                 reason = candidate.reason
-            sequence.tokens.append(sampled.token_id)
+            sequence.tokens.append(token_id)
             tokens_left = sequence.most_tokens - len(sequence.tokens)
-            sequence.runs_ahead = tokens_left > 1 and not candidate.needs_last_token
+            sequence.runs_ahead = tokens_left > 1 and (candidate.is_deferrable or not candidate.needs_last_token)
             if reason is None and tokens_left <= 0:
                 reason = FinishReason.MAX_TOKENS
         if reason is None:

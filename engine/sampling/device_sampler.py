@@ -42,20 +42,21 @@ _KINDS = (
 
 
 class _Plan(NamedTuple):
-    """How the rows of a launch are chosen.
+    """How the rows of ``sequences`` are chosen, but for their uniform numbers.
 
-    ``settings`` are those of ``choose``, row by row. ``special`` rows have scores of their own, the others are
-    recorded as ``kind``; None if there are no others. ``width`` is how many tokens special rows rank.
+    ``settings`` are those of ``choose``, row by row. ``drawn`` rows have a temperature; ``asking`` ones report
+    log-probabilities, ``most`` alternatives at most. ``special`` rows have scores of their own, the others are recorded
+    as ``kind``; None if there are no others. ``width`` is how many tokens special rows rank.
     """
 
+    sequences: Batch[Sequence]
     settings: array[float]
+    drawn: list[int]
+    asking: list[int]
+    most: int
     special: list[int]
     kind: Kind | None
     width: int
-
-    def point(self, row: int) -> float:
-        """The uniform number of a row."""
-        return self.settings[(row + 1) * len(COLUMNS) - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,11 @@ class Launched:
 
     ``found`` is what ``choose`` returns and ``logprobs`` are the numbers of the rows that ask for them: both on their
     way to the host until ``copied``. ``raw`` are the logits of all rows and ``special_scores`` those of the plan's
-    special rows: kept where rows may have to be drawn again.
+    special rows: kept where rows may have to be drawn again, with the uniform numbers of the drawn rows, ``points``.
     """
 
-    sequences: Batch[Sequence]
     plan: _Plan
+    points: array[float]
     found: torch.Tensor
     logprobs: torch.Tensor | None
     copied: torch.cuda.Event | None
@@ -115,6 +116,7 @@ class DeviceSampler:
             # Of ones, so that the rows of padding have settings too.
             self._settings = torch.ones(max_rows, len(COLUMNS), dtype=torch.float64, device=logits.device)
             self._found = torch.zeros(max_rows, 2, dtype=torch.int64, device=logits.device)
+            self._plan = _plan([], [], vocab_size)  # whose settings are on the device
             self._replays = {
                 (kind, size): record(partial(self._choose, kind, size)) for size in reversed(sizes) for kind in _KINDS
             }
@@ -128,32 +130,45 @@ class DeviceSampler:
     ) -> Launched:
         """As ``Sampler.launch``: ``logits`` are [rows, vocabulary] and valid until the next step."""
         assert len(logits) == len(sequences) == len(masks) == len(pending), "one sequence owns each row"
-        count = len(sequences)
-        plan = self._plan(sequences, masks, pending)
-        asking, most = rows_that_ask(sequences)
+        count, plan = len(sequences), self._plan
+        # Most steps have the rows of the step before, and making a plan costs a microsecond for each.
+        is_new = plan.sequences != sequences or any(mask is not None for mask in masks)
+        if is_new:
+            plan = _plan(sequences, masks, self._logits.shape[1])
+        points = array("d", bytes(8 * count))
+        for row in plan.drawn:
+            sequence = sequences[row]
+            # A pending token has its place already.
+            position = len(sequence.tokens) + (pending[row] is not None)
+            points[row] = uniform(sequence.request.sampling.seed, sequence.candidate, position)
         with torch.inference_mode():
-            self._counts.release()
             if count and logits.data_ptr() != self._logits.data_ptr():
                 self._logits[:count].copy_(logits)
-            draws = any(sequence.request.sampling.temperature > 0 for sequence in sequences)
-            raw = self._logits[:count].clone() if draws else None
-            special, asks, settings = self._on_device(array("q", plan.special), array("q", asking), plan.settings)
-            self._settings[:count].copy_(settings.view(count, len(COLUMNS)))
+            raw = self._logits[:count].clone() if plan.drawn else None
+            settings = array("d")
+            if is_new or plan.drawn:
+                settings += plan.settings
+                settings[len(COLUMNS) - 1 :: len(COLUMNS)] = points
+            special, asks, newest = self._on_device(array("q", plan.special), array("q", plan.asking), settings)
+            if settings:
+                self._settings[:count].copy_(newest.view(count, len(COLUMNS)))
+                self._plan = plan
+            self._counts.release()  # once the plan of sequences that ended is gone
             scores = None
             if plan.special:  # before the tokens of the last launch are overwritten
                 scores = self._special_scores(plan, special, sequences, masks, pending)
             if plan.kind is not None:
                 self._replays[plan.kind, next(size for size in self._sizes if size >= count)]()
             if scores is not None:
-                found = choose(scores, self._settings[special], Kind(draws), plan.width)
+                found = choose(scores, self._settings[special], Kind(bool(plan.drawn)), plan.width)
                 self._found.index_copy_(0, special, found)
                 self._sampled.index_copy_(0, special, found[:, 0])
             logprobs = None
-            if asking:
-                logprobs = logprob_numbers(self._logits[asks], self._found[asks, :1], most)
+            if plan.asking:
+                logprobs = logprob_numbers(self._logits[asks], self._found[asks, :1], plan.most)
             return Launched(
-                sequences=sequences,
                 plan=plan,
+                points=points,
                 found=self._to_host(self._found[:count]),
                 logprobs=None if logprobs is None else self._to_host(logprobs),
                 copied=torch.cuda.current_stream().record_event() if self._on_gpu else None,
@@ -168,16 +183,16 @@ class DeviceSampler:
         """
         if launched.copied is not None:
             launched.copied.synchronize()
-        found: list[list[int]] = launched.found.tolist()
-        if any(marks & NOT_FINITE for _, marks in found):
+        tokens, marks = launched.found.T.tolist()
+        if any(mark & NOT_FINITE for mark in marks):
             raise FloatingPointError("the model's logits are not finite")
-        reports = dict[int, TokenLogprobs | None]()
+        sequences = launched.plan.sequences
+        reports: list[TokenLogprobs | None] = [None] * len(tokens)
         if launched.logprobs is not None:
-            asking, _ = rows_that_ask(launched.sequences)
-            for row, numbers in zip(asking, launched.logprobs.tolist(), strict=True):
-                reports[row] = report(numbers, launched.sequences[row])
-        sampled = [Sampled(token, reports.get(row)) for row, (token, _) in enumerate(found)]
-        if beyond := [row for row, (_, marks) in enumerate(found) if marks & BEYOND]:
+            for row, numbers in zip(launched.plan.asking, launched.logprobs.tolist(), strict=True):
+                reports[row] = report(numbers, sequences[row])
+        sampled = list(map(Sampled, tokens, reports))
+        if beyond := [row for row, mark in enumerate(marks) if mark & BEYOND]:
             for row, again in zip(beyond, self._drawn_again(launched, beyond), strict=True):
                 # The device may have been right.
                 if again.token_id != sampled[row].token_id:
@@ -185,34 +200,6 @@ class DeviceSampler:
         self.num_sampled += len(sampled)
         self.num_redrawn += sum(each.redrawn for each in sampled)
         return sampled
-
-    def _plan(self, sequences: Batch[Sequence], masks: Batch[Mask | None], pending: Batch[int | None]) -> _Plan:
-        vocab_size = self._logits.shape[1]
-        settings, special, most_kept = array("d"), [], 0
-        draws = whole_mass = min_p = False
-        for row, sequence in enumerate(sequences):
-            sampling = sequence.request.sampling
-            is_drawn = sampling.temperature > 0
-            top_k, point = min(sampling.top_k or vocab_size, vocab_size), 0.0
-            if is_drawn:
-                # A pending token has its place already.
-                position = len(sequence.tokens) + (pending[row] is not None)
-                point = uniform(sampling.seed, sequence.candidate, position)
-            settings.extend((sampling.temperature, top_k, sampling.top_p, sampling.min_p, point))
-            is_wide = is_drawn and WIDTH <= top_k < vocab_size
-            if is_wide:
-                most_kept = max(most_kept, top_k)
-            if is_wide or masks[row] is not None or has_penalties(sampling):
-                special.append(row)
-            elif is_drawn:
-                draws = True
-                whole_mass = whole_mass or top_k >= WIDTH
-                min_p = min_p or sampling.min_p > 0
-        needs, kind = Kind(draws, whole_mass, min_p), None
-        if len(special) < len(sequences):
-            kind = next(kind for kind in _KINDS if all(has or not need for has, need in zip(kind, needs, strict=True)))
-        width = WIDTH if not most_kept else most_kept + 1 if most_kept < WIDTHS[-1] else vocab_size
-        return _Plan(settings, special, kind, width)
 
     def _choose(self, kind: Kind, size: int) -> None:
         """What is recorded."""
@@ -259,11 +246,11 @@ class DeviceSampler:
 
     def _drawn_again(self, launched: Launched, rows: list[int]) -> list[Sampled]:
         """The tokens of rows by the exact draw."""
-        owners = [launched.sequences[row] for row in rows]
+        owners = [launched.plan.sequences[row] for row in rows]
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             scores = torch.stack([launched.scores(row) for row in rows])
             filters = make_filters(owners, scores.shape[1], scores.device)
-            tokens = draw(scores, filters, [launched.plan.point(row) for row in rows])
+            tokens = draw(scores, filters, [launched.points[row] for row in rows])
             assert launched.raw is not None, "logits are kept for rows that draw"
             reports = token_logprobs(launched.raw[rows], owners, tokens)
         return [Sampled(token, logprobs, redrawn=True) for token, logprobs in zip(tokens, reports, strict=True)]
@@ -287,3 +274,29 @@ class DeviceSampler:
         """A copy that can be read once the device is done with it."""
         copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=self._on_gpu)
         return copy.copy_(numbers, non_blocking=True)
+
+
+def _plan(sequences: Batch[Sequence], masks: Batch[Mask | None], vocab_size: int) -> _Plan:
+    settings, drawn, special, most_kept = array("d"), [], [], 0
+    whole_mass = min_p = False
+    for row, sequence in enumerate(sequences):
+        sampling = sequence.request.sampling
+        is_drawn = sampling.temperature > 0
+        top_k = min(sampling.top_k or vocab_size, vocab_size)
+        settings.extend((sampling.temperature, top_k, sampling.top_p, sampling.min_p, 0.0))
+        is_wide = is_drawn and WIDTH <= top_k < vocab_size
+        if is_drawn:
+            drawn.append(row)
+        if is_wide:
+            most_kept = max(most_kept, top_k)
+        if is_wide or masks[row] is not None or has_penalties(sampling):
+            special.append(row)
+        elif is_drawn:
+            whole_mass = whole_mass or top_k >= WIDTH
+            min_p = min_p or sampling.min_p > 0
+    draws, kind = not set(special).issuperset(drawn), None
+    if len(special) < len(sequences):
+        needs = Kind(draws, whole_mass, min_p)
+        kind = next(kind for kind in _KINDS if all(has or not need for has, need in zip(kind, needs, strict=True)))
+    width = WIDTH if not most_kept else most_kept + 1 if most_kept < WIDTHS[-1] else vocab_size
+    return _Plan(sequences, settings, drawn, *rows_that_ask(sequences), special, kind, width)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders
 
 # A character has at most four bytes, so a longer wait is for one that will never be complete.
 MAX_PENDING = 32
@@ -14,6 +16,29 @@ def hidden_ids(tokenizer: Tokenizer, markers: frozenset[int] = frozenset()) -> f
     return frozenset(token_id for token_id, token in added.items() if token.special) - markers
 
 
+class TokenTexts:
+    """What the tokens of one tokenizer read as; all its detokenizers share what is remembered.
+
+    ``concatenates`` says that the text of tokens is that of their bytes end to end, whatever comes before: then whole
+    characters never change by what follows.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.concatenates = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        self._tokenizer = tokenizer
+        self._single: dict[int, str] = {}
+
+    def read(self, token_ids: Sequence[int]) -> str:
+        """The tokens as a text of their own."""
+        if len(token_ids) > 1:
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+        # Most pieces are one token, and a look into a table costs a tenth of decoding it.
+        text = self._single.get(token_ids[0])
+        if text is None:
+            text = self._single[token_ids[0]] = str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+        return text
+
+
 class Detokenizer:
     """Turns one candidate's tokens into text.
 
@@ -23,12 +48,12 @@ class Detokenizer:
     it.
 
     Each token is decoded behind the tokens of the piece before it, because decoders treat the first token of a text
-    differently. ``tokenizers.decoders.DecodeStream`` does the same two microseconds a token faster, but has no flush,
-    holds back without limit, and reports bytes that are not text by a bare ``Exception``.
+    differently, unless the tokenizer ``concatenates``. ``tokenizers.decoders.DecodeStream`` has no flush, holds back
+    without limit, and reports bytes that are not text by a bare ``Exception``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, texts: TokenTexts, hidden: frozenset[int]) -> None:
+        self._texts = texts
         self._hidden = hidden
         self._shown: list[int] = []
         self._shown_text = ""
@@ -49,16 +74,15 @@ class Detokenizer:
         return self._show(self._pending_text()) if self._pending else ""
 
     def _pending_text(self) -> str:
-        together = self._decode(self._shown + self._pending)
+        if self._texts.concatenates or not self._shown:
+            return self._texts.read(self._pending)
+        together = self._texts.read(self._shown + self._pending)
         if together.startswith(self._shown_text):
             return together[len(self._shown_text) :]
         # Bytes that are not text changed how the piece before them decodes; what was shown stays.
-        return self._decode(self._pending)
+        return self._texts.read(self._pending)
 
     def _show(self, text: str) -> str:
         self._shown, self._pending = self._pending, []
-        self._shown_text = self._decode(self._shown)
+        self._shown_text = self._texts.read(self._shown)
         return text
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))

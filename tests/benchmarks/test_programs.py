@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from support.paged import lively_model_folder
 from support.tiny import save_tiny_tokenizer
+from tokenizers import Tokenizer
 
-from benchmarks import matmul, quality
+from benchmarks import host_steps, matmul, quality
 from benchmarks.harness.beside import Beside, last_numbers
 from benchmarks.harness.programs import output_of
 from engine.api.engine import EngineConfig
@@ -31,6 +32,14 @@ def test_steps_of_the_scheduler(tmp_path: Path) -> None:
     assert (measured.numbers["requests"], measured.numbers["steps"]) == (3, 40)
     assert 0 < measured.numbers["schedule_us_p50"] <= measured.numbers["schedule_us_p99"]
     assert 0 < measured.numbers["step_us_p50"] <= measured.numbers["step_us_p99"]
+
+
+def test_the_host_time_of_steps_has_parts_that_make_up_its_total(tmp_path: Path) -> None:
+    save_tiny_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    parts = host_steps.measured(tokenizer, number=2, temperature=0.8, steps=40)
+    assert set(parts) == {"schedule", "forward", "launch", "text", "pack", "finish", "total"}
+    assert 0 < parts["forward"] < parts["launch"] < parts["total"]
 
 
 def test_a_program_that_fails_says_why(tmp_path: Path) -> None:

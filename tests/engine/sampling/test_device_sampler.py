@@ -125,7 +125,7 @@ def test_a_step_ahead_every_token_is_that_of_the_sampler_that_waits(seed: int) -
         in_flight, invalid = None, set(void)
         void.clear()
         for owner, found, right, token in zip(
-            launched.sequences, device.sampler.finish(launched), wanted, fed, strict=True
+            launched.plan.sequences, device.sampler.finish(launched), wanted, fed, strict=True
         ):
             assert found[:2] == right[:2]
             assert found.redrawn == (found.token_id != token)

@@ -9,7 +9,7 @@ from support.examples import examples
 from support.tiny import EOS_ID, tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from engine.text.detokenizer import MAX_PENDING, Detokenizer, hidden_ids
+from engine.text.detokenizer import MAX_PENDING, Detokenizer, TokenTexts, hidden_ids
 
 
 def sentencepiece_tokenizer() -> Tokenizer:
@@ -31,7 +31,7 @@ tokenizers_of_both_kinds = pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SEN
 
 
 def stream(tokenizer: Tokenizer, token_ids: list[int], markers: frozenset[int] = frozenset()) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer, markers))
+    detokenizer = Detokenizer(TokenTexts(tokenizer), hidden_ids(tokenizer, markers))
     return [*(detokenizer.feed(token_id) for token_id in token_ids), detokenizer.flush()]
 
 
@@ -75,13 +75,19 @@ def test_bytes_that_change_the_text_before_them_do_not_take_it_back() -> None:
 @settings(max_examples=examples(60))
 @given(st.lists(st.integers(3, 258), max_size=100))
 def test_any_tokens_give_text_after_a_bounded_wait(tokenizer: Tokenizer, token_ids: list[int]) -> None:
-    detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer))
+    detokenizer = Detokenizer(TokenTexts(tokenizer), hidden_ids(tokenizer))
     waiting = 0
     for token_id in token_ids:
         waiting = 0 if detokenizer.feed(token_id) else waiting + 1
         assert waiting <= MAX_PENDING
     detokenizer.flush()
     assert detokenizer.flush() == ""
+
+
+@settings(max_examples=examples(60))
+@given(st.lists(st.integers(3, 258), max_size=MAX_PENDING))
+def test_bytes_in_any_order_add_up_to_the_whole_decode(token_ids: list[int]) -> None:
+    assert "".join(stream(BYTE_LEVEL, token_ids)) == BYTE_LEVEL.decode(token_ids)
 
 
 def test_endless_incomplete_characters_are_not_held_back_for_ever() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.tiny import tiny_tokenizer
 
-from engine.text.detokenizer import Detokenizer, hidden_ids
+from engine.text.detokenizer import Detokenizer, TokenTexts, hidden_ids
 from engine.text.stops import StopMatcher
 from engine.text.streamer import Streamer
 
@@ -13,7 +13,7 @@ TOKENIZER = tiny_tokenizer()
 
 def stream(text: str, *stops: str, drop: int = 0) -> tuple[list[str], bool]:
     """Feed the text byte by byte, without the last ``drop`` bytes; stop feeding at a stop."""
-    streamer = Streamer(Detokenizer(TOKENIZER, hidden_ids(TOKENIZER)), StopMatcher(stops))
+    streamer = Streamer(Detokenizer(TokenTexts(TOKENIZER), hidden_ids(TOKENIZER)), StopMatcher(stops))
     token_ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     shown = []
     for token_id in token_ids[: len(token_ids) - drop]:
