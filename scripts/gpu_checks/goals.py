@@ -54,13 +54,14 @@ RAGGED = Goal("decode", "step of 1 × 32,768 + 63 × 200 tokens, of a uniform on
 ARRIVAL = Goal(
     "core", "8 decodes: their worst gap beside a prompt of 4,000, of alone", 3.0, 4.0, at_most=True, unit="×"
 )
+GRAMMAR = Goal("core", "63 free answers beside one with a grammar, of beside a free one", 0.95, 0.95)
 GENERATE = Goal("peers", "8 sequences: our decode, of generate", 3.0, 2.0, unit="×")
 GENERATE_BATCH = Goal("peers", "8 sequences: our decode, of generate_batch", 3.0, 2.0, unit="×")
 HTTP = Goal("server", "0.6B, 64 clients 128/128 over HTTP, on an H100", 15_000, 8_000, unit="tok/s", card="H100")
 GOALS = (
     COPY, LINEAR, ATTEND_DECODE, ATTEND_PREFILL,
     DECODE_1, DECODE_64, DECODE_256, STEP_64, PACE_256, SAMPLED_1, SAMPLED_64, SAMPLED_256, PREFILL, RAGGED,
-    ARRIVAL, GENERATE, GENERATE_BATCH, HTTP,
+    ARRIVAL, GRAMMAR, GENERATE, GENERATE_BATCH, HTTP,
 )  # fmt: skip
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_checks import goals
+from gpu_checks import goals, stand_ins
 from gpu_checks.budget import Budget
 from gpu_checks.check import Check
 from gpu_checks.machine import Machine
 from gpu_checks.models import Models, as_published, plain_logits, random_module
+from gpu_checks.parts import core
 from gpu_checks.parts.attention import FORMS, difference, plain_products
 from gpu_checks.parts.correctness import SMALL, compare_model
 from gpu_checks.report import Report
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def check(tmp_path: Path) -> Check:
-    machine = Machine(torch.device("cpu"), True, ReferenceAttention, None)
+    machine = Machine(torch.device("cpu"), True, ReferenceAttention, stand_ins.record)
     budget = Budget(time.monotonic(), 60, {"correctness": 1.0})
     budget.begin("correctness")
     return Check(machine, Models(machine), budget, Report(tmp_path / "out.json", 60, ["correctness"]))
@@ -49,6 +50,17 @@ def test_a_model_that_cannot_be_checked_is_a_finding(check: Check) -> None:
     assert (found.name, found.state, found.value) == ("odd", "WRONG", math.inf)
     assert found.note == "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert check.report.is_bad
+
+
+def test_an_answer_with_a_grammar_takes_every_second_step_beside_free_ones(check: Check) -> None:
+    pytest.importorskip("llguidance")
+    core.run(check)
+    assert not check.report.is_bad
+    beside = next(found for found in check.report.findings if "beside one with a grammar" in found.name)
+    assert beside.note.endswith("; the one with a grammar took part in 1 of 2 steps")
+    assert [windows["grammar"]["joined"] for windows in beside.data] == [1] * 4
+    assert [windows["free"]["joined"] for windows in beside.data] == [2] * 4
+    assert (check.report.value("core", goals.GRAMMAR.name) or 0) > 0
 
 
 def test_plain_logits_are_by_the_models_own_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
-"""The engine's core in this process, with its scheduler, under load: many clients at once, and one long arrival."""
+"""The engine's core in this process, with its scheduler, under load: many clients at once, one long arrival, and one
+answer that follows a grammar."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -18,13 +20,14 @@ from engine.api.engine import EngineConfig
 from engine.api.events import ErrorKind, RequestEvents
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
+from engine.constraints.contracts import Grammars
 from engine.core.core import Core
 from engine.platforms.recipe import platform_of
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.machine import SPELLS
 from gpu_checks.models import Made, problem_of, random_tokens
-from gpu_checks.tokens import make_tokenizer
+from gpu_checks.tokens import EOS, make_tokenizer
 
 PART = "core"
 
@@ -32,7 +35,7 @@ PART = "core"
 @dataclass(frozen=True, slots=True)
 class Load:
     """Clients with tokens of prompt and answer; then decodes with prompts of a length, and a long prompt that
-    arrives."""
+    arrives; then a window of steps of as many answers as clients."""
 
     clients: int
     prompt: int
@@ -41,12 +44,16 @@ class Load:
     stream: int
     arrival: int
     steps_before: int
+    window: int
 
 
-REAL = Load(64, 1024, 128, 8, 64, 4000, 60)
-TINY = Load(2, 5, 2, 1, 3, 20, 2)
+REAL = Load(64, 1024, 128, 8, 64, 4000, 60, 40)
+TINY = Load(2, 5, 2, 1, 3, 20, 2, 2)
 # The model, and whether the goals apply to it.
 MODELS = (("Llama-3.1-8B", True), ("Qwen3-0.6B", False))
+# A grammar whose answers are longer than any context.
+STRINGS = {"type": "array", "items": {"type": "string", "maxLength": 20}, "minItems": 10_000}
+LONG_LIST = json.dumps({"grammars": [{"json_schema": STRINGS}]})
 
 
 @dataclass
@@ -62,10 +69,11 @@ class Clients:
         if self.core.info.device != "cpu":  # as the engine's process does
             self.core.stream_during_forward(self._note)
 
-    def submit(self, name: str, prompt: list[int], answer: int) -> None:
+    def submit(self, name: str, prompt: list[int], answer: int, grammar: str | None = None) -> None:
         """Ask for an answer of that many tokens, chosen greedily."""
         self.times[name] = []
-        self.core.submit(Request(name, tuple(prompt), SamplingParams(max_tokens=answer, temperature=0.0)))
+        sampling = SamplingParams(max_tokens=answer, temperature=0.0, grammar=grammar)
+        self.core.submit(Request(name, tuple(prompt), sampling))
 
     def step_while(self, wanted: Callable[[], bool]) -> None:
         """Step as long as there is work and ``wanted`` holds."""
@@ -90,7 +98,7 @@ class Clients:
 
 
 def run(check: Check) -> None:
-    """Both loads on both models."""
+    """All loads on both models."""
     load = TINY if check.machine.smoke else REAL
     for name, has_goals in MODELS[:1] if check.machine.smoke else MODELS:  # in a smoke run both are the same
         if not check.has_time(PART, name, 20.0):
@@ -99,16 +107,18 @@ def run(check: Check) -> None:
         if problem := problem_of(check.machine, made.runner):
             check.report.failed(PART, name, problem)
             continue
-        start = partial(_start, made, make_tokenizer(made.runner.info.vocab_size))
+        tokenizer = make_tokenizer(made.runner.info.vocab_size)
+        start = partial(_start, made, tokenizer)
         _many_clients(check, made, start, load)
         _arrival(check, made, start, load, has_goals)
+        _beside_a_grammar(check, made, tokenizer, load, has_goals)
 
 
-def _start(made: Made, tokenizer: Tokenizer) -> Clients:
+def _start(made: Made, tokenizer: Tokenizer, grammars: Grammars | None = None) -> Clients:
     runner = made.runner
     config = EngineConfig(path="", max_running=runner.info.max_running)
     cost = platform_of(torch.device(runner.info.device)).step_cost(runner)
-    return Clients(Core(runner, made.sampler, tokenizer, config, cost=cost, ahead=True))
+    return Clients(Core(runner, made.sampler, tokenizer, config, cost=cost, ahead=True, grammars=grammars))
 
 
 def _many_clients(check: Check, made: Made, start: Callable[[], Clients], load: Load) -> None:
@@ -222,3 +232,66 @@ def _pauses(clients: Clients, streams: list[str], since: float, until: float) ->
     """The gaps of all streams that end within the interval."""
     pairs = [pair for stream in streams for pair in pairwise(clients.times[stream])]
     return [later - earlier for earlier, later in pairs if since < later <= until]
+
+
+def _beside_a_grammar(check: Check, made: Made, tokenizer: Tokenizer, load: Load, has_goals: bool) -> None:
+    """What one answer that follows a grammar costs the others: their pace beside it, and beside a free one instead."""
+    others = [f"other {number}" for number in range(load.clients - 1)]
+    name = f"{made.name}, {len(others)} free answers beside one with a grammar"
+    if not check.has_time(PART, name, 8.0):
+        return
+    try:
+        from engine.constraints.grammar import GrammarBuilder
+    except ImportError as error:
+        check.report.skipped(PART, name, f"not installed: {error}")
+        return
+    end = tokenizer.token_to_id(EOS)
+    assert end is not None, "it is a token of each tokenizer here"
+    grammars = GrammarBuilder(tokenizer, made.runner.info.vocab_size, (end,))
+    clients = _start(made, tokenizer, grammars)
+    rounds = [
+        [_window(clients, made, load, others, grammar) for grammar in (None, LONG_LIST)]
+        for _ in range(SPELLS + 1)  # the pacer learns from the first
+    ]
+    clients.core.close()
+    alone, beside = (median(window.pace for window in windows) for windows in zip(*rounds[1:], strict=True))
+    if clients.errors or not all(window.joined for _, window in rounds):
+        check.report.failed(PART, name, next(iter(clients.errors), "the one with a grammar got no token"))
+        return
+    note = (
+        f"{alone:,.0f} beside a free one; the one with a grammar took part in {rounds[-1][1].joined} of {load.window} "
+        "steps"
+    )
+    data = [{"free": free._asdict(), "grammar": following._asdict()} for free, following in rounds]
+    check.report.number(PART, name, beside, "tok/s", note, data)
+    if has_goals:
+        check.report.share(goals.GRAMMAR, beside / alone)
+
+
+class _Window(NamedTuple):
+    """Some steps of many answers: tokens per second of all but one, and the tokens of that one."""
+
+    pace: float
+    joined: int
+
+
+def _window(clients: Clients, made: Made, load: Load, others: list[str], grammar: str | None) -> _Window:
+    """All answers begin anew, so that their lengths are the same in each window."""
+    info, times = made.runner.info, clients.times
+
+    def submit(name: str, number: int, grammar: str | None = None) -> None:
+        prompt = random_tokens(9200 + number, load.stream, info.vocab_size)
+        clients.submit(name, prompt, info.max_context - load.stream, grammar)
+
+    submit("one", len(others), grammar)
+    clients.step_while(lambda: not times["one"])  # the others begin when its grammar is compiled
+    for number, name in enumerate(others):
+        submit(name, number)
+    clients.step_while(lambda: not all(times[name] for name in others))
+    joined, tokens = len(times["one"]), sum(len(times[name]) for name in others)
+    began, steps = time.perf_counter(), clients.steps
+    clients.step_while(lambda: clients.steps < steps + load.window)
+    seconds = time.perf_counter() - began
+    window = _Window((sum(len(times[name]) for name in others) - tokens) / seconds, len(times["one"]) - joined)
+    clients.end(["one", *others])
+    return window
