@@ -91,8 +91,6 @@ class DeviceSampler:
     copied there, unless it lies there already. The token of row ``i`` goes to ``sampled[i]`` (int64 [max_running]).
     ``sizes`` are the numbers of rows that are recorded, ascending, up to all; ``record`` runs a computation and returns
     what runs it again on the same tensors.
-
-    ``num_sampled`` counts the tokens that were read, ``num_redrawn`` those of them that the device had wrong.
     """
 
     def __init__(
@@ -102,8 +100,6 @@ class DeviceSampler:
         sizes: Batch[int],
         record: Callable[[Callable[[], None]], Callable[[], None]] = lambda compute: compute,
     ) -> None:
-        self.num_sampled = 0
-        self.num_redrawn = 0
         self._logits = logits
         self._sampled = sampled
         self._sizes = sizes
@@ -197,8 +193,6 @@ class DeviceSampler:
                 # The device may have been right.
                 if again.token_id != sampled[row].token_id:
                     sampled[row] = again
-        self.num_sampled += len(sampled)
-        self.num_redrawn += sum(each.redrawn for each in sampled)
         return sampled
 
     def _choose(self, kind: Kind, size: int) -> None:

@@ -134,10 +134,11 @@ def test_a_core_says_the_same_with_it(tmp_path: Path, caplog: pytest.LogCaptureF
     sampler = CudaPlatform(torch.device("cpu"), record=record).sampler(ours, config)
     assert isinstance(sampler, DeviceSampler)
     tokenizer = load_tokenizer(folder)
-    found = answers(Core(ours, sampler, tokenizer, config, ahead=True))
+    core = Core(ours, sampler, tokenizer, config, ahead=True)
+    found = answers(core)
     assert len(found) == 7
     assert found == answers(Core(plain, BatchSampler(), tokenizer, config))
-    assert sampler.num_redrawn > 0
+    assert core.stats().redrawn_tokens > 0
     eager = CudaPlatform(torch.device("cpu"), record=refuse).sampler(plain, config)
     assert found == answers(Core(plain, eager, tokenizer, config, ahead=True))
     assert "Samplings are not recorded and will be slower: called a synchronizing" in caplog.text

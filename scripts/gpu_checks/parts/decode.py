@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -56,12 +56,14 @@ TINY = Load((2, 1), 5, 1, 1, 1, (24, 1, 5))
 class Split:
     """Seconds of a step: in all, and on the device for forward and for sampling; the host takes the rest.
 
-    Device times begin with the first launch, so time in which the device waits for the host is included.
+    Device times begin with the first launch, so time in which the device waits for the host is included. ``redrawn`` is
+    the share of tokens that the device had wrong.
     """
 
     step: float
     forward: float
     sample: float
+    redrawn: float
 
     @property
     def host(self) -> float:
@@ -123,9 +125,7 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
             return
         for sequence in sequences:
             sequence.request = Request("check", sequence.request.prompt, sampling)
-        sampled, redrawn = made.sampler.num_sampled, made.sampler.num_redrawn
         split = found[way] = _spells(check.machine, made, sequences, load.steps)
-        share = (made.sampler.num_redrawn - redrawn) / (made.sampler.num_sampled - sampled)
         note = ", ".join(
             f"{part} {seconds * 1e3:.2f}"
             for part, seconds in (
@@ -135,7 +135,7 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
                 ("host", split.host),
             )
         )
-        check.report.number(PART, name, batch / split.step, "tok/s", f"ms: {note}; redrawn {share:.3f}")
+        check.report.number(PART, name, batch / split.step, "tok/s", f"ms: {note}; redrawn {split.redrawn:.3f}")
     if batch not in GOALS:
         return
     read, of_greedy = GOALS[batch]
@@ -154,9 +154,9 @@ def _measure(check: Check, made: Made, sequences: list[Sequence], load: Load) ->
 
 
 def _spells(machine: Machine, made: Made, sequences: list[Sequence], steps: int) -> Split:
-    """The median spell of three, after a warm-up; of its steps the median too."""
+    """The median spell of three, after a warm-up; of its steps the median too. Redrawn tokens count in all of them."""
     spells = sorted((_spell(machine, made, sequences, steps) for _ in range(SPELLS + 1)), key=lambda split: split.step)
-    return spells[len(spells) // 2]
+    return replace(spells[len(spells) // 2], redrawn=mean(spell.redrawn for spell in spells))
 
 
 def _spell(machine: Machine, made: Made, sequences: list[Sequence], steps: int) -> Split:
@@ -170,13 +170,17 @@ def _spell(machine: Machine, made: Made, sequences: list[Sequence], steps: int) 
     machine.wait()
     forward = median(machine.between(begin, middle) for begin, middle, _ in marks)
     sample = median(machine.between(middle, end) for _, middle, end in marks)
-    return Split(median(walls), forward, sample)
+    return Split(median(walls), forward, sample, stepper.num_redrawn / (steps * len(sequences)))
 
 
 class _Stepper:
-    """Steps of the engine without its scheduler, each launched before the tokens of the one before are read."""
+    """Steps of the engine without its scheduler, each launched before the tokens of the one before are read.
+
+    ``num_redrawn`` counts the tokens that the device had wrong.
+    """
 
     def __init__(self, made: Made, mark: Callable[[], Any] = lambda: None) -> None:
+        self.num_redrawn = 0
         self._runner, self._sampler, self._mark = made.runner, made.sampler, mark
         self._in_flight: list[tuple[Any, list[tuple[Sequence, int]]]] = []
 
@@ -203,6 +207,7 @@ class _Stepper:
         """Append the tokens of the step that is in flight, unless it was computed from a token that was redrawn."""
         for launched, owners in self._in_flight:
             for (sequence, rewinds), sampled in zip(owners, self._sampler.finish(launched), strict=True):
+                self.num_redrawn += sampled.redrawn
                 if sequence.num_rewinds == rewinds:
                     sequence.tokens.append(sampled.token_id)
                     sequence.num_unread -= 1

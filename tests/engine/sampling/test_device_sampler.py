@@ -116,6 +116,7 @@ def test_a_step_ahead_every_token_is_that_of_the_sampler_that_waits(seed: int) -
     unread: dict[Sequence, int] = {}
     in_flight: tuple[Launched, list[Sampled], list[int]] | None = None
     void: set[Sequence] = set()
+    read_tokens: list[Sampled] = []
 
     def read() -> None:
         nonlocal in_flight
@@ -129,6 +130,7 @@ def test_a_step_ahead_every_token_is_that_of_the_sampler_that_waits(seed: int) -
         ):
             assert found[:2] == right[:2]
             assert found.redrawn == (found.token_id != token)
+            read_tokens.append(found)
             if owner not in invalid:
                 owner.tokens.append(found.token_id)
                 if found.redrawn:
@@ -157,8 +159,8 @@ def test_a_step_ahead_every_token_is_that_of_the_sampler_that_waits(seed: int) -
         for owner in void:
             assert owner in batch
     read()
-    assert device.sampler.num_sampled > 60
-    assert 0 < device.sampler.num_redrawn < device.sampler.num_sampled
+    assert len(read_tokens) > 60
+    assert {found.redrawn for found in read_tokens} == {True, False}
 
 
 def test_greedy_rows_keep_no_logits_and_rank_nothing() -> None:
@@ -199,7 +201,6 @@ def test_a_token_beyond_the_ranked_ones_is_drawn_from_logits_that_the_next_step_
     ]
     assert all(sampled.redrawn for sampled in found)
     assert all(sampled.token_id != token for sampled, token in zip(found, fed, strict=True))
-    assert (device.sampler.num_sampled, device.sampler.num_redrawn) == (4, 4)
 
 
 def test_a_pending_token_counts_for_its_launch_alone() -> None:
