@@ -12,10 +12,10 @@ from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.device.device_memory import advice_on, free_bytes, size, who_holds
 from engine.failures import first_line
+from engine.fused.linear import FuseLinears
 from engine.model.loader import LoadedModel, Progress
 from engine.model.rewrites import apply_rewrites
 from engine.runner.cuda_graphs import CudaRecorder, Recorder, batch_sizes
-from engine.runner.fused_linear import FuseLinears
 from engine.runner.memory_profile import Attention, profile_steps
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import DeviceSampler
@@ -48,7 +48,7 @@ class CudaPlatform:
         progress("joining weights", 0.0)
         apply_rewrites(model, [FuseLinears()])
         try:
-            from engine.runner.gpu_rewrites import FUSED_OPS
+            from engine.fused.rewrites import FUSED_OPS
         except ImportError:
             return  # no Triton; ``triton_attention`` warns about it
         apply_rewrites(model, FUSED_OPS)

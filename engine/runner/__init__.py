@@ -1,1 +1,1 @@
-"""The forward of transformers models: batches, fused operators, recorded steps."""
+"""The forward of transformers models: batches, recorded steps, and the memory that they take."""

@@ -106,11 +106,11 @@ def _model(machine: Machine, name: str) -> None:
     What needs another rewrite before is launched here, because nothing is swapped where nothing is computed; nor is
     there anything to time.
     """
+    from engine.fused.few_rows import ROWS, SpeedFewRows, few_rows_linear
+    from engine.fused.layers import add_norm
+    from engine.fused.ops import FuseNorms, rotated
+    from engine.fused.rewrites import FUSED_OPS
     from engine.model.rewrites import apply_rewrites
-    from engine.runner.few_rows import ROWS, SpeedFewRows, few_rows_linear
-    from engine.runner.fused_layers import add_norm
-    from engine.runner.fused_ops import FuseNorms, rotated
-    from engine.runner.gpu_rewrites import FUSED_OPS
 
     family, config = shape_of(machine, name)
     config = {**config, "vocab_size": 512, "num_hidden_layers": 1}

@@ -23,7 +23,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def models_as_they_were() -> Iterator[None]:
-    """``engine.runner.fused_ops`` replaces a function in the modules of models, which other tests compare with."""
+    """``engine.fused.ops`` replaces a function in the modules of models, which other tests compare with."""
     yield
     for module in list(sys.modules.values()):
         replaced = vars(module).get("apply_rotary_pos_emb") if module else None

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from engine.api.engine import EngineConfig
+from engine.fused import few_rows
+from engine.fused.few_rows import ROWS, FewRowsLinear, Product, SpeedFewRows, faster_rows, few_rows_linear
+from engine.fused.linear import FirstLinear, FuseLinears
 from engine.model.loader import LoadedModel, load_model
 from engine.model.probe import Probe
 from engine.model.rewrites import apply_rewrites
-from engine.runner import few_rows
-from engine.runner.few_rows import ROWS, FewRowsLinear, Product, SpeedFewRows, faster_rows, few_rows_linear
-from engine.runner.fused_linear import FirstLinear, FuseLinears
 
 # Places in a layer, and the head: query, key and value are one, gate and up are another.
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {

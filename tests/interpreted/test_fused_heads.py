@@ -13,10 +13,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm
 
 from engine.api.engine import EngineConfig
+from engine.fused.heads import FusedAttention, FuseHeads
+from engine.fused.ops import FusedNorm, FuseNorms, rotated
 from engine.model.loader import LoadedModel, load_model
 from engine.model.rewrites import apply_rewrites
-from engine.runner.fused_heads import FusedAttention, FuseHeads
-from engine.runner.fused_ops import FusedNorm, FuseNorms, rotated
 
 
 def fused(model: LoadedModel) -> list[bool]:

@@ -14,11 +14,11 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from engine.api.engine import EngineConfig
+from engine.fused.layers import FusedLayer, FuseLayers, add_norm
+from engine.fused.ops import FusedNorm, FuseNorms
 from engine.model.loader import LoadedModel, load_model
 from engine.model.probe import dry_run
 from engine.model.rewrites import apply_rewrites
-from engine.runner.fused_layers import FusedLayer, FuseLayers, add_norm
-from engine.runner.fused_ops import FusedNorm, FuseNorms
 
 
 def llama(path: Path, **config: Any) -> LoadedModel:
@@ -71,8 +71,8 @@ def test_all_norms_but_the_first_come_with_a_sum(tmp_path: Path, monkeypatch: py
     model = llama(tmp_path)
     assert fused(model) == [True] * 3
     launches: list[str] = []
-    for name, module in (("norm_kernel", "fused_ops"), ("add_norm_kernel", "fused_layers")):
-        code = sys.modules[f"engine.runner.{module}"]
+    for name, module in (("norm_kernel", "ops"), ("add_norm_kernel", "layers")):
+        code = sys.modules[f"engine.fused.{module}"]
         kernel = vars(code)[name]
 
         class Counted:

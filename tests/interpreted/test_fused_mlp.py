@@ -12,11 +12,11 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
+from engine.fused.kernels import ACTIVATIONS
+from engine.fused.mlp import FuseGatedMlps, activated
 from engine.model.loader import LoadedModel
 from engine.model.probe import Probe
 from engine.model.rewrites import apply_rewrites
-from engine.runner.fused_mlp import FuseGatedMlps, activated
-from engine.runner.fused_ops_kernels import ACTIVATIONS
 
 EXPECTED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,

@@ -24,10 +24,7 @@ from engine.api.errors import EngineUnavailable
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.device import cuda_health
-from engine.model.loader import LoadedModel, load_model
-from engine.model.probe import Probe
-from engine.model.rewrites import apply_rewrites
-from engine.runner.fused_ops import (
+from engine.fused.ops import (
     FusedNorm,
     FuseNorms,
     FuseRotations,
@@ -35,7 +32,10 @@ from engine.runner.fused_ops import (
     RotationPlace,
     fused_rotation,
 )
-from engine.runner.gpu_rewrites import FUSED_OPS
+from engine.fused.rewrites import FUSED_OPS
+from engine.model.loader import LoadedModel, load_model
+from engine.model.probe import Probe
+from engine.model.rewrites import apply_rewrites
 
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "gemma2": Gemma2RMSNorm, "gpt_oss": GptOssRMSNorm}
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_and_a_lost_device_are_not_the_kernels_fault(
     def be_lost(_device: torch.device) -> None:
         raise EngineUnavailable("the device is lost")
 
-    fused_ops = sys.modules["engine.runner.fused_ops"]
+    fused_ops = sys.modules["engine.fused.ops"]
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
     monkeypatch.setattr(fused_ops, "norm_kernel", Broken(torch.OutOfMemoryError("CUDA out of memory")))
@@ -187,7 +187,7 @@ def test_kernels_that_do_not_run_leave_the_model_alone(
         def __getitem__(self, grid: Any) -> Any:
             raise ValueError("no such architecture")
 
-    monkeypatch.setattr(sys.modules["engine.runner.fused_ops"], "norm_kernel", Broken())
+    monkeypatch.setattr(sys.modules["engine.fused.ops"], "norm_kernel", Broken())
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
     assert install_fused_ops(loaded) == 0
@@ -197,7 +197,7 @@ def test_kernels_that_do_not_run_leave_the_model_alone(
 
 def test_a_model_of_the_same_code_on_a_cpu_keeps_its_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     original = modeling_llama.apply_rotary_pos_emb
-    fused_ops = sys.modules["engine.runner.fused_ops"]
+    fused_ops = sys.modules["engine.fused.ops"]
     monkeypatch.setattr(fused_ops, "rotated", lambda *_: pytest.fail("our kernel, where it does not run"))
     monkeypatch.setattr(fused_ops, "_INTERPRETED", False)
     q, k = torch.randn(1, 4, 3, 20), torch.randn(1, 2, 3, 20)

@@ -121,8 +121,8 @@ def _measure_linear(check: Check, name: str, inputs: int, outputs: int) -> None:
     if missing := _missing(check, "triton"):
         check.report.skipped(PART, f"{title}, ours", missing)
         return
-    from engine.runner.few_rows import ROWS as FEW_ROWS
-    from engine.runner.few_rows import few_rows_linear
+    from engine.fused.few_rows import ROWS as FEW_ROWS
+    from engine.fused.few_rows import few_rows_linear
 
     for rows in FEW_ROWS[:1] if machine.smoke else FEW_ROWS:
         source = machine.random(rows, inputs)
@@ -135,9 +135,9 @@ def _measure_small(check: Check) -> None:
     if missing := _missing(check, "triton"):
         check.report.skipped(PART, "kernels between products", missing)
         return
-    from engine.runner.fused_layers import add_norm
-    from engine.runner.fused_mlp import activated
-    from engine.runner.fused_ops import FusedNorm
+    from engine.fused.layers import add_norm
+    from engine.fused.mlp import activated
+    from engine.fused.ops import FusedNorm
 
     machine = check.machine
     width, middle = (32, 48) if machine.smoke else (4096, 14336)

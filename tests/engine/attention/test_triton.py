@@ -23,7 +23,7 @@ from engine.attention.base import AttentionOptions  # noqa: E402
 from engine.attention.triton_launch import decode_options, prefill_options, write_options  # noqa: E402
 from engine.attention.triton_paged import _steadily_strided  # noqa: E402
 from engine.cache.layout import KVShape  # noqa: E402
-from engine.runner import fused_ops_kernels  # noqa: E402
+from engine.fused import kernels as fused_kernels  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 INTERPRETED = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
@@ -95,9 +95,9 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> Non
 @pytest.mark.parametrize("capability", [80, 90])
 def test_chains_compile(capability: int) -> None:
     norm = {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True}
-    compiled(fused_ops_kernels.norm_kernel, norm, "*bf16", capability)
+    compiled(fused_kernels.norm_kernel, norm, "*bf16", capability)
     rotation = {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 80, "WIDTH": 128, "ANGLES": 80, **PLAIN_HEADS}
-    compiled(fused_ops_kernels.rotate_kernel, rotation, "*bf16", capability)
+    compiled(fused_kernels.rotate_kernel, rotation, "*bf16", capability)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -116,11 +116,11 @@ WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "decode": (triton_kernels.decode_kernel, decode_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
     "prefill": (triton_kernels.prefill_kernel, prefill_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
     "norm": (
-        fused_ops_kernels.norm_kernel,
+        fused_kernels.norm_kernel,
         {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True, "num_warps": 8},
     ),
     "rotate": (
-        fused_ops_kernels.rotate_kernel,
+        fused_kernels.rotate_kernel,
         {"HEADS": 32, "OTHER_HEADS": 8, "SIZE": 128, "WIDTH": 128, "ANGLES": 128, **PLAIN_HEADS, "num_warps": 1},
     ),
 }

@@ -15,9 +15,9 @@ from support.tiny import tiny_model_folder
 from torch import nn
 
 from engine.api.engine import EngineConfig
+from engine.fused.linear import FuseLinears, LinearGroup
 from engine.model.loader import LoadedModel, load_model
 from engine.model.rewrites import apply_rewrites
-from engine.runner.fused_linear import FuseLinears, LinearGroup
 
 JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}

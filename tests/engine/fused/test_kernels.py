@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton", reason="Triton is installed on Linux only
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from engine.runner import fused_ops_kernels as kernels  # noqa: E402
+from engine.fused import kernels  # noqa: E402
 
 
 class Variant(NamedTuple):

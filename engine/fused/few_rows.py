@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.fused.kernels import few_rows_kernel
+from engine.fused.linear import FirstLinear, is_plain
 from engine.model.loader import LoadedModel
 from engine.model.rewrites import REORDERED_SUMS, difference
 from engine.runner.cuda_graphs import CudaRecorder
-from engine.runner.fused_linear import FirstLinear, is_plain
-from engine.runner.fused_ops_kernels import few_rows_kernel
 
 _log = logging.getLogger(__name__)
 

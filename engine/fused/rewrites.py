@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from engine.fused.few_rows import SpeedFewRows
+from engine.fused.heads import FuseHeads
+from engine.fused.layers import FuseLayers
+from engine.fused.mlp import FuseGatedMlps
+from engine.fused.ops import FuseNorms, FuseRotations
 from engine.model.rewrites import Rewrite
-from engine.runner.few_rows import SpeedFewRows
-from engine.runner.fused_heads import FuseHeads
-from engine.runner.fused_layers import FuseLayers
-from engine.runner.fused_mlp import FuseGatedMlps
-from engine.runner.fused_ops import FuseNorms, FuseRotations
 
 FUSED_OPS: tuple[Rewrite, ...] = (
     FuseNorms(),
