@@ -45,6 +45,8 @@ class FuseHeads:
                 fused = all(isinstance(norm, FusedNorm) and len(norm.weight) == layer.shape.key_size for norm in norms)
                 if fused and len({(norm.eps, norm.offset, norm.round_first) for norm in norms}) == 1:
                     found[attention] = layer.options
+        if not found:
+            return []
         inputs: dict[Any, dict[str, Any]] = {}
         handles = [
             attention.register_forward_pre_hook(
@@ -52,12 +54,7 @@ class FuseHeads:
             )
             for attention in found
         ]
-        try:
-            if found:
-                dry_run(model.module)
-        finally:
-            for handle in handles:
-                handle.remove()
+        dry_run(model.module, handles)
         return [
             AttentionPlace(
                 attention,

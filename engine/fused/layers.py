@@ -162,11 +162,7 @@ class _Observed:
             handles.append(attention.register_forward_pre_hook(note, with_kwargs=True))
         norms = [module for module in model.modules() if isinstance(module, FusedNorm)]
         handles += [norm.register_forward_pre_hook(self._note_norm) for norm in norms]
-        try:
-            dry_run(model)
-        finally:
-            for handle in handles:
-                handle.remove()
+        dry_run(model, handles)
         self._results.clear()
 
     def _note_layer(self, layer: nn.Module, args: Any, named: Any) -> None:

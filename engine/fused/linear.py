@@ -46,12 +46,8 @@ class FuseLinears:
                     calls[parent].append((name, inputs[0]))
 
                 handles.append(layer.register_forward_pre_hook(note))
-        try:
-            if found:
-                dry_run(model.module)
-        finally:
-            for handle in handles:
-                handle.remove()
+        if found:
+            dry_run(model.module, handles)
         sharing = []
         for group in found:
             mine = [(name, source) for name, source in calls[group.parent] if name in group.members]

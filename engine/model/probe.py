@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from engine.api.errors import ModelRefused
 from engine.attention.base import AttentionOptions
@@ -50,25 +51,6 @@ class _Call(NamedTuple):
 _Calls = dict[nn.Module, list[_Call]]
 
 
-class _Recorder:
-    """Records what each attention module is called with; attention itself yields zeros, so tokens never mix."""
-
-    def __init__(self) -> None:
-        self.calls: _Calls = {}
-
-    def attend(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        options: AttentionOptions,
-    ) -> torch.Tensor:
-        self.calls.setdefault(module, []).append(_Call(key, value, attention_mask, options))
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
-
-
 def probe(model: Any, num_layers: int) -> Probe:
     """Run a few tokens through ``model`` and learn its layers; the model is left on the paged attention.
 
@@ -96,10 +78,17 @@ def probe(model: Any, num_layers: int) -> Probe:
     return Probe(layers, vocab_size)
 
 
-def dry_run(model: Any) -> None:
-    """Run a few tokens through a probed model that is not bound to a backend yet; its attention yields zeros."""
+def dry_run(model: Any, hooks: Iterable[RemovableHandle] = ()) -> None:
+    """Run a few tokens through a probed model that is not bound to a backend yet; its attention yields zeros.
+
+    ``hooks`` are what observes it: they are removed afterwards.
+    """
     ordered = torch.arange(_TOKENS)[None]
-    _record(model, attention_hook.PAGED, ordered, ordered)
+    try:
+        _record(model, attention_hook.PAGED, ordered, ordered)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -110,26 +99,45 @@ def attending_to_itself(part: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
     """
     calls: list[tuple[Any, ...]] = []
 
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *more: Any) -> torch.Tensor:
+    def attend(_: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *more: Any) -> torch.Tensor:
         calls.append((query, key, value, *more))
         return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous()
 
-    for module in part.modules():
-        attention_hook.bind(module, attend)  # type: ignore[arg-type]
-    try:
+    with _attending(part, attend):
         yield calls
+
+
+@contextmanager
+def _attending(part: nn.Module, attend: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Within the block ``attend`` computes the attention in ``part``; it gets the module before its inputs."""
+    for module in part.modules():
+        attention_hook.bind(module, partial(attend, module))
+    try:
+        yield
     finally:
         for module in part.modules():
             attention_hook.unbind(module)
 
 
 def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -> tuple[_Calls, int]:
-    recorder = _Recorder()
+    """What each attention module is called with, and the width of the logits. Attention yields zeros, so that tokens
+    never mix."""
+    calls: _Calls = {}
+
+    def attend(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        calls.setdefault(module, []).append(_Call(key, value, mask, options))
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
     set_attention(model, name)
-    for module in model.modules():
-        attention_hook.bind(module, partial(recorder.attend, module))
     try:
-        with torch.inference_mode():
+        with _attending(model, attend), torch.inference_mode():
             logits = model(
                 input_ids=ids.to(model.device),
                 position_ids=positions.to(model.device),
@@ -144,12 +152,9 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -
         require_device(model.device)
         line = first_line(error)
         raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {line}") from error
-    finally:
-        for module in model.modules():
-            attention_hook.unbind(module)
     if logits.shape[:2] != (1, 1):
         raise ModelRefused(f"{type(model).__name__} computes logits for tokens that were not asked for")
-    return recorder.calls, int(logits.shape[2])
+    return calls, int(logits.shape[2])
 
 
 def set_attention(model: Any, name: str) -> None:
