@@ -1,4 +1,7 @@
-"""A stand-in for CUDA's recorder on a CPU: what it replays is computed again, and what no capture allows raises."""
+"""Finds out on a CPU what would wait for a GPU, and what CUDA could not record.
+
+``record`` stands in for CUDA's recorder: what it replays is computed again.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 # Operators that read numbers of the device on the host, or whose result is as large as those numbers say.
 READING = {
-    "item", "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique2", "_unique2",
-    "unique_dim", "unique_consecutive", "bincount",
+    "item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
+    "masked_select", "unique2", "_unique2", "unique_dim", "unique_consecutive", "bincount",
 }  # fmt: skip
 # How Python objects become tensors: an upload from memory that is not pinned.
-BRINGING = {"lift_fresh", "_pin_memory"}
+BRINGING = {"lift_fresh", "lift_fresh_copy", "_pin_memory"}
 # Methods that hand numbers to Python. On a CPU some of them run no operator.
 METHODS = {
     "tolist", "numpy", "cpu", "item", "pin_memory", "__bool__", "__int__", "__float__", "__index__", "__array__",
@@ -27,7 +30,7 @@ METHODS = {
 
 
 class ForbiddenError(RuntimeError):
-    """A recorded computation does what a capture forbids."""
+    """A computation waits for the device, or does what a capture forbids."""
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[misc]
@@ -64,14 +67,13 @@ def _refuse(*_given: Any, **_more: Any) -> None:
 
 
 @contextmanager
-def capture_rules() -> Iterator[None]:
-    """Within it, ``ForbiddenError`` is raised for all that waits for a device or moves numbers between it and the host.
+def nothing_waits() -> Iterator[None]:
+    """Within it, ``ForbiddenError`` is raised for all that waits for a device or copies between it and the host, except
+    for uploads from pinned memory.
 
     Triton's interpreter is exempt: how it computes a kernel is not what the device would do.
     """
     with ExitStack() as stack:
-        for name in ("frombuffer", "from_numpy"):
-            stack.enter_context(mock.patch.object(torch, name, _refuse))
         if (interpreter := sys.modules.get("triton.runtime.interpreter")) is not None:
             run = interpreter.GridExecutor.__call__
 
@@ -82,6 +84,16 @@ def capture_rules() -> Iterator[None]:
             stack.enter_context(mock.patch.object(interpreter.GridExecutor, "__call__", unobserved))
         stack.enter_context(_Methods())
         stack.enter_context(_Operators())
+        yield
+
+
+@contextmanager
+def capture_rules() -> Iterator[None]:
+    """``nothing_waits``, and nothing brings numbers from the host either."""
+    with ExitStack() as stack:
+        for name in ("frombuffer", "from_numpy"):
+            stack.enter_context(mock.patch.object(torch, name, _refuse))
+        stack.enter_context(nothing_waits())
         yield
 
 

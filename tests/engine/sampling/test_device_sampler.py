@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.capture import NothingThatWaits
-from support.recording import record
+from support.recording import nothing_waits, record
 from test_sampler import sequence
 
 from engine.constraints.masks import Mask, all_but, only
@@ -57,7 +56,7 @@ class Device:
         nothing: list[None] = [None] * len(sequences)
         if in_place:
             logits = self.logits[: len(logits)].copy_(logits)
-        with NothingThatWaits():
+        with nothing_waits():
             return self.sampler.launch(logits, sequences, masks or nothing, pending or nothing)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence], masks: Any = None) -> list[Sampled]:
@@ -240,7 +239,7 @@ def test_a_launch_that_fails_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     logits[0, 1] = 1.5
     with monkeypatch.context() as patched:
         patched.setattr(torch.Tensor, "index_fill_", lambda *_args: torch.ones(1).item())
-        with pytest.raises(RuntimeError, match="synchronizing"):
+        with pytest.raises(RuntimeError, match="waits for the device"):
             device.launch(logits, [owner])
     assert device.sample(logits, [owner])[0].token_id == 0
 
