@@ -1,1 +1,1 @@
-"""Operators of models in fewer, faster kernels: rewrites that are proved equal at load, and what they put in place."""
+"""Rewrites that fuse the operators of models into fewer kernels, and these kernels."""
