@@ -13,6 +13,7 @@ from engine.api.events import Event
 from engine.api.requests import Request
 
 _LEAST = {"block_size": 1, "max_running": 1, "max_waiting": 0, "threads": 1}
+KV_DTYPES = ("auto", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class EngineConfig:
 
     ``path`` is a prepared folder (config, safetensors, tokenizer). ``dtype`` and ``device`` are torch names or "auto".
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory if at most 1, else
-    bytes; None means the default of the device. ``step_target_ms`` bounds steps with prefill.
+    bytes; None means the default of the device. ``kv_dtype`` is how keys and values are kept: "auto", in the model's
+    type, or "fp8" (``engine.cache.fp8``), in about half of the memory. ``step_target_ms`` bounds steps with prefill.
     ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; a ``max_running`` of None means
     the device's default, which ``ModelInfo`` reports. ``native`` lets C code compute the models that it supports on a
     CPU; it is compiled once into ``cache_dir``, or at each start without one. ``cuda_graphs`` makes a GPU replay
@@ -36,6 +38,7 @@ class EngineConfig:
     device: str = "auto"
     max_context: int | None = None
     kv_memory: float | None = None
+    kv_dtype: str = "auto"
     block_size: int = 16
     max_running: int | None = None
     max_waiting: int = 256
@@ -54,6 +57,8 @@ class EngineConfig:
             raise ModelRefused(f"step_target_ms is {self.step_target_ms}; give milliseconds above 0")
         if self.kv_memory is not None and not 0 < self.kv_memory < inf:
             raise ModelRefused(f"kv_memory is {self.kv_memory}; give a share above 0 and up to 1, or bytes")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ModelRefused(f"kv_dtype is {self.kv_dtype!r}; give {' or '.join(KV_DTYPES)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from engine.attention.base import AttentionOptions
+from engine.cache.fp8 import dequantise, quantise
 from engine.cache.kv_tensors import KVCache
 from engine.scheduling.flat_batch import FlatBatch, GroupBlocks
 
@@ -60,16 +61,25 @@ class ReferenceAttention:
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         # A block outlives the sequence that wrote it, and a masked slot still enters the sums as 0 * value: a number
         # that is not finite would reach whoever gets the block next.
-        slots = self._slots[self._cache.groups[layer]]
-        for blocks, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
-            blocks.flatten(0, 1).index_copy_(0, slots, new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+        cache, slots = self._cache, self._slots[self._cache.groups[layer]]
+        for blocks, scales, new in (
+            (cache.keys[layer], cache.key_scales[layer], keys),
+            (cache.values[layer], cache.value_scales[layer], values),
+        ):
+            numbers = new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            if scales is not None:
+                numbers, new_scales = quantise(numbers)
+                # As bytes: torch copies no float8 by index.
+                blocks, numbers = blocks.view(torch.uint8), numbers.view(torch.uint8)
+                scales.flatten(0, 1).index_copy_(0, slots, new_scales)
+            blocks.flatten(0, 1).index_copy_(0, slots, numbers)
 
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        out = query.new_empty(query.shape[0], query.shape[1], values.shape[3])
-        for call in self._calls[self._cache.groups[layer], options.sliding_window]:
-            k = self._gather("keys", keys, call)
-            v = self._gather("values", values, call)
+        cache = self._cache
+        out = query.new_empty(query.shape[0], query.shape[1], cache.values[layer].shape[3])
+        for call in self._calls[cache.groups[layer], options.sliding_window]:
+            k = self._gather("keys", cache.keys[layer], cache.key_scales[layer], call)
+            v = self._gather("values", cache.values[layer], cache.value_scales[layer], call)
             q = query[call.tokens].unflatten(0, (call.sequences, call.queries)).transpose(1, 2)
             if options.softcap is None and options.sinks is None:
                 grouped = q.shape[1] != k.shape[1]
@@ -123,8 +133,12 @@ class ReferenceAttention:
             ),
         )
 
-    def _gather(self, name: str, blocks: torch.Tensor, call: _Call) -> torch.Tensor:
+    def _gather(self, name: str, blocks: torch.Tensor, scales: torch.Tensor | None, call: _Call) -> torch.Tensor:
         """The call's blocks side by side: [sequences, kv heads, blocks * block size, size]."""
+        if scales is not None:
+            numbers = blocks.view(torch.uint8)[call.tables].view(blocks.dtype)
+            wide = dequantise(numbers, scales[call.tables], self._cache.dtype)
+            return wide.view(call.sequences, -1, *blocks.shape[2:]).transpose(1, 2)
         flat = blocks.flatten(1)
         needed = len(call.tables) * flat.shape[1]
         scratch = self._scratch.get(name)

@@ -13,26 +13,40 @@ from engine.cache.layout import KVShape, num_groups
 class KVCache:
     """Keys and values of every layer: [blocks, block size, kv heads, size] each, zero at first.
 
-    Which block belongs to whom is the block pool's business. ``groups`` are the layers' groups.
+    Which block belongs to whom is the block pool's business. ``groups`` are the layers' groups. ``dtype`` is the type
+    that attention computes in, and that of the blocks. With ``fp8`` these are float8_e4m3fn instead, and ``key_scales``
+    and ``value_scales``, [blocks, block size, kv heads] uint8, hold their scales (``engine.cache.fp8``).
     """
 
     def __init__(
-        self, shapes: list[KVShape], num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: list[KVShape],
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        fp8: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
         self.device = device
+        self.fp8 = fp8
         self.groups = [shape.group for shape in shapes]
         self.num_groups = num_groups(shapes)
-        self.keys = [self._blocks(shape.heads, shape.key_size) for shape in shapes]
-        self.values = [self._blocks(shape.heads, shape.value_size) for shape in shapes]
+        stored = torch.float8_e4m3fn if fp8 else dtype
+        self.keys = [self._blocks(stored, shape.heads, shape.key_size) for shape in shapes]
+        self.values = [self._blocks(stored, shape.heads, shape.value_size) for shape in shapes]
+        self.key_scales, self.value_scales = (
+            [self._blocks(torch.uint8, shape.heads) if fp8 else None for shape in shapes] for _ in range(2)
+        )
 
-    def _blocks(self, heads: int, size: int) -> torch.Tensor:
-        shape = (self.num_blocks, self.block_size, heads, size)
+    def _blocks(self, dtype: torch.dtype, *sizes: int) -> torch.Tensor:
+        shape = (self.num_blocks, self.block_size, *sizes)
         if self.device.type != "cpu":
-            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+            return torch.zeros(shape, dtype=dtype, device=self.device)
         # Memory that the system hands out zeroed when it is first written: a start does not wait for
         # gigabytes to be cleared, and a cache that stays half empty takes half.
-        lazy = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(lazy, dtype=self.dtype).view(shape)
+        lazy = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, access=mmap.ACCESS_COPY)
+        return torch.frombuffer(lazy, dtype=dtype).view(shape)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from engine.api.errors import ModelRefused
+from engine.cache.fp8 import SCALE_BYTES
 
 
 class KVShape(NamedTuple):
@@ -37,10 +38,10 @@ class KVPlan:
     max_context: int
 
 
-def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one block takes over all layers."""
-    numbers_per_token = sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes)
-    return block_size * numbers_per_token * int(dtype.itemsize)
+def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype, *, fp8: bool = False) -> int:
+    """Bytes that one block takes over all layers. ``fp8`` stores a byte for each number and the scales."""
+    item, scales = (1, 2 * SCALE_BYTES) if fp8 else (int(dtype.itemsize), 0)
+    return block_size * sum(shape.heads * ((shape.key_size + shape.value_size) * item + scales) for shape in shapes)
 
 
 def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context: int, max_running: int) -> KVPlan:

@@ -32,12 +32,15 @@ def model_info(
     )
 
 
-def log_summary(model: LoadedModel, plan: KVPlan, block_size: int, bytes_per_block: int, step_bytes: int = 0) -> None:
+def log_summary(
+    model: LoadedModel, plan: KVPlan, config: EngineConfig, bytes_per_block: int, step_bytes: int = 0
+) -> None:
     """Log how much fits, and what limited it. ``step_bytes`` are what steps take beside weights and cache."""
-    tokens = plan.num_blocks * block_size
+    tokens = plan.num_blocks * config.block_size
     _log.info(
-        "KV cache: %d tokens in %.0f MiB, %.1f sequences at the full context of %d tokens",
+        "KV cache: %d tokens of %s in %.0f MiB, %.1f sequences at the full context of %d tokens",
         tokens,
+        "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
         plan.num_blocks * bytes_per_block / 2**20,
         tokens / plan.max_context,
         plan.max_context,

@@ -22,6 +22,10 @@ class Platform(Protocol):
     runs_ahead: bool
     """Whether steps are launched before the tokens of the one before are read."""
 
+    def check(self, config: EngineConfig) -> None:
+        """Raises ``ModelRefused`` for an option that this device does not have, before anything is loaded."""
+        ...
+
     def rewrite(self, model: LoadedModel, progress: Progress) -> None:
         """Replace parts of the model by faster ones that compute the same numbers."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.errors import ModelRefused
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.device.machine_memory import available_bytes
@@ -30,6 +31,13 @@ class CpuPlatform:
     max_running = 64
     scratch_blocks = 0
     runs_ahead = False  # nothing computes while the host does something else
+
+    def check(self, config: EngineConfig) -> None:
+        if config.kv_dtype == "fp8":
+            raise ModelRefused(
+                "kv_dtype is 'fp8', but on a CPU keys and values keep the type of the model; leave kv_dtype out, or "
+                "set device to a GPU of compute capability 8.9 or higher"
+            )
 
     def rewrite(self, model: LoadedModel, progress: Progress) -> None:
         """Nothing: no operator costs more to launch than to compute here, and the C code needs the model as it is."""

@@ -24,6 +24,7 @@ from engine.scheduling.contracts import Runner, Sampler
 
 _log = logging.getLogger(__name__)
 
+FP8_CAPABILITY = (8, 9)  # Triton has no e4m3 below
 CACHE_SHARE = 0.92  # of what the largest steps have left free
 
 
@@ -41,6 +42,16 @@ class CudaPlatform:
         self._device = device
         self._attention = attention
         self._record = record
+
+    def check(self, config: EngineConfig) -> None:
+        if config.kv_dtype != "fp8" or self._device.type != "cuda":
+            return
+        capability = torch.cuda.get_device_capability(self._device)
+        if capability < FP8_CAPABILITY:
+            raise ModelRefused(
+                "kv_dtype is 'fp8', which takes compute capability {}.{} or higher, but {} has {}.{}; leave kv_dtype "
+                "out".format(*FP8_CAPABILITY, self._device, *capability)
+            )
 
     def rewrite(self, model: LoadedModel, progress: Progress) -> None:
         if self._device.type == "cuda":

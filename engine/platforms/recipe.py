@@ -20,7 +20,7 @@ from engine.device.device_memory import (
     size,
     who_holds,
 )
-from engine.model.loader import LoadedModel, Progress
+from engine.model.loader import LoadedModel, Progress, resolve_device
 from engine.model.summary import log_summary, model_info
 from engine.native.errors import WeightsGone
 from engine.platforms.base import Platform
@@ -49,6 +49,7 @@ def start_model(
     ``eos_ids`` are end tokens beside those of the model's own configuration. ``platform`` is by default that of the
     device that the model was loaded to.
     """
+    (platform or platform_of(resolve_device(config.device))).check(config)
     model = load()
     platform = platform or platform_of(model.module.device)
     device, dtype = model.module.device, model.module.dtype
@@ -61,10 +62,11 @@ def start_model(
     attention, reserved = platform.profile(model, unplanned, config, progress)
 
     progress("allocating cache", 0.0)
-    per_block = block_bytes([layer.shape for layer in model.probe.layers], config.block_size, dtype)
+    shapes = [layer.shape for layer in model.probe.layers]
+    per_block = block_bytes(shapes, config.block_size, dtype, fp8=config.kv_dtype == "fp8")
     plan, cache = _allocate_cache(model, config, max_running, platform, per_block, reserved)
     info = model_info(model, plan, config, max_running, eos_ids)
-    log_summary(model, plan, config.block_size, per_block, reserved)
+    log_summary(model, plan, config, per_block, reserved)
 
     held = held_bytes(device)
     try:
@@ -106,7 +108,14 @@ def _allocate_cache(
         purpose = f"a KV cache of {size(num_blocks * per_block)} beside {size(reserved)} for steps"
         with refused_without_memory(purpose, device, f"lower kv_memory, or free memory on {device}"):
             try:
-                return plan, KVCache(shapes, num_blocks, config.block_size, dtype=model.module.dtype, device=device)
+                return plan, KVCache(
+                    shapes,
+                    num_blocks,
+                    config.block_size,
+                    dtype=model.module.dtype,
+                    device=device,
+                    fp8=config.kv_dtype == "fp8",
+                )
             except torch.OutOfMemoryError:
                 if measured_again:
                     raise

@@ -74,7 +74,8 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     """
     layers = model.probe.layers
     device = torch.device(info.device)
-    cache = KVCache([layer.shape for layer in layers], 1, info.block_size, dtype=model.module.dtype, device=device)
+    shapes, fp8 = [layer.shape for layer in layers], config.kv_dtype == "fp8"
+    cache = KVCache(shapes, 1, info.block_size, dtype=model.module.dtype, device=device, fp8=fp8)
     runner = ModelRunner(model, attention(cache, model.windows), info)
     _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
     recorded = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from engine.api.engine import KV_DTYPES
 from engine.api.sampling import SAMPLING_FIELDS, Range
 from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
 from server.config.errors import ConfigError
@@ -34,10 +35,11 @@ class ModelSpec:
     """One entry of models.yaml: a model as its operator wants it served.
 
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory up to 1, else bytes;
-    ``max_running`` None means the default of the device. ``max_output_tokens`` is the limit of requests that name none.
-    ``request_timeout`` is in seconds. ``temperature``, ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` are
-    the defaults of requests that name none; None leaves them to the server. ``base`` is the folder that a relative path
-    in ``source`` counts from: that of the file. ``thinking_levels`` in the file override the defaults one by one.
+    ``kv_dtype`` is the type that keys and values are kept in, "auto" that of the model. ``max_running`` None means the
+    default of the device. ``max_output_tokens`` is the limit of requests that name none. ``request_timeout`` is in
+    seconds. ``temperature``, ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` are the defaults of requests
+    that name none; None leaves them to the server. ``base`` is the folder that a relative path in ``source`` counts
+    from: that of the file. ``thinking_levels`` in the file override the defaults one by one.
     ``lenient`` are the fields of requests that are accepted without effect. ``native`` lets C code compute the model on
     a CPU where it can.
     """
@@ -51,6 +53,7 @@ class ModelSpec:
     device: str = "auto"
     max_context: int | None = None
     kv_memory: float | None = None
+    kv_dtype: str = "auto"
     cuda_graphs: bool = True
     max_running: int | None = None
     max_waiting: int = 256
@@ -209,6 +212,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (_text, "auto or the name of a torch device, as cpu or cuda:0"),
     "max_context": _POSITIVE,
     "kv_memory": (_number(Range(0, excluded=True)), "a share of the free GPU memory up to 1, or a number of bytes"),
+    "kv_dtype": (lambda v: v in KV_DTYPES, f"one of {', '.join(KV_DTYPES)}"),
     "cuda_graphs": (lambda v: isinstance(v, bool), "true or false"),
     "max_running": _POSITIVE,
     "max_waiting": (_number(Range(0), whole=True), "a whole number of at least 0"),

@@ -245,6 +245,7 @@ def engine_config(spec: ModelSpec, folder: Path, cache_dir: Path) -> EngineConfi
         device=spec.device,
         max_context=spec.max_context,
         kv_memory=spec.kv_memory,
+        kv_dtype=spec.kv_dtype,
         cuda_graphs=spec.cuda_graphs,
         max_running=spec.max_running,
         max_waiting=spec.max_waiting,

@@ -74,6 +74,7 @@ class PagedModel:
         block_size: int = BLOCK_SIZE,
         change: Callable[[Any], object] = lambda module: None,
         max_context: int = 512,
+        fp8: bool = False,
     ) -> None:
         self.block_size = block_size
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
@@ -81,10 +82,13 @@ class PagedModel:
         layers = loaded.probe.layers
         device = torch.device("cpu")
         self.cache = cache = KVCache(
-            [x.shape for x in layers], num_blocks, block_size, dtype=torch.float32, device=device
+            [x.shape for x in layers], num_blocks, block_size, dtype=loaded.module.dtype, device=device, fp8=fp8
         )
         for blocks in (*cache.keys, *cache.values):
-            blocks.fill_(self.STALE)
+            blocks.fill_(min(self.STALE, torch.finfo(blocks.dtype).max))
+        for scales in (*cache.key_scales, *cache.value_scales):
+            if scales is not None:
+                scales.fill_(128)
         info = ModelInfo(
             "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, num_blocks, 8, (EOS_ID,)
         )

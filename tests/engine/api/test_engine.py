@@ -32,6 +32,11 @@ def test_a_number_outside_its_bounds_is_refused_by_name(field: str, value: float
         replace(EngineConfig("folder"), **{field: value})
 
 
+def test_types_of_keys_and_values_are_named() -> None:
+    with pytest.raises(ModelRefused, match=r"^kv_dtype is 'int8'; give auto or fp8$"):
+        EngineConfig("folder", kv_dtype="int8")
+
+
 def test_numbers_at_their_bounds_are_taken() -> None:
     config = EngineConfig(
         "folder", block_size=1, max_running=1, max_waiting=0, threads=1, step_target_ms=1e-6, kv_memory=1.0

@@ -13,6 +13,7 @@ from support.paged import make_sequence
 
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
+from engine.cache.fp8 import dequantise, quantise
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
 from engine.scheduling.flat_batch import flatten
@@ -29,10 +30,11 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_decodes_and_chunks_of_one_batch(options: AttentionOptions) -> None:
+def test_decodes_and_chunks_of_one_batch(options: AttentionOptions, fp8: bool) -> None:
     torch.manual_seed(0)
-    cache = KVCache([SHAPE], 64, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache([SHAPE], 64, BLOCK, dtype=torch.float32, device=torch.device("cpu"), fp8=fp8)
     backend = ReferenceAttention(cache, {options.sliding_window})
     rnd = random.Random(0)
     free = rnd.sample(range(64), 64)
@@ -56,13 +58,16 @@ def test_decodes_and_chunks_of_one_batch(options: AttentionOptions) -> None:
     found = backend.attend(0, query, options)
     first = 0
     for chunk, (k, v) in zip(chunks, texts, strict=True):
+        if fp8:
+            k, v = (dequantise(*quantise(numbers), torch.float32) for numbers in (k, v))
         own = slice(first, first + chunk.num_tokens)
         assert_within(found[own], *attended(query[own], k, v, chunk.start, options))
         first += chunk.num_tokens
 
 
-def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_block() -> None:
-    cache = KVCache([SHAPE], 1, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
+@pytest.mark.parametrize("fp8", [False, True])
+def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_block(fp8: bool) -> None:
+    cache = KVCache([SHAPE], 1, BLOCK, dtype=torch.float32, device=torch.device("cpu"), fp8=fp8)
     backend = ReferenceAttention(cache, {None})
     broken = torch.full((BLOCK, 2, 8), math.nan)
     backend.prepare(flatten([ScheduledChunk(make_sequence([1] * BLOCK, [0]), 0, BLOCK)], BLOCK))
@@ -72,7 +77,8 @@ def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_block() ->
     backend.prepare(flatten([ScheduledChunk(make_sequence([1], [0]), 0, 1)], BLOCK))
     backend.write_kv(0, k, v)
     out = backend.attend(0, q, AttentionOptions(0.3))
-    torch.testing.assert_close(out, v.repeat_interleave(2, dim=1))
+    expected = dequantise(*quantise(v), torch.float32) if fp8 else v
+    torch.testing.assert_close(out, expected.repeat_interleave(2, dim=1))
 
 
 @pytest.mark.parametrize("window", [None, 5])

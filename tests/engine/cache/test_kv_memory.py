@@ -15,13 +15,22 @@ CPU = torch.device("cpu")
 SHAPES = [KVShape(2, 16, 16), KVShape(1, 32, 8)]
 
 
-def test_bytes_of_a_page_are_those_of_the_tensors() -> None:
-    cache = KVCache(SHAPES, 5, 4, dtype=torch.bfloat16, device=CPU)
-    tensors = [*cache.keys, *cache.values]
-    assert sum(tensor.nbytes for tensor in tensors) == 5 * block_bytes(SHAPES, 4, torch.bfloat16)
+@pytest.mark.parametrize("fp8", [False, True])
+def test_bytes_of_a_page_are_those_of_the_tensors(fp8: bool) -> None:
+    cache = KVCache(SHAPES, 5, 4, dtype=torch.bfloat16, device=CPU, fp8=fp8)
+    scales = [*cache.key_scales, *cache.value_scales]
+    tensors = [*cache.keys, *cache.values, *(tensor for tensor in scales if tensor is not None)]
+    assert len(tensors) == (8 if fp8 else 4)
+    assert sum(tensor.nbytes for tensor in tensors) == 5 * block_bytes(SHAPES, 4, torch.bfloat16, fp8=fp8)
+    tensors = [tensor.view(torch.uint8) for tensor in tensors]
     assert not any(tensor.any() for tensor in tensors)
     assert cache.keys[1].shape == (5, 4, 1, 32)
     assert cache.values[1].shape == (5, 4, 1, 8)
+
+
+def test_fp8_holds_nearly_twice_the_tokens() -> None:
+    shapes = [KVShape(8, 128, 128)] * 32
+    assert 1.98 < block_bytes(shapes, 16, torch.bfloat16) / block_bytes(shapes, 16, torch.bfloat16, fp8=True) < 2
 
 
 def test_a_cache_smaller_than_a_page_is_refused_with_both_numbers() -> None:

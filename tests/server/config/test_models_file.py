@@ -19,6 +19,7 @@ models:
     device: cpu
     max_context: 4096
     kv_memory: 0.85
+    kv_dtype: fp8
     max_running: 8
     max_waiting: 0
     max_output_tokens: 512
@@ -43,6 +44,7 @@ def test_reads_every_key_in_file_order() -> None:
     small, big = parse_specs(FULL)
     assert small.aliases == ("gemini-*", "tiny")
     assert (small.max_context, small.kv_memory, small.load, small.top_k) == (4096, 0.85, "request", 40)
+    assert (small.kv_dtype, big.kv_dtype) == ("fp8", "auto")
     assert (small.min_p, small.repetition_penalty) == (0.05, 1.1)
     assert small.lenient == ("generationConfig.speechConfig", "tools.googleSearch")
     assert small.thinking_levels == ThinkingLevels(512, 100, 4096, 16384, -1)
@@ -68,6 +70,7 @@ def test_reads_every_key_in_file_order() -> None:
         ("{source: x, request_timeout: 0}", "seconds, above 0 and at most 86400"),
         ("{source: x, kv_memory: .inf}", "a share of the free GPU memory"),
         ("{source: x, kv_memory: 0}", "a share of the free GPU memory"),
+        ("{source: x, kv_dtype: int8}", "kv_dtype is 'int8', but must be one of auto, fp8"),
         ("{source: x, dtype: int8}", "one of auto, float32"),
         ("{source: x, load: never}", "start or request"),
         ("{source: x, sha256: abc}", "64 hex digits"),
