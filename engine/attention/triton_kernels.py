@@ -12,25 +12,31 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from engine.cache import fp8
+
 LOG2E = tl.constexpr(1.4426950408889634)
 # Numbers that differ from step to step are not specialised: a kernel made anew for one that happens to be 1 or a
 # multiple of 16 would stop a running server for a second. Strides are: known multiples of 16 make loads 16 bytes wide.
 _VARYING = ("num_tokens", "work_at", "work_size", "chunks_at", "chunks_size", "tables_at")
 # How many lengths of chunks are looked at together; a step seldom has more.
 _CHUNKS = tl.constexpr(512)
+_ROUND_UP = tl.constexpr(fp8.ROUND_UP)
+_LARGEST_EXPONENT = tl.constexpr(fp8.LARGEST_EXPONENT)
+_LEAST_SCALE = tl.constexpr(fp8.LEAST_SCALE)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def write_kernel(
-    index: "Any", keys: "Any", values: "Any", new_keys: "Any", new_values: "Any", num_tokens: "Any", tables_at: "Any",
-    token_stride: "Any", head_stride: "Any", value_token_stride: "Any", value_head_stride: "Any",
+    index: "Any", keys: "Any", values: "Any", key_scales: "Any", value_scales: "Any", new_keys: "Any",
+    new_values: "Any", num_tokens: "Any", tables_at: "Any", token_stride: "Any", head_stride: "Any",
+    value_token_stride: "Any", value_head_stride: "Any",
     KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, PAIRS: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, PAIRS: tl.constexpr, FP8: tl.constexpr,
 ) -> None:  # fmt: skip
     """One program for ``PAIRS`` pairs of token and kv head: their keys and values into the tokens' slots.
 
-    Blocks are [slots, kv heads, size]. What is not finite becomes 0; see ``ReferenceAttention.write_kv`` for why
-    nothing else may enter a block.
+    Blocks are [slots, kv heads, size], and with ``FP8`` scales [slots, kv heads] (``engine.cache.fp8``). What is not
+    finite becomes 0; see ``ReferenceAttention.write_kv`` for why nothing else may enter a block.
     """
     pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     token, head = pair // KV_HEADS, pair % KV_HEADS
@@ -42,10 +48,23 @@ def write_kernel(
     k, v = tl.arange(0, KEY_WIDTH), tl.arange(0, VALUE_WIDTH)
     at, mask = token * token_stride + head * head_stride, there[:, None] & (k < KEY_SIZE)[None, :]
     key = tl.load(new_keys + at[:, None] + k[None, :], mask=mask, other=0.0)
-    tl.store(keys + page[:, None] * KEY_SIZE + k[None, :], _finite(key), mask=mask)
+    _store(keys + page[:, None] * KEY_SIZE + k[None, :], key_scales + page, _finite(key), mask, there, FP8)
     at, mask = token * value_token_stride + head * value_head_stride, there[:, None] & (v < VALUE_SIZE)[None, :]
     value = tl.load(new_values + at[:, None] + v[None, :], mask=mask, other=0.0)
-    tl.store(values + page[:, None] * VALUE_SIZE + v[None, :], _finite(value), mask=mask)
+    _store(values + page[:, None] * VALUE_SIZE + v[None, :], value_scales + page, _finite(value), mask, there, FP8)
+
+
+@triton.jit
+def _store(place: "Any", scale: "Any", numbers: "Any", mask: "Any", there: "Any", FP8: tl.constexpr) -> None:
+    """Rows of ``numbers``, 0 where they are not in ``mask``; with ``FP8`` as ``fp8.quantise`` makes them."""
+    if FP8:
+        wide = numbers.to(tl.float32)
+        largest = tl.max(tl.abs(wide), 1).to(tl.int32, bitcast=True)
+        power = tl.maximum(((largest + _ROUND_UP) >> 23) - _LARGEST_EXPONENT, _LEAST_SCALE)
+        inverse = ((254 - power) << 23).to(tl.float32, bitcast=True)
+        tl.store(scale, power.to(tl.uint8), mask=there)
+        numbers = (wide * inverse[:, None]).to(place.dtype.element_ty)
+    tl.store(place, numbers, mask=mask)
 
 
 @triton.jit
@@ -55,13 +74,13 @@ def _finite(numbers: "Any") -> "Any":
 
 @triton.jit(do_not_specialize=_VARYING)
 def decode_kernel(
-    out: "Any", partial: "Any", stats: "Any", counters: "Any", query: "Any", keys: "Any", values: "Any", sinks: "Any",
-    index: "Any", work_at: "Any", work_size: "Any", tables_at: "Any", token_stride: "Any", head_stride: "Any",
-    scaling: "Any", softcap: "Any",
+    out: "Any", partial: "Any", stats: "Any", counters: "Any", query: "Any", keys: "Any", values: "Any",
+    key_scales: "Any", value_scales: "Any", sinks: "Any", index: "Any", work_at: "Any", work_size: "Any",
+    tables_at: "Any", token_stride: "Any", head_stride: "Any", scaling: "Any", softcap: "Any",
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
     KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, WIDEN: tl.constexpr,
-    MOST_SPLITS: tl.constexpr, GROUP_WIDTH: tl.constexpr, JOINED: tl.constexpr,
+    FP8: tl.constexpr, MOST_SPLITS: tl.constexpr, GROUP_WIDTH: tl.constexpr, JOINED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Program (kv head, work item): one share of the keys that one decode sees.
 
@@ -97,9 +116,9 @@ def decode_kernel(
     share = tl.cdiv(tl.cdiv(position + 1, KEYS) - first, splits)
     begin = (first + split * share) * KEYS
     best, total, mixed = _attend(
-        best, total, mixed, _operand(q, WIDEN), keys, values, table, begin,
+        best, total, mixed, _operand(q, WIDEN), keys, values, key_scales, value_scales, table, begin,
         tl.minimum(position + 1, begin + share * KEYS), position + tl.zeros([ROWS], tl.int32), kv_head, scaling,
-        softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
+        softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, FP8, True,
     )  # fmt: skip
     stored = valid[:, None] & (v < VALUE_SIZE)[None, :]
     if splits == 1:
@@ -162,12 +181,13 @@ def _join_if_last(
 
 @triton.jit(do_not_specialize=_VARYING)
 def prefill_kernel(
-    out: "Any", query: "Any", keys: "Any", values: "Any", sinks: "Any", index: "Any", num_tokens: "Any",
-    chunks_at: "Any", chunks_size: "Any", tables_at: "Any", token_stride: "Any", head_stride: "Any", scaling: "Any",
-    softcap: "Any",
+    out: "Any", query: "Any", keys: "Any", values: "Any", key_scales: "Any", value_scales: "Any", sinks: "Any",
+    index: "Any", num_tokens: "Any", chunks_at: "Any", chunks_size: "Any", tables_at: "Any", token_stride: "Any",
+    head_stride: "Any", scaling: "Any", softcap: "Any",
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
     KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, WIDEN: tl.constexpr,
+    FP8: tl.constexpr,
 ) -> None:  # fmt: skip
     """Program (kv head, tile): the tile's queries against all keys that they see.
 
@@ -179,8 +199,7 @@ def prefill_kernel(
     kv_head, tile = tl.program_id(0), tl.program_id(1)
     rows, k, v = tl.arange(0, ROWS), tl.arange(0, KEY_WIDTH), tl.arange(0, VALUE_WIDTH)
     head = kv_head * GROUP + rows % GROUP
-    first = index + chunks_at
-    num_chunks = tl.load(first)
+    first, num_chunks = index + chunks_at, tl.load(index + chunks_at)
     if tile >= num_tokens // QUERIES + num_chunks:
         return
     chunk, later, length = _find_tile(first + 1 + chunks_size, num_chunks, tile, QUERIES)
@@ -208,16 +227,16 @@ def prefill_kernel(
         begin = tl.cdiv(tl.maximum(end - WINDOW, 0), KEYS) * KEYS
         full = tl.maximum(begin, full)
         best, total, mixed = _attend(
-            best, total, mixed, q, keys, values, table, edge, tl.minimum(begin, end), asking, kv_head, scaling,
-            softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
+            best, total, mixed, q, keys, values, key_scales, value_scales, table, edge, tl.minimum(begin, end), asking,
+            kv_head, scaling, softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, FP8, True,
         )  # fmt: skip
     best, total, mixed = _attend(
-        best, total, mixed, q, keys, values, table, begin, full, asking, kv_head, scaling, softcap, KV_HEADS,
-        KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, False, WIDEN,
+        best, total, mixed, q, keys, values, key_scales, value_scales, table, begin, full, asking, kv_head, scaling,
+        softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, FP8, False,
     )  # fmt: skip
     best, total, mixed = _attend(
-        best, total, mixed, q, keys, values, table, full, end, asking, kv_head, scaling, softcap, KV_HEADS,
-        KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, True, WIDEN,
+        best, total, mixed, q, keys, values, key_scales, value_scales, table, full, end, asking, kv_head, scaling,
+        softcap, KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE, KEYS, WINDOW, SOFTCAP, FP8, True,
     )  # fmt: skip
     result, stored = (mixed / total[:, None]).to(out.dtype.element_ty), valid[:, None] & (v < VALUE_SIZE)[None, :]
     tl.store(out + (token * HEADS + head)[:, None] * VALUE_SIZE + v[None, :], result, mask=stored)
@@ -246,14 +265,17 @@ def _operand(numbers: "Any", WIDEN: tl.constexpr) -> "Any":
 
 @triton.jit
 def _attend(
-    best: "Any", total: "Any", mixed: "Any", q: "Any", keys: "Any", values: "Any", table: "Any", begin: "Any",
-    end: "Any", asking: "Any", kv_head: "Any", scaling: "Any", softcap: "Any",
+    best: "Any", total: "Any", mixed: "Any", q: "Any", keys: "Any", values: "Any", key_scales: "Any",
+    value_scales: "Any", table: "Any", begin: "Any", end: "Any", asking: "Any", kv_head: "Any", scaling: "Any",
+    softcap: "Any",
     KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, MASKED: tl.constexpr,
 ) -> "Any":  # fmt: skip
     """Take the keys [begin, end) into the running maximum, sum of weights and weighted sum of values of each row.
 
     ``asking`` are the positions of the rows. Without ``MASKED`` every row sees all of these keys, whole tiles of them.
+    ``FP8`` keys and values are multiplied without their scales: those of keys go into the scores, those of values into
+    the weights, both exactly, because they are powers of two.
     Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, as arranged by Dao, "FlashAttention-2:
     faster attention with better parallelism and work partitioning", 2023.
     """
@@ -270,8 +292,9 @@ def _attend(
         page = (block * BLOCK_SIZE + asked % BLOCK_SIZE) * KV_HEADS + kv_head
         source = keys + page[None, :] * KEY_SIZE + k[:, None]
         key = _load(source, inside[None, :], (k < KEY_SIZE)[:, None], MASKED, q.shape[1] > KEY_SIZE)
-        key = _operand(key, WIDEN)
-        scores = tl.dot(q, key, input_precision="ieee")
+        scores = tl.dot(q, key.to(q.dtype), input_precision="ieee")
+        if FP8:
+            scores *= _scales(key_scales + page, inside, MASKED)[None, :]
         if SOFTCAP:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), which goes to 1 and -1 where the exponential leaves its range.
             scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * (scores * scaling) / softcap) + 1.0))
@@ -290,7 +313,10 @@ def _attend(
         total = total * fading + tl.sum(weights, 1)
         source = values + page[:, None] * VALUE_SIZE + v[None, :]
         value = _load(source, inside[:, None], (v < VALUE_SIZE)[None, :], MASKED, mixed.shape[1] > VALUE_SIZE)
-        value = _operand(value, WIDEN)
+        if FP8:
+            weights *= _scales(value_scales + page, inside, MASKED)[None, :]
+        # The range of float16 would be too small for weights times scales.
+        value = value.to(tl.bfloat16 if FP8 and q.dtype == tl.float16 else q.dtype)
         mixed = mixed * fading[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         best = highest
     return best, total, mixed
@@ -306,3 +332,10 @@ def _load(source: "Any", inside: "Any", real: "Any", MASKED: tl.constexpr, WIDEN
     else:
         numbers = tl.load(source)
     return numbers
+
+
+@triton.jit
+def _scales(source: "Any", inside: "Any", MASKED: tl.constexpr) -> "Any":
+    """The powers of two of a tile's keys or values; where it is not ``inside`` of the sequence, 0."""
+    powers = tl.load(source, mask=inside, other=0) if MASKED else tl.load(source)
+    return (powers.to(tl.int32) << 23).to(tl.float32, bitcast=True)

@@ -33,10 +33,10 @@ _WRITTEN_NUMBERS = 1024
 _INTERPRETED = not isinstance(decode_kernel, JITFunction)
 
 
-def write_options(shape: KVShape, block_size: int) -> dict[str, Any]:
+def write_options(shape: KVShape, block_size: int, *, fp8: bool = False) -> dict[str, Any]:
     """What ``write_kernel`` is compiled for."""
     widest = power_of_two(max(shape.key_size, shape.value_size))
-    return {**_sizes(shape, block_size), "PAIRS": max(1, _WRITTEN_NUMBERS // widest), "num_warps": 4}
+    return {**_sizes(shape, block_size), "PAIRS": max(1, _WRITTEN_NUMBERS // widest), "FP8": fp8, "num_warps": 4}
 
 
 def decode_options(
@@ -45,13 +45,15 @@ def decode_options(
     dtype: torch.dtype,
     block_size: int,
     options: AttentionOptions,
+    *,
+    fp8: bool = False,
 ) -> dict[str, Any]:
-    """What ``decode_kernel`` is compiled for, for a layer of ``heads`` query heads."""
+    """What ``decode_kernel`` is compiled for: a layer of ``heads`` query heads that computes in ``dtype``."""
     rows = power_of_two(heads // shape.heads)
     group_width = 1 << (heads // shape.heads - 1).bit_length()
     width = power_of_two(shape.value_size)
     return {
-        **_attend_options(shape, heads, dtype, block_size, options, rows, None),
+        **_attend_options(shape, heads, dtype, block_size, options, rows, None, fp8),
         "MOST_SPLITS": min(MOST_SPLITS, max(8, _JOINED_ROWS // group_width)),
         "GROUP_WIDTH": group_width,
         "JOINED": max(1, _JOINED_NUMBERS // (group_width * width)),
@@ -67,6 +69,7 @@ def prefill_options(
     block_size: int,
     options: AttentionOptions,
     *,
+    fp8: bool = False,
     rows: int | None = None,
     keys: int | None = None,
 ) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def prefill_options(
     fitting = min(most, _QUERY_BYTES // (power_of_two(shape.key_size) * dtype.itemsize))
     rows = rows or max(power_of_two(heads // shape.heads), fitting)
     return {
-        **_attend_options(shape, heads, dtype, block_size, options, rows, keys),
+        **_attend_options(shape, heads, dtype, block_size, options, rows, keys, fp8),
         "num_warps": 8 if rows > 64 or rows * power_of_two(shape.value_size) > 64 * 128 else 4,
         "num_stages": _STAGES,
     }
@@ -93,6 +96,7 @@ def _attend_options(
     options: AttentionOptions,
     rows: int,
     keys: int | None,
+    fp8: bool,
 ) -> dict[str, Any]:
     sizes = _sizes(shape, block_size)
     return {
@@ -103,7 +107,8 @@ def _attend_options(
         "WINDOW": options.sliding_window or 0,
         "SOFTCAP": options.softcap is not None,
         "SINKS": options.sinks is not None,
-        "WIDEN": _INTERPRETED and dtype == torch.bfloat16,
+        "WIDEN": _INTERPRETED and (dtype == torch.bfloat16 or (fp8 and dtype == torch.float16)),
+        "FP8": fp8,
     }
 
 

@@ -70,11 +70,13 @@ class TritonAttention:
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         keys, values = _steadily_strided(keys), _steadily_strided(values)
-        options = triton_launch.write_options(self._shape(layer), self._cache.block_size)
+        cache = self._cache
+        options = triton_launch.write_options(self._shape(layer), cache.block_size, fp8=cache.fp8)
         write_kernel[(-(-keys.shape[0] * keys.shape[1] // options["PAIRS"]),)](
             self._index,
-            self._cache.keys[layer],
-            self._cache.values[layer],
+            cache.keys[layer],
+            cache.values[layer],
+            *self._scales(layer),
             keys,
             values,
             self._layout.tokens,
@@ -107,6 +109,7 @@ class TritonAttention:
             query,
             keys,
             values,
+            *self._scales(layer),
             out if options.sinks is None else options.sinks,
             self._index,
             layout.work_at,
@@ -116,19 +119,24 @@ class TritonAttention:
             query.stride(1),
             options.scaling,
             options.softcap or 1.0,
-            **triton_launch.decode_options(shape, heads, keys.dtype, self._cache.block_size, options),
+            **triton_launch.decode_options(
+                shape, heads, self._cache.dtype, self._cache.block_size, options, fp8=self._cache.fp8
+            ),
         )
 
     def _attend_chunks(self, layer: int, query: torch.Tensor, options: AttentionOptions, out: torch.Tensor) -> None:
         layout, shape, heads = self._layout, self._shape(layer), query.shape[1]
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        compiled = triton_launch.prefill_options(shape, heads, keys.dtype, self._cache.block_size, options)
+        compiled = triton_launch.prefill_options(
+            shape, heads, self._cache.dtype, self._cache.block_size, options, fp8=self._cache.fp8
+        )
         queries = compiled["ROWS"] // (heads // shape.heads)
         prefill_kernel[(shape.heads, layout.tokens // queries + layout.chunks)](
             out,
             query,
             keys,
             values,
+            *self._scales(layer),
             out if options.sinks is None else options.sinks,
             self._index,
             layout.tokens,
@@ -141,6 +149,11 @@ class TritonAttention:
             options.softcap or 1.0,
             **compiled,
         )
+
+    def _scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scales of keys and values; without fp8, what no kernel looks at."""
+        keys, values = self._cache.key_scales[layer], self._cache.value_scales[layer]
+        return (self._index if keys is None else keys), (self._index if values is None else values)
 
     def _shape(self, layer: int) -> KVShape:
         keys, values = self._cache.keys[layer], self._cache.values[layer]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from engine.attention.gather import ReferenceAttention
 from engine.runner.memory_profile import Attention
 
@@ -26,13 +28,24 @@ def attention() -> Attention:
 
 
 def mend_interpreter() -> None:
-    """Have Triton's interpreter count its loops with numpy 2.4 and later.
+    """Have Triton's interpreter count its loops with numpy 2.4 and later, and round to e4m3 as a GPU does.
 
     The interpreter keeps scalars as arrays of one element, and up to Triton 3.6 converts them to loop bounds by
-    ``int(array)``, which numpy 2.4 refuses: "only 0-dimensional arrays can be converted to Python scalars".
+    ``int(array)``, which numpy 2.4 refuses: "only 0-dimensional arrays can be converted to Python scalars". It rounds
+    halves up, without a carry into the exponent, and cuts off what is subnormal in e4m3.
     """
+    from triton.language import float8e4nv, float32
     from triton.runtime import interpreter
 
+    convert = interpreter._convert_float
+
+    def converted(numbers: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if (source, target) != (float32, float8e4nv):
+            return convert(numbers, source, target, rounding)
+        rounded = torch.from_numpy(numbers).to(torch.float8_e4m3fn)
+        return rounded.view(torch.uint8).numpy()
+
+    interpreter._convert_float = converted
     original = interpreter._patch_lang_tensor
 
     def patched(tensor: Any, *scope: Any) -> None:

@@ -19,6 +19,7 @@ from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
 from engine.attention.step_index import MOST_SPLITS
 from engine.attention.triton_paged import TritonAttention
+from engine.cache.fp8 import dequantise
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
 from engine.scheduling.flat_batch import StepShape, flatten
@@ -39,6 +40,7 @@ class Case:
     block_size: int = 16
     dtype: torch.dtype = torch.float32
     processors: int = 1
+    fp8: bool = False
 
 
 @st.composite
@@ -61,6 +63,7 @@ def cases(draw: st.DrawFn) -> Case:
         chunks=tuple(draw(st.lists(chunk, min_size=1, max_size=5))),
         block_size=draw(st.sampled_from((1, 4, 16, 24))),
         processors=draw(st.sampled_from((1, 8, 132))),
+        fp8=draw(st.booleans()),
     )
 
 
@@ -68,25 +71,35 @@ def compare(case: Case) -> None:
     """Write and attend through both backends; the blocks must be equal, the results as exact as their arithmetic."""
     torch.manual_seed(0)
     chunks, num_blocks = laid_out(case)
-    ours, theirs = (KVCache([case.shape], num_blocks, case.block_size, dtype=case.dtype, device=CPU) for _ in range(2))
-    for mine, other in ((ours.keys[0], theirs.keys[0]), (ours.values[0], theirs.values[0])):
-        mine.copy_(torch.randn(mine.shape))
+    ours, theirs = (
+        KVCache([case.shape], num_blocks, case.block_size, dtype=case.dtype, device=CPU, fp8=case.fp8) for _ in range(2)
+    )
+    for mine, other in zip(stored(ours), stored(theirs), strict=True):
+        mine.copy_(torch.randint(115, 125, mine.shape) if mine.dtype == torch.uint8 else torch.randn(mine.shape))
         other.copy_(mine)
     tokens, heads = sum(chunk.num_tokens for chunk in chunks), case.shape.heads * case.group
     keys = torch.randn(case.shape.heads, tokens, case.shape.key_size).to(case.dtype).transpose(0, 1)
     values = torch.randn(tokens, case.shape.heads, case.shape.value_size).to(case.dtype)
     keys[0, 0, 0], values[-1, -1, -1] = math.nan, -math.inf
+    keys[-1] *= 1000
+    values[0] /= 1000
     query = torch.randn(heads, tokens, case.shape.key_size).to(case.dtype).transpose(0, 1)
     reference = ReferenceAttention(theirs, {case.options.sliding_window})
     triton = TritonAttention(ours, processors=case.processors)
     for backend in (reference, triton):
         backend.prepare(flatten(chunks, case.block_size))
         backend.write_kv(0, keys, values)
-    assert torch.equal(ours.keys[0], theirs.keys[0])
-    assert torch.equal(ours.values[0], theirs.values[0])
+    for mine, other in zip(stored(ours), stored(theirs), strict=True):
+        assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
     exact, bound = exactly(case, chunks, theirs, query)
     for backend in (triton, reference):
         assert_within(backend.attend(0, query, case.options), exact, bound)
+
+
+def stored(cache: KVCache) -> list[torch.Tensor]:
+    """Keys and values of the first layer, and their scales where it has any."""
+    found = (cache.keys[0], cache.values[0], cache.key_scales[0], cache.value_scales[0])
+    return [tensor for tensor in found if tensor is not None]
 
 
 def exactly(
@@ -96,14 +109,18 @@ def exactly(
     parts, first = [], 0
     for chunk in chunks:
         keys, values = (
-            blocks[0][chunk.sequence.blocks].flatten(0, 1)[: chunk.start + chunk.num_tokens]
-            for blocks in (cache.keys, cache.values)
+            wide(blocks[0], scales[0])[chunk.sequence.blocks].flatten(0, 1)[: chunk.start + chunk.num_tokens]
+            for blocks, scales in ((cache.keys, cache.key_scales), (cache.values, cache.value_scales))
         )
         queries = query[first : first + chunk.num_tokens]
         parts.append(attended(queries, keys, values, chunk.start, case.options))
         first += chunk.num_tokens
     exact, bound = zip(*parts, strict=True)
     return torch.cat(exact), torch.cat(bound)
+
+
+def wide(blocks: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    return blocks if scales is None else dequantise(blocks, scales, torch.float32)
 
 
 def laid_out(case: Case) -> tuple[list[ScheduledChunk], int]:
@@ -130,14 +147,16 @@ STEP = ((0, 70), (300, 1), (2, 1), (130, 35), (0, 1), (31, 1))
 SINKS = torch.linspace(-1, 3, 8)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_types(dtype: torch.dtype) -> None:
-    compare(Case(SHAPE, 4, AttentionOptions(0.125, 40, 5.0, SINKS), STEP, dtype=dtype, processors=8))
+def test_types(dtype: torch.dtype, fp8: bool) -> None:
+    compare(Case(SHAPE, 4, AttentionOptions(0.125, 40, 5.0, SINKS), STEP, dtype=dtype, processors=8, fp8=fp8))
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("processors", [1, 4, 16, 10_000])
-def test_splits_of_a_long_context(processors: int) -> None:
-    compare(Case(SHAPE, 4, AttentionOptions(0.125), ((4_000, 1), (3, 1)), processors=processors))
+def test_splits_of_a_long_context(processors: int, fp8: bool) -> None:
+    compare(Case(SHAPE, 4, AttentionOptions(0.125), ((4_000, 1), (3, 1)), processors=processors, fp8=fp8))
 
 
 def test_more_splits_than_keys_and_sinks_counted_once() -> None:
@@ -145,23 +164,29 @@ def test_more_splits_than_keys_and_sinks_counted_once() -> None:
     compare(Case(SHAPE, 4, options, ((0, 1), (1, 1), (63, 1), (64, 1)), processors=MOST_SPLITS * 8))
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("window", [1, 63, 64, 65, 200])
-def test_windows_at_the_borders_of_tiles(window: int) -> None:
-    compare(Case(SHAPE, 2, AttentionOptions(0.125, window), ((500, 1), (190, 70), (0, 130)), processors=16))
+def test_windows_at_the_borders_of_tiles(window: int, fp8: bool) -> None:
+    step = ((500, 1), (190, 70), (0, 130))
+    compare(Case(SHAPE, 2, AttentionOptions(0.125, window), step, processors=16, fp8=fp8))
 
 
-@pytest.mark.parametrize("size", [128, 192, 256])
-def test_wide_heads(size: int) -> None:
-    compare(Case(KVShape(1, size, size), 4, AttentionOptions(0.06), ((90, 1), (10, 40)), processors=4))
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [80, 128, 192, 256])
+def test_wide_heads(size: int, dtype: torch.dtype, fp8: bool) -> None:
+    step = ((90, 1), (10, 40))
+    compare(Case(KVShape(1, size, size), 4, AttentionOptions(0.06), step, dtype=dtype, processors=4, fp8=fp8))
 
 
-def test_a_block_that_held_nothing_finite_cannot_exist() -> None:
-    cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU)
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_block_that_held_nothing_finite_cannot_exist(fp8: bool) -> None:
+    cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU, fp8=fp8)
     backend = TritonAttention(cache)
     backend.prepare(flatten([ScheduledChunk(make_sequence([1] * 4, [0]), 0, 4)], 4))
     backend.write_kv(0, torch.full((4, 2, 64), math.nan), torch.full((4, 2, 64), math.inf))
-    assert not cache.keys[0].any()
-    assert not cache.values[0].any()
+    assert not cache.keys[0].float().any()
+    assert not cache.values[0].float().any()
 
 
 SHAPES = (StepShape(40, only_decodes=False), StepShape(6, only_decodes=True))

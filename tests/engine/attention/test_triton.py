@@ -52,8 +52,11 @@ SHARED_MEMORY = 99 * 1024
 # Bytes of local memory that a thread may use, by compute capability: prefill with heads of 128 needs more than 255
 # registers where products take their operands from registers, by Triton 3.6 and 3.9 alike.
 SPILLED = {80: 72, 89: 64, 90: 0}
+# With fp8 products take one operand from registers on every device: wide heads with a soft cap need a few more there.
+FP8_SPILLED = {89: 64, 90: 64}
 # Decodes of which four programs must fit the 65,536 registers of a processor: they hide each other's waiting.
-FOUR_PROGRAMS = {(90, "llama-3.1-8b"), (90, "gpt-oss-20b"), (90, "no power of two")}
+FOUR_PROGRAMS = {(90, "llama-3.1-8b", False), (90, "gpt-oss-20b", False), (90, "no power of two", False)}
+FOUR_PROGRAMS |= {(90, "llama-3.1-8b", True), (90, "gpt-oss-20b", True)}
 PLAIN = AttentionOptions(0.1)
 SINKS = torch.zeros(64)
 LAYERS = {
@@ -68,27 +71,28 @@ LAYERS = {
 }
 STRIDES = ("token_stride", "head_stride", "value_token_stride", "value_head_stride", "outer_stride", "inner_stride")
 OTHER_STRIDES = ("other_token_stride", "other_head_stride")
-INTEGERS = dict.fromkeys(("index", "counters"), "*i32")
+INTEGERS = dict.fromkeys(("index", "counters"), "*i32") | dict.fromkeys(("key_scales", "value_scales"), "*u8")
 TYPES = {**INTEGERS, **dict.fromkeys(("scaling", "softcap", "eps"), "fp32"), "partial": "*fp32", "stats": "*fp32"}
 PLAIN_HEADS = {"NORMED": False, "OFFSET": 0.0, "ROUND_FIRST": False}
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize(("capability", "fp8"), [(80, False), (89, False), (89, True), (90, False), (90, True)])
 @pytest.mark.parametrize("name", LAYERS)
-def test_compiles_into_the_memory_of_a_device(name: str, capability: int) -> None:
+def test_compiles_into_the_memory_of_a_device(name: str, capability: int, fp8: bool) -> None:
     heads, shape, options = LAYERS[name]
     layer = (shape, heads, torch.bfloat16, 16, options)
     kernels = {
-        triton_kernels.write_kernel: write_options(shape, 16),
-        triton_kernels.decode_kernel: decode_options(*layer),
-        triton_kernels.prefill_kernel: prefill_options(*layer),
+        triton_kernels.write_kernel: write_options(shape, 16, fp8=fp8),
+        triton_kernels.decode_kernel: decode_options(*layer, fp8=fp8),
+        triton_kernels.prefill_kernel: prefill_options(*layer, fp8=fp8),
     }
     for kernel, constants in kernels.items():
         made = compiled(kernel, constants, "*bf16", capability, wide=True)
         assert made.metadata.shared <= SHARED_MEMORY, kernel.__name__
         registers, spilled = register_usage(made)
-        assert spilled <= SPILLED[capability], kernel.__name__
-        if kernel is triton_kernels.decode_kernel and (capability, name) in FOUR_PROGRAMS:
+        assert spilled <= (FP8_SPILLED if fp8 else SPILLED)[capability], kernel.__name__
+        assert spilled == 0 or kernel is triton_kernels.prefill_kernel
+        if kernel is triton_kernels.decode_kernel and (capability, name, fp8) in FOUR_PROGRAMS:
             assert registers <= 128
 
 
@@ -100,15 +104,17 @@ def test_chains_compile(capability: int) -> None:
     compiled(fused_kernels.rotate_kernel, rotation, "*bf16", capability)
 
 
+@pytest.mark.parametrize(("capability", "fp8"), [(80, False), (89, True), (90, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_compiles_for_other_types(dtype: torch.dtype) -> None:
+def test_compiles_for_other_types(dtype: torch.dtype, capability: int, fp8: bool) -> None:
     heads, shape, options = LAYERS["llama-3.1-8b"]
     pointer = "*fp32" if dtype == torch.float32 else "*fp16"
     for kernel, constants in (
-        (triton_kernels.decode_kernel, decode_options(shape, heads, dtype, 16, options)),
-        (triton_kernels.prefill_kernel, prefill_options(shape, heads, dtype, 16, options)),
+        (triton_kernels.write_kernel, write_options(shape, 16, fp8=fp8)),
+        (triton_kernels.decode_kernel, decode_options(shape, heads, dtype, 16, options, fp8=fp8)),
+        (triton_kernels.prefill_kernel, prefill_options(shape, heads, dtype, 16, options, fp8=fp8)),
     ):
-        assert compiled(kernel, constants, pointer, 80).metadata.shared <= SHARED_MEMORY
+        assert compiled(kernel, constants, pointer, capability).metadata.shared <= SHARED_MEMORY
 
 
 WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -162,10 +168,12 @@ def compiled(kernel: Any, constants: dict[str, Any], pointer: str, capability: i
     values = {name: value for name, value in constants.items() if name not in settings}
     tensors = {"out", "query", "keys", "values", "sinks", "new_keys", "new_values", "index", "partial", "stats"}
     tensors |= {"counters", "other_out", "source", "other", "weight", "other_weight", "cos", "sin"}
+    stored = {"keys": "*fp8e4nv", "values": "*fp8e4nv"} if constants.get("FP8") else {}
+    tensors |= {"key_scales", "value_scales"}
     signature: dict[str, str] = {}
     for name in kernel.arg_names:
         plain = pointer if name in tensors else "i32"
-        signature[name] = "constexpr" if name in values else TYPES.get(name, plain)
+        signature[name] = "constexpr" if name in values else {**TYPES, **stored}.get(name, plain)
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
     multiples = tensors.union(STRIDES, OTHER_STRIDES) if wide else tensors
     aligned = {places[name]: [["tt.divisibility", 16]] for name in signature if name in multiples}
