@@ -19,7 +19,7 @@ from engine.cache.layout import KVShape
 from engine.scheduling.flat_batch import flatten
 from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, loaded, random_module, shape_of
-from gpu_checks.parts.attention import FORMS, Form, laid_out
+from gpu_checks.parts.attention import FORMS, Form, fp8_is_lacking, laid_out
 from gpu_checks.parts.kernels import PREFILL_TUNINGS, tuned
 
 Plan = Callable[[], object]
@@ -45,7 +45,8 @@ def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
     """The launches of the kernels of these parts."""
     parts = set(parts)
     if "correctness" in parts:
-        for form in FORMS.values():
+        lacking = fp8_is_lacking(machine)
+        for form in [form for form in FORMS.values() if not (form.fp8 and lacking)]:
             for dtype in (torch.float32, torch.bfloat16):
                 yield partial(_attention, machine, form, dtype)
     names = ["Llama-3.1-8B"] if parts & {"kernels", "decode", "core"} else []
@@ -55,6 +56,8 @@ def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
     if "kernels" in parts:
         for rows, keys in PREFILL_TUNINGS:
             yield partial(_tuned_attention, machine, rows, keys)
+        if not fp8_is_lacking(machine):
+            yield partial(_attention, machine, FORMS["llama with fp8"], machine.dtype)
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def _attention(machine: Machine, form: Form, dtype: torch.dtype) -> None:
     """Each kernel of a layer."""
     sinks = torch.zeros(form.heads, device=machine.device, dtype=dtype) if form.has_sinks else None
     options = AttentionOptions(form.shape.key_size**-0.5, form.window, form.softcap, sinks)
-    _launch(machine, form.heads, form.shape, options, dtype)
+    _launch(machine, form.heads, form.shape, options, dtype, fp8=form.fp8)
 
 
 def _tuned_attention(machine: Machine, rows: int, keys: int) -> None:
@@ -133,10 +136,12 @@ def _model(machine: Machine, name: str) -> None:
     _launch(machine, heads, layer.shape, AttentionOptions(layer.shape.key_size**-0.5), machine.dtype)
 
 
-def _launch(machine: Machine, heads: int, shape: KVShape, options: AttentionOptions, dtype: torch.dtype) -> None:
+def _launch(
+    machine: Machine, heads: int, shape: KVShape, options: AttentionOptions, dtype: torch.dtype, *, fp8: bool = False
+) -> None:
     chunks = laid_out(((20, 1), (0, 100)), BLOCK_SIZE)
     blocks = 1 + sum(len(chunk.sequence.blocks) for chunk in chunks)
-    cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device)
+    cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device, fp8=fp8)
     backend = machine.attention(cache, {options.sliding_window})
     backend.prepare(flatten(chunks, BLOCK_SIZE))
     sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.api.engine import EngineConfig
+from engine.api.errors import ModelRefused
 from engine.api.requests import Request
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
+from engine.cache.fp8 import dequantise, quantise
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.platforms.cuda import CudaPlatform
 from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from gpu_checks.check import Check
@@ -35,6 +39,7 @@ class Form(NamedTuple):
     window: int | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    fp8: bool = False
 
 
 FORMS = {
@@ -45,6 +50,9 @@ FORMS = {
     "head size 512": Form(8, KVShape(1, 512, 512)),
     "no power of two": Form(6, KVShape(2, 80, 80), 33, None, True),
     "keys unlike values": Form(16, KVShape(16, 192, 128)),
+    "llama with fp8": Form(32, KVShape(8, 128, 128), fp8=True),
+    "gemma2 with fp8": Form(16, KVShape(8, 256, 256), 300, 50.0, fp8=True),
+    "gpt-oss with fp8": Form(64, KVShape(8, 64, 64), 128, None, True, fp8=True),
 }
 Step = tuple[tuple[int, int], ...]
 # Tokens in the cache and new tokens.
@@ -64,12 +72,25 @@ LONG_CHUNK = 16_384
 def compare_attention(check: Check) -> None:
     """Report each form in each type: the worst of all steps, and of a long chunk."""
     smoke = check.machine.smoke
-    for name in ["no power of two"] if smoke else FORMS:
+    lacking = fp8_is_lacking(check.machine)
+    for name in ["no power of two", "llama with fp8"] if smoke else FORMS:
+        if FORMS[name].fp8 and lacking:
+            check.report.skipped(PART, f"attention, {name}", lacking)
+            continue
         for dtype in [torch.float32] if smoke else ALLOWED:
             title = f"attention, {name}, {str(dtype).removeprefix('torch.')}"
             if check.has_time(PART, title, 2.0):
                 _compare(check, title, FORMS[name], dtype)
                 check.machine.forget()
+
+
+def fp8_is_lacking(machine: Machine) -> str:
+    """Why keys and values cannot be fp8 here; "" if they can."""
+    try:
+        CudaPlatform(machine.device).check(EngineConfig("", kv_dtype="fp8"))
+    except ModelRefused as refusal:
+        return str(refusal)
+    return ""
 
 
 def _compare(check: Check, title: str, form: Form, dtype: torch.dtype) -> None:
@@ -122,9 +143,8 @@ def _inputs(machine: Machine, form: Form, dtype: torch.dtype, step: Step) -> _In
     shape, device = form.shape, machine.device
     chunks = laid_out(step, BLOCK_SIZE)
     num_blocks = 1 + sum(len(chunk.sequence.blocks) for chunk in chunks)
-    cache = KVCache([shape], num_blocks, BLOCK_SIZE, dtype=dtype, device=device)
-    for blocks in (cache.keys[0], cache.values[0]):
-        blocks.copy_(torch.randn(blocks.shape, device=device))
+    cache = KVCache([shape], num_blocks, BLOCK_SIZE, dtype=dtype, device=device, fp8=form.fp8)
+    fill(cache)
     tokens = sum(chunk.num_tokens for chunk in chunks)
     keys = torch.randn(shape.heads, tokens, shape.key_size, device=device).to(dtype).transpose(0, 1)
     values = torch.randn(tokens, shape.heads, shape.value_size, device=device).to(dtype)
@@ -137,9 +157,11 @@ def _inputs(machine: Machine, form: Form, dtype: torch.dtype, step: Step) -> _In
 def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dtype: torch.dtype, step: Step) -> float:
     """The difference to the reference backend in float32 on the same numbers."""
     ours = _inputs(machine, form, dtype, step)
-    exact = KVCache([form.shape], ours.cache.num_blocks, BLOCK_SIZE, dtype=torch.float32, device=machine.device)
-    exact.keys[0].copy_(ours.cache.keys[0])
-    exact.values[0].copy_(ours.cache.values[0])
+    exact = KVCache(
+        [form.shape], ours.cache.num_blocks, BLOCK_SIZE, dtype=torch.float32, device=machine.device, fp8=form.fp8
+    )
+    for mine, other in zip(stored(ours.cache), stored(exact), strict=True):
+        other.copy_(mine)
     found = _attended(machine, ours, options)
     reference = ReferenceAttention(exact, {options.sliding_window})
     reference.prepare(flatten(ours.chunks, BLOCK_SIZE))
@@ -148,9 +170,23 @@ def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dt
     expected = reference.attend(0, ours.query.float(), options._replace(sinks=exact_sinks))
     return max(
         difference(found, expected),
-        difference(ours.cache.keys[0].float(), exact.keys[0]),
-        difference(ours.cache.values[0].float(), exact.values[0]),
+        *(difference(a.float(), b.float()) for a, b in zip(stored(ours.cache), stored(exact), strict=True)),
     )
+
+
+def fill(cache: KVCache) -> None:
+    """Random normal numbers in all blocks, with scales near 1 where they have scales."""
+    for blocks in (*cache.keys, *cache.values):
+        blocks.copy_(torch.randn(blocks.shape, device=blocks.device))
+    for scales in (*cache.key_scales, *cache.value_scales):
+        if scales is not None:
+            scales.fill_(127)
+
+
+def stored(cache: KVCache) -> list[torch.Tensor]:
+    """Keys and values of the first layer, and their scales where they have any."""
+    found = (cache.keys[0], cache.values[0], cache.key_scales[0], cache.value_scales[0])
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _attended(machine: Machine, inputs: _Inputs, options: AttentionOptions) -> torch.Tensor:
@@ -175,6 +211,8 @@ def _chunk_difference(
 def _formula(inputs: _Inputs, options: AttentionOptions, rows: torch.Tensor) -> torch.Tensor:
     """softmax(q k) v in float32, [rows, heads, value size]."""
     clean = [x.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (inputs.keys, inputs.values)]
+    if inputs.cache.fp8:
+        clean = [dequantise(*quantise(x), torch.float32) for x in clean]
     group = inputs.query.shape[1] // clean[0].shape[1]
     keys, values = (x.repeat_interleave(group, dim=1) for x in clean)
     scores = torch.einsum("rhd,khd->hrk", inputs.query[rows].float(), keys) * options.scaling

@@ -23,7 +23,7 @@ from engine.scheduling.flat_batch import flatten
 from gpu_checks import goals
 from gpu_checks.check import Check
 from gpu_checks.models import BLOCK_SIZE
-from gpu_checks.parts.attention import FORMS, Form, Step, laid_out
+from gpu_checks.parts.attention import FORMS, Form, Step, fill, fp8_is_lacking, laid_out
 from gpu_checks.report import reason_of
 
 PART = "kernels"
@@ -181,6 +181,18 @@ def _measure_decode(check: Check, number: str, step: Step) -> None:
             best = size / seconds / check.ceilings.copy
     if number == "64" and best:
         check.report.share(goals.ATTEND_DECODE, best, "as it is")
+    title = f"decode attention, {number} sequences, fp8"
+    if lacking := fp8_is_lacking(check.machine):
+        check.report.skipped(PART, title, lacking)
+    elif check.has_time(PART, title, 1.0):
+        shape = form.shape
+        size = sum(past + now for past, now in step) * shape.heads * (shape.key_size + shape.value_size + 2)
+        shares = step_index.MIN_SHARE, _turns(check, size)
+        measure = partial(_decode_seconds, check, form._replace(fp8=True), step, *shares)
+        seconds = _attempt(check, title, measure, size / 1e9, "GB/s")
+        if seconds:
+            share_of_copy = size / seconds / check.ceilings.copy
+            check.report.number(PART, f"{title}, share of the copy", share_of_copy, "", f"{seconds * 1e3:.3f} ms")
     check.machine.forget()
 
 
@@ -188,9 +200,9 @@ def _decode_seconds(check: Check, form: Form, step: Step, share: int, layers: in
     machine, options = check.machine, AttentionOptions(form.shape.key_size**-0.5)
     works = laid_out(step, BLOCK_SIZE)
     blocks = 1 + sum(len(work.sequence.blocks) for work in works)
-    cache = KVCache([form.shape] * layers, blocks, BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
-    for numbers in (*cache.keys, *cache.values):
-        numbers.normal_()
+    shapes = [form.shape] * layers
+    cache = KVCache(shapes, blocks, BLOCK_SIZE, dtype=machine.dtype, device=machine.device, fp8=form.fp8)
+    fill(cache)
     backend, chosen = machine.attention(cache, {None}), step_index.MIN_SHARE
     step_index.MIN_SHARE = share
     try:
