@@ -201,13 +201,17 @@ RECORDED = {
 }
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("options", [AttentionOptions(0.125), AttentionOptions(0.125, 40, 5.0, SINKS)], ids=str)
-def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOptions) -> None:
+def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOptions, fp8: bool) -> None:
     """Each shape takes all steps one after another, so that what one leaves behind would show in the next."""
+    torch.manual_seed(0)
     scratch, size = 200, 16
-    caches = [KVCache([SHAPE], 201, size, dtype=torch.float32, device=CPU) for _ in range(2)]
-    for numbers in zip(*((cache.keys[0], cache.values[0]) for cache in caches), strict=True):
-        numbers[1].copy_(numbers[0].normal_(generator=torch.Generator().manual_seed(0)))
+    caches = [KVCache([SHAPE], 201, size, dtype=torch.float32, device=CPU, fp8=fp8) for _ in range(2)]
+    for numbers in zip(*map(stored, caches), strict=True):
+        scales = numbers[0].dtype == torch.uint8
+        numbers[0].copy_(torch.full(numbers[0].shape, 120) if scales else torch.randn(numbers[0].shape))
+        numbers[1].copy_(numbers[0])
     plain, recorded = (TritonAttention(cache, processors=2) for cache in caches)
     recorded.reserve(SHAPES, 6, 100)
     for shape in SHAPES:
@@ -229,8 +233,8 @@ def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOp
                 plain.prepare(flatten(chunks[: len(step)], size))
                 expected = written_and_attended(plain, [part[:real] for part in numbers], options)
                 assert torch.equal(found[:real], expected)
-            for mine, other in zip(*((cache.keys[0], cache.values[0]) for cache in caches), strict=True):
-                assert torch.equal(mine[:scratch], other[:scratch])
+            for mine, other in zip(*map(stored, caches), strict=True):
+                assert torch.equal(mine[:scratch].view(torch.uint8), other[:scratch].view(torch.uint8))
 
 
 def written_and_attended(

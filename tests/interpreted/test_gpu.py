@@ -33,7 +33,7 @@ def silent(_stage: str, _done: float) -> None:
     pass
 
 
-def config_of(folder: Path, **config: float) -> EngineConfig:
+def config_of(folder: Path, **config: float | str) -> EngineConfig:
     given = {"max_context": 64, "max_running": 2, "kv_memory": 1e6, **config}
     return EngineConfig(path=str(folder), device="cpu", **given)  # type: ignore[arg-type]
 
@@ -123,10 +123,11 @@ def answers(core: Core) -> dict[str, tuple[int, ...]]:
     return told
 
 
-def test_a_core_says_the_same_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+def test_a_core_says_the_same_with_it(kv_dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also where it is a step ahead and the tokens stay on the device, whether that is recorded or not."""
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
-    config = config_of(folder, max_running=3)
+    config = config_of(folder, max_running=3, kv_dtype=kv_dtype)
     ours = gpu_runner(config)
     plain = gpu_runner(replace(config, cuda_graphs=False), attention=ReferenceAttention)
     assert {shape.only_decodes for shape in ours.recorded_shapes} == {True, False}
