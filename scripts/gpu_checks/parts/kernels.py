@@ -35,6 +35,7 @@ SHARES = (256, 512)
 CONTEXT = 4096
 DECODES: dict[str, Step] = {
     "1": ((CONTEXT, 1),),
+    "1 × 1,024": ((1024, 1),),
     "8": ((CONTEXT, 1),) * 8,
     "64": ((CONTEXT, 1),) * 64,
     "256": ((CONTEXT, 1),) * 256,
