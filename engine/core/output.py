@@ -67,7 +67,7 @@ class Output:
                 reason = candidate.reason
             sequence.tokens.append(token_id)
             tokens_left = sequence.most_tokens - len(sequence.tokens)
-            sequence.runs_ahead = tokens_left > 1 and (candidate.is_deferrable or not candidate.needs_last_token)
+            sequence.runs_ahead = tokens_left > 1 and not candidate.needs_last_token
             if reason is None and tokens_left <= 0:
                 reason = FinishReason.MAX_TOKENS
         if reason is None:

@@ -56,7 +56,6 @@ class Detokenizer:
         self._texts = texts
         self._hidden = hidden
         self._shown: list[int] = []
-        self._shown_text = ""
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
@@ -76,13 +75,12 @@ class Detokenizer:
     def _pending_text(self) -> str:
         if self._texts.concatenates or not self._shown:
             return self._texts.read(self._pending)
-        together = self._texts.read(self._shown + self._pending)
-        if together.startswith(self._shown_text):
-            return together[len(self._shown_text) :]
+        shown, together = self._texts.read(self._shown), self._texts.read(self._shown + self._pending)
+        if together.startswith(shown):
+            return together[len(shown) :]
         # Bytes that are not text changed how the piece before them decodes; what was shown stays.
         return self._texts.read(self._pending)
 
     def _show(self, text: str) -> str:
         self._shown, self._pending = self._pending, []
-        self._shown_text = self._texts.read(self._shown)
         return text
