@@ -72,9 +72,12 @@ class InvalidArgument(ApiError):
     code = 400
     status = "INVALID_ARGUMENT"
 
-    def __init__(self, message: str, violations: Iterable[FieldViolation] = ()) -> None:
+    def __init__(
+        self, message: str, violations: Iterable[FieldViolation] = (), *, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.violations = tuple(violations)
-        super().__init__(message, details=[bad_request(self.violations)] if self.violations else [])
+        details = [bad_request(self.violations)] if self.violations else []
+        super().__init__(message, details=details, headers=headers)
 
     @classmethod
     def of(cls, violations: Iterable[FieldViolation]) -> InvalidArgument:

@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
+from server.http.relaxed_json import read_relaxed
+from server.http.unpacking import Unpacker
 
 MAX_CONTAINERS = 100_000
 MAX_VALUES = 100_000
@@ -33,15 +35,13 @@ async def received(
     total_seconds: float = TOTAL_SECONDS,
     least_rate: float = math.inf,
 ) -> AsyncGenerator[bytes, None]:
-    """The body in non-empty pieces as they arrive.
+    """The body in non-empty pieces as they arrive, unpacked where the client has packed it.
 
     Raises ``RequestTimeout`` when nothing comes for ``stall_seconds``, and if the body is incomplete after
-    ``total_seconds`` plus the time that its bytes so far need at ``least_rate``, in bytes a second; ``InvalidArgument``
-    for a body that is encoded.
+    ``total_seconds`` plus the time that its bytes so far need at ``least_rate``, in bytes a second, as they are sent;
+    ``InvalidArgument`` for a body that cannot be unpacked.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise InvalidArgument(f"Content-Encoding {encoding!r} is not accepted; send the body as it is")
+    unpacker = Unpacker(request.headers.get("content-encoding", ""))
     began, size = time.monotonic(), 0
     async with aclosing(request.stream()) as pieces:
         while True:
@@ -52,12 +52,16 @@ async def received(
             except TimeoutError:
                 raise _too_slow(stall_seconds, total_seconds, least_rate, stalled=stall_seconds < left) from None
             if piece is None:
-                return
+                break
             if left < 0:
                 raise _too_slow(stall_seconds, total_seconds, least_rate, stalled=False)
-            if piece:
-                size += len(piece)
-                yield piece
+            size += len(piece)
+            for unpacked in filter(None, unpacker.feed(piece)):
+                yield unpacked
+                if unpacker.encoding:
+                    await asyncio.sleep(0)  # a little that is sent may be much to unpack
+    if rest := unpacker.end():
+        yield rest
 
 
 async def read_body(
@@ -80,7 +84,7 @@ async def read_body(
 
 
 def parse_json(raw: bytes) -> Any:
-    """A body as JSON; an empty one counts as ``{}``.
+    """A body as JSON, in the spellings that Google's parser takes; an empty one counts as ``{}``.
 
     Raises ``InvalidArgument`` for what is not JSON: also NaN, numbers out of range, lone surrogates, nesting that no
     parser should follow, and so many values that reading them would block all other requests, or so many objects that
@@ -94,7 +98,10 @@ def parse_json(raw: bytes) -> Any:
         if _SURROGATE_ESCAPE.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InvalidArgument(f"{_MALFORMED}{error}") from None
+        try:
+            value = read_relaxed(raw, MAX_CONTAINERS, MAX_VALUES)
+        except (ValueError, RecursionError):  # nor is it one of the other spellings: what the standard says helps more
+            raise InvalidArgument(f"{_MALFORMED}{error}") from None
     except UnicodeError:
         raise InvalidArgument(f"{_MALFORMED}The text is not valid Unicode.") from None
     except RecursionError:

@@ -67,8 +67,8 @@ async def upload_file(request: Request, services: Services, version: str) -> Res
         case "multipart":
             return _final(request, version, await _from_form(request, services))
         case "raw":
-            length = headers.get("content-length")
-            size = None if length is None else _whole_number("Content-Length", length)
+            length = headers.get("content-length")  # of a packed body it is not the file's
+            size = None if length is None or "content-encoding" in headers else _whole_number("Content-Length", length)
             name, mime_type = headers.get("x-goog-upload-file-name", ""), headers.get("content-type", "")
             new = _new_file(request, File(), name, "" if mime_type == _CURLS_OWN else mime_type, size)
             async with aclosing(_body(request, services)) as pieces:

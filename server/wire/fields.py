@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError, PydanticOmit
 from server.wire.support import MAX_NAMED
 
 SHOWN_CHARACTERS = 64
+_BASE64_OF_URLS = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n\v\f"
 
 
 class Tally:
@@ -127,12 +129,13 @@ def _string(value: Any) -> str:
 
 
 def _bytes(value: Any) -> bytes:
-    """base64 or base64url, padded or not: clients send all four."""
+    """base64 or base64url, padded or not, in one line or several: clients send them all (Android breaks lines after 76
+    characters, Ruby after 60)."""
     if not isinstance(value, str):
         raise invalid("TYPE_BYTES", value)
-    text = value.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        digits = value.encode("ascii").translate(_BASE64_OF_URLS, _WHITE_SPACE).rstrip(b"=")
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
         must_be_named()
         raise PydanticCustomError(

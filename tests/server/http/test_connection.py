@@ -230,3 +230,109 @@ async def test_a_connection_does_not_rest_after_a_body_that_nobody_read(monkeypa
         writer.write(b"x" * 10 + b"GET / HT")
         assert await reader.read() == b""
         writer.close()
+
+
+OFFERS = {
+    "java's HttpClient": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+    "ktor": b"upgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\nconnection: keep-alive, upgrade\r\n",
+    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    "tls": b"Connection: Upgrade\r\nUpgrade: TLS/1.0, HTTP/2.0\r\n",
+}
+FRAMINGS = {
+    "length": (b"content-length: 5\r\n", b"abcde"),
+    "chunked": (b"transfer-encoding: chunked\r\n", b"2\r\nab\r\n3;x=y\r\ncde\r\n0\r\nx-sum: 1\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_an_offer_to_upgrade_is_ignored_and_the_body_read(offer: str, framing: str, step: int) -> None:
+    header, body = FRAMINGS[framing]
+    request = b"POST /read HTTP/1.1\r\nhost: localhost\r\n" + OFFERS[offer] + header + b"\r\n" + body
+    async with listening() as app:
+        reader, writer = await app.connect()
+        for _ in range(2):  # the connection goes on
+            for start in range(0, len(request), step):
+                writer.write(request[start : start + step])
+                await writer.drain()
+                await asyncio.sleep(0)
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            answer = await reader.readuntil(b"\r\n0\r\n\r\n")
+            assert answer.split(b"\r\n")[1].startswith(b"5 ")
+        writer.close()
+
+
+async def test_an_offer_without_a_body_is_ignored_too() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write((HEAD + OFFERS["websocket"] + b"\r\n") * 200)
+        for _ in range(200):
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"hello\r\n0\r\n\r\n")
+        writer.close()
+
+
+async def test_a_head_with_an_offer_is_bounded() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(HEAD + OFFERS["ktor"] + b"x-long: " + b"y" * MAX_HEAD_BYTES)
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+
+
+@pytest.mark.parametrize("path", [b"/", b"/read"])
+async def test_a_client_of_http_1_0_gets_a_body_that_ends_with_the_connection(path: bytes) -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(b"POST %s HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc" % path)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"transfer-encoding" not in head
+        assert b"connection: close" in head
+        assert body == (b"hello" if path == b"/" else b"3 2")
+        writer.close()
+
+
+async def test_a_client_that_waits_for_leave_gets_it() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(b"POST /read HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"abc")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readuntil(b"\r\n0\r\n\r\n") == b"3\r\n3 3\r\n0\r\n\r\n"
+        writer.close()
+
+
+NO_HTTP = {
+    "tls": bytes.fromhex("160301020001000001fc0303"),
+    "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "tunnel": b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n",
+    "noise": b"hello\r\n\r\n",
+    "a bad chunk": CHUNKED % b"read" + b"xyz\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP)
+async def test_what_is_no_request_is_refused_in_the_words_of_the_api(sent: bytes) -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(sent)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["status"] == "INVALID_ARGUMENT"
+        writer.close()
+
+
+async def test_noise_after_a_request_does_not_get_into_its_answer() -> None:
+    async with listening() as app:
+        reader, writer = await app.connect()
+        writer.write(HEAD.replace(b"/ HTTP", b"/endless HTTP") + b"\r\n")
+        await reader.readexactly(1000)
+        writer.write(b"noise\r\n\r\n")
+        with suppress(ConnectionResetError):
+            while piece := await reader.read(2**16):
+                assert b" 400 " not in piece
+        await app.gone.wait()
+        writer.close()

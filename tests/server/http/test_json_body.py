@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -24,6 +25,7 @@ from server.errors import ApiError, InvalidArgument, PayloadTooLarge, RequestTim
 from server.http.connection import BoundedHttp
 from server.http.error_response import api_error_response
 from server.http.json_body import MAX_CONTAINERS, MAX_VALUES, parse_json, read_body, received, to_json
+from server.http.unpacking import PIECE_BYTES
 
 SECONDS = 60.0
 
@@ -67,9 +69,22 @@ async def test_the_limit_is_in_bytes_and_exact() -> None:
         await read_body(request(content_length="101"), 100)
 
 
-async def test_an_encoded_body_is_refused_by_name() -> None:
-    with pytest.raises(InvalidArgument, match="gzip"):
-        await read_body(request(b"{}", content_encoding="gzip"), 100)
+async def test_the_limit_counts_what_was_unpacked() -> None:
+    packed = gzip.compress(b" " * 1000)
+    assert len(await read_body(request(packed, content_encoding="gzip"), 1000)) == 1000
+    with pytest.raises(PayloadTooLarge, match="999 bytes"):
+        await read_body(request(packed, content_encoding="gzip"), 999)
+
+
+async def test_a_small_body_that_unpacks_without_end_keeps_nobody_waiting() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    reading = asyncio.create_task(read_body(request(bomb, content_encoding="gzip"), 10**9))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len(reading.result()) == 50_000_000
+    assert turns > 50_000_000 / PIECE_BYTES
 
 
 async def test_a_body_has_its_time_in_all_however_steadily_it_comes() -> None:
@@ -126,7 +141,7 @@ async def test_a_client_that_drips_is_told_and_its_connection_is_closed() -> Non
     "raw",
     [
         b"{",
-        b"{'a': 1}",
+        b"{'a': 1}}",
         b"\xff",
         b"NaN",
         b"[-Infinity]",
