@@ -24,25 +24,33 @@ Chunk = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How JSON objects follow each other in a body."""
+    """How JSON objects follow each other in a body. ``repeats_errors``: after the last item, an error, it comes once
+    more as a bare object."""
 
     media_type: str
-    opening: str
-    before: str
-    between: str
-    after: str
-    closing: str
+    opening: str = ""
+    before: str = ""
+    between: str = ""
+    after: str = ""
+    closing: str = ""
+    repeats_errors: bool = False
 
 
-SERVER_SENT_EVENTS = Framing("text/event-stream", "", "data: ", "", "\n\n", "")
-JSON_ARRAY = Framing("application/json", "[", "", ",\n", "", "]")
-KEEP_ALIVE = "\n"
-"""A bare blank line: the only filler that every known client accepts between events (wire reference, trap 3)."""
+SERVER_SENT_EVENTS = Framing("text/event-stream", before="data: ", after="\n\n", repeats_errors=True)
+"""The SDKs for Python and Java and the AI SDK read an error from an event, those for JavaScript and Go only from the
+bare object, with which Google ends a stream."""
+JSON_ARRAY = Framing("application/json", opening="[", between=",\n", closing="]")
+KEEP_ALIVE = " "
+"""White space within the next event, before its JSON: the only filler that every known parser takes. Those of go-genai,
+Firebase, Genkit and the old JavaScript SDK fail over an empty line or a comment between events."""
 
 
 class StreamedAnswer(Response):
     """Sends chunks as they come. What fails before anything was sent, at most ``keepalive`` seconds, is raised and gets
-    its HTTP status; later failures become the last item of the body."""
+    its HTTP status; later failures become the last item of the body.
+
+    A keep-alive begins the item that comes next, so a stream that ends in a silence ends with an empty item.
+    """
 
     def __init__(
         self,
@@ -61,6 +69,7 @@ class StreamedAnswer(Response):
         self._record = record
         self._items = 0
         self._begun = False
+        self._item_begun = False
         self._sent_at = time.monotonic()
         self._sending = asyncio.Lock()
 
@@ -81,6 +90,11 @@ class StreamedAnswer(Response):
                 log.error("stream broke", request=self._record.id, exc_info=failure)
             self._record.failed(error)
             await self._send_item(send, error_json(error))
+            if self._framing.repeats_errors:  # in a piece of its own, which is parsed alone where pieces are
+                await self._send(send, error_json(error))
+        else:
+            if self._item_begun:
+                await self._send_item(send, "{}")
         finally:
             pulse.cancel()
         await self._send(send, self._framing.closing, more=False)
@@ -89,25 +103,30 @@ class StreamedAnswer(Response):
         """Send keep-alives in silences. A task beside the stream costs nothing per chunk, unlike a timeout around
         each."""
         while True:
-            silence = time.monotonic() - self._sent_at
-            if silence < self._keepalive:
-                await asyncio.sleep(self._keepalive - silence)
-            else:
-                await self._send(send, KEEP_ALIVE)
+            await asyncio.sleep(self._keepalive - (time.monotonic() - self._sent_at))
+            async with self._sending:
+                if time.monotonic() - self._sent_at >= self._keepalive:
+                    await self._write(send, ("" if self._item_begun else self._framing.before) + KEEP_ALIVE)
+                    self._item_begun = bool(self._framing.before)
 
     async def _send_item(self, send: Send, text: str) -> None:
-        between = self._framing.between if self._items else ""
-        self._items += 1
-        await self._send(send, f"{between}{self._framing.before}{text}{self._framing.after}")
+        async with self._sending:
+            between = self._framing.between if self._items else ""
+            before = "" if self._item_begun else self._framing.before
+            self._items, self._item_begun = self._items + 1, False
+            await self._write(send, f"{between}{before}{text}{self._framing.after}")
 
     async def _send(self, send: Send, text: str, *, more: bool = True) -> None:
         async with self._sending:
-            if not self._begun:
-                self._begun = True
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                text = self._framing.opening + text
-            await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": more})
-            self._sent_at = time.monotonic()
+            await self._write(send, text, more=more)
+
+    async def _write(self, send: Send, text: str, *, more: bool = True) -> None:
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            text = self._framing.opening + text
+        await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": more})
+        self._sent_at = time.monotonic()
 
 
 async def until_hangup(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

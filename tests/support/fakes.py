@@ -193,11 +193,14 @@ async def serving(folder: Path, specs: Iterable[ModelSpec] = (), **settings: Any
 
 
 def events_of(body: str) -> list[dict[str, Any]]:
-    """The objects of a stream of server-sent events, whose framing must be exact."""
-    items = [line for line in body.split("\n\n") if line.strip("\n")]
-    assert body.endswith("\n\n")
-    assert all(item.lstrip("\n").startswith("data: {") for item in items), items
-    return [json.loads(item.lstrip("\n").removeprefix("data: ")) for item in items]
+    """The objects of a stream of server-sent events, whose framing must be exact: keep-alives are spaces within an
+    event, and an error comes once more after its event, bare."""
+    *items, rest = body.split("\n\n")
+    assert all(item.startswith("data: ") and "\n" not in item for item in items), items
+    events = [json.loads(item.removeprefix("data: ")) for item in items]
+    assert (json.loads(rest) if rest else None) == (events[-1] if "error" in events[-1] else None), body
+    assert not rest or rest == rest.strip()
+    return events
 
 
 def tokenizer_folder(path: Path) -> Path:

@@ -77,7 +77,7 @@ _RANDOM = (
     ("FILE", r"files/([a-z0-9]{24})\b"),
 )
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-_FILLERS = re.compile(r"^(\[?)\n+")
+_FILLERS = re.compile(r"^(data: |\[) +(?={)")
 """How many keep-alives come is a matter of time."""
 _DATE = re.compile(r"^date: .*$", re.MULTILINE)
 _SAMPLE = re.compile(r"^([^#\n].*) \S+$", re.MULTILINE)
@@ -287,7 +287,7 @@ def _told(response: httpx.Response, words: Words) -> Answer:
             value = "REQUEST"
         if name != "content-length" or int(value) != len(response.content):
             headers[name] = ", ".join(filter(None, (headers.get(name), words.masked(value))))
-    text = _FILLERS.sub(r"\1\n", text)
+    text = _FILLERS.sub(r"\1 ", text)
     if "version=0.0.4" in headers.get("content-type", ""):
         text = _SAMPLE.sub(r"\1 NUMBER", text).replace(castor_version(), "VERSION")
     answer: Answer = {"status": response.status_code, "headers": headers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ async def test_json_is_ascii(harness: Harness) -> None:
     assert events_of(response.text)[0]["candidates"][0]["content"]["parts"][0]["text"] == "a\u2028b\u0085ü😀"
 
 
+async def test_an_error_comes_as_an_event_and_bare_as_the_last_bytes_in_a_piece_of_its_own(harness: Harness) -> None:
+    harness.engine.answers.append(failing(ErrorKind.UNAVAILABLE, "The engine died.", Delta(0, (5,), "x")))
+    call = RawCall(harness.app, SSE, HI)
+    assert (await call.next())["status"] == 200
+    pieces = []
+    while not pieces or pieces[-1]:
+        pieces.append((await call.next())["body"])
+    assert pieces[0].startswith(b'data: {"candidates"')
+    error = b'{"error":{"code":503,"message":"The engine died.","status":"UNAVAILABLE"}}'
+    assert pieces[1:] == [b"data: " + error + b"\n\n", error, b""]
+
+
 @pytest.mark.parametrize("alt", ["sse", ""])
 async def test_an_error_after_the_first_byte_is_an_item(harness: Harness, alt: str) -> None:
     harness.engine.answers.append(failing(ErrorKind.UNAVAILABLE, "The engine died.", Delta(0, (5,), "x")))
@@ -129,15 +142,21 @@ async def test_an_error_before_the_first_byte_has_its_status(harness: Harness, a
         assert (found[0] if array else found)["error"]["code"] == response.status_code == code
 
 
-async def test_blank_lines_keep_a_silent_stream_alive(tmp_path: Path) -> None:
+async def test_spaces_within_the_next_item_keep_a_silent_stream_alive(tmp_path: Path) -> None:
     async with serving(tokenizer_folder(tmp_path / "tiny"), keepalive_seconds=0.05) as harness:
-        ok = saying("ok")
+        said = saying("ok")
         for alt in ("sse", ""):
-            harness.engine.answers.append(lambda request: [Pause(0.3), *ok(request)])
+            harness.engine.answers.append(lambda request: [p for e in said(request) for p in (Pause(0.3), e)])
             response = await harness.stream(HI, alt=alt)
-            opening = "\n\n" if alt else "[\n\n"
-            assert response.text.startswith(opening)
+            assert response.text.startswith("data:   " if alt else "[  ")
+            assert len(re.findall(r"  +(?:,\n)?\{", response.text)) == 3
             check_chunks(events_of(response.text) if alt else response.json())
+
+
+async def test_the_status_is_open_until_the_first_keep_alive(tmp_path: Path) -> None:
+    async with serving(tokenizer_folder(tmp_path / "tiny"), keepalive_seconds=3600) as harness:
+        harness.engine.answers.append(failing(ErrorKind.DEADLINE, "late", Pause(0.2)))
+        assert (await harness.stream(HI)).status_code == 504
 
 
 async def test_a_failure_after_a_keep_alive_is_an_item(tmp_path: Path) -> None:
@@ -145,6 +164,7 @@ async def test_a_failure_after_a_keep_alive_is_an_item(tmp_path: Path) -> None:
         harness.engine.answers.append(failing(ErrorKind.INTERNAL, "oh", Pause(0.2)))
         response = await harness.stream(HI)
         assert response.status_code == 200
+        assert response.text.startswith("data:   ")
         assert [item["error"]["code"] for item in events_of(response.text)] == [500]
 
 
