@@ -171,8 +171,11 @@ class ResourceExhausted(ApiError):
     code = 429
     status = "RESOURCE_EXHAUSTED"
 
-    def __init__(self, message: str, retry_seconds: int = RETRY_SECONDS) -> None:
-        super().__init__(message, details=[retry_info(retry_seconds)], headers={"Retry-After": str(retry_seconds)})
+    def __init__(
+        self, message: str, retry_seconds: int = RETRY_SECONDS, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        headers = {"Retry-After": str(retry_seconds), **(headers or {})}
+        super().__init__(message, details=[retry_info(retry_seconds)], headers=headers)
 
 
 class Cancelled(ApiError):

@@ -123,6 +123,10 @@ class Engine(Protocol):
         """Wait until the model can answer. Raises ``EngineUnavailable`` if it never will."""
         ...
 
+    def room(self) -> int:
+        """How many candidates it would accept at this moment; 0 where its queue is full, and until it is loaded."""
+        ...
+
     def submit(self, request: Request) -> AsyncIterator[Event]:
         """Start a request. Raises ``Overloaded`` or ``EngineUnavailable`` at once; later outcomes are events.
 

@@ -191,6 +191,12 @@ class ProcessEngine:
     def health(self) -> Health:
         return self._health
 
+    def room(self) -> int:
+        if self._health.state is not EngineState.READY or self._info is None:
+            return 0
+        in_flight = sum(pending.request.candidates for pending in self._pending.values())
+        return self._info.max_running + self._config.max_waiting - in_flight
+
     def submit(self, request: Request) -> EventStream:
         """Start a request. Raises ``Overloaded``, ``EngineUnavailable`` or, for an id in use, ``RequestRefused``."""
         worker = self._worker
@@ -198,11 +204,10 @@ class ProcessEngine:
             raise EngineUnavailable(self._state_sentence())
         if request.id in self._pending:
             raise RequestRefused(f"request id {request.id!r} is in use: give every request its own")
-        running = sum(pending.request.candidates for pending in self._pending.values())
-        limit = self.describe().max_running + self._config.max_waiting
-        if running + request.candidates > limit:
+        room, limit = self.room(), self.describe().max_running + self._config.max_waiting
+        if request.candidates > room:
             raise Overloaded(
-                f"The engine of {self.name} has {running} candidates in flight, this request asks for "
+                f"The engine of {self.name} has {limit - room} candidates in flight, this request asks for "
                 f"{request.candidates} more and the limit is {limit}: try again later."
             )
         try:

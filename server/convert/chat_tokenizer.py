@@ -52,6 +52,7 @@ class ChatTokenizer:
         self._renderer = Renderer(folder)
         first = self._renderer.tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self._turn = asyncio.Lock()
         self._child_memory = share_of_memory(ENCODE_BYTES)
         self._child = ChildProcesses(1, self._child_memory, _BUSY, partial(_load_in_child, str(folder)))
         self._decoder = first.backend_tokenizer.decoder
@@ -79,7 +80,8 @@ class ChatTokenizer:
         much to encode; ``ResourceExhausted`` while too many are encoded.
         """
         if chat.size < BULKY_CHARACTERS:
-            ids = await asyncio.get_running_loop().run_in_executor(self._thread, self._renderer.ids, chat)
+            async with self._turn:  # not the queue of the thread, which would keep the interpreter from the event loop
+                ids = await asyncio.get_running_loop().run_in_executor(self._thread, self._renderer.ids, chat)
             count = len(ids)
         else:
             count, data = await self._encoded_in_child(chat, owner, most)

@@ -140,14 +140,18 @@ class Pipeline:
         self._grammars = grammars
         self._signature_key = signature_key
         self._large_requests = LargeRequests()
+        self._turn = asyncio.Lock()
+        """Of the many requests that come at once, one is read in each turn of the event loop: between them connections
+        are accepted, tokens sent and requests turned away."""
 
     async def prepare(self, message: Incoming, entry: Entry, caller: Caller, deadline: float) -> Prepared:
         """Check, convert and tokenize a request for the model of ``entry``.
 
         ``deadline`` is an instant of ``time.monotonic()``, for the preparation and the answer. Raises ``ApiError`` for
-        what the caller must change, and ``EngineUnavailable``.
+        what the caller must change, ``EngineUnavailable``, and ``Overloaded`` before it does anything: to prepare a
+        request takes longer than a client of a full server should wait for its refusal.
         """
-        async with time_limit(deadline):
+        async with entry.place(), time_limit(deadline):
             asked = await self._read(message, entry, caller)
             config, chat, tokenizer = asked.config, asked.chat, asked.tokenizer
             info = entry.engine.describe()
@@ -213,7 +217,12 @@ class Pipeline:
             generation = message.as_generation()
             return ignored, generation if has_documents(generation) else asked(generation, loaded)
 
-        ignored, found = await self._large_requests.run(caller.identity, read) if incoming.is_large else read()
+        if incoming.is_large:
+            ignored, found = await self._large_requests.run(caller.identity, read)
+        else:
+            async with self._turn:
+                await asyncio.sleep(0)
+                ignored, found = read()
         caller.ignored.extend(ignored)
         if isinstance(found, _Asked):
             return found

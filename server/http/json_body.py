@@ -9,10 +9,10 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NoReturn
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.errors import InvalidArgument, PayloadTooLarge, RequestTimeout
@@ -24,6 +24,8 @@ MAX_VALUES = 100_000
 """Reading as many names takes some 50 ms, which blocks every other request of the process."""
 STALL_SECONDS = 60.0
 TOTAL_SECONDS = 300.0
+UNWANTED_BYTES = 1024 * 1024
+UNWANTED_SECONDS = 10.0
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'",[{'))
 _MALFORMED = "Invalid JSON payload received. "
@@ -81,6 +83,20 @@ async def read_body(
                 raise _too_large(limit)
             body.write(piece)
     return body.getvalue()
+
+
+async def read_away(request: Request) -> None:
+    """Read the beginning of a body that is not wanted: a client that still sends when its connection is closed may not
+    see the answer. One that waits for leave to send does not get it."""
+    if "expect" in request.headers:
+        return
+    size = 0
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(UNWANTED_SECONDS), aclosing(request.stream()) as pieces:
+            async for piece in pieces:
+                size += len(piece)
+                if size > UNWANTED_BYTES:
+                    return
 
 
 def parse_json(raw: bytes) -> Any:

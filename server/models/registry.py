@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +25,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from engine.api.engine import Engine, EngineConfig, EngineState, Health, ModelInfo
-from engine.api.errors import EngineUnavailable
+from engine.api.errors import EngineUnavailable, Overloaded
 from engine.api.events import Event
 from engine.api.requests import Request
 from engine.weights.sources import FolderSource, SourceError, prepare, prepared_folder
@@ -96,6 +97,7 @@ class Entry:
         self._tokenizer_error = ""
         self._loading: asyncio.Task[None] | None = None
         self._reader: Thread | None = None
+        self._in_preparation = 0
         self._closed = False
 
     @property
@@ -139,6 +141,25 @@ class Entry:
         if health.state is EngineState.READY and self._tokenizer is None:
             return replace(health, state=EngineState.LOADING, detail="loading the tokenizer")
         return health
+
+    def check_room(self) -> None:
+        """Raises ``Overloaded`` where the engine's queue is full, requests that are being prepared for it included.
+
+        What an engine that is not ready answers is found out later, beside the problems of the request.
+        """
+        is_ready = self.engine.health().state is EngineState.READY
+        if is_ready and self._in_preparation >= self.engine.room():
+            raise Overloaded(f"The queue of {self.name} is full: try again later.")
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Within the block a request is prepared and has a place in the engine's queue. Raises as `check_room`."""
+        self.check_room()
+        self._in_preparation += 1
+        try:
+            yield
+        finally:
+            self._in_preparation -= 1
 
     async def close(self) -> None:
         """Unload; requests in flight get their terminal error. The entry does not start again."""
@@ -266,6 +287,9 @@ class _NoEngine:
 
     async def ready(self) -> ModelInfo:
         raise EngineUnavailable(self._health.detail)
+
+    def room(self) -> int:
+        return 0
 
     def submit(self, request: Request) -> AsyncIterator[Event]:  # noqa: ARG002 - the protocol's name
         raise EngineUnavailable(self._health.detail)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.api.errors import Overloaded
+from server.errors import ResourceExhausted
+from server.generation.pipeline import Prepared
 from server.http.error_response import wants_array
-from server.http.json_body import json_response
+from server.http.json_body import json_response, read_away
 from server.http.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.models.registry import Entry
 from server.routes.reading import ignored_header, read_as
@@ -16,14 +19,14 @@ from server.wire.requests import GenerateContentRequest
 
 async def generate_content(request: Request, services: Services, entry: Entry) -> Response:
     """POST models/{model}:generateContent"""
-    prepared = await read_as(GenerateContentRequest, request, services, entry, services.pipeline.prepare)
+    prepared = await _prepared(request, services, entry)
     answer = await until_hangup(request.receive, prepared.whole(request.state.record.observe))
     return json_response(answer, ignored_header(prepared.ignored))
 
 
 async def stream_generate_content(request: Request, services: Services, entry: Entry) -> Response:
     """POST models/{model}:streamGenerateContent, as server-sent events or as one JSON array"""
-    prepared = await read_as(GenerateContentRequest, request, services, entry, services.pipeline.prepare)
+    prepared = await _prepared(request, services, entry)
     framing = JSON_ARRAY if wants_array(request) else SERVER_SENT_EVENTS
     record = request.state.record
     return StreamedAnswer(
@@ -33,3 +36,13 @@ async def stream_generate_content(request: Request, services: Services, entry: E
         record,
         ignored_header(prepared.ignored),
     )
+
+
+async def _prepared(request: Request, services: Services, entry: Entry) -> Prepared:
+    """The request, ready for its engine. Where the engine's queue is full its body is not waited for."""
+    try:
+        entry.check_room()
+    except Overloaded as full:
+        await read_away(request)
+        raise ResourceExhausted(str(full), headers={"Connection": "close"}) from None
+    return await read_as(GenerateContentRequest, request, services, entry, services.pipeline.prepare)

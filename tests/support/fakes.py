@@ -95,11 +95,13 @@ def _delta(request: Request, candidate: int, token: int, text: str) -> Delta:
 class ScriptedEngine:
     """An engine that says what ``answers`` hold, one per request, and ``ok`` when they have run out.
 
-    ``refusal`` is raised by every submit. ``info`` None means that it is still loading.
+    ``refusal`` is raised by every submit. ``full`` means that its queue is full, ``info`` None that it is still
+    loading.
     """
 
     answers: deque[Answering] = field(default_factory=deque)
     refusal: EngineError | None = None
+    full: bool = False
     info: ModelInfo | None = INFO
     requests: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -114,6 +116,9 @@ class ScriptedEngine:
         while self.info is None:
             await asyncio.sleep(0.01)
         return self.info
+
+    def room(self) -> int:
+        return 0 if self.full else 1000
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
         if self.refusal is not None:

@@ -154,7 +154,9 @@ async def test_a_reader_that_waits_gets_what_comes() -> None:
 
 async def test_more_candidates_than_allowed_are_turned_away_at_once() -> None:
     async with ready_engine(running=2, waiting=3) as process_engine:
+        assert process_engine.room() == 5
         streams = [process_engine.submit(request(str(n), ENDLESS, candidates=2)) for n in range(2)]
+        assert process_engine.room() == 1
         with pytest.raises(Overloaded, match=r"4 candidates in flight.* 2 more .*limit is 5"):
             process_engine.submit(request("too many", candidates=2))
         assert (await read(process_engine.submit(request("fits"))))[-1] == RequestFinished(2, 0, 3)

@@ -22,12 +22,23 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from server.errors import ApiError, InvalidArgument, PayloadTooLarge, RequestTimeout
+from server.http import json_body
 from server.http.connection import BoundedHttp
 from server.http.error_response import api_error_response
-from server.http.json_body import MAX_CONTAINERS, MAX_VALUES, parse_json, read_body, received, to_json
+from server.http.json_body import (
+    MAX_CONTAINERS,
+    MAX_VALUES,
+    UNWANTED_BYTES,
+    parse_json,
+    read_away,
+    read_body,
+    received,
+    to_json,
+)
 from server.http.unpacking import PIECE_BYTES
 
 SECONDS = 60.0
+ENDLESS = 1e6
 
 
 def request(*chunks: bytes, **headers: str) -> Request:
@@ -135,6 +146,25 @@ async def test_a_client_that_drips_is_told_and_its_connection_is_closed() -> Non
         await serving
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in head
+
+
+async def test_the_beginning_of_an_unwanted_body_is_read_away() -> None:
+    pieces = [b"x" * 65536] * 100
+    left = iter(pieces)
+    await read_away(dripping(left, 0))
+    assert len(pieces) - len(list(left)) == UNWANTED_BYTES // 65536 + 1
+
+    left = iter(pieces[:3])
+    await read_away(dripping(left, 0))
+    assert not list(left)
+
+
+async def test_an_unwanted_body_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "UNWANTED_SECONDS", 0.1)
+    async with asyncio.timeout(SECONDS):
+        await read_away(dripping(itertools.repeat(b"x"), ENDLESS))
+        waits_for_leave = Request({"type": "http", "headers": [(b"expect", b"100-continue")]})
+        await read_away(waits_for_leave)
 
 
 @pytest.mark.parametrize(

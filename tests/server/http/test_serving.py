@@ -86,6 +86,9 @@ class PatientEngine:
         yield CandidateFinished(0, FinishReason.STOP, 1)
         yield RequestFinished(len(request.prompt), 0, 1)
 
+    def room(self) -> int:
+        return 1000
+
     def cancel(self, request_id: str) -> None:
         self.leave.set()
 

@@ -17,7 +17,7 @@ from support.fakes import INFO
 from support.scripted_worker import COMMAND, REFUSAL
 
 from engine.api.engine import Engine, EngineConfig, EngineState, Health, ModelInfo
-from engine.api.errors import EngineUnavailable
+from engine.api.errors import EngineUnavailable, Overloaded
 from engine.api.events import Event
 from engine.api.requests import Request
 from engine.process.client import ProcessEngine
@@ -41,6 +41,7 @@ class ToldEngine:
         self.name = name
         self.state = Health(EngineState.LOADING, "reading weights", 0.5)
         self.closed = 0
+        self.places = 1000
 
     def describe(self) -> ModelInfo:
         raise EngineUnavailable("told so")
@@ -53,6 +54,9 @@ class ToldEngine:
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
         raise EngineUnavailable("told so")
+
+    def room(self) -> int:
+        return self.places
 
     def cancel(self, request_id: str) -> None:
         raise AssertionError("nothing to cancel")
@@ -361,6 +365,27 @@ async def test_load_request_sleeps_until_a_request_asks(weights: Path) -> None:
     await until(lambda: entry.health().state is EngineState.READY)
     assert entry.tokenizer is not None
     await registry.close()
+
+
+async def test_places_in_the_queue_are_for_those_that_are_prepared(weights: Path) -> None:
+    entry = registry_of(ONE, weights).resolve("m")
+    entry.start()
+    engine = told(entry)
+    async with entry.place(), entry.place():  # what it answers while it loads is known later
+        engine.state = Health(EngineState.READY)
+        engine.places = 3
+        entry.check_room()
+        async with entry.place():
+            with pytest.raises(Overloaded, match="The queue of m is full: try again later"):
+                entry.check_room()
+            with pytest.raises(Overloaded):
+                async with entry.place():
+                    raise AssertionError("no place was left")
+        engine.places = 2
+        with pytest.raises(Overloaded):
+            entry.check_room()
+    entry.check_room()
+    await entry.close()
 
 
 async def test_missing_weights_say_what_to_run_and_are_looked_for_again(tmp_path: Path) -> None:

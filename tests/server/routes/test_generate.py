@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fakes import INFO, Harness, Pause, RawCall, failing, saying, serving, tokenizer_folder
+from support.fakes import INFO, Harness, Pause, RawCall, ScriptedEngine, failing, saying, serving, tokenizer_folder
 from support.tiny import EOS_ID
 from support.waiting import PATIENCE
 
@@ -168,6 +168,38 @@ async def test_a_full_queue_says_when_to_come_back(harness: Harness) -> None:
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "2s"}
     ]
     assert response.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_full_queue_is_known_before_the_request_is_read(harness: Harness, streamed: bool) -> None:
+    harness.engine.full = True
+    for body in (HI, {**HI, "foo": 1}):
+        response = await (harness.stream(body) if streamed else harness.generate(body))
+        error = response.json()["error"]
+        assert (response.status_code, error["status"]) == (429, "RESOURCE_EXHAUSTED")
+        assert error["message"] == "The queue of tiny is full: try again later."
+        assert (response.headers["connection"], response.headers["retry-after"]) == ("close", "2")
+    assert not harness.engine.requests
+    path = "/v1beta/models/tiny:countTokens"
+    assert (await harness.client.post(path, json=HI)).status_code == 200
+    harness.engine.full = False
+    assert (await harness.generate(HI)).status_code == 200
+
+
+async def test_what_is_prepared_counts_as_queued(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedEngine, "room", lambda engine: 3 - len(engine.open))
+    harness.engine.answers.extend([lambda request: [Pause()]] * 3)
+    calls = [asyncio.create_task(harness.generate(HI)) for _ in range(20)]
+    done, waiting = set[Any](), set[Any](calls)
+    while len(done) < 17:
+        done, waiting = await asyncio.wait(calls, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+    assert {call.result().status_code for call in done} == {429}
+    assert len(waiting) == 3
+    async with asyncio.timeout(PATIENCE):
+        while len(harness.engine.requests) < 3:
+            await asyncio.sleep(0.01)
+    for call in waiting:
+        call.cancel()
 
 
 async def test_an_engine_that_is_not_there(harness: Harness) -> None:
