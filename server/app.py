@@ -21,6 +21,7 @@ from server.http.error_response import api_error_response, http_error
 from server.http.middleware.auth import AuthMiddleware
 from server.http.middleware.forwarded import ForwardedMiddleware
 from server.http.middleware.host import HostMiddleware
+from server.http.middleware.path import PathMiddleware
 from server.http.middleware.record import RecordMiddleware
 from server.models.registry import Registry
 from server.observability.logs import log
@@ -29,7 +30,10 @@ from server.services import build_services
 from server.storage.files.store import FileStore
 
 SWEEP_SECONDS = 60.0
-EXPOSED_HEADERS = ["X-Goog-Upload-URL", "X-Goog-Upload-Status", "X-Goog-Upload-Size-Received", "X-Castor-Ignored"]
+EXPOSED_HEADERS = [
+    *("X-Goog-Upload-URL", "X-Goog-Upload-Control-URL", "X-Goog-Upload-Chunk-Granularity", "X-Goog-Upload-Status"),
+    *("X-Goog-Upload-Size-Received", "X-Castor-Ignored", "X-Request-Id", "Retry-After", "Allow"),
+]
 """The response headers that scripts of allowed origins may read."""
 
 
@@ -54,12 +58,15 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
         allow_origins=settings.cors_origins,
         allow_methods=["*"],
         allow_headers=["*"],
+        allow_private_network=True,
         expose_headers=EXPOSED_HEADERS,
         max_age=600,
     )
-    # Outermost first. Preflights carry no key, so CORS answers them before keys are checked.
+    # Outermost first. All below the paths read them in their normal form. Preflights carry no key, so CORS answers them
+    # before keys are checked.
     layers = [
         *([Middleware(ForwardedMiddleware, settings.trusted_proxies)] if settings.trusted_proxies else []),
+        Middleware(PathMiddleware),
         Middleware(RecordMiddleware, services.metrics, settings.api_keys),
         *([cors] if settings.cors_origins else []),
         Middleware(HostMiddleware, settings),

@@ -7,6 +7,7 @@ answer needs from its request is carried in `Prepared`.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -39,6 +40,8 @@ from server.wire.generation import GenerationConfig
 from server.wire.requests import CountTokensRequest, GenerateContentRequest
 from server.wire.support import THINKING, Capabilities, review
 
+_COLLECTION = re.compile(r"^(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/")
+"""What stands before the name of a model in a body, also as Vertex AI has it."""
 LARGE_BYTES = 65_536
 """Requests of this size and above are read in a thread: the largest would block all others for seconds."""
 
@@ -211,7 +214,7 @@ class Pipeline:
             abilities = frozenset({THINKING} if loaded.thought_ids is not None else ())
             message, ignored = review(parsed, Capabilities(abilities, frozenset(entry.spec.lenient)))
             for name in filter(None, message.models):
-                if self._registry.resolve(name.removeprefix("models/")) is not entry:
+                if self._registry.resolve(_COLLECTION.sub("", name)) is not entry:
                     description = f"{name[:64]!r} is not the model of the path, {entry.name!r}"
                     raise InvalidArgument.at("model", f"* GenerateContentRequest.model: {description}")
             generation = message.as_generation()

@@ -17,6 +17,7 @@ from server.errors import (
     as_api_error,
     error_json,
 )
+from server.http.query import alt_of
 
 
 def http_error(failure: BaseException) -> ApiError:
@@ -47,5 +48,4 @@ def api_error_response(request: HTTPConnection, failure: BaseException) -> Respo
 
 def wants_array(request: HTTPConnection) -> bool:
     """Whether the answer is to be a streamed JSON array: a streaming method without ``alt=sse``."""
-    streaming = request.url.path.endswith(":streamGenerateContent")
-    return streaming and request.query_params.get("alt", "").lower() != "sse"
+    return request.scope["path"].endswith(":streamGenerateContent") and alt_of(request) != "sse"

@@ -1,7 +1,7 @@
 """All routes: those of operators (``all_routes``), and the API's as a table of HTTP method, path, method and answer.
 
-The version is an opaque first segment and may be missing. Names of models may hold ``/`` and ``:``; the method comes
-after the last colon. ``models/`` in front of a name is optional (wire reference, section 1.2).
+Paths come in their normal form (`server.http.middleware.path`). Names of models may hold ``/`` and ``:``; the method
+comes after the last colon. ``models/`` in front of a name is optional (wire reference, section 1.2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from starlette import routing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.errors import MethodNotAllowed
+from server.errors import MethodNotAllowed, ModelNotFound
+from server.http.field_mask import FieldMask
+from server.http.middleware.path import PLAIN_PATH, UNSERVED_COLLECTIONS
+from server.http.query import read_query
+from server.models.registry import Entry, Registry
 from server.routes.files import delete_file, download_file, get_file, list_files
 from server.routes.generate import generate_content, stream_generate_content
 from server.routes.models import get_model, list_models
@@ -24,64 +28,81 @@ from server.routes.tokens import count_tokens
 from server.routes.unserved import (
     collection_unserved,
     create_file,
+    live_unserved,
     method_unserved,
     no_such_method,
     nothing_here,
+    openai_unserved,
     register_files,
 )
 from server.routes.uploads import upload_file
 from server.services import services_of
+from server.wire import answers
+from server.wire.answers import Fields
 
 HTTP_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNSERVED_METHODS = (
     "embedContent|batchEmbedContents|asyncBatchEmbedContent|batchGenerateContent|predict|predictLongRunning|"
     "generateAnswer|embedText|batchEmbedText|countTextTokens|countMessageTokens|generateMessage|generateText"
 )
-UNSERVED_COLLECTIONS = (
-    "agents|auth_tokens|batches|cachedContents|corpora|credentials|decisions|dynamic|environments|"
-    "fileSearchStores|generatedFiles|interactions|operations|triggers|tunedModels|voices|webhooks"
-)
 _ANY = "any"
-_V = r"(?:v\d\w*/)?"
-_VERSION = r"(?:(?P<version>v\d\w*)/)?"
+_V = r"v\d\w*/"
+_VERSION = r"(?P<version>v\d\w*)/"
 """The same for answers that contain file addresses, which use the version of the request."""
-_DEFAULT_VERSION = "v1beta"
 _MODEL = rf"{_V}(?P<model>.*)"
-_FILE = rf"(?:download/)?{_VERSION}files/(?:https?://[^?#]*/files/)?(?P<file_id>[^/:]+)"
-"""google-genai puts a whole uri after ``files/`` to get the file with that uri."""
+_FILE = rf"{_VERSION}files/(?P<file_id>[^/:]+)"
+_OPENAI = (
+    rf"{_V}(?:openai|endpoints/openapi)(?:/.*)?|"
+    rf"(?:{_V})?(?:chat/completions|completions|responses|embeddings|moderations|(?:images|audio)/\w+)"
+)
+"""The base path that Google's own OpenAI layer has, that of Vertex AI, and what OpenAI clients ask for below a base URL
+that is only a host."""
+_PAGES = ("pageSize", "pageToken")
+_UPLOAD = ("upload_id", "uploadType", "upload_protocol")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One row: ``path`` is a pattern of the whole path below the prefix, without slashes at its ends.
+    """One row: ``path`` is a pattern of the whole path, without slashes at its ends.
 
     ``answer`` gets the request, the services and the named groups; in place of ``model`` it gets the ``entry``.
-    ``method`` is its name in the API, logs and metrics; "" marks refusals of what is not served.
+    ``method`` is its name in the API, logs and metrics; "" marks refusals of what is not served. ``fields`` are those
+    of its answers, None where they are not JSON; ``query`` names its parameters beside Google's standard ones, and
+    ``alts`` are the values of ``alt`` that it has an answer for.
     """
 
     http: str
     path: str
     method: str
     answer: Callable[..., Awaitable[Response]]
+    fields: Fields | None = None
+    query: tuple[str, ...] = ()
+    alts: tuple[str, ...] = ("json",)
+
+
+def _of_model(method: str, answer: Callable[..., Awaitable[Response]], fields: Fields, *alts: str) -> Route:
+    return Route("POST", f"{_MODEL}:{method}", method, answer, fields, alts=alts or ("json",))
 
 
 ROUTES = (
-    Route("POST", rf"{_V}upload/{_VERSION}files", "uploadFile", upload_file),
-    Route("PUT", rf"{_V}upload/{_VERSION}files", "uploadFile", upload_file),
-    Route("GET", rf"{_FILE}:download", "downloadFile", download_file),
-    Route("GET", _FILE, "getFile", get_file),
-    Route("DELETE", _FILE, "deleteFile", delete_file),
-    Route("GET", rf"{_VERSION}files", "listFiles", list_files),
+    Route("POST", rf"upload/{_VERSION}files", "uploadFile", upload_file, answers.CREATE_FILE, _UPLOAD),
+    Route("PUT", rf"upload/{_VERSION}files", "uploadFile", upload_file, answers.CREATE_FILE, _UPLOAD),
+    Route("GET", rf"{_FILE}:download", "downloadFile", download_file, alts=("media",)),
+    Route("GET", _FILE, "getFile", get_file, answers.FILE),
+    Route("DELETE", _FILE, "deleteFile", delete_file, answers.EMPTY),
+    Route("GET", rf"{_VERSION}files", "listFiles", list_files, answers.LIST_FILES, _PAGES),
     Route("POST", rf"{_VERSION}files", "", create_file),
-    Route("GET", rf"{_V}models", "listModels", list_models),
-    Route("POST", rf"{_MODEL}:generateContent", "generateContent", generate_content),
-    Route("POST", rf"{_MODEL}:streamGenerateContent", "streamGenerateContent", stream_generate_content),
-    Route("POST", rf"{_MODEL}:countTokens", "countTokens", count_tokens),
+    Route("GET", rf"{_V}models", "listModels", list_models, answers.LIST_MODELS, _PAGES),
+    Route(_ANY, _OPENAI, "", openai_unserved),
+    Route(_ANY, r"ws/.*", "", live_unserved),
+    _of_model("generateContent", generate_content, answers.GENERATE_CONTENT, "json", "sse"),
+    _of_model("streamGenerateContent", stream_generate_content, answers.GENERATE_CONTENT, "json", "sse"),
+    _of_model("countTokens", count_tokens, answers.COUNT_TOKENS),
     Route(_ANY, rf"{_V}files:register", "", register_files),
     Route("POST", rf"{_V}(?P<collection>[^/:]*)(?:[/:].*)?:(?P<method>{UNSERVED_METHODS})", "", method_unserved),
     Route(_ANY, rf"{_V}(?P<collection>{UNSERVED_COLLECTIONS})(?:[/:].*)?", "", collection_unserved),
     Route("POST", rf"{_V}models/.*:.*", "", no_such_method),
-    Route("GET", rf"{_V}(?P<model>models/.*)", "getModel", get_model),
+    Route("GET", rf"{_V}(?P<model>models/.*)", "getModel", get_model, answers.MODEL),
 )
 """The first matching path decides. A refusal applies to its HTTP method only: with another, a later path may match."""
 MODEL_METHODS = tuple(route.method for route in ROUTES if route.path.startswith(_MODEL))
@@ -93,21 +114,18 @@ _BY_PATH = [
 
 
 def all_routes() -> list[routing.BaseRoute]:
-    """The paths of operators, and the API under both of its prefixes; unknown paths there get the error envelope
-    too."""
-    api = [routing.Route("/{path:path}", dispatch, methods=HTTP_METHODS)]
+    """The paths of operators, and the API's below the root; unknown paths there get the error envelope too."""
     return [
         routing.Route("/healthz", healthz),
         routing.Route("/readyz", readyz),
         routing.Route("/metrics", metrics),
-        routing.Mount("/genai", routes=api),
-        routing.Mount("", routes=api),
+        routing.Route("/{path:path}", dispatch, methods=HTTP_METHODS),
     ]
 
 
 async def dispatch(request: Request) -> Response:
     """Answer one call of the API. Raises ``ApiError``."""
-    path = request.path_params["path"].strip("/")
+    path = request.path_params["path"]
     for pattern, routes in _BY_PATH:
         found = pattern.fullmatch(path)
         if found is None:
@@ -116,18 +134,37 @@ async def dispatch(request: Request) -> Response:
         if route is not None:
             arguments: dict[str, Any] = found.groupdict()
             services, model = services_of(request), ""
-            if "version" in arguments:
-                arguments["version"] = arguments["version"] or _DEFAULT_VERSION
             if "model" in arguments:
-                arguments["entry"] = services.registry.resolve(arguments.pop("model").removeprefix("models/"))
+                arguments["entry"] = _entry(request, services.registry, arguments.pop("model"))
                 model = arguments["entry"].name
             if route.method:
                 request.state.record.resolved(model, route.method)
+                own = route.query if route.fields is None else (*route.query, "fields")
+                request.state.query, ignored = read_query(request, route.method, own, route.alts)
+                request.state.record.ignored += ignored
+                request.state.mask = FieldMask(request.state.query.get("fields", "*"), route.fields)
             return await route.answer(request, services, **arguments)
         allowed = [route.http for route in routes.values() if route.method]
         if allowed:
             raise MethodNotAllowed(
-                f"{request.method} is not allowed for {request.url.path[:200]}; use {' or '.join(allowed)}",
+                f"{request.method} is not allowed for {request.scope['path'][:200]}; use {' or '.join(allowed)}",
                 headers={"Allow": ", ".join(allowed)},
             )
     raise nothing_here(request)
+
+
+def _entry(request: Request, registry: Registry, name: str) -> Entry:
+    """The model of a path. A tuned model may be served under its bare name. A name that holds a version, such as
+    ``org/v1/name``, was read as a prefix and a version where no ``models/`` stands before it. Raises ``ModelNotFound``.
+    """
+    names = [name.removeprefix("models/")]
+    if not name.startswith("models/"):
+        whole, _, _ = request.scope["state"][PLAIN_PATH].removeprefix("/").rpartition(":")
+        names += [name.removeprefix("tunedModels/"), whole]
+    unknown: list[ModelNotFound] = []
+    for candidate in names:
+        try:
+            return registry.resolve(candidate)
+        except ModelNotFound as failure:
+            unknown.append(failure)
+    raise unknown[0]

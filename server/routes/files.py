@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from server.errors import InvalidArgument
 from server.http.json_body import json_response
 from server.http.middleware.forwarded import HOST, PREFIX
+from server.routes.reading import ignored_header
 from server.services import Services
 from server.storage.files.store import StoredFile
 from server.wire.files import DEFAULT_PAGE, MAX_PAGE, ListFilesRequest
@@ -24,32 +25,27 @@ DOWNLOAD_BYTES = 256 * 1024
 
 async def list_files(request: Request, services: Services, version: str) -> Response:
     """GET files?pageSize&pageToken: the caller's own, newest first"""
-    wanted = parse(
-        ListFilesRequest, {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
-    )
+    wanted = parse(ListFilesRequest, {name: request.state.query.get(name) for name in ("pageSize", "pageToken")})
     size = int(min(wanted.page_size, MAX_PAGE)) or DEFAULT_PAGE
     files, token = await asyncio.to_thread(services.files.page, request.state.identity, size, wanted.page_token)
     page: dict[str, Any] = {"files": [file_resource(request, version, file) for file in files]} if files else {}
-    return json_response(page | ({"nextPageToken": token} if token else {}))
+    return _answer(request, page | ({"nextPageToken": token} if token else {}))
 
 
 async def get_file(request: Request, services: Services, version: str, file_id: str) -> Response:
     """GET files/{id}"""
     file = await asyncio.to_thread(services.files.get, file_id, request.state.identity)
-    return json_response(file_resource(request, version, file))
+    return _answer(request, file_resource(request, version, file))
 
 
 async def delete_file(request: Request, services: Services, version: str, file_id: str) -> Response:  # noqa: ARG001
     """DELETE files/{id}"""
     await asyncio.to_thread(services.files.delete, file_id, request.state.identity)
-    return json_response({})
+    return _answer(request, {})
 
 
 async def download_file(request: Request, services: Services, version: str, file_id: str) -> Response:  # noqa: ARG001
     """GET files/{id}:download?alt=media: the bytes"""
-    alt = request.query_params.get("alt", "media")
-    if alt != "media":
-        raise InvalidArgument.at("alt", f"alt is {alt[:64]!r}, but files are downloaded with alt=media")
     store = services.files
     file = await asyncio.to_thread(store.get, file_id, request.state.identity)
     blob = await asyncio.to_thread(store.open, file)
@@ -88,8 +84,11 @@ def base_url(request: Request) -> str:
     host = request.headers.get("host", "")
     if not HOST.fullmatch(host):
         raise InvalidArgument(f"The Host header is {host[:64]!r}, but must be a name or an address, and perhaps a port")
-    prefix = getattr(request.state, PREFIX, "") + request.scope.get("root_path", "")
-    return f"{request.url.scheme}://{host}{prefix}"
+    return f"{request.url.scheme}://{host}{request.scope['state'][PREFIX]}"
+
+
+def _answer(request: Request, value: Any) -> Response:
+    return json_response(request.state.mask.applied(value), ignored_header(request.state.record.ignored))
 
 
 async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:

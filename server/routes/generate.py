@@ -9,7 +9,8 @@ from engine.api.errors import Overloaded
 from server.errors import ResourceExhausted
 from server.generation.pipeline import Prepared
 from server.http.error_response import wants_array
-from server.http.json_body import json_response, read_away
+from server.http.json_body import json_response, read_away, to_json
+from server.http.query import alt_of
 from server.http.streaming import JSON_ARRAY, SERVER_SENT_EVENTS, StreamedAnswer, until_hangup
 from server.models.registry import Entry
 from server.routes.reading import ignored_header, read_as
@@ -18,10 +19,14 @@ from server.wire.requests import GenerateContentRequest
 
 
 async def generate_content(request: Request, services: Services, entry: Entry) -> Response:
-    """POST models/{model}:generateContent"""
+    """POST models/{model}:generateContent, as one JSON object or as the only one of server-sent events"""
     prepared = await _prepared(request, services, entry)
-    answer = await until_hangup(request.receive, prepared.whole(request.state.record.observe))
-    return json_response(answer, ignored_header(prepared.ignored))
+    whole = await until_hangup(request.receive, prepared.whole(request.state.record.observe))
+    answer, headers = request.state.mask.applied(whole), ignored_header(prepared.ignored)
+    if alt_of(request) == "sse":  # as the real service does it
+        event = f"{SERVER_SENT_EVENTS.before}{to_json(answer)}{SERVER_SENT_EVENTS.after}"
+        return Response(event, headers=headers, media_type=SERVER_SENT_EVENTS.media_type)
+    return json_response(answer, headers)
 
 
 async def stream_generate_content(request: Request, services: Services, entry: Entry) -> Response:
@@ -30,7 +35,7 @@ async def stream_generate_content(request: Request, services: Services, entry: E
     framing = JSON_ARRAY if wants_array(request) else SERVER_SENT_EVENTS
     record = request.state.record
     return StreamedAnswer(
-        prepared.chunks(record.observe),
+        request.state.mask.each(prepared.chunks(record.observe)),
         framing,
         services.settings.keepalive_seconds,
         record,

@@ -15,6 +15,7 @@ from server.convert.sampling import entry_default, output_limit
 from server.errors import InvalidArgument
 from server.http.json_body import json_response
 from server.models.registry import Entry
+from server.routes.reading import ignored_header
 from server.services import Services
 from server.wire.message import parse
 from server.wire.requests import DEFAULT_PAGE, MAX_PAGE, ListModelsRequest
@@ -25,8 +26,7 @@ METHODS = ["generateContent", "countTokens"]
 async def list_models(request: Request, services: Services) -> Response:
     """GET models?pageSize&pageToken: real names in file order, no aliases"""
     entries = services.registry.entries()
-    known = {name: request.query_params.get(name) or None for name in ("pageSize", "pageToken")}
-    wanted = parse(ListModelsRequest, known)
+    wanted = parse(ListModelsRequest, {name: request.state.query.get(name) for name in ("pageSize", "pageToken")})
     start = 0
     if token := wanted.page_token:
         try:
@@ -42,12 +42,13 @@ async def list_models(request: Request, services: Services) -> Response:
     page: dict[str, Any] = {"models": [model_resource(entry) for entry in entries[start:end]]}
     if end < len(entries):
         page["nextPageToken"] = base64.urlsafe_b64encode(f"models:{end}".encode()).decode().rstrip("=")
-    return json_response(page)
+    return json_response(request.state.mask.applied(page), ignored_header(request.state.record.ignored))
 
 
-async def get_model(_request: Request, _: Services, entry: Entry) -> Response:
+async def get_model(request: Request, _: Services, entry: Entry) -> Response:
     """GET models/{model}, also by alias"""
-    return json_response(model_resource(entry))
+    answer = request.state.mask.applied(model_resource(entry))
+    return json_response(answer, ignored_header(request.state.record.ignored))
 
 
 def model_resource(entry: Entry) -> dict[str, Any]:

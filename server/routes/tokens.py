@@ -17,4 +17,4 @@ async def count_tokens(request: Request, services: Services, entry: Entry) -> Re
     """POST models/{model}:countTokens: equal to the ``promptTokenCount`` of a generation, also beyond the context"""
     total, documents = await read_as(CountTokensRequest, request, services, entry, services.pipeline.count)
     answer = {"totalTokens": total, "promptTokensDetails": prompt_details(total, documents)}
-    return json_response(answer, ignored_header(request.state.record.ignored))
+    return json_response(request.state.mask.applied(answer), ignored_header(request.state.record.ignored))

@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import PurePath
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -107,6 +108,8 @@ async def _start(request: Request, services: Services, version: str) -> Response
     new = _new_file(request, metadata, name, mime_type, size)
     upload_id = await asyncio.to_thread(services.uploads.start, new)
     url = f"{base_url(request)}/upload/{version}/files?{UPLOAD_ID}={upload_id}"
+    if mask := request.state.query.get("fields"):
+        url += f"&fields={quote(mask)}"  # it is meant for the last answer
     headers = {
         "X-Goog-Upload-URL": url,
         "X-Goog-Upload-Control-URL": url,
@@ -262,4 +265,4 @@ def _final(request: Request, version: str, file: StoredFile) -> Response:
         "X-Goog-Upload-Size-Received": str(file.size),
         **ignored_header(request.state.record.ignored),
     }
-    return json_response({"file": file_resource(request, version, file)}, headers)
+    return json_response(request.state.mask.applied({"file": file_resource(request, version, file)}), headers)

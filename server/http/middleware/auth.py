@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, ApiKeyInvalid, PermissionDenied
 from server.http.middleware import refuse
+from server.http.query import KEYS, pairs
 from server.storage.files.upload_url import upload_id_of
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -19,7 +19,8 @@ send ``Authorization: Bearer``."""
 
 
 class AuthMiddleware:
-    """Accepts ``x-goog-api-key``, ``?key=`` and ``Authorization: Bearer`` alike; without keys every request passes."""
+    """Accepts ``x-goog-api-key``, ``?key=``, ``?access_token=`` and ``Authorization: Bearer`` alike; one that is right
+    is enough. Without keys every request passes."""
 
     def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
         self._app = app
@@ -41,10 +42,9 @@ class AuthMiddleware:
     def _identify(self, request: Request) -> str:
         """The identity of the caller: a stable hash of the key. Raises ``ApiError``."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        # Latin-1 gives back the bytes that were sent, whatever they were.
-        query = parse_qsl(request.scope["query_string"].decode("latin-1"), encoding="latin-1")
         keys = [request.headers.get("x-goog-api-key", "")]
-        keys += [value for name, value in query if name == "key"]
+        # Latin-1 gives back the bytes that were sent, whatever they were.
+        keys += [value for name, value in pairs(request.scope, "latin-1") if name in KEYS]
         keys += [token] if scheme.lower() == "bearer" else []
         sent = [key.strip().encode("latin-1") for key in keys if key.strip()]  # an empty one counts as none
         if not sent:

@@ -56,7 +56,7 @@ async def test_names_with_slashes_and_colons(tmp_path: Path, name: str, path: st
         ("POST", "/v1beta/models/tiny:batchGenerateContent", 501),
         ("GET", "/v1/tunedModels", 501),
         ("POST", "/upload/v1beta/files", 400),
-        ("POST", "/upload/v1%E4%B8%AD/files", 404),
+        ("POST", "/upload/v1%E4%B8%AD/files", 501),
         ("DELETE", "/v1/cachedContents/abc", 501),
         ("POST", "/v1/interactions", 501),
         ("POST", "/v1/batches/b1:cancel", 501),
