@@ -5,7 +5,7 @@
     ApiError
     ├── InvalidArgument       400 INVALID_ARGUMENT    the request itself is wrong
     │   └── ApiKeyInvalid     400                     (Google answers a bad key with 400, not 401)
-    ├── PermissionDenied      403 PERMISSION_DENIED   no key, wrong host or origin
+    ├── PermissionDenied      403 PERMISSION_DENIED   no key, wrong host or origin, no such file of the caller
     ├── NotFound              404 NOT_FOUND           no such path
     │   └── ModelNotFound     404                     no such model
     ├── MethodNotAllowed      405 UNIMPLEMENTED       a known path with another HTTP method
@@ -103,7 +103,8 @@ class ApiKeyInvalid(InvalidArgument):
 
 
 class PermissionDenied(ApiError):
-    """The caller may not do this: no key was sent, or the host or origin is not allowed."""
+    """The caller may not do this: no key was sent, the host or origin is not allowed, or no file of the caller has this
+    name."""
 
     code = 403
     status = "PERMISSION_DENIED"

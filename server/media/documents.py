@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import BinaryIO
 
-from server.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied
+from server.errors import FieldViolation, InvalidArgument, PermissionDenied
 from server.media.media_types import (
     PDF,
     UNKNOWN,
@@ -30,7 +30,7 @@ from server.media.media_types import (
 )
 from server.media.pdf import MAX_BYTES as MAX_PDF_BYTES
 from server.media.pdf import PdfReader, ReadingClock
-from server.storage.files.store import FileStore
+from server.storage.files.store import ID, FileStore
 from server.wire.content import Blob, Content, FileData, Part
 from server.wire.fields import shown
 from server.wire.requests import GenerateContentRequest
@@ -42,7 +42,7 @@ READ_SECONDS = 60.0
 MAX_TEXT_BYTES = 20 * 1024**2
 """Of all texts of a request together, as much as a request without files may hold."""
 
-_URI = re.compile(r"(?:[^\s?#]{0,2000}/)?files/([a-z0-9]{1,40})")
+_URI = re.compile(rf"(?:[^\s?#]{{0,2000}}/)?files/({ID.pattern})")
 _SYSTEM = -1
 
 Place = tuple[int, int]
@@ -80,9 +80,9 @@ class DocumentReader:
         self._pdf = PdfReader()
 
     async def read(self, request: GenerateContentRequest, owner: str) -> Documents:
-        """Every document of a request. Raises ``InvalidArgument`` naming each that cannot be read, ``NotFound`` or
-        ``PermissionDenied`` for a file that is not there or not the caller's, and ``ResourceExhausted`` while too many
-        others are being read."""
+        """Every document of a request. Raises ``InvalidArgument`` naming each that cannot be read, ``PermissionDenied``
+        for a file that is not there or not the caller's, and ``ResourceExhausted`` while too many others are being
+        read."""
         found = list(_parts_with_documents(request))
         if len(found) > MAX_DOCUMENTS:
             raise InvalidArgument.at(
@@ -138,8 +138,8 @@ class DocumentReader:
         try:
             file = await asyncio.to_thread(self._store.get, uri[1], owner)
             blob = await asyncio.to_thread(self._store.open, file)
-        except (NotFound, PermissionDenied) as refusal:
-            raise type(refusal)(f"{path}: {refusal.message}") from None
+        except PermissionDenied as refusal:
+            raise PermissionDenied(f"{refusal.message} It is named at {path}.") from None
         with blob:
             source = _StoredSource(data.mime_type or file.mime_type, file.size, blob)
             return file.display_name or data.display_name, await self._text(source, file.sha256, owner, most, clock)

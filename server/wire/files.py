@@ -18,9 +18,12 @@ OUTPUT_ONLY = "output only: the server sets it"
 class File(Message):
     """A file's metadata. Clients may set the first four fields."""
 
-    name: Annotated[String, Honoured("files/ and 1 to 40 lowercase letters and digits; made where it is not given")] = (
-        ""
-    )
+    name: Annotated[
+        String,
+        Honoured(
+            "files/ and 1 to 40 lowercase letters, digits and dashes (not at the ends); made where it is not given"
+        ),
+    ] = ""
     display_name: Annotated[String, Honoured("at most 512 characters; the name of the file where it is not given")] = ""
     mime_type: Annotated[String, Honoured("guessed from the name where it is not given")] = ""
     size_bytes: Annotated[Annotated[Int64, Field(ge=0)] | None, Honoured("that many bytes must come")] = None

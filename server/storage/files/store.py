@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from server.errors import InvalidArgument, NotFound, PermissionDenied
+from server.errors import InvalidArgument, PermissionDenied
 from server.storage.files.catalog import Catalog, Row, keep_private
 
 GIB = 1024**3
@@ -27,8 +27,8 @@ FINISHED_SECONDS = 600.0
 KEPT_FREE = 8 * 1024**2
 """Bytes of the disk that uploads leave free: the catalog must still be able to record deletions."""
 
-ID = re.compile(r"[a-z0-9]{1,40}")
-_TOKEN = re.compile(r"(\d+\.\d+) ([a-z0-9]{1,40})")
+ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_TOKEN = re.compile(rf"(\d+\.\d+) ({ID.pattern})")
 _END = (float("inf"), "")
 
 
@@ -78,10 +78,11 @@ class FileStore:
         self.catalog = Catalog(folder / "files.db")
 
     def get(self, file_id: str, owner: str) -> StoredFile:
-        """Raises ``NotFound``, or ``PermissionDenied`` where another identity has uploaded it."""
+        """Raises ``PermissionDenied``, in the same words where it does not exist, is not complete or belongs to another
+        identity: nobody learns which ids there are."""
         found = stored(self._row(file_id, owner))
         if found is None:
-            raise self._not_there(file_id)
+            raise _inaccessible(file_id)
         return found
 
     def page(self, owner: str, size: int, token: str) -> tuple[list[StoredFile], str]:
@@ -115,11 +116,11 @@ class FileStore:
         self.discard(row.blob)
 
     def open(self, file: StoredFile) -> BinaryIO:
-        """The bytes of a file. Raises ``NotFound`` if it was removed since it was looked up."""
+        """The bytes of a file. Raises ``PermissionDenied`` if it was removed since it was looked up."""
         try:
             return (self.blobs / file.blob).open("rb")
         except FileNotFoundError:
-            raise NotFound(f"File {file.id!r} does not exist any more.") from None
+            raise _inaccessible(file.id) from None
 
     def sweep(self) -> int:
         """Remove what has expired, blobs that no row names and rows whose blob is lost; returns how many."""
@@ -149,23 +150,18 @@ class FileStore:
 
     def _row(self, file_id: str, owner: str) -> Row:
         row = self.catalog.file(file_id, self.clock()) if ID.fullmatch(file_id) else None
-        if row is None:
-            raise self._not_there(file_id)
-        if row.owner != owner:
-            raise PermissionDenied(
-                f"You do not have permission to access the file {file_id!r}: another key uploaded it."
-            )
+        if row is None or row.owner != owner:
+            raise _inaccessible(file_id)
         return row
-
-    def _not_there(self, file_id: str) -> NotFound:
-        return NotFound(
-            f"File {file_id[:64]!r} does not exist. Files expire after {self.limits.lifetime / 3600:g} hours; "
-            "list the files to see those that there are."
-        )
 
     def close(self) -> None:
         """Close the database; the store cannot be used afterwards."""
         self.catalog.close()
+
+
+def _inaccessible(file_id: str) -> PermissionDenied:
+    """In the words of the real service (wire reference 5.2)."""
+    return PermissionDenied(f"You do not have permission to access the File {file_id[:64]} or it may not exist.")
 
 
 def stored(row: Row) -> StoredFile | None:

@@ -71,7 +71,10 @@ class Uploads:
             _check_room(self._store.limits, usage(db, row.owner, row.created), row.held, files=1)
             self._store.need_disk(row.held)
             if not insert(db, row):
-                raise AlreadyExists(f"File {row.id!r} already exists: delete it first, or choose another name.")
+                # Ids are one namespace, since a uri tells no owner; so a name that another key has cannot be given.
+                raise AlreadyExists(
+                    f"File {row.id!r} already exists: choose another name, or delete it if it is yours."
+                )
         assert row.upload is not None
         return row.upload
 
@@ -165,7 +168,9 @@ class Uploads:
         name = new.name.removeprefix("files/")
         if name and not ID.fullmatch(name):
             raise InvalidArgument.at(
-                "file.name", f"* File.name: {new.name[:64]!r} must be 1 to 40 lowercase letters and digits, or left out"
+                "file.name",
+                f"* File.name: {new.name[:64]!r} must be 1 to 40 lowercase letters, digits and dashes "
+                "(not at the ends), or left out",
             )
         if len(new.display_name) > MAX_DISPLAY_NAME:
             raise InvalidArgument.at(

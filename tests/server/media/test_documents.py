@@ -102,8 +102,13 @@ async def test_a_file_that_is_not_there_or_not_ones_own(tmp_path: Path) -> None:
         assert "mine" in await prompt(harness, ask(named(file["uri"])))
         harness.client.headers["x-goog-api-key"] = "two"
         theirs = await refusal(harness, ask("x", named(file["uri"])), 403)
-        assert theirs.startswith("contents[0].parts[1].file_data: You do not have permission")
-        assert "does not exist" in await refusal(harness, ask(named("files/nothere")), 404)
+        missing = await refusal(harness, ask("x", named("files/nothere")), 403)
+        assert missing == (
+            "You do not have permission to access the File nothere or it may not exist. "
+            "It is named at contents[0].parts[1].file_data."
+        )
+        assert theirs == missing.replace("nothere", file["name"].removeprefix("files/"))
+        assert (await harness.count(ask(named("files/nothere")))).status_code == 403
 
 
 async def test_documents_count_as_documents_and_sum_up(harness: Harness) -> None:

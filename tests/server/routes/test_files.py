@@ -76,7 +76,7 @@ async def test_a_deleted_file_is_gone(harness: Harness) -> None:
     answer = await harness.client.request("DELETE", f"/v1beta/{file['name']}", content=b"{}")
     assert (answer.status_code, answer.json()) == (200, {})
     for method, path in (("GET", file["uri"]), ("GET", file["downloadUri"]), ("DELETE", file["uri"])):
-        assert (await harness.client.request(method, path)).status_code == 404
+        assert (await harness.client.request(method, path)).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,66 @@ async def test_a_deleted_file_is_gone(harness: Harness) -> None:
         "/v1beta/files/x:other",
     ],
 )
-async def test_what_is_no_file_is_a_404(harness: Harness, path: str) -> None:
+async def test_what_is_no_file_is_refused_and_never_a_path(harness: Harness, path: str) -> None:
     for method in ("GET", "DELETE"):
         answer = await harness.client.request(method, path)
-        assert answer.status_code in (404, 405), answer.text
-        assert answer.status_code == 404 or "download" in path
+        assert answer.status_code in (403, 404, 405), answer.text
+        assert answer.status_code != 405 or (method == "DELETE" and "download" in path)
         assert len(answer.text) < 1000
+
+
+async def test_a_missing_file_is_refused_in_the_words_of_the_real_service(harness: Harness) -> None:
+    for method, verb in (("GET", ""), ("DELETE", ""), ("GET", ":download?alt=media")):
+        answer = await harness.client.request(method, f"/v1beta/files/doesnotexist123{verb}")
+        assert answer.status_code == 403
+        assert answer.json()["error"] == {
+            "code": 403,
+            "message": "You do not have permission to access the File doesnotexist123 or it may not exist.",
+            "status": "PERMISSION_DENIED",
+        }
+
+
+@pytest.mark.parametrize("name", ["owui-v1-61ed4729e1359829", "123-456", "a--b", "x" * 19 + "-" + "y" * 20, "a"])
+async def test_a_name_may_hold_dashes(harness: Harness, name: str) -> None:
+    client, data = harness.client, b"The dog is called Rufus."
+    start = {"X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Command": "start"}
+    started = await client.post("/upload/v1beta/files", json={"file": {"name": f"files/{name}"}}, headers=start)
+    last = {"X-Goog-Upload-Command": "upload, finalize", "X-Goog-Upload-Offset": "0"}
+    file = (await client.post(started.headers["X-Goog-Upload-URL"], content=data, headers=last)).json()["file"]
+    assert file["name"] == f"files/{name}"
+    assert (await client.get(f"/v1beta/files/{name}")).json() == file
+    assert (await client.get(f"/v1beta/files/{file['uri']}")).json() == file
+    assert (await client.get(file["downloadUri"])).content == data
+    for uri in (file["uri"], file["name"], f"https://generativelanguage.googleapis.com/v1beta/files/{name}"):
+        used = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}, {"text": "Name?"}]}]}
+        assert (await harness.count(used)).status_code == 200
+        assert (await harness.generate(used)).status_code == 200
+    assert [listed["name"] for listed in (await client.get("/v1beta/files?pageSize=1")).json()["files"]] == [
+        file["name"]
+    ]
+    assert (await client.delete(f"/v1beta/files/{name}")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["-a", "a-", "-", "A-b", "a_b", "a" * 41, "a.b", "ä"])
+async def test_what_cannot_be_a_name(harness: Harness, name: str) -> None:
+    start = {"X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Command": "start"}
+    refused = await harness.client.post("/upload/v1beta/files", json={"file": {"name": f"files/{name}"}}, headers=start)
+    assert (refused.status_code, "digits and dashes (not at the ends)" in refused.text) == (400, True)
+    assert (await harness.client.get(f"/v1beta/files/{name}")).status_code == 403
+
+
+async def test_pages_go_on_behind_a_name_with_dashes(harness: Harness) -> None:
+    for name in ("a-1", "b-2", "c-3"):
+        body = b'{"file":{"name":"files/%s"}}' % name.encode()
+        form = b"--x\r\nContent-Type: application/json\r\n\r\n%s\r\n--x\r\n\r\nhi\r\n--x--" % body
+        kind = {"content-type": "multipart/related; boundary=x"}
+        assert (await harness.client.post("/upload/v1/files", content=form, headers=kind)).status_code == 200
+    seen, token = [], ""
+    for _ in range(3):
+        page = (await harness.client.get(f"/v1/files?pageSize=1&pageToken={token}")).json()
+        seen += [file["name"] for file in page["files"]]
+        token = page.get("nextPageToken", "")
+    assert (seen, token) == (["files/c-3", "files/b-2", "files/a-1"], "")
 
 
 async def test_files_are_made_by_uploading_alone(harness: Harness) -> None:

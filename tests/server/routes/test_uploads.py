@@ -115,7 +115,7 @@ async def test_what_only_the_server_knows_is_named_as_ignored(harness: Harness) 
     ("body", "words"),
     [
         ({"file": {"nme": "x"}}, "Unknown name"),
-        ({"file": {"name": "files/No"}}, "lowercase letters and digits"),
+        ({"file": {"name": "files/No"}}, "lowercase letters, digits and dashes"),
         ({"file": {"mimeType": "text"}}, "a type and a subtype"),
         ({"file": {"mimeType": "text/plain\r\nx: y"}}, "a type and a subtype"),
         ({"file": {"mimeType": "text/plain;\r\n x=y"}}, "a type and a subtype"),
@@ -440,9 +440,11 @@ async def test_the_upload_url_authorises_itself_and_nothing_else(tmp_path: Path)
             listed = await client.get("/v1beta/files" + secret)
             assert listed.status_code == 403
         other = {"x-goog-api-key": "two"}
-        for method, path in (("GET", mine), ("GET", mine + ":download"), ("DELETE", mine)):
-            answer = await client.request(method, path, headers=other)
-            assert (answer.status_code, "another key" in message(answer)) == (403, True)
+        for method, verb in (("GET", ""), ("GET", ":download"), ("DELETE", "")):
+            foreign = await client.request(method, mine + verb, headers=other)
+            missing = await client.request(method, f"/v1beta/files/nothere{verb}", headers=other)
+            assert (foreign.status_code, foreign.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
+            assert foreign.text == missing.text.replace("nothere", file["name"].removeprefix("files/"))
         assert (await client.get("/v1beta/files", headers=other)).json() == {}
         assert (await client.delete(mine, headers=key)).json() == {}
         assert (await client.post(url, headers={COMMAND: "query"})).status_code == 404

@@ -51,8 +51,11 @@ def blobs(store: FileStore) -> set[str]:
 def test_a_file_belongs_to_who_uploaded_it(store: FileStore) -> None:
     file = add(store, owner="me")
     for use in (store.get, store.delete):
-        with pytest.raises(PermissionDenied, match="another key"):
+        with pytest.raises(PermissionDenied) as foreign:
             use(file.id, "you")
+        with pytest.raises(PermissionDenied) as missing:
+            use("nothere", "you")
+        assert foreign.value.message == missing.value.message.replace("nothere", file.id)
     assert store.get(file.id, "me") == file
     assert store.page("you", 10, "") == ([], "")
 
@@ -60,7 +63,7 @@ def test_a_file_belongs_to_who_uploaded_it(store: FileStore) -> None:
 @pytest.mark.parametrize("file_id", ["", "nothere", "../../etc/passwd", "a" * 10_000, "A", "a\0", "files/x", "ä"])
 def test_what_is_no_file_is_not_found(store: FileStore, file_id: str) -> None:
     for use in (store.get, store.delete):
-        with pytest.raises(NotFound, match="does not exist") as refusal:
+        with pytest.raises(PermissionDenied, match="or it may not exist") as refusal:
             use(file_id, "me")
         assert len(refusal.value.message) < 300
 
@@ -95,7 +98,7 @@ def test_a_deleted_file_is_gone_and_a_download_goes_on(store: FileStore) -> None
         assert download.read() == b"data"
     assert blobs(store) == set()
     for use in (lambda: store.get(file.id, "me"), lambda: store.open(file), lambda: store.delete(file.id, "me")):
-        with pytest.raises(NotFound):
+        with pytest.raises(PermissionDenied):
             use()
 
 
@@ -104,7 +107,7 @@ def test_an_expired_file_is_gone_before_it_is_swept(store: FileStore, clock: Clo
     clock.now = file.expires - 1
     assert store.sweep() == 0
     clock.now = file.expires
-    with pytest.raises(NotFound, match="expire after 1 hours"):
+    with pytest.raises(PermissionDenied):
         store.get("mine", "me")
     assert store.page("me", 10, "") == ([], "")
     again = add(store, b"other", name="mine")
@@ -149,7 +152,7 @@ def test_the_sweep_removes_what_no_row_names_and_rows_that_lost_their_blob(store
     (store.blobs / lost.blob).unlink()
     assert store.sweep() == 2
     assert blobs(store) == {kept.blob, empty.blob}
-    with pytest.raises(NotFound):
+    with pytest.raises(PermissionDenied):
         store.get(lost.id, "me")
     assert store.sweep() == 0
 
@@ -159,7 +162,7 @@ def test_processes_share_the_folder(store: FileStore, clock: Clock) -> None:
     file = add(store)
     assert other.get(file.id, "me") == file
     other.delete(file.id, "me")
-    with pytest.raises(NotFound):
+    with pytest.raises(PermissionDenied):
         store.get(file.id, "me")
     other.close()
 
