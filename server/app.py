@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +18,7 @@ from server.config.settings import Settings
 from server.errors import ApiError
 from server.http.error_response import api_error_response, http_error
 from server.http.middleware.auth import AuthMiddleware
+from server.http.middleware.cors import CorsMiddleware
 from server.http.middleware.forwarded import ForwardedMiddleware
 from server.http.middleware.host import HostMiddleware
 from server.http.middleware.path import PathMiddleware
@@ -54,7 +54,7 @@ def create_app(settings: Settings, registry: Registry) -> Starlette:
             await services.close()
 
     cors = Middleware(
-        CORSMiddleware,
+        CorsMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["*"],
         allow_headers=["*"],

@@ -7,6 +7,7 @@ is an error: a misspelt setting that is silently ignored is worse than a server 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -76,6 +77,7 @@ class Settings:
             values["api_keys"] = (values["api_keys"] or ()) + _keys_in(Path(keys_file))
         values["cache_dir"] = values["cache_dir"] or _xdg(environ, "XDG_CACHE_HOME", ".cache")
         values["data_dir"] = values["data_dir"] or _xdg(environ, "XDG_DATA_HOME", ".local/share")
+        values["cors_origins"] = tuple(_origin(text) for text in values["cors_origins"] or ())
         settings = cls(**{name: value for name, value in values.items() if value is not None})
         _check(settings)
         return settings
@@ -116,6 +118,24 @@ def _read(environ: Mapping[str, str], name: str) -> Any:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)/?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it: in lowercase, without a slash at the end, without the port that its scheme has
+    anyway. Raises ``ConfigError`` for what is none, such as a pattern or an address with a path."""
+    if text in ("*", "null"):
+        return text
+    found = _ORIGIN.fullmatch(text.lower())
+    if found is None:
+        raise ConfigError(
+            f"cors_origins names {text!r}, but must hold origins of web pages: a scheme, a host and perhaps a port, as "
+            "https://chat.example or http://localhost:3000; or * for every page"
+        )
+    return f"{found[1]}://{found[2].removesuffix(_DEFAULT_PORTS.get(found[1], '/'))}"
 
 
 def _flag(text: str) -> bool:

@@ -54,6 +54,11 @@ def test_unknown_variable_is_refused_with_the_known_ones() -> None:
         ("CASTOR_BODY_SECONDS", "inf", "body_seconds is inf, but must be above 0 and at most 86400"),
         ("CASTOR_ALLOW_NO_KEYS", "perhaps", "1 or 0"),
         ("CASTOR_TRUSTED_PROXIES", "10.0.0.0/8, gateway", "'gateway'"),
+        ("CASTOR_CORS_ORIGINS", "chat.example", "cors_origins names 'chat.example', but must hold origins"),
+        ("CASTOR_CORS_ORIGINS", "https://chat.example/app", "a scheme, a host and perhaps a port"),
+        ("CASTOR_CORS_ORIGINS", "https://*.example", "or * for every page"),
+        ("CASTOR_CORS_ORIGINS", "https://user@chat.example", "as https://chat.example"),
+        ("CASTOR_CORS_ORIGINS", "https://bücher.example", "bücher"),
     ],
 )
 def test_bad_values_name_field_value_and_limit(variable: str, value: str, expected: str) -> None:
@@ -99,3 +104,23 @@ def test_settings_are_frozen() -> None:
     settings: Any = Settings.from_env({})
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.port = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://chat.example", "https://chat.example"),
+        ("https://Chat.Example/", "https://chat.example"),
+        ("HTTPS://chat.example:443", "https://chat.example"),
+        ("http://localhost:80/", "http://localhost"),
+        ("http://localhost:443", "http://localhost:443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:5173", "http://[::1]:5173"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("*", "*"),
+        ("null", "null"),
+    ],
+)
+def test_an_origin_is_understood_as_browsers_write_it(text: str, origin: str) -> None:
+    assert Settings.from_env({"CASTOR_CORS_ORIGINS": text}).cors_origins == (origin,)
+    assert Settings.from_env({}, cors_origins=(text,)).cors_origins == (origin,)
