@@ -88,3 +88,60 @@ async def test_an_unserved_method_is_named(harness: Harness) -> None:
     response = await harness.client.post("/v1/models/tiny:embedContent", json={})
     assert response.json()["error"]["message"] == "models.embedContent is not served by this server."
     assert response.json()["error"]["status"] == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1beta/openai/chat/completions"),
+        ("POST", "/v1beta/openai/"),
+        ("GET", "/v1beta/openai/models/tiny"),
+        ("DELETE", "/genai/v1/openai/files/x"),
+        ("POST", "/v1beta1/projects/p/locations/l/endpoints/openapi/chat/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/chat/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/images/generations"),
+        ("POST", "/a/proxy/v1/audio/speech"),
+    ],
+)
+async def test_clients_of_openai_read_why_it_is_not_served(harness: Harness, method: str, path: str) -> None:
+    """Their SDKs show ``error.message`` of an object, and its ``type`` and ``code``; a list or another form is shown as
+    a whole body at best."""
+    answer = await harness.client.request(method, path, json={"model": "tiny", "messages": []})
+    assert answer.status_code == 501
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["code"], str)
+    assert "belongs to OpenAI's API, which is not served" in error["message"]
+    assert "v1beta/models/MODEL:generateContent" in error["message"]
+    assert answer.headers["x-should-retry"] == "false"
+    metrics = (await harness.client.get("/metrics")).text
+    assert 'castor_requests_total{code="501",method="",model=""} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent",
+        "/genai/ws/google.ai.generativelanguage.v1alpha.GenerativeService.BidiGenerateContentConstrained",
+        "/v1beta/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateMusic",
+        "/ws/google.cloud.aiplatform.v1beta1.LlmBidiService/BidiGenerateContent",
+    ],
+)
+async def test_a_live_socket_is_refused_at_its_handshake(harness: Harness, path: str) -> None:
+    handshake = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    answer = await harness.client.get(path, headers=handshake | {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    assert (answer.status_code, answer.json()["error"]["status"]) == (501, "UNIMPLEMENTED")
+    assert "Live API" in answer.json()["error"]["message"]
+
+
+async def test_a_path_that_is_not_there_tells_how_it_was_read(harness: Harness) -> None:
+    answer = await harness.client.get("/some/proxy/v1/v1beta//nothing/")
+    message = answer.json()["error"]["message"]
+    assert message.startswith(
+        "The requested URL /some/proxy/v1/v1beta/nothing/ (read as /v1beta/nothing) was not found"
+    )
+    assert "A base URL ends before the version" in message
+    assert len((await harness.client.get("/v1beta/" + "x" * 9000)).text) < 1000
