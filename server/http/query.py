@@ -42,7 +42,7 @@ def pairs(scope: Mapping[str, Any], encoding: str = "utf-8") -> list[tuple[str, 
 
 def alt_of(request: HTTPConnection) -> str:
     """The form of the answer that the query asks for, in lowercase; "" where it says nothing."""
-    return next((value.lower() for name, value in pairs(request.scope) if name == "alt"), "")
+    return next((value.lower().partition(_ENUMS)[0] for name, value in pairs(request.scope) if name == "alt"), "")
 
 
 def read_query(
@@ -55,7 +55,6 @@ def read_query(
     values, and for values that are not served: ``alts`` are those of ``alt``.
     """
     values: dict[str, str] = {}
-    ignored: list[str] = []
     masks = [("fields", value) for value in request.headers.getlist("x-goog-fieldmask")]
     for name, value in [*pairs(request.scope), *masks]:
         if name in KEYS:
@@ -78,6 +77,6 @@ def read_query(
     if pretty not in ("", "true", "false", "1", "0"):
         raise InvalidArgument.at("prettyPrint", f"prettyPrint is {pretty[:_SHOWN]!r}, but must be true or false")
     # Answers are on one line, and enums are names.
-    ignored += ["enum-encoding"] * bool(enums) + ["prettyPrint"] * (pretty in ("true", "1"))
+    ignored = ["enum-encoding"] * bool(enums) + ["prettyPrint"] * (pretty in ("true", "1"))
     ignored += [name for name in WITHOUT_EFFECT if name in values and name not in own]
     return {name: value for name, value in values.items() if value and name not in ignored}, ignored

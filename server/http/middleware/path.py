@@ -34,8 +34,9 @@ _VERSION = re.compile(r"v\d\w*", re.ASCII)
 
 
 class PathMiddleware:
-    """Puts the normal form of the path into ``scope["path"]``, and what stood before it at the end of the ``PREFIX`` in
-    the request's state. ``raw_path`` stays as it was sent, and nothing reads it."""
+    """Puts the normal form of the path into ``scope["path"]``, and what stood before it behind the ``PREFIX`` in the
+    request's state. A proxy that names its prefix and sends it on in the path means one. ``raw_path`` stays as it was
+    sent, and nothing reads it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,7 +47,8 @@ class PathMiddleware:
             prefix, scope["path"] = normalized(plain)
             state = scope.setdefault("state", {})
             state[PLAIN_PATH] = plain
-            state[PREFIX] = state.get(PREFIX, "") + quote(prefix, safe="/~:@!$&'()*+,;=")
+            named, own = state.get(PREFIX, ""), quote(prefix, safe="/~:@!$&'()*+,;=")
+            state[PREFIX] = own if f"{own}/".startswith(f"{named}/") else named + own
         await self._app(scope, receive, send)
 
 

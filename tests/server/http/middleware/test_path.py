@@ -88,16 +88,30 @@ def test_a_prefix_is_as_long_as_answers_can_repeat_it() -> None:
     assert normalized(f"{longest}x/v1/files") == ("", f"{longest}x/v1/files")
 
 
-async def test_a_prefix_is_quoted_where_addresses_are_built_from_it() -> None:
+@pytest.mark.parametrize(
+    ("named", "sent", "prefix"),
+    [
+        ("", "", ""),
+        ("", "/in", "/in"),
+        ("/out", "", "/out"),
+        ("/out", "/in", "/out/in"),
+        ("/out", "/out", "/out"),
+        ("/out", "/out/in", "/out/in"),
+        ("/out", "/outer", "/out/outer"),
+        ("/out", "/a\r\nb: c", "/out/a%0D%0Ab:%20c"),
+    ],
+)
+async def test_addresses_have_the_prefix_that_a_proxy_names_and_the_one_in_the_path(
+    named: str, sent: str, prefix: str
+) -> None:
     seen: list[Scope] = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
         seen.append(scope)
 
-    scope = {"type": "http", "path": "/a\r\nb: c/v1/files", "state": {PREFIX: "/outer"}}
+    scope = {"type": "http", "path": f"{sent}/v1//files", "state": {PREFIX: named} if named else {}}
     await PathMiddleware(app)(scope, None, None)  # type: ignore[arg-type]
-    assert seen[0]["state"][PREFIX] == "/outer/a%0D%0Ab:%20c"
-    assert seen[0]["path"] == "/v1/files"
+    assert (seen[0]["state"][PREFIX], seen[0]["path"]) == (prefix, "/v1/files")
 
 
 WORDS = """
