@@ -14,7 +14,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from server.convert.rendering import Renderer, TemplateInput
-from server.convert.template_probe import end_ids, family_in, is_atom, renders_system, thought_ids
+from server.convert.template_probe import (
+    end_ids,
+    family_in,
+    is_atom,
+    renders_late_system,
+    renders_system,
+    thought_ids,
+)
 from server.errors import Internal, InvalidArgument, ResourceExhausted
 from server.observability.logs import log
 from server.offload.children import ChildDied, ChildProcesses, JobFailed, TookTooLong, TookTooMuch, share_of_memory
@@ -41,10 +48,11 @@ class ChatTokenizer:
     the bulky ones, one at a time, so that these do not delay other callers.
 
     ``end_ids`` are the tokens that end an answer, ``has_system_role`` says whether the template renders system
-    messages, ``longest_token`` is the most characters that one token is assumed to cover. ``family`` says how thoughts
-    and calls are written, ``thought_ids`` are the tokens of the markers around thoughts, if the model thinks, and
-    ``marker_ids`` the special tokens that parsers of answers must see. ``special_ids`` are all special tokens by text,
-    ``atom_ids`` those that grammars name by number; ``control_texts`` are the texts that names must not contain.
+    messages, ``has_late_system`` whether it does so after the first, ``longest_token`` is the most characters that one
+    token is assumed to cover. ``family`` says how thoughts and calls are written, ``thought_ids`` are the tokens of the
+    markers around thoughts, if the model thinks, and ``marker_ids`` the special tokens that parsers of answers must
+    see. ``special_ids`` are all special tokens by text, ``atom_ids`` those that grammars name by number;
+    ``control_texts`` are the texts that names must not contain.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,6 +68,7 @@ class ChatTokenizer:
         self.token_text = lru_cache(maxsize=65_536)(self._token_text)
         self.has_template = first.chat_template is not None
         self.has_system_role = self.has_template and renders_system(first)
+        self.has_late_system = self.has_system_role and renders_late_system(first)
         self.family = family_in(first)
         self.special_ids = {
             token.content: index for index, token in first.added_tokens_decoder.items() if token.special

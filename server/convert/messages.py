@@ -26,17 +26,23 @@ def chat_messages(
     preamble: str = "",
     control_texts: Sequence[str] = (),
     reopen: Reopen = no_thoughts,
+    late_system: bool = False,
+    counting: bool = False,
 ) -> list[ChatMessage]:
-    """The conversation of ``request``; the system instruction, followed by ``preamble``, is folded into the first user
-    turn where the template has no system role. Raises ``InvalidArgument`` naming every content that cannot be a turn.
+    """The conversation of ``request``; the system instruction, followed by what the system says first in the contents
+    and by ``preamble``, is folded into the first user turn where the template has no system role. ``late_system`` says
+    that the template shows what the system says later; ``counting`` that the prompt is not to be answered.
+
+    Raises ``InvalidArgument`` naming every content that cannot be a turn.
     """
     check_counts(request)
-    turns = turns_of(request.contents, control_texts, reopen)
+    turns = turns_of(request.contents, control_texts, reopen, late_system=late_system, counting=counting)
     instruction = request.system_instruction.parts if request.system_instruction else ()
     if any(part.function_call or part.function_response for part in instruction):
         raise joined([problem("system_instruction", "must be text, without function calls and responses.")])
     text = "".join(part.text or "" for part in instruction if not part.thought)
-    system = "\n\n".join(filter(None, (text, preamble)))
+    opening = turns.pop(0).text if turns and turns[0].role == "system" else ""
+    system = "\n\n".join(filter(None, (text, opening, preamble)))
     if system and not has_system_role:
         first = turns[0] if turns and turns[0].role == "user" else None
         text = f"{system}\n\n{first.text}" if first else system
@@ -65,9 +71,9 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[ChatMessage]:
     clients; the numbers have the nine letters and digits that Mistral's templates insist on."""
     count = 0
     for turn, following in zip(turns, [*turns[1:], None], strict=True):
-        if turn.role == "user":
+        if turn.role != "assistant":
             if turn.text or not turn.results:
-                yield ChatMessage(role="user", content=turn.text)
+                yield ChatMessage(role=turn.role, content=turn.text)
             continue
         tools = {
             result.call: ChatMessage(

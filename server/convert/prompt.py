@@ -46,9 +46,11 @@ def conversation(
     reopen: Reopen = no_thoughts,
     emptied: GenerateContentRequest | None = None,
     owner: str = "",
+    counting: bool = False,
 ) -> Conversation:
     """The conversation of a request whose documents have become texts; ``emptied`` is the same request with these texts
-    empty, None where there are no documents. Takes seconds for the longest. Raises ``InvalidArgument``."""
+    empty, None where there are no documents. With ``counting`` it need not be one that can be answered. Takes seconds
+    for the longest. Raises ``InvalidArgument``."""
     family = tokenizer.family
     tools = read_tools(request, tokenizer.control_texts)
     if tools:
@@ -61,6 +63,8 @@ def conversation(
         preamble=castor_prompt(tools) if tools and not family.renders_tools else "",
         control_texts=tokenizer.control_texts,
         reopen=reopen if family.thought else no_thoughts,
+        late_system=tokenizer.has_late_system,
+        counting=counting,
     )
     messages = messages_of(request)
     declared = tools.for_template() if tools and family.renders_tools else []

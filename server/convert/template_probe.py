@@ -25,6 +25,17 @@ def renders_system(tokenizer: Any) -> bool:
         return False
 
 
+def renders_late_system(tokenizer: Any) -> bool:
+    """Whether the template shows system messages wherever they stand: many raise, or show all at the beginning."""
+    roles = ("user", "system", "assistant", "system", "user", "system")
+    trial = [{"role": role, "content": f"{_MARK}{place}"} for place, role in enumerate(roles)]
+    try:
+        text = tokenizer.apply_chat_template(trial, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return False
+    return re.findall(rf"{_MARK}\d", text) == [message["content"] for message in trial]
+
+
 def renders_tools(tokenizer: Any) -> bool:
     """Whether the template shows declarations, calls and results of functions; many show none of them."""
     function = {"name": f"{_MARK}_f", "description": "", "parameters": {"type": "object", "properties": {}}}

@@ -26,11 +26,16 @@ MAX_THOUGHT_CHARACTERS = 20 * 1024**2
 Reopen = Callable[[bytes], str | None]
 """The thoughts in a signature that this server made, None for any other bytes."""
 
-_ROLES = {"": "user", "user": "user", "function": "user", "model": "assistant"}
-_BETWEEN_TURNS = {"user": "\n", "assistant": ""}
+_ROLES = {
+    **dict.fromkeys(("user", "function", "tool", "context", "user_context"), "user"),
+    **dict.fromkeys(("model", "assistant"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+"""Who speaks, by the role in lower case: the roles of the Gemini API, old and new, and those of other formats. What is
+told as context comes from the user: it must not outweigh what the system instructs."""
+_BETWEEN_TURNS = {"user": "\n", "assistant": "", "system": "\n\n"}
 """What joins neighbours of one role: streamed chats send the model's answer in pieces, one content per chunk."""
 
-_NO_ROLE = "Please use a valid role: user, model."
 _NO_DATA = "required oneof field 'data' must have one initialized field"
 _NO_CALL = (
     "Please ensure that function response turn comes immediately after a function call turn. And the number of "
@@ -72,8 +77,20 @@ def check_counts(request: GenerateContentRequest) -> None:
             raise joined([problem("contents", reason)])
 
 
-def turns_of(contents: Sequence[Content], control_texts: Sequence[str], reopen: Reopen) -> list[Turn]:
-    """The conversation, roles alternating. Raises ``InvalidArgument`` naming every content that cannot be a turn."""
+def turns_of(
+    contents: Sequence[Content],
+    control_texts: Sequence[str],
+    reopen: Reopen,
+    *,
+    late_system: bool = False,
+    counting: bool = False,
+) -> list[Turn]:
+    """The conversation, neighbours having different roles: user, assistant, and system for its beginning and, with
+    ``late_system``, for what comes later; else that is what the user says.
+
+    Raises ``InvalidArgument`` naming every content that cannot be a turn. With ``counting`` results without a call are
+    text.
+    """
     if not contents:
         raise joined([problem("contents", "contents is not specified")])
     problems = _problems(contents, control_texts)
@@ -82,7 +99,8 @@ def turns_of(contents: Sequence[Content], control_texts: Sequence[str], reopen: 
         raise joined(named, more=sum(1 for _ in problems))
     thoughts = _Thoughts(reopen)
     turns = [_turn(content, f"contents[{index}]", thoughts) for index, content in enumerate(contents)]
-    return _settled(_merged([turn for turn in _merged(turns) if turn.shown]))
+    shown_turns = [turn for turn in _merged(turns) if turn.shown]
+    return _settled(_merged(_with_system(shown_turns, late_system)), counting)
 
 
 def problem(field: str, text: str) -> FieldViolation:
@@ -101,45 +119,46 @@ class _Problem(NamedTuple):
     def violation(self) -> FieldViolation:
         part = "" if self.part < 0 else f".parts[{self.part}]"
         field = f"contents[{self.content}]{part}.{self.field}"
-        return FieldViolation(field, self.text) if self.text == _NO_ROLE else problem(field, self.text)
+        return FieldViolation(field, self.text) if self.field == "role" else problem(field, self.text)
 
 
 def _problems(contents: Sequence[Content], control_texts: Sequence[str]) -> Iterator[_Problem]:
     for index, content in enumerate(contents):
-        if content.role not in _ROLES:
-            yield _Problem(_NO_ROLE, "role", index)
+        role = _role(content)
+        if not role:
+            text = f"{shown(content.role)} is no role. Please use a valid role: {', '.join(_ROLES)}."
+            yield _Problem(text, "role", index)
         if not content.parts:
             yield _Problem("contents.parts must not be empty.", "parts", index)
         for place, part in enumerate(content.parts):
-            for field, text in _part_problems(part, content.role, control_texts):
+            for field, text in _part_problems(part, role, control_texts):
                 yield _Problem(text, field, index, place)
 
 
 def _part_problems(part: Part, role: str, control_texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The field within the part, and a sentence."""
+    """The field within the part, and a sentence; ``role`` is "" for an unknown one."""
     if not part.has_data:
         yield "data", _NO_DATA
     call, response = part.function_call, part.function_response
     if call is not None:
-        yield from _function_problems("function_call", call.name, role == "model", role, control_texts)
+        yield from _function_problems("function_call", call.name, role in ("assistant", ""), role)
+        if call.name and not NAME.fullmatch(call.name):
+            yield "function_call.name", f"{shown(call.name)}: {BAD_NAME}"
+        elif may_become_control(call.name, control_texts):
+            yield "function_call.name", f"{shown(call.name)} contains a control token of the model; rename it."
         yield from (("function_call", text) for text in data_problems(call.args, control_texts))
     if response is not None:
-        yield from _function_problems("function_response", response.name, role != "model", role, control_texts)
+        # The model is shown the name of the call: adapters write ids into the name of the result.
+        yield from _function_problems("function_response", response.name, role in ("user", ""), role)
         # Results are shown as text, in which nothing becomes a control token.
         yield from (("function_response", text) for text in data_problems(response.response, ()))
 
 
-def _function_problems(
-    kind: str, name: str, fits: bool, role: str, control_texts: Sequence[str]
-) -> Iterator[tuple[str, str]]:
+def _function_problems(kind: str, name: str, fits: bool, role: str) -> Iterator[tuple[str, str]]:
     if not name:
         yield f"{kind}.name", "Name cannot be empty."
-    elif not NAME.fullmatch(name):
-        yield f"{kind}.name", f"{shown(name)}: {BAD_NAME}"
-    elif may_become_control(name, control_texts):
-        yield f"{kind}.name", f"{shown(name)} contains a control token of the model; rename it."
     if not fits:
-        yield kind, f"is not what the role {role or 'user'} can say: models call, users respond."
+        yield kind, f"is not what the role {role} can say: models call, users respond."
 
 
 class _Thoughts:
@@ -160,11 +179,16 @@ class _Thoughts:
         return "\n".join(thoughts)
 
 
+def _role(content: Content) -> str:
+    """Who speaks; "" for an unknown role."""
+    return _ROLES.get(content.role.lower() or "user", "")
+
+
 def _turn(content: Content, path: str, thoughts: _Thoughts) -> Turn:
     said = [(place, part) for place, part in enumerate(content.parts) if not part.thought]
     responses = ((place, part.function_response) for place, part in said)
     return Turn(
-        _ROLES[content.role],
+        _role(content),
         "".join(part.text or "" for _, part in said),
         tuple(part.function_call for _, part in said if part.function_call),
         tuple(
@@ -201,22 +225,44 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
     return merged
 
 
-def _settled(turns: Sequence[Turn]) -> list[Turn]:
-    """Results in the order of their calls: by id, else by name and order. Raises ``InvalidArgument``."""
-    unmatched: list[tuple[Result, Sequence[FunctionCall]]] = []
+def _with_system(turns: Sequence[Turn], late_system: bool) -> list[Turn]:
+    """The turns of the system as turns of the user, except at the beginning and where the template shows them. Between
+    calls and their results no template does."""
+    if all(turn.role == "system" for turn in turns):  # there must be something to answer
+        return [replace(turn, role="user") for turn in turns]
+    return [
+        turn
+        if turn.role != "system" or before is None or (late_system and not before.calls)
+        else replace(turn, role="user")
+        for before, turn in zip([None, *turns], turns, strict=False)
+    ]
+
+
+def _settled(turns: Sequence[Turn], counting: bool) -> list[Turn]:
+    """Results in the order of their calls: by id, else by name and order. Raises ``InvalidArgument`` for results that
+    answer no call, which become text with ``counting``."""
+    unmatched: list[tuple[Result, list[FunctionCall] | None]] = []
     settled: list[Turn] = []
     for turn in turns:
         calls = settled[-1].calls if settled else ()
         places = _places(turn.results, calls)
-        unmatched += ((result, calls) for index, result in enumerate(turn.results) if index not in places)
+        lone = [result for index, result in enumerate(turn.results) if index not in places]
+        if lone:
+            taken = set(places.values())
+            asked = [call for place, call in enumerate(calls) if place not in taken] if calls else None
+            unmatched += ((result, asked) for result in lone)
+            told = [f"{result.name} returned {result.text}." for result in lone]
+            turn = replace(turn, text="\n".join([*told, *filter(None, [turn.text])]))
         results = [replace(turn.results[index], call=place) for index, place in places.items()]
         settled.append(replace(turn, results=tuple(sorted(results, key=lambda result: result.call))))
-    if unmatched:
+    if unmatched and not counting:
         named = []
         for result, asked in unmatched[:MAX_NAMED]:
-            names = ", ".join(repr(call.name) for call in asked[:8])
-            text = f"{result.name!r} answers none of the calls of the turn before: {names}. {_NO_CALL}"
-            named.append(problem(result.path, text) if asked else FieldViolation(result.path, _NO_CALL))
+            given, *names = (
+                shown(one.name) + (f" (id {shown(one.id)})" if one.id else "") for one in (result, *(asked or ())[:8])
+            )
+            text = f"{given} answers none of the calls that are open: {', '.join(names) or 'none is'}. {_NO_CALL}"
+            named.append(FieldViolation(result.path, _NO_CALL) if asked is None else problem(result.path, text))
         raise joined(named, more=len(unmatched[MAX_NAMED:]))
     return settled
 
@@ -241,4 +287,8 @@ def _places(results: Sequence[Result], calls: Sequence[FunctionCall]) -> dict[in
             waiting = [places for kind in kinds if (places := by_name.get((result.name, kind)))]
             if waiting:
                 found[index] = min(waiting, key=lambda places: places[0]).popleft()
-    return found
+    # Adapters from other formats make new ids, or write the id of a call into the name of its result.
+    left = [index for index in range(len(results)) if index not in found]
+    taken = set(found.values())
+    unanswered = [place for place in range(len(calls)) if place not in taken]
+    return found | dict(zip(left, unanswered, strict=True)) if len(left) == len(unanswered) else found

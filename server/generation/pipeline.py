@@ -187,11 +187,12 @@ class Pipeline:
         """The tokens of the prompt, also beyond the context, and how many of them are documents'. Raises as `prepare`
         does."""
         async with time_limit(deadline):
-            asked = await self._read(message, entry, caller)
+            asked = await self._read(message, entry, caller, counting=True)
             return await prompt_tokens(entry.engine.describe().max_context, asked.chat, asked.tokenizer)
 
-    async def _read(self, incoming: Incoming, entry: Entry, caller: Caller) -> _Asked:
-        """The message as the model will see it, with only the fields that have an effect on this model.
+    async def _read(self, incoming: Incoming, entry: Entry, caller: Caller, counting: bool = False) -> _Asked:
+        """The message as the model will see it, with only the fields that have an effect on this model; with
+        ``counting`` it need not be one that can be answered.
 
         Raises ``ApiError`` naming every field that is wrong or not served, or a document that cannot be read.
         """
@@ -204,7 +205,8 @@ class Pipeline:
         def asked(
             message: GenerateContentRequest, tokenizer: ChatTokenizer, emptied: GenerateContentRequest | None = None
         ) -> _Asked:
-            chat = conversation(message, entry.spec, tokenizer, signer.open_signature, emptied, caller.identity)
+            reopen = signer.open_signature
+            chat = conversation(message, entry.spec, tokenizer, reopen, emptied, caller.identity, counting)
             return _Asked(message.generation_config, chat, tokenizer, signer)
 
         def read() -> tuple[list[str], GenerateContentRequest | _Asked]:

@@ -25,7 +25,8 @@ from server.grammar.llguidance import JSON_STYLE, accepted, repaired
 MAX_CALLS = 8
 """In one answer: a model that repeats itself must come to an end."""
 MAX_UNLEARNED_CALLS = 4
-"""In one answer of a model that never learned to call, and that repeats itself often."""
+"""In one answer of a model that never learned to call, and that repeats itself often. It calls once where it must call
+the one function that it may: programs that ask for data in this way want it once."""
 REPAIR_SECONDS = 1.0
 """For the schemas of all functions together; those not reached in time leave their arguments free."""
 
@@ -89,10 +90,12 @@ class _Grammar:
     def rules(self, tools: Tools, schemas: Sequence[Schema | None]) -> list[str]:
         syntax = self._family.call
         names = [f"call_{index}" for index in range(len(schemas))]
-        most = MAX_CALLS if syntax.keeps_duplicates else MAX_UNLEARNED_CALLS
+        most = MAX_CALLS
+        if not syntax.keeps_duplicates:
+            most = 1 if tools.must_call and len(names) == 1 else MAX_UNLEARNED_CALLS
         more = f"({self.literal(syntax.call_separator + syntax.call_start)} call){{0,{most - 1}}}"
         behind_trigger = (syntax.section_start + syntax.call_start).removeprefix(syntax.trigger)
-        calls = f"call {more if syntax.is_parallel else ''} {self.literal(syntax.section_end)}"
+        calls = f"call {more if syntax.is_parallel and most > 1 else ''} {self.literal(syntax.section_end)}"
         lines = [
             "%llguidance {}",
             *self._start(tools.must_call),

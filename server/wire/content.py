@@ -13,6 +13,10 @@ from server.wire.support import Honoured, Ignored, Refused
 NO_MEDIA = "only text and documents are served yet, no images, audio or video"
 NO_FILES_BACK = "functions answer with data; put the text of a document into the response"
 NO_SERVER_TOOLS = "tools that run on the server are not served; declare functions and run them in your program"
+ROLES = (
+    "user (also function, tool, context, user_context, and where it is not given), model (also assistant) or system "
+    "(also developer), in any case"
+)
 NOT_INPUT = "it only says more about a part that is not served"
 
 MediaLevel = Annotated[
@@ -73,7 +77,7 @@ class FunctionResponsePart(Message):
 class FunctionResponse(Message):
     """What a function returned; ``response`` is the user's data."""
 
-    id: Annotated[String, Honoured("the call that it answers; else by order and name")] = ""
+    id: Annotated[String, Honoured("the call that it answers; else by name, else by order")] = ""
     name: Annotated[String, Honoured("the function that was called")] = ""
     response: Annotated[Object | None, Honoured("shown to the model as it is")] = None
     parts: Annotated[Repeated[FunctionResponsePart], Honoured("text only: see below")] = ()
@@ -131,5 +135,5 @@ class Content(Message):
 
     text_field = "parts"
 
-    role: Annotated[String, Honoured("user or model; user where it is not given")] = ""
+    role: Annotated[String, Honoured(ROLES)] = ""
     parts: Annotated[Repeated[Part], Honoured("what is said")] = ()

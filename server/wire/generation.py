@@ -14,7 +14,8 @@ from server.wire.message import Message
 from server.wire.support import THINKING, Honoured, Refused
 
 MAX_CANDIDATES = 8
-MAX_STOP_SEQUENCES = 5
+MAX_STOP_SEQUENCES = 16
+"""Google takes 5; clients that complete code send a dozen."""
 MAX_STOP_CHARACTERS = 256
 
 FORMAT_TYPES = ("APPLICATION_JSON", "TEXT_PLAIN")
@@ -103,7 +104,7 @@ class GenerationConfig(Message):
     max_output_tokens: Annotated[Annotated[Int32, Field(ge=1)] | None, Honoured("capped at outputTokenLimit")] = None
     stop_sequences: Annotated[
         Annotated[Repeated[_Stop], BeforeValidator(_few)],
-        Honoured("up to 5; the first that comes up ends the answer and is not part of it"),
+        Honoured(f"up to {MAX_STOP_SEQUENCES}; the first that comes up ends the answer and is not part of it"),
     ] = ()
     presence_penalty: Annotated[
         Annotated[Float, _asked("presence_penalty")] | None, Honoured("-2 to 2, once for each token that was said")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
 
 
-def turns(contents: Any, system: Any = None, has_system_role: bool = True) -> list[tuple[str, str]]:
+def turns(
+    contents: Any, system: Any = None, has_system_role: bool = True, late_system: bool = False
+) -> list[tuple[str, str]]:
     wire = parse(GenerateContentRequest, {"contents": contents, "systemInstruction": system})
-    return [(message["role"], message["content"]) for message in chat_messages(wire, has_system_role)]
+    found = chat_messages(wire, has_system_role, late_system=late_system)
+    return [(message["role"], message["content"]) for message in found]
 
 
 def said(role: str | None, *texts: str) -> dict[str, Any]:
@@ -30,6 +34,33 @@ def test_roles() -> None:
         ("assistant", "d"),
         ("user", "e"),
     ]
+
+
+@pytest.mark.parametrize("spelled", [str.lower, str.upper, str.title])
+def test_roles_in_any_case_and_of_other_formats(spelled: Any) -> None:
+    users, models = ("user", "function", "tool", "context", "user_context"), ("model", "assistant")
+    for user, model in itertools.product(users, models):
+        contents = [said(spelled(user), "a"), said(spelled(model), "b"), said(spelled("user"), "c")]
+        assert turns(contents) == [("user", "a"), ("assistant", "b"), ("user", "c")]
+
+
+@pytest.mark.parametrize("role", ["system", "Developer"])
+def test_what_the_system_says_in_the_contents(role: str) -> None:
+    first, later = said(role, "be ", "brief"), said(role, "be kind")
+    contents = [first, said("user", "a"), later, said("model", "b"), later, said("user", "c"), later]
+    assert turns(contents, said("user", "be wise"), late_system=True) == [
+        ("system", "be wise\n\nbe brief"),
+        ("user", "a"),
+        ("system", "be kind"),
+        ("assistant", "b"),
+        ("system", "be kind"),
+        ("user", "c"),
+        ("system", "be kind"),
+    ]
+    told = [("user", "a\nbe kind"), ("assistant", "b"), ("user", "be kind\nc\nbe kind")]
+    assert turns(contents) == [("system", "be brief"), *told]
+    assert turns(contents, has_system_role=False) == [("user", "be brief\n\na\nbe kind"), *told[1:]]
+    assert turns([first, first]) == [("user", "be brief\n\nbe brief")]
 
 
 def test_neighbours_of_one_role_are_one_turn() -> None:
@@ -71,8 +102,12 @@ def test_a_bare_signature_is_an_empty_text() -> None:
     [
         ([], "contents", "* GenerateContentRequest.contents: contents is not specified"),
         (None, "contents", "* GenerateContentRequest.contents: contents is not specified"),
-        ([said("assistant", "x")], "contents[0].role", "Please use a valid role: user, model."),
-        ([said("system", "x")], "contents[0].role", "Please use a valid role: user, model."),
+        (
+            [said("bot", "x")],
+            "contents[0].role",
+            '"bot" is no role. Please use a valid role: user, function, tool, context, user_context, model, assistant, '
+            "system, developer.",
+        ),
         ([{"role": "user"}], "contents[0].parts", "contents.parts must not be empty."),
         ([said("user", "x"), {"parts": [{}]}], "contents[1].parts[0].data", "required oneof field 'data'"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from support.templates import template_folder
 from tokenizers import Tokenizer
 
 from engine.api.events import FinishReason
+from server.config.models_file import ModelSpec
 from server.convert import rendering
 from server.convert.chat_tokenizer import ChatTokenizer
 from server.convert.messages import chat_messages
+from server.convert.prompt import conversation
 from server.convert.rendering import ChatMessage, TemplateInput
 from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
@@ -242,3 +245,31 @@ async def test_pieces_of_control_tokens_are_refused_as_names(tokenizer: ChatToke
                 chat_messages(parse(GenerateContentRequest, call), control_texts=tokenizer.control_texts)
             with pytest.raises(InvalidArgument, match="control token"):
                 read_tools(parse(GenerateContentRequest, declared), tokenizer.control_texts)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_a_prompt_is_counted_wherever_it_is_cut(name: str, tmp_path: Path) -> None:
+    """A result alone, and a history that ends with a call: programs count pieces of their chats."""
+    tokenizer = ChatTokenizer(template_folder(tmp_path / "model", name))
+    asked = {"role": "user", "parts": [{"text": QUESTION}]}
+    called = {"role": "model", "parts": [{"functionCall": {"name": "now", "args": {}}}]}
+    result = {"role": "user", "parts": [{"functionResponse": {"name": "now", "response": {"t": 4711}}}]}
+    for contents in ([result], [asked, called]):
+        wire = parse(GenerateContentRequest, {"contents": contents, "tools": TOOLS})
+        chat = conversation(wire, ModelSpec("m", "m"), tokenizer, counting=True)
+        assert await tokenizer.count(chat.chat) > 0
+    await tokenizer.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_what_the_system_says_later_is_shown(name: str, tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer(template_folder(tmp_path / "model", name))
+    said = [("system", "s0"), ("user", "u0"), ("system", "s1"), ("model", "m0"), ("user", "u1"), ("system", "s2")]
+    contents = [{"role": role, "parts": [{"text": f"{text}."}]} for role, text in said]
+    chat = conversation(parse(GenerateContentRequest, {"contents": contents}), ModelSpec("m", "m"), tokenizer)
+    prompt = "".join(map(tokenizer.token_text, await tokenizer.render(chat.chat)))
+    places = [prompt.index(f"{text}.") for _, text in said]
+    # Some Mistral models are told what the system says right before the last turn.
+    assert places[1:] == sorted(places[1:])
+    assert places[0] < places[1] or tokenizer.family.name == "mistral-list"
+    await tokenizer.close()

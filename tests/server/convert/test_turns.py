@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -102,6 +103,44 @@ def test_an_id_goes_before_the_order() -> None:
     assert [text for _, _, text in results(GO, model(*calls), user(*answers))] == ['{"n": 0}', '{"n": 1}']
 
 
+def test_results_of_strange_ids_and_names_go_by_order() -> None:
+    calls = [call("f", "a"), call("g", "b"), call("h", "c")]
+    answers = [result("call_176130", {"n": 0}, "x"), result("g", {"n": 1}, "b"), result("9f é", {"n": 2})]
+    assert results(GO, model(*calls), *map(user, answers)) == [
+        ("call00000", "f", '{"n": 0}'),
+        ("call00001", "g", '{"n": 1}'),
+        ("call00002", "h", '{"n": 2}'),
+    ]
+
+
+def test_what_a_function_returns_is_data() -> None:
+    schema = {"schema": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}}}
+    assert results(GO, model(call("f")), user(result("f", schema))) == [("call00000", "f", json.dumps(schema))]
+
+
+def test_the_system_does_not_come_between_calls_and_results() -> None:
+    system = {"role": "system", "parts": [{"text": "be brief"}]}
+    wire = parse(GenerateContentRequest, {"contents": [GO, model(call("f")), system, user(result("f"))]})
+    found = chat_messages(wire, family=HERMES, late_system=True)
+    assert [message["role"] for message in found] == ["user", "assistant", "tool", "user"]
+    assert found[-1]["content"] == "be brief"
+
+
+def test_a_prompt_that_is_only_counted_may_be_a_result_alone() -> None:
+    def counted(*contents: Any) -> list[str]:
+        wire = parse(GenerateContentRequest, {"contents": list(contents)})
+        return [message["content"] for message in chat_messages(wire, family=HERMES, counting=True)]
+
+    assert counted(user(result("f", {"n": 1}))) == ['f returned {"n": 1}.']
+    assert counted(GO, model(call("f")), user(result("f"), result("f"), {"text": "so?"})) == [
+        "go",
+        "",
+        "{}",
+        "f returned {}.\nso?",
+    ]
+    assert counted(GO, model(call("f"))) == ["go", ""]
+
+
 def test_results_may_come_in_several_contents_and_some_may_be_missing() -> None:
     calls = [call("f"), call("g"), call("h")]
     found = messages(GO, model(*calls[:2]), model(calls[2]), user(result("h")), user(result("f"), {"text": "and?"}))
@@ -169,11 +208,10 @@ def test_foreign_signatures_say_nothing() -> None:
             "immediately after a function call turn",
         ),
         ([GO, model(call("f")), user(result("f"), result("f"))], "contents[2].parts[1]", "answers none of the calls"),
-        ([GO, model(call("f")), user(result("g"))], "contents[2].parts[0]", "answers none of the calls"),
         (
-            [GO, model(call("f", "a")), user(result("f", None, "b"))],
+            [GO, model(call("f", "a"), call("h")), user(result("g", None, "b"))],
             "contents[2].parts[0]",
-            "answers none of the calls",
+            '"g" (id "b") answers none of the calls that are open: "f" (id "a"), "h".',
         ),
         ([GO, model(call(""))], "contents[1].parts[0].function_call.name", "Name cannot be empty."),
         ([GO, model(call("f")), user(result(""))], "contents[2].parts[0].function_response.name", "cannot be empty"),
@@ -181,7 +219,6 @@ def test_foreign_signatures_say_nothing() -> None:
         ([GO, model(result("f"))], "contents[1].parts[0].function_response", "users respond"),
         ([GO, model(call("a b"))], "contents[1].parts[0].function_call.name", '"a b": Invalid function name.'),
         ([GO, model(call("<|x|"))], "contents[1].parts[0].function_call.name", "Invalid function name."),
-        ([GO, model(call("f")), user(result("é"))], "contents[2].parts[0].function_response.name", "Invalid function"),
         ([GO, model(call("f", None, **{"<|x|": 1}))], "contents[1].parts[0].function_call", '"<|x|"'),
         ([GO, model(call("f", None, **{"a<|x|>": 1}))], "contents[1].parts[0].function_call", "control token"),
         ([GO, model(call("f", None, a=[{"<|x|>": 1}]))], "contents[1].parts[0].function_call", "control token"),
@@ -265,7 +302,8 @@ def test_each_result_finds_its_call_without_a_search(with_ids: bool) -> None:
     answers=st.lists(st.tuples(st.sampled_from("fg"), st.sampled_from(["", "1", "2", "3"])), max_size=6),
 )
 def test_results_find_the_calls_that_a_search_would_find(calls: list[tuple[str, str]], answers: Any) -> None:
-    """The rule as it reads: first by id, then the first call of that name where not both have ids."""
+    """The rule as it reads: first by id, then the first call of that name where not both have ids, then by order where
+    as many calls are open as results are left."""
     left = dict(enumerate(calls))
     expected = {}
     for by_id in (True, False):
@@ -277,6 +315,9 @@ def test_results_find_the_calls_that_a_search_would_find(calls: list[tuple[str, 
                     expected[index] = place
                     del left[place]
                     break
+    rest = [index for index in range(len(answers)) if index not in expected]
+    if len(rest) == len(left):
+        expected |= dict(zip(rest, left, strict=True))
     found = turns_module._places(
         [turns_module.Result("", identity, name, "") for name, identity in answers],
         [FunctionCall(name=name, id=identity) for name, identity in calls],

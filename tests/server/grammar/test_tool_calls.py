@@ -101,9 +101,14 @@ async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family,
 
 @every_family
 async def test_calls_come_to_an_end(tmp_path: Path, family: Family, special: bool) -> None:
-    accepts = await grammar_of(tmp_path, family, special, Tools((NOW,), (NOW,), must_call=True))
+    one, two = Tools((NOW,), (NOW,), must_call=True), Tools((NOW, OTHER), (NOW, OTHER), must_call=True)
+    for tools, unlearned in ((one, 1), (two, MAX_UNLEARNED_CALLS)):
+        _check_end(await grammar_of(tmp_path, family, special, tools), family, unlearned)
+
+
+def _check_end(accepts: Accepts, family: Family, unlearned: int) -> None:
     call = ("now", NOTHING[type(family.call.arguments)])
-    learned = MAX_CALLS if family.call.keeps_duplicates else MAX_UNLEARNED_CALLS
+    learned = MAX_CALLS if family.call.keeps_duplicates else unlearned
     many = learned if family.call.is_parallel else 1
     assert accepts(family.call.write(*[call] * many)) == "whole"
     assert accepts(family.call.write(*[call] * (many + 1))) == "none"

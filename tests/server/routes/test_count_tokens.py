@@ -73,3 +73,12 @@ async def test_the_deadline_holds_for_counting_too(harness: Harness) -> None:
     for header, status in (("1e-9", 504), ("0", 400), ("soon", 400), ("60", 200)):
         answer = await harness.client.post("/v1/models/tiny:countTokens", json=HI, headers={"X-Server-Timeout": header})
         assert answer.status_code == status, answer.text
+
+
+async def test_a_result_alone_is_counted_and_not_answered(harness: Harness) -> None:
+    result = {"functionResponse": {"name": "f", "response": {"n": 1}}}
+    asked = {"contents": [{"role": "USER", "parts": [result]}]}
+    assert (await harness.count(asked)).json()["totalTokens"] > 0
+    response = await harness.generate(asked)
+    assert response.status_code == 400
+    assert "immediately after a function call turn" in response.json()["error"]["message"]

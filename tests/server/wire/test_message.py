@@ -71,7 +71,7 @@ def test_two_kinds_of_data_in_one_part() -> None:
         ({"generationConfig": {"maxOutputTokens": 0}}, "generation_config.max_output_tokens: 0 must be at least 1"),
         ({"generationConfig": {"logprobs": 21}}, "generation_config.logprobs: 21 must be at most 20"),
         ({"generationConfig": {"presencePenalty": 2.5}}, "generation_config.presence_penalty: 2.5 must be at most 2"),
-        ({"generationConfig": {"stopSequences": list("abcdef")}}, "must have a length of at most 5, not 6"),
+        ({"generationConfig": {"stopSequences": list("abcdefghijklmnopq")}}, "at most 16, not 17"),
         ({"generationConfig": {"stopSequences": [""]}}, "stop_sequences[0]: \"\" must not be empty"),
         ({"generationConfig": {"stopSequences": ["x" * 300]}}, "must have a length of at most 256, not 300"),
     ],
@@ -135,7 +135,7 @@ def test_nor_does_any_other_problem_that_can_be_repeated(payload: Any) -> None:
 @pytest.mark.parametrize("stop", ["", 1, "x" * 300])
 def test_too_many_stop_sequences_are_one_problem_whatever_is_in_them(stop: Any) -> None:
     [(_, text)] = problems({"generationConfig": {"stopSequences": [stop] * MANY}})
-    assert text.endswith(f"must have a length of at most 5, not {MANY}")
+    assert text.endswith(f"must have a length of at most 16, not {MANY}")
 
 
 def test_problems_of_one_request_do_not_count_in_the_next() -> None:
