@@ -40,7 +40,8 @@ class ModelSpec:
     seconds. ``temperature``, ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` are the defaults of requests
     that name none; None leaves them to the server. ``base`` is the folder that a relative path in ``source`` counts
     from: that of the file. ``thinking_levels`` in the file override the defaults one by one.
-    ``lenient`` are the fields of requests that are accepted without effect. ``native`` lets C code compute the model on
+    ``lenient`` are the fields of requests that are accepted without effect. ``strict_schemas`` refuses schemas that the
+    grammar of an answer cannot enforce. ``native`` lets C code compute the model on
     a CPU where it can.
     """
 
@@ -68,6 +69,7 @@ class ModelSpec:
     repetition_penalty: float | None = None
     thinking_levels: ThinkingLevels = ThinkingLevels()
     lenient: tuple[str, ...] = ()
+    strict_schemas: bool = False
     native: bool = True
     base: Path = Path()
 
@@ -232,6 +234,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, list) and all(map(_text, v)),
         "a list of fields by their JSON path, as generationConfig.speechConfig",
     ),
+    "strict_schemas": (lambda v: isinstance(v, bool), "true or false"),
     "native": (lambda v: isinstance(v, bool), "true or false"),
     "thinking_levels": (
         lambda v: (

@@ -34,12 +34,15 @@ _WORD = re.compile(r"\w*")
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A declared function. The schemas are the caller's, with the types in JSON Schema's spelling."""
+    """A declared function. The schemas are the caller's, with the types in JSON Schema's spelling. ``path`` is that of
+    the parameters, which are JSON Schema with ``is_json_schema``."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
     returns: Mapping[str, Any] | None = None
+    path: str = ""
+    is_json_schema: bool = False
 
     def for_template(self) -> dict[str, Any]:
         """The function as chat templates take it. Templates look into the parameters, so there always are some."""
@@ -87,8 +90,10 @@ def read_tools(request: GenerateContentRequest, control_texts: Sequence[str] = (
             declaration.description,
             _plain_types(declaration.parameters or declaration.parameters_json_schema) or None,
             _plain_types(declaration.response or declaration.response_json_schema) or None,
+            path + (".parameters" if declaration.parameters else ".parameters_json_schema"),
+            not declaration.parameters,
         )
-        for _, declaration in declared
+        for path, declaration in declared
     )
     names = frozenset(config.allowed_function_names)
     allowed = tuple(function for function in functions if not names or function.name in names)

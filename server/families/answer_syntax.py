@@ -16,7 +16,8 @@ class AnswerSyntax:
 
     ``tools`` are the declared functions as chat templates get them; where there are none, nothing is a call.
     ``open_thought`` says that the prompt ends within thoughts. ``constrained`` says that a grammar governs what comes
-    after the thoughts: from there on a marker is just text.
+    after the thoughts: from its first word on a marker is just text. An answer that is not to be confused with a call
+    without a marker begins with none of ``call_starts``.
     """
 
     def __init__(
@@ -25,8 +26,10 @@ class AnswerSyntax:
         tools: Sequence[Mapping[str, Any]] = (),
         open_thought: bool = False,
         constrained: bool = False,
+        call_starts: Sequence[str] = (),
     ) -> None:
-        self.constrained = constrained and not tools
+        self.constrained = constrained
+        self.call_starts = tuple(call_starts)
         self.tools = [dict(tool) for tool in tools]
         self.tool_names = frozenset(tool["function"]["name"] for tool in tools)
         self.prefix = family.thought[0] if open_thought and family.thought else ""

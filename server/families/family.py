@@ -50,6 +50,8 @@ class CallSyntax:
     call_start: str
     name_args_separator: str
     call_end: str
+    call_token: str = ""
+    """A special token that may stand before calls without a trigger."""
     call_separator: str = "\n"
     section_start: str = ""
     section_end: str = ""

@@ -62,6 +62,7 @@ LLAMA3 = Family(
         call_start='{"name": "',
         name_args_separator='", "parameters": ',
         call_end="}",
+        call_token="<|python_tag|>",
         call_separator="; ",
     ),
     markers=("<|python_tag|>",),

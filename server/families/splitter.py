@@ -81,9 +81,19 @@ class RegionSplitter:
         self._string = _JsonString() if syntax.quotes_json else None
         self._in_call = False
         self._only_text = False
+        self._undecided = "" if syntax.call_starts else None
 
     def feed(self, text: str) -> list[RegionEvent]:
         """What ``text`` adds for certain; what may be part of a marker is held back."""
+        if self._undecided is not None:
+            text = self._undecided + text
+            self._undecided = text if any(start.startswith(text) for start in self._syntax.call_starts) else None
+            if self._undecided is not None and text not in self._syntax.call_starts:
+                return []
+            self._undecided = None
+            if not text.startswith(self._syntax.call_starts):
+                self._only_text = True
+                return [RegionStart("answer"), RegionText("answer", text)]
         if self._only_text:
             return [RegionText("answer", text)]
         events: list[RegionEvent] = []
@@ -106,6 +116,8 @@ class RegionSplitter:
 
         A call without its last marker ends here if it holds JSON, else not at all.
         """
+        if self._undecided:
+            return [RegionStart("answer"), RegionText("answer", self._undecided)]
         if self._only_text:
             return []
         was_cut = reason is not FinishReason.STOP

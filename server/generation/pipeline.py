@@ -12,7 +12,8 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from engine.api.engine import Engine
@@ -25,8 +26,7 @@ from server.convert.sampling import answer_syntax, capped, sampling_params
 from server.convert.thinking import with_open_thought
 from server.convert.turns import check_counts
 from server.errors import DeadlineExceeded, InvalidArgument
-from server.grammar.compiler import GrammarCompiler
-from server.grammar.response_format import answer_form
+from server.grammar.compiler import AnswerGrammar, GrammarCompiler
 from server.grammar.tool_calls import with_answer_header
 from server.mapper.candidates import Reading
 from server.mapper.logprobs import TokenText
@@ -159,14 +159,17 @@ class Pipeline:
             config, chat, tokenizer = asked.config, asked.chat, asked.tokenizer
             info = entry.engine.describe()
             caller.ignored.extend(capped(config, entry.spec, info))
-            grammar = await self._grammar(config, chat, tokenizer)
+            grammar = await self._grammar(config, chat, tokenizer, entry.spec.strict_schemas)
+            caller.ignored.extend(grammar.ignored if grammar else ())
             prompt, document_tokens = await prompt_within(info.max_context, chat, tokenizer)
         thinking = with_open_thought(chat.thinking, prompt, tokenizer)
         sampling = sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt))
         request = Request(
             id=secrets.token_urlsafe(16),
             prompt=tuple(prompt),
-            sampling=answer_syntax(sampling, tokenizer, chat.tools is not None, thinking, grammar),
+            sampling=answer_syntax(
+                sampling, tokenizer, chat.tools is not None, thinking, grammar.text if grammar else None
+            ),
             candidates=config.candidate_count or 1,
             salt=chat.owner,
             deadline=deadline,
@@ -175,10 +178,12 @@ class Pipeline:
             tokenizer.family,
             chat.tools.for_template() if chat.tools else [],
             open_thought=thinking is not None and thinking.open,
-            constrained=grammar is not None,
+            constrained=grammar is not None and grammar.has_form,
+            call_starts=grammar.call_starts if grammar else (),
         )
         shows_thoughts = config.thinking_config is not None and config.thinking_config.include_thoughts
-        reading = Reading(new_parser, shows_thoughts, asked.signer)
+        check = partial(self._grammars.remark, grammar, owner=chat.owner) if grammar and grammar.has_checks else None
+        reading = Reading(new_parser, shows_thoughts, asked.signer, check)
         return Prepared(
             entry.engine, request, entry.name, tokenizer.token_text, reading, document_tokens, tuple(caller.ignored)
         )
@@ -239,18 +244,15 @@ class Pipeline:
             lambda: asked(documents.within(message), tokenizer, documents.within(message, emptied=True)),
         )
 
-    async def _grammar(self, config: GenerationConfig, chat: Conversation, tokenizer: ChatTokenizer) -> str | None:
+    async def _grammar(
+        self, config: GenerationConfig, chat: Conversation, tokenizer: ChatTokenizer, strict: bool
+    ) -> AnswerGrammar | None:
         """What the answer must follow: the caller's schema, or the syntax of calls. Raises ``ApiError``."""
-        if chat.tools is None:
-            grammar = await self._grammars.answer(config, chat.owner)
-            return grammar and with_answer_header(grammar, tokenizer.family, tokenizer.atom_ids)
-        form = answer_form(config)
-        if form is not None:
-            raise InvalidArgument.at(
-                "generation_config.response_mime_type",
-                f"Function calling with a response mime type: '{form.mime_type}' is unsupported",
-            )
-        return await self._grammars.calls(chat.tools, tokenizer.family, tokenizer.atom_ids, chat.owner)
+        family, atom_ids = tokenizer.family, tokenizer.atom_ids
+        if chat.tools is not None:
+            return await self._grammars.calls(chat.tools, family, atom_ids, chat.owner, config, strict)
+        grammar = await self._grammars.answer(config, chat.owner, strict)
+        return grammar and replace(grammar, text=with_answer_header(grammar.text, family, atom_ids))
 
 
 @asynccontextmanager

@@ -10,21 +10,29 @@ import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from server.errors import InvalidArgument
+from server.grammar.answer_check import is_pattern
 from server.grammar.response_format import ENUM
-from server.grammar.schema import json_schema, openapi_schema, relaxed_schema
-from server.grammar.schema_closure import Schema, children
+from server.grammar.schema import EnforceableSchema, enforceable
+from server.grammar.schema_closure import Schema, children, placed
+from server.grammar.schema_dialects import JSON_SCHEMA, OPENAPI, SchemaDialect
+from server.grammar.schema_reader import step
+from server.wire.json_schema import VALUE_KEYWORDS
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-SEARCH_SECONDS = 1.0
+REPAIR_SECONDS = 1.0
+"""For finding what of one answer's schema cannot be enforced."""
 FIRST_NAMED, MOST_NAMED = 257, 256
 """The tokens that a grammar may name by number, where bytes represent all others."""
 MAX_GRAMMAR_CHARACTERS = 1_000_000
 
+_NO_VALUE = "Unsatisfiable schema"
+_NO_TEXT = "no text can match"
 _TOKEN = re.compile(r"<\[(\d+)\]>")
 
 JSON_STYLE = {
@@ -37,23 +45,29 @@ JSON_STYLE = {
 """JSON on one line, spaced as people write it: a model that is free to write white space may never stop."""
 
 
-def enforced(schema: Any, field: str, openapi: bool) -> str:
-    """The grammar of the JSON values that match a caller's schema. Raises ``InvalidArgument`` naming the place."""
-    document = (openapi_schema if openapi else json_schema)(schema, field)
-    problem = schema_problem(document)
+Unenforced = dict[str, bool]
+"""Paths within a caller's schema that a grammar does not enforce, and whether the answer can be checked for each."""
+
+
+def enforced(schema: Any, field: str, openapi: bool) -> tuple[str, Unenforced]:
+    """The grammar of the JSON values that match a caller's schema, and what it does not enforce. Raises
+    ``InvalidArgument`` naming the place of what is wrong, or of what no value can match."""
+    found = enforceable(schema, field, OPENAPI if openapi else JSON_SCHEMA)
+    place, problem = _weakened(found, time.monotonic() + REPAIR_SECONDS, strictly=True)
     if problem:
-        raise _unenforceable(field + culprit(document)[0], problem)
-    return json_grammar(document)
+        raise _unenforceable(field + place, problem)
+    return json_grammar(found.document), found.unenforced
 
 
-def chosen(schema: Any, field: str, openapi: bool) -> str:
+def chosen(schema: Any, field: str, openapi: bool) -> tuple[str, Unenforced]:
     """The grammar of the bare texts that a caller's schema lists in its ``enum``. Raises as `enforced` does."""
-    texts = (openapi_schema if openapi else json_schema)(schema, field).get("enum", [])
+    found = enforceable(schema, field, OPENAPI if openapi else JSON_SCHEMA)
+    texts = found.document.get("enum", [])
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise InvalidArgument.at(
             field, f"{field}: {ENUM} needs a schema of type STRING with an enum of texts that are not empty"
         )
-    return accepted(choice_grammar(texts), field)
+    return accepted(choice_grammar(texts), field), found.unenforced
 
 
 def accepted(grammar: str, field: str) -> str:
@@ -68,25 +82,51 @@ def accepted(grammar: str, field: str) -> str:
     return grammar
 
 
-def repaired(schema: Any, until: float) -> Schema:
-    """A function's parameters as a schema that compiles, as close to the caller's as can be; never refuses.
+def repaired(schema: Any, dialect: SchemaDialect, until: float) -> tuple[Schema, Unenforced]:
+    """A function's parameters as a schema that compiles, as close to the caller's as can be, and what it does not
+    enforce; never refuses.
 
     What llguidance cannot take is weakened, one place after the other, as long as the monotonic clock is before
     ``until``.
     """
-    document = relaxed_schema(schema)
-    while time.monotonic() < until:
-        if not schema_problem(document):
-            return document
-        _, wrong = culprit(document)
-        if wrong is document:
-            break
-        # Its type alone is kept, then nothing.
-        kind = wrong.get("type")
-        kept = {"type": kind} if kind is not None and len(wrong) > 1 else {}
-        wrong.clear()
-        wrong.update(kept)
-    return {"type": "object"}
+    found = enforceable(schema, "parameters", dialect)
+    _, problem = _weakened(found, until, strictly=False)
+    return ({"type": "object"}, {"": True}) if problem else (found.document, found.unenforced)
+
+
+def _weakened(found: EnforceableSchema, until: float, strictly: bool) -> tuple[str, str]:
+    """Leave to the check what llguidance does not take. Returns the place and the description of what is still wrong
+    where the time is over, or with ``strictly`` where no value can match or a pattern is none."""
+    for schema in [schema for _, schema in placed(found.document)]:
+        for keyword in ("pattern", "patternProperties"):
+            given = schema.get(keyword, ())
+            for pattern in [given] if isinstance(given, str) else given:
+                problem = schema_problem({"type": "string", "pattern": pattern}) if time.monotonic() < until else ""
+                if not problem or problem == _NO_TEXT:
+                    continue
+                if strictly and not is_pattern(pattern):
+                    return found.place(schema) + step(keyword), problem
+                found.drop(schema, keyword)
+                break
+    while problem := schema_problem(found.document):
+        wrong, keyword = culprit(found.document, until)
+        place = found.place(wrong) + (step(keyword) if keyword else "")
+        if strictly and problem.startswith(_NO_VALUE):  # several keywords contradict each other
+            return found.place(wrong), problem
+        if time.monotonic() > until or (strictly and problem == _NO_TEXT):
+            return place, problem
+        if keyword:
+            found.drop(wrong, keyword)
+        elif wrong is found.document:
+            return place, problem
+        else:
+            # Its type alone is kept, then nothing.
+            kind = wrong.get("type")
+            kept = {"type": kind} if kind is not None and len(wrong) > 1 else {}
+            wrong.clear()
+            wrong.update(kept)
+            found.unenforced[place] = True
+    return "", ""
 
 
 def json_grammar(document: Schema) -> str:
@@ -98,6 +138,13 @@ def choice_grammar(texts: Sequence[str]) -> str:
     """The grammar of one of several texts."""
     rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
     return json.dumps({"grammars": [{"lark_grammar": f"start: {rule}"}]})
+
+
+def begins(grammar: str, text: str) -> bool:
+    """Whether an answer that a compiled grammar allows can begin with ``text``."""
+    from llguidance import LLMatcher
+
+    return LLMatcher(byte_tokenizer(), grammar, log_level=0).validate_tokens(list(text.encode())) == len(text.encode())
 
 
 def grammar_problem(grammar: str) -> str:
@@ -126,31 +173,37 @@ def _problem(grammar: str) -> str:
     return _sentence(matcher.get_error()) if matcher.is_error() else ""
 
 
-def culprit(document: Schema) -> tuple[str, Schema]:
-    """The innermost schema of a document that does not compile by itself, and the path of what is wrong with it.
-
-    The search ends after ``SEARCH_SECONDS`` with what it has narrowed down by then.
-    """
+def culprit(document: Schema, until: float) -> tuple[Schema, str]:
+    """The innermost schema of a document that does not compile by itself, and its keyword that is the cause, "" where
+    none is alone. The search ends at ``until``, of the monotonic clock, with what it has narrowed down by then."""
     definitions = document.get("$defs", {})
-    until = time.monotonic() + SEARCH_SECONDS
 
     def fails(schema: Any) -> bool:
         probed = isinstance(schema, dict) and time.monotonic() < until
         return probed and bool(schema_problem({**schema, "$defs": definitions}))
 
-    place, schema = "", document
+    schema = document
     followed: set[str] = set()
     while True:
-        step, child = next(((step, child) for step, child in children(schema) if fails(child)), ("", None))
+        child = next((child for _, child in children(schema) if fails(child)), None)
         name = schema.get("$ref", "").rpartition("/")[2]
         if child is not None:
-            place, schema = place + step, child
+            schema = child
         elif name and name not in followed:
             followed.add(name)
-            place, schema = f".$defs.{name}", definitions[name]
+            schema = definitions[name]
         else:
-            alone = [keyword for keyword in schema if keyword not in ("type", "$defs", "$ref")]
-            return place + next((f".{keyword}" for keyword in alone if fails({keyword: schema[keyword]})), ""), schema
+            break
+    keywords = [keyword for keyword in schema if keyword not in ("type", "$defs", "$ref")]
+    alone = (keyword for keyword in keywords if fails({keyword: schema[keyword]}))
+    # Else one that does not go with the others: limits before what they limit.
+    limits = sorted(keywords, key=lambda keyword: keyword not in VALUE_KEYWORDS or keyword in ("required", "enum"))
+    beside = (
+        keyword
+        for keyword in limits
+        if time.monotonic() < until and not fails({name: schema[name] for name in schema if name != keyword})
+    )
+    return schema, next(chain(alone, beside), "")
 
 
 def load() -> None:
@@ -185,7 +238,7 @@ def _sentence(error: str) -> str:
     if lines[0].startswith("oneOf"):
         return "more than one branch can match; use anyOf"
     if lines[0].startswith("NoExtension"):
-        return "no text can match"
+        return _NO_TEXT
     reason = next((line for line in lines if line.startswith("error: ")), lines[0])
     return reason.removeprefix("error: ")[:300]
 

@@ -61,49 +61,33 @@ def expansion(pattern: str) -> int:
     return max(0, sum(sums) - len(pattern))
 
 
-def costly(document: Schema) -> tuple[str, str] | None:
-    """The path and the description of what is too costly in a converted schema; None if nothing is."""
-    for place, schema in placed(document):
-        for name in ("pattern", "patternProperties", "multipleOf"):
-            given = schema.get(name, ())
-            values = [given] if name != "patternProperties" and name in schema else given
-            problem = next(filter(None, map(_PROBLEMS[name], values)), "")
-            if problem:
-                return f"{place}.{name}", problem
+def costly(document: Schema) -> list[tuple[Schema, str]]:
+    """What is too costly in a converted schema: keywords, each with the schema that it stands in. Where only several
+    together are, these are all patterns and formats, or all divisors; empty if nothing is too costly."""
+    schemas = [schema for _, schema in placed(document)]
+    alone = [
+        (schema, name)
+        for schema in schemas
+        for name, is_too_much in _TOO_MUCH.items()
+        if name in schema and any(map(is_too_much, schema[name] if name == "patternProperties" else [schema[name]]))
+    ]
+    if alone:
+        return alone
     if not _stays_below(MAX_PATTERNS_AT_ONCE, document, _patterns_in, sum):
-        return "", f"makes one text match more than {MAX_PATTERNS_AT_ONCE} patterns at once"
+        return [(schema, name) for schema in schemas for name in ("pattern", "format") if name in schema]
     if not _stays_below(MAX_DIVISOR, document, _divisor_in, lambda divisors: lcm(*divisors)):
-        return "", f"makes one number a multiple of several, whose least common multiple is over {MAX_DIVISOR}"
-    return None
+        return [(schema, "multipleOf") for schema in schemas if "multipleOf" in schema]
+    return []
 
 
-def forget_costly(document: Schema) -> None:
-    """Take out of a converted schema the patterns and divisors that are too costly alone."""
-    for _, schema in placed(document):
-        for name in ("pattern", "multipleOf"):
-            if name in schema and _PROBLEMS[name](schema[name]):
-                del schema[name]
+def _is_long(pattern: str) -> bool:
+    return len(pattern) > MAX_PATTERN_CHARACTERS or expansion(pattern) > MAX_EXPANSION
 
 
-def _pattern_problem(pattern: str) -> str:
-    if len(pattern) > MAX_PATTERN_CHARACTERS:
-        return f"has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS} are read"
-    size = expansion(pattern)
-    return f"its repetitions add {size} characters when written out; at most {MAX_EXPANSION} may" * (
-        size > MAX_EXPANSION
-    )
-
-
-def _divisor_problem(divisor: int | float) -> str:
-    if _digits(divisor) <= MAX_DIVISOR:
-        return ""
-    return f"is {divisor}, but without its point and the zeros at its end it must be at most {MAX_DIVISOR}"
-
-
-_PROBLEMS: dict[str, Callable[[Any], str]] = {
-    "pattern": _pattern_problem,
-    "patternProperties": _pattern_problem,
-    "multipleOf": _divisor_problem,
+_TOO_MUCH: dict[str, Callable[[Any], bool]] = {
+    "pattern": _is_long,
+    "patternProperties": _is_long,
+    "multipleOf": lambda divisor: _digits(divisor) > MAX_DIVISOR,
 }
 
 

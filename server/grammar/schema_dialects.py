@@ -14,7 +14,9 @@ from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, 
 FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"),
 )
-"""The string formats that are enforced; all others annotate."""
+"""The string formats that are enforced."""
+STORAGE_FORMATS = frozenset(("float", "double", "int32", "int64", "enum"))
+"""How OpenAPI says that a value is stored: these only inform people."""
 
 
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
@@ -36,6 +38,14 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "$recursiveRef": (),
 }
 """Keywords that constrain and cannot be enforced, each with the values under which it constrains nothing."""
+UNCHECKED = frozenset(("$dynamicRef", "$recursiveRef"))
+"""Those among them that are not checked afterwards either: references are resolved once, when a schema is read."""
+SUBSCHEMAS = (
+    *SCHEMAS,
+    *("unevaluatedProperties", "unevaluatedItems", "propertyNames", "contains", "not", "if", "then", "else"),
+)
+MAPS_OF_SUBSCHEMAS = (*MAPS_OF_SCHEMAS, "dependentSchemas")
+"""The keywords that hold schemas, those that cannot be enforced included."""
 
 
 LARGEST = 2**63 - 1
@@ -143,6 +153,13 @@ def anything(value: Any) -> Any:
     return value
 
 
+def lists_of_names(value: Any) -> dict[str, list[str]]:
+    """A list of strings for each name."""
+    if not isinstance(value, dict):
+        raise BadValue(f"is {shown(value)}, but must map names to lists of names")
+    return {name: texts(names) for name, names in value.items()}
+
+
 VALUES: Mapping[str, Callable[[Any], Any]] = {
     "type": types,
     "enum": choices,
@@ -168,49 +185,62 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {
 
 assert VALUES.keys() == VALUE_KEYWORDS
 
+UNENFORCED_VALUES: Mapping[str, Callable[[Any], Any]] = {
+    "uniqueItems": flag,
+    "minContains": count,
+    "maxContains": count,
+    "dependentRequired": lists_of_names,
+}
+"""As ``VALUES``, for the keywords that cannot be enforced."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchemaDialect:
     """How schemas of one kind are read.
 
     ``names`` maps each accepted spelling to its keyword, ``annotations`` are spellings that only inform people.
-    ``open_ended`` says that all other keywords are annotations, unless they are known to constrain. ``nullable`` says
-    that ``nullable`` has OpenAPI's meaning. ``relaxed``: what cannot be enforced is dropped.
+    ``open_ended`` says that all other keywords are annotations. ``nullable`` says that ``nullable`` has OpenAPI's
+    meaning, ``one_of`` that ``oneOf`` has that of JSON Schema; else it is read as ``anyOf``, which is what SDKs mean
+    that write unions with it. ``relaxed``: what is wrong is left out.
     """
 
     names: Mapping[str, str]
     annotations: frozenset[str] = frozenset()
     open_ended: bool = True
     nullable: bool = True
+    one_of: bool = False
     relaxed: bool = False
-
-
-_OPENAPI = (
-    *("type", "format", "nullable", "enum", "pattern", "properties", "required", "items", "minimum", "maximum"),
-    *("anyOf", "propertyOrdering", "additionalProperties", "prefixItems"),
-    *("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"),
-)
 
 
 def _snake(keyword: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in keyword)
 
 
-_OPENAPI_NAMES = {keyword: keyword for keyword in _OPENAPI} | {_snake(keyword): keyword for keyword in _OPENAPI}
-_REFERENCES = {"$ref": "$ref", "ref": "$ref"}
-_JSON_NAMES = {keyword: keyword for keyword in (*VALUES, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS, "$ref")}
+_UNENFORCED = {keyword: keyword for keyword in NO_EFFECT}
+_JSON_NAMES = {
+    keyword: keyword for keyword in (*VALUES, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS, "$ref", *_UNENFORCED)
+}
+_BOTH_SPELLINGS = _JSON_NAMES | {_snake(keyword): keyword for keyword in _JSON_NAMES} | {"ref": "$ref"}
 
 OPENAPI = SchemaDialect(
-    _OPENAPI_NAMES | _REFERENCES,
-    frozenset(("title", "description", "default", "example", "$defs", "defs")),
+    _BOTH_SPELLINGS,
+    frozenset(
+        [
+            *("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"),
+            *("$defs", "defs", "definitions", "$schema", "$id", "$comment", "$anchor", "discriminator", "xml"),
+            *("externalDocs", "contentEncoding", "contentMediaType"),
+        ]
+    ),
     open_ended=False,
 )
-"""The ``Schema`` message: both spellings of each field, and the references that Google's SDKs write."""
+"""The ``Schema`` message: both spellings of each field, the references that Google's SDKs write, and what other SDKs
+leave in of JSON Schema."""
 
 JSON_SCHEMA = SchemaDialect(
-    {name: keyword for name, keyword in _JSON_NAMES.items() if name != "nullable"}, nullable=False
+    {name: keyword for name, keyword in _JSON_NAMES.items() if name != "nullable"}, nullable=False, one_of=True
 )
 """JSON Schema, draft 2020-12 and what older drafts wrote differently."""
 
-RELAXED = SchemaDialect(_OPENAPI_NAMES | _JSON_NAMES, relaxed=True)
-"""Either of them, as far as it can be enforced."""
+PARAMETERS = SchemaDialect(_BOTH_SPELLINGS, relaxed=True)
+JSON_PARAMETERS = SchemaDialect(_BOTH_SPELLINGS, one_of=True, relaxed=True)
+"""The parameters of a function, as ``parameters`` and ``parametersJsonSchema`` have them: either kind of schema."""

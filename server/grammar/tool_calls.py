@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from server.convert.tools import Tools
 from server.errors import InvalidArgument
-from server.families.family import BareKeyArguments, Family, TaggedArguments
+from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
 from server.grammar.bare_key_values import ValueRules, any_value_rules
-from server.grammar.llguidance import JSON_STYLE, accepted, repaired
+from server.grammar.llguidance import JSON_STYLE, Unenforced, accepted, begins, repaired
+from server.grammar.schema_closure import placed
+from server.grammar.schema_dialects import JSON_PARAMETERS, PARAMETERS
+from server.grammar.schema_reader import step
 
 MAX_CALLS = 8
 """In one answer: a model that repeats itself must come to an end."""
@@ -30,28 +33,44 @@ the one function that it may: programs that ask for data in this way want it onc
 REPAIR_SECONDS = 1.0
 """For the schemas of all functions together; those not reached in time leave their arguments free."""
 
-Schema = Mapping[str, Any]
+Schema = dict[str, Any]
 
+_OF_TEXTS = ("minLength", "maxLength", "pattern", "format")
+_NOT_IN_TAGS = ("allOf", "anyOf", "oneOf", "$ref", "patternProperties", "maxProperties", "enum", "const")
+_NOT_IN_RULES = ("pattern", "format", "allOf", "patternProperties", "maxProperties", "prefixItems")
 _ANY_OBJECT: Schema = {"type": "object"}
 _TEXT = r"/(.|\n)*/"
 
 
-def checked_tool_call_grammar(tools: Tools, family: Family, atom_ids: Mapping[str, int]) -> str:
-    """The grammar for ``SamplingParams.grammar``. Schemas of arguments constrain as far as they can; those that cannot
-    be compiled together leave the arguments free. Takes as long as `llguidance.py` says.
+def checked_tool_call_grammar(
+    tools: Tools, family: Family, atom_ids: Mapping[str, int], answer: str = ""
+) -> tuple[str, list[Unenforced], tuple[str, ...]]:
+    """The grammar for ``SamplingParams.grammar``; what it does not enforce of the parameters of each function that is
+    allowed; and the texts by which a call is told from an answer that follows ``answer``, the grammar of a schema.
+
+    Schemas of arguments constrain as far as they can; those that cannot be compiled together leave the arguments free.
+    Raises ``InvalidArgument`` where calls and answers cannot be told apart. Takes as long as `llguidance.py` says.
     """
     until = time.monotonic() + REPAIR_SECONDS
     schemas: list[Schema | None] = []
+    unenforced: list[Unenforced] = []
+    starts = call_starts(tools, family, atom_ids, answer)
+    for function in tools.allowed:
+        parameters = function.parameters
+        takes_none = not parameters or (
+            parameters.get("properties") == {} and not parameters.get("additionalProperties")
+        )
+        dialect = JSON_PARAMETERS if function.is_json_schema else PARAMETERS
+        schema, left = (None, {}) if takes_none else repaired(parameters, dialect, until)
+        schemas.append(schema)
+        unenforced.append(left | dict.fromkeys(_lost(family.call.arguments, schema), True) if schema else left)
     try:
-        for parameters in (function.parameters for function in tools.allowed):
-            takes_none = not parameters or (
-                parameters.get("properties") == {} and not parameters.get("additionalProperties")
-            )
-            schemas.append(None if parameters is None or takes_none else repaired(parameters, until))
-        return accepted(tool_call_grammar(tools, schemas, family, atom_ids), "tools")
+        grammar = accepted(tool_call_grammar(tools, schemas, family, atom_ids, answer, starts), "tools")
     except InvalidArgument:
         free = [_ANY_OBJECT] * len(tools.allowed)
-        return accepted(tool_call_grammar(tools, free, family, atom_ids), "tools")
+        grammar = accepted(tool_call_grammar(tools, free, family, atom_ids, answer, starts), "tools")
+        unenforced = [{"": True} if function.parameters else {} for function in tools.allowed]
+    return grammar, unenforced, starts
 
 
 def free_arguments(tools: Tools) -> Tools:
@@ -60,12 +79,45 @@ def free_arguments(tools: Tools) -> Tools:
     return replace(tools, allowed=allowed)
 
 
+def call_starts(tools: Tools, family: Family, atom_ids: Mapping[str, int], answer: str) -> tuple[str, ...]:
+    """The texts of which a call begins with one, where an answer that follows ``answer`` begins with none; empty where
+    the family's own trigger tells calls apart. Raises ``InvalidArgument`` where nothing does.
+
+    Calls of some families are JSON without a marker: where an answer may begin as a call of one of the functions does,
+    calls begin with the token that these models know for it.
+    """
+    call = family.call
+    if not answer or any(call.trigger.startswith(token) for token in atom_ids):  # no text matches a special token
+        return ()
+    starts = (
+        (call.trigger,)
+        if call.trigger
+        else tuple(f"{call.call_start}{function.name}{call.name_args_separator}" for function in tools.allowed)
+    )
+    if not any(begins(answer, start) for start in starts):
+        return () if call.trigger else starts
+    if not call.trigger and call.call_token in atom_ids:
+        return (call.call_token,)
+    raise InvalidArgument.at(
+        "generation_config",
+        "* GenerateContentRequest.generation_config: an answer that follows the schema could begin with "
+        f"{starts[0]!r}, as a call does. Send a schema that tells them apart, or no functions.",
+    )
+
+
 def tool_call_grammar(
-    tools: Tools, schemas: Sequence[Schema | None], family: Family, atom_ids: Mapping[str, int]
+    tools: Tools,
+    schemas: Sequence[Schema | None],
+    family: Family,
+    atom_ids: Mapping[str, int],
+    answer: str = "",
+    starts: Sequence[str] = (),
 ) -> str:
-    """The grammar, in Lark; ``schemas`` are those of the arguments of the allowed functions, None for no arguments."""
-    lark = "\n".join(_Grammar(family, atom_ids).rules(tools, schemas))
-    return json.dumps({"grammars": [{"lark_grammar": lark}]}, ensure_ascii=False)
+    """The grammar, in Lark; ``schemas`` are those of the arguments of the allowed functions, None for no arguments.
+    ``answer`` and ``starts`` as in `checked_tool_call_grammar`."""
+    lark = "\n".join(_Grammar(family, atom_ids).rules(tools, schemas, bool(answer), starts))
+    named = [{"name": "answer", **part} for part in json.loads(answer)["grammars"]] if answer else []
+    return json.dumps({"grammars": [{"lark_grammar": lark}, *named]}, ensure_ascii=False)
 
 
 def with_answer_header(grammar: str, family: Family, atom_ids: Mapping[str, int]) -> str:
@@ -87,32 +139,45 @@ class _Grammar:
         longest_first = sorted(atom_ids, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if atom_ids else "(?!)")
 
-    def rules(self, tools: Tools, schemas: Sequence[Schema | None]) -> list[str]:
+    def rules(
+        self, tools: Tools, schemas: Sequence[Schema | None], has_answer: bool, starts: Sequence[str]
+    ) -> list[str]:
         syntax = self._family.call
         names = [f"call_{index}" for index in range(len(schemas))]
         most = MAX_CALLS
         if not syntax.keeps_duplicates:
             most = 1 if tools.must_call and len(names) == 1 else MAX_UNLEARNED_CALLS
-        more = f"({self.literal(syntax.call_separator + syntax.call_start)} call){{0,{most - 1}}}"
-        behind_trigger = (syntax.section_start + syntax.call_start).removeprefix(syntax.trigger)
+        # Beside an answer in JSON a call without a marker is JSON too, read piece by piece: what both may begin with is
+        # not taken for one of them before they differ.
+        as_json = bool(starts) and not syntax.trigger and starts[0] != syntax.call_token
+        call_start = "" if as_json else syntax.call_start
+        more = f"({self.literal(syntax.call_separator + call_start)} call){{0,{most - 1}}}"
+        behind_trigger = (syntax.section_start + call_start).removeprefix(syntax.trigger)
         calls = f"call {more if syntax.is_parallel and most > 1 else ''} {self.literal(syntax.section_end)}"
         lines = [
             "%llguidance {}",
-            *self._start(tools.must_call),
+            *self._start(tools.must_call, has_answer, starts),
             f"calls: {self.literal(behind_trigger)} {calls}",
             f"call: {' | '.join(names)}",
         ]
         for rule, function, schema in zip(names, tools.allowed, schemas, strict=True):
+            if as_json:
+                lines.append(f"{rule}: {_json(_call_schema(syntax.write((function.name, '{}')), schema))}")
+                continue
             head = self.literal(function.name + syntax.name_args_separator)
             lines.append(f"{rule}: {head} {self._arguments(schema)} {self.literal(syntax.call_end)}")
         if isinstance(syntax.arguments, TaggedArguments):
             lines.append(f"value[suffix={_quoted(syntax.arguments.end)}]: {_TEXT}")
         return [*lines, *self._argument_rules]
 
-    def _start(self, must_call: bool) -> list[str]:
+    def _start(self, must_call: bool, has_answer: bool, starts: Sequence[str]) -> list[str]:
         """How an answer begins, up to the trigger of its calls."""
         trigger, header = self._family.call.trigger, self._family.answer_header
         text_rule = f"TEXT: {_TEXT}"
+        if has_answer:
+            token = self._family.call.call_token
+            begun = token if token in starts else trigger
+            return [f"start: {self.literal(header)} @answer | {self.literal(begun)} calls"]
         if must_call:
             return [f"start: {self.literal(trigger)} calls"]
         if header:
@@ -159,6 +224,32 @@ class _Grammar:
         """A fixed text, with its special tokens by number."""
         pieces = filter(None, self._special.split(text))
         return " ".join(f"<[{self._ids[piece]}]>" if piece in self._ids else _quoted(piece) for piece in pieces)
+
+
+def _lost(arguments: JsonArguments | TaggedArguments | BareKeyArguments, schema: Schema) -> Iterator[str]:
+    """The paths of what the rules of the arguments do not enforce although the schema compiles."""
+    if isinstance(arguments, BareKeyArguments):
+        for place, inner in placed(schema):
+            yield from (f"{place}.{keyword}" for keyword in _NOT_IN_RULES if keyword in inner)
+    elif isinstance(arguments, TaggedArguments):
+        for name, inner in schema.get("properties", {}).items():
+            texts = _OF_TEXTS if isinstance(inner, dict) and _may_be_text(inner) else ()
+            yield from (f".properties{step(name)}.{keyword}" for keyword in texts if keyword in inner)
+        yield from (f".{keyword}" for keyword in _NOT_IN_TAGS if keyword in schema)
+
+
+def _call_schema(call: str, arguments: Schema | None) -> Schema:
+    """The schema of a call that is a JSON object: ``call`` is one with no arguments."""
+    inner = dict(arguments) if arguments is not None else {"type": "object", "additionalProperties": False}
+    definitions = inner.pop("$defs", {})
+    members = {key: {"const": value} if value else inner for key, value in json.loads(call).items()}
+    return {
+        "type": "object",
+        "properties": members,
+        "required": list(members),
+        "additionalProperties": False,
+        **({"$defs": definitions} if definitions else {}),
+    }
 
 
 def _may_be_text(schema: Schema) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.api.events import CandidateFinished, Delta, FinishReason
+from server.families.tool_call_reader import ToolCall
 from server.mapper.logprobs import ScoredToken, TokenText, logprobs_result
 from server.mapper.parts import PartsParser, Piece, Text, Thought
 from server.mapper.thought_signature import Signer
@@ -22,12 +23,14 @@ _REASONS = {
 class Reading:
     """How the candidates of a request are read: ``new_parser`` is None where an answer is nothing but text.
 
-    Thoughts are shown only with ``include_thoughts``; ``signer`` seals them for the caller to carry.
+    Thoughts are shown only with ``include_thoughts``; ``signer`` seals them for the caller to carry. ``check`` gets the
+    text and the calls of a candidate that came to its end, and says what is wrong with them, "" if nothing is.
     """
 
     new_parser: Callable[[], PartsParser] | None = None
     include_thoughts: bool = False
     signer: Signer | None = None
+    check: Callable[[str, Sequence[ToolCall]], Awaitable[str]] | None = None
 
 
 PLAIN = Reading()
@@ -47,6 +50,10 @@ class CandidateBuilder:
         self.is_closed = False
         self._index = index
         self._token_text = token_text
+        self._check = reading.check
+        self._said: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._remark = ""
         self._parser = reading.new_parser() if reading.new_parser else None
         self._parts = _Parts(reading)
         self._scored_tokens: list[ScoredToken] = []
@@ -56,8 +63,7 @@ class CandidateBuilder:
     def add(self, delta: Delta) -> None:
         """What the engine added. Log-probabilities, of the answer alone, wait here until there is a part."""
         if delta.text:
-            for piece in self._parser.feed(delta.text) if self._parser else [Text(delta.text)]:
-                self._parts.add(piece)
+            self._add_all(self._parser.feed(delta.text) if self._parser else [Text(delta.text)])
         if delta.thought:
             self.thoughts += len(delta.token_ids)
             return
@@ -71,9 +77,14 @@ class CandidateBuilder:
         """The engine is done with this candidate."""
         self.finished = event
         self.thoughts, self.tokens = event.thoughts, event.tokens - event.thoughts
-        for piece in self._parser.flush(event.reason) if self._parser else []:
-            self._parts.add(piece)
+        self._add_all(self._parser.flush(event.reason) if self._parser else [])
         self._parts.end_thoughts()
+
+    async def settle(self) -> None:
+        """Check the answer, if it came to its end."""
+        assert self.finished is not None
+        if self._check is not None and self.finished.reason is FinishReason.STOP:
+            self._remark = await self._check("".join(self._said), self._calls)
 
     @property
     def has_pending_parts(self) -> bool:
@@ -98,7 +109,7 @@ class CandidateBuilder:
         self.is_closed = True
         chunk = self.chunk()
         problem = self._parser.problem if self._parser else ""
-        message = problem or self.finished.message
+        message = problem or self.finished.message or self._remark
         chunk["finishReason"] = "MALFORMED_FUNCTION_CALL" if problem else _REASONS[self.finished.reason]
         if message:
             chunk["finishMessage"] = message
@@ -106,6 +117,14 @@ class CandidateBuilder:
         if self._scored:
             chunk["avgLogprobs"] = self._logprob_sum / self._scored
         return chunk
+
+    def _add_all(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            self._parts.add(piece)
+            if self._check is not None and isinstance(piece, Text):
+                self._said.append(piece.text)
+            elif self._check is not None and isinstance(piece, ToolCall):
+                self._calls.append(piece)
 
 
 class _Parts:

@@ -111,10 +111,14 @@ class PartsParser:
 
 
 def answer_parser(
-    family: Family, tools: Sequence[Mapping[str, Any]] = (), open_thought: bool = False, constrained: bool = False
+    family: Family,
+    tools: Sequence[Mapping[str, Any]] = (),
+    open_thought: bool = False,
+    constrained: bool = False,
+    call_starts: Sequence[str] = (),
 ) -> Callable[[], PartsParser] | None:
     """What makes a parser for each candidate, see `AnswerSyntax`; None where an answer can be nothing but text."""
     if not tools and not family.thought:
         return None
-    syntax = AnswerSyntax(family, tools, open_thought, constrained)
+    syntax = AnswerSyntax(family, tools, open_thought, constrained, call_starts)
     return lambda: PartsParser(syntax)

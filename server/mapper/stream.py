@@ -39,7 +39,7 @@ class Answer:
         """The response, when the answer is complete. Raises ``ApiError`` where the request failed."""
         async with aclosing(events):
             async for event in events:
-                self._take(event)
+                await self._take(event)
         return self._response(self._candidates)
 
     async def chunks(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[dict[str, Any], None]:
@@ -49,16 +49,17 @@ class Answer:
         """
         async with aclosing(events):
             async for event in events:
-                self._take(event)
+                await self._take(event)
                 if changed := self._changed(event):
                     yield self._response(changed)
 
-    def _take(self, event: Event) -> None:
+    async def _take(self, event: Event) -> None:
         match event:
             case Delta(candidate=index):
                 self._candidates[index].add(event)
             case CandidateFinished(candidate=index, reason=reason) if reason is not FinishReason.ABORTED:
                 self._candidates[index].finish(event)
+                await self._candidates[index].settle()
             case RequestFinished(error=error, cached_tokens=cached):
                 if error is not None:
                     raise as_api_error(error)

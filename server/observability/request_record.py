@@ -11,6 +11,8 @@ from engine.api.events import CandidateFinished, Delta, Event, RequestError, Req
 from server.errors import as_api_error
 from server.observability.logs import log
 
+LOGGED_FIELDS = 100
+"""Without effect, of one request."""
 OPERATORS_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -97,6 +99,6 @@ class RequestRecord:
             "generated_tokens": totals and totals.candidate_tokens,
             "client": self.client,
             "identity": self.identity[:8] or None,
-            "ignored": self.ignored or None,
+            "ignored": self.ignored[:LOGGED_FIELDS] or None,
         }
         return {name: value for name, value in values.items() if value is not None}

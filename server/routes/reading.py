@@ -19,7 +19,7 @@ from server.wire.message import parse
 from server.wire.requests import CountTokensRequest, GenerateContentRequest
 
 IGNORED_HEADER = "x-castor-ignored"
-MAX_IGNORED_CHARACTERS = 2000
+MAX_IGNORED_CHARACTERS = 4000
 MAX_TIMEOUT = 86_400.0
 T = TypeVar("T")
 
@@ -58,5 +58,12 @@ async def read_as(
 
 
 def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
-    """The header that names the fields of a request that were accepted without effect."""
-    return {IGNORED_HEADER: ", ".join(ignored)[:MAX_IGNORED_CHARACTERS]} if ignored else {}
+    """The header that names the fields of a request that were accepted without effect, or the first of them."""
+    named, left = list[str](), MAX_IGNORED_CHARACTERS
+    for path in dict.fromkeys(ignored):
+        left -= len(path) + 2
+        if left < 0:
+            break
+        named.append(path)
+    more = len(dict.fromkeys(ignored)) - len(named)
+    return {IGNORED_HEADER: ", ".join(named) + (f", and {more} more" if more else "")} if ignored else {}

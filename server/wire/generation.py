@@ -21,7 +21,7 @@ MAX_STOP_CHARACTERS = 256
 FORMAT_TYPES = ("APPLICATION_JSON", "TEXT_PLAIN")
 MIME_TYPES = ("text/plain", "application/json", "text/x.enum")
 NO_THINKING = "this model cannot think; leave it out or send thinkingBudget 0"
-SCHEMA_KEYWORDS = "a keyword that constrains and cannot be enforced is refused by its path"
+SCHEMA_KEYWORDS = "the answer follows it; what cannot be enforced is named, and checked afterwards"
 TEXT_ONLY = "answers are text only"
 
 _Modality = Annotated[

@@ -18,6 +18,7 @@ _Mode = Annotated[
 _Behavior = Annotated[str | None, BeforeValidator(Names("Behavior", "UNSPECIFIED", "BLOCKING", "NON_BLOCKING"))]
 
 RETURN = "tells the model what the function returns, where its template knows how"
+PARAMETERS = "shown to the model; arguments follow it; what cannot be enforced is named, and checked afterwards"
 WAITS = "the model always waits for the function's answer; leave it out or send BLOCKING"
 
 
@@ -26,12 +27,8 @@ class FunctionDeclaration(Message):
 
     name: Annotated[String, Honoured("what the model calls")] = ""
     description: Annotated[String, Honoured("shown to the model")] = ""
-    parameters: Annotated[
-        Object | None, Honoured("shown to the model; arguments follow it as far as it can be enforced")
-    ] = None
-    parameters_json_schema: Annotated[
-        Object | None, Honoured("shown to the model; arguments follow it as far as it can be enforced")
-    ] = None
+    parameters: Annotated[Object | None, Honoured(PARAMETERS)] = None
+    parameters_json_schema: Annotated[Object | None, Honoured(PARAMETERS)] = None
     response: Annotated[Object | None, Honoured(RETURN)] = None
     response_json_schema: Annotated[Object | None, Honoured(RETURN)] = None
     behavior: Annotated[_Behavior, Honoured(WAITS, only=lambda behavior: behavior == "BLOCKING")] = None

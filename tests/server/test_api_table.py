@@ -149,4 +149,4 @@ def test_every_field_of_a_schema_has_one_fate() -> None:
     fates = [set(OPENAPI.names), set(OPENAPI.annotations)]
     for field in DISCOVERY["schemas"]["Schema"]:
         assert sum(field in names for names in fates) == 1, field
-    assert not set(JSON_SCHEMA.names) & set(NO_EFFECT)
+    assert set(NO_EFFECT) <= set(JSON_SCHEMA.names) <= set(OPENAPI.names) | {"propertyOrdering"}

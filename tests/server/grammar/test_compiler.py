@@ -18,8 +18,9 @@ from server.convert.tools import Function, Tools
 from server.errors import ApiError, InvalidArgument, ResourceExhausted
 from server.families.table import CASTOR
 from server.grammar import compiler as constraint_module
-from server.grammar.compiler import GrammarCompiler
+from server.grammar.compiler import AnswerGrammar, GrammarCompiler
 from server.grammar.llguidance import accepted, repaired
+from server.grammar.schema_dialects import PARAMETERS
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
 
@@ -42,7 +43,7 @@ async def grammar_of(compiler: GrammarCompiler, **config: Any) -> str:
     async with asyncio.timeout(SECONDS):
         grammar = await compiler.answer(parse(GenerationConfig, config))
     assert grammar is not None
-    return grammar
+    return grammar.text
 
 
 FREE: list[dict[str, Any]] = [
@@ -126,12 +127,7 @@ def pattern(text: str) -> dict[str, Any]:
 
 
 HELD_BACK: list[tuple[Any, str]] = [
-    ({"properties": {"a": {"items": pattern("(?=a)b")}}}, ".properties.a.items.pattern"),
-    ({"properties": {"a": pattern("(a)\\1")}}, ".properties.a.pattern"),
-    ({"$defs": {"A": {"items": pattern("a^b")}}, "properties": {"a": {"$ref": "#/$defs/A"}}}, ".$defs.A.items.pattern"),
     (pattern("("), ".pattern"),
-    ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, ".items.oneOf"),
-    ({"items": {"maxProperties": 1, "anyOf": [{"properties": {"a": S, "b": S}}]}}, ".items"),
     ({"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 2, "maximum": 1}}, ".items"),
     ({"type": "string", "enum": [1]}, ""),
     ({"enum": ["\x01"]}, ".enum"),
@@ -139,11 +135,42 @@ HELD_BACK: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "path"), HELD_BACK)
-async def test_what_llguidance_cannot_enforce_is_named_by_its_path(
+async def test_what_no_value_can_match_is_refused_by_its_path(
     compiler: GrammarCompiler, schema: Any, path: str
 ) -> None:
     field = await refused(compiler, {**AS_JSON, "responseJsonSchema": schema})
     assert field == f"generation_config.response_json_schema{path}"
+
+
+LEFT_TO_THE_CHECK: list[tuple[Any, str]] = [
+    ({"properties": {"a": {"items": pattern("(?=a)b")}}}, ".properties.a.items.pattern (unchecked)"),
+    ({"properties": {"a": pattern("(a)\\1")}}, ".properties.a.pattern (unchecked)"),
+    ({"$defs": {"A": {"items": pattern("a^b")}}, "properties": {"a": {"$ref": "#/$defs/A"}}}, ".$defs.A.items.pattern"),
+    (pattern("\\bword\\b"), ".pattern"),
+    ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, ".items.oneOf"),
+    ({"items": {"maxProperties": 1, "anyOf": [{"properties": {"a": S, "b": S}}]}}, ".items.maxProperties"),
+    ({"properties": {"a": S, "b": S, "c": S}, "maxProperties": 2}, ".maxProperties"),
+    ({"patternProperties": {"^x": S, "^xy": S}}, ".patternProperties"),
+    ({"patternProperties": {"^(?=x)": S}, "additionalProperties": False}, ".patternProperties (unchecked)"),
+    ({"uniqueItems": True}, ".uniqueItems"),
+    (pattern("a" * 4097), ".pattern"),
+    ({"type": "integer", "multipleOf": 1000003}, ".multipleOf"),
+    ({"format": "idn-email"}, ".format (unchecked)"),
+]
+
+
+@pytest.mark.parametrize(("schema", "path"), LEFT_TO_THE_CHECK)
+async def test_what_llguidance_cannot_enforce_is_left_to_the_check(
+    compiler: GrammarCompiler, schema: Any, path: str
+) -> None:
+    grammar = await schema_of(compiler, schema)
+    assert grammar.ignored == (f"generationConfig.responseJsonSchema{path}",)
+    assert bool(grammar.answer_check) is not path.endswith("(unchecked)")
+    with pytest.raises(InvalidArgument) as caught:
+        await schema_of(compiler, schema, strict=True)
+    [violation] = caught.value.violations
+    assert violation.field == "generation_config.response_json_schema" + path.removesuffix(" (unchecked)")
+    assert violation.description.endswith("cannot be enforced; leave it out, or check the answer yourself")
 
 
 def nested(levels: int) -> Any:
@@ -189,10 +216,17 @@ BOMBS = {
 }
 
 
+WEAKENED = ("combinations", "repeats", "many patterns", "nested groups", "overlapping")
+
+
 @pytest.mark.parametrize("name", BOMBS)
-async def test_schemas_that_hurt_are_refused_and_never_hang(compiler: GrammarCompiler, name: str) -> None:
-    path = await refused(compiler, {**AS_JSON, "responseJsonSchema": BOMBS[name]})
-    assert path.startswith("generation_config.response_json_schema")
+async def test_schemas_that_hurt_are_refused_or_weakened_and_never_hang(compiler: GrammarCompiler, name: str) -> None:
+    if name in WEAKENED:
+        grammar = await schema_of(compiler, BOMBS[name])
+        assert grammar.ignored[0].startswith("generationConfig.responseJsonSchema.")
+    else:
+        path = await refused(compiler, {**AS_JSON, "responseJsonSchema": BOMBS[name]})
+        assert path.startswith("generation_config.response_json_schema")
 
 
 HARMLESS = {
@@ -215,27 +249,28 @@ NUMBERS: dict[str, tuple[Any, str]] = {
     "large": ({"multipleOf": 2147483647}, ".multipleOf"),
     "prime": ({"type": "integer", "multipleOf": 1000003}, ".multipleOf"),
     "decimals": ({"properties": {"a": {"type": "number", "multipleOf": 0.1234567}}}, ".properties.a.multipleOf"),
-    "laid over": ({"allOf": [{"multipleOf": divisor} for divisor in (101, 103, 107)]}, ""),
-    "by reference": ({"$defs": {"A": {"multipleOf": 9973}}, "$ref": "#/$defs/A", "multipleOf": 101}, ""),
-    "by choice": ({"multipleOf": 9973, "anyOf": [{"multipleOf": 101}, {"multipleOf": 103}]}, ""),
-    "digits": ({"type": "integer", "minimum": 10**3999}, ".minimum"),
-    "digits as text": ({"type": "integer", "maximum": "-" + "9" * 3999}, ".maximum"),
-    "brackets": (pattern("[" * 190_000), ".pattern"),
-    "groups": (pattern("(?‹" * 60_000), ".pattern"),
+    "laid over": ({"allOf": [{"multipleOf": divisor} for divisor in (101, 103, 107)]}, ".allOf[2].multipleOf"),
+    "by reference": ({"$defs": {"A": {"multipleOf": 9973}}, "$ref": "#/$defs/A", "multipleOf": 101}, ".multipleOf"),
+    "by choice": ({"multipleOf": 9973, "anyOf": [{"multipleOf": 101}, {"multipleOf": 103}]}, ".multipleOf"),
+    "brackets": (pattern("[" * 190_000), ".pattern (unchecked)"),
+    "groups": (pattern("(?‹" * 60_000), ".pattern (unchecked)"),
     "4 kB and one": (pattern("a" * 4097), ".pattern"),
-    "property": ({"type": "object", "patternProperties": {"[" * 5000: S}}, ".patternProperties"),
-    "chained choices": (laid_over(12), ""),
+    "property": ({"type": "object", "patternProperties": {"[" * 5000: S}}, ".patternProperties (unchecked)"),
+    "chained choices": (laid_over(12), ".pattern"),
 }
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-async def test_what_is_known_to_cost_too_much_is_refused_by_number(
-    compiler: GrammarCompiler, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_known_to_cost_too_much_is_left_to_the_check(compiler: GrammarCompiler, name: str) -> None:
     schema, path = NUMBERS[name]
-    assert await refused(compiler, {**AS_JSON, "responseJsonSchema": schema}) == (
-        f"generation_config.response_json_schema{path}"
-    )
+    grammar = await schema_of(compiler, schema)
+    assert f"generationConfig.responseJsonSchema{path}" in grammar.ignored
+
+
+@pytest.mark.parametrize(("limit", "value"), [("minimum", 10**3999), ("maximum", "-" + "9" * 3999)])
+async def test_numbers_beyond_all_reading_are_refused(compiler: GrammarCompiler, limit: str, value: Any) -> None:
+    schema = {"type": "integer", limit: value}
+    assert (await refused(compiler, {**AS_JSON, "responseJsonSchema": schema})).endswith(f".{limit}")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +331,7 @@ async def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_refusals_are_remembered_for_each_field(compiler: GrammarCompiler) -> None:
     for field in ("responseJsonSchema", "responseFormat", "responseJsonSchema"):
-        given = {"not": S} if field == "responseJsonSchema" else {"text": {"schema": {"not": S}}}
+        given = {"not": 1} if field == "responseJsonSchema" else {"text": {"schema": {"not": 1}}}
         config = AS_JSON if field == "responseJsonSchema" else {"responseMimeType": "application/json"}
         path = await refused(compiler, {**config, field: given})
         assert path.endswith("schema.not")
@@ -311,7 +346,7 @@ async def test_a_caller_who_leaves_takes_nothing_from_the_others(compiler: Gramm
         left, *stayed = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(left, asyncio.CancelledError)
     assert stayed[0] == stayed[1]
-    assert isinstance(stayed[0], str)
+    assert isinstance(stayed[0], AnswerGrammar)
 
 
 def test_grammars_of_ours_are_checked() -> None:
@@ -334,7 +369,9 @@ def test_repaired_schemas_compile() -> None:
         },
         "required": ["a"],
     }
-    assert repaired(parameters, time.monotonic() + SECONDS)["properties"] == {
+    document, unenforced = repaired(parameters, PARAMETERS, time.monotonic() + SECONDS)
+    assert unenforced == {".properties.a.pattern": True, ".properties.d.multipleOf": True}
+    assert document["properties"] == {
         "a": S,
         "b": {"type": "array", "items": {"type": "integer", "minimum": 5, "maximum": 1}},
         "c": {"type": "integer", "maximum": 3},
@@ -349,7 +386,7 @@ TOO_LARGE = ("deep", "huge enum", "huge pattern", "megabyte")
 async def test_bombs_in_parameters_relax(compiler: GrammarCompiler, name: str) -> None:
     tools = Tools((), (Function("f", parameters=BOMBS[name]), Function("g", parameters=POINT)), must_call=True)
     async with asyncio.timeout(SECONDS):
-        assert "call_1" in await compiler.calls(tools, CASTOR, {})
+        assert "call_1" in (await compiler.calls(tools, CASTOR, {})).text
 
 
 def test_the_server_needs_no_torch_for_grammars() -> None:
@@ -371,5 +408,8 @@ async def refused(compiler: GrammarCompiler, config: dict[str, Any]) -> str:
     return caught.value.violations[0].field
 
 
-async def schema_of(compiler: GrammarCompiler, schema: Any, owner: str = "") -> str | None:
-    return await compiler.answer(parse(GenerationConfig, {**AS_JSON, "responseJsonSchema": schema}), owner)
+async def schema_of(compiler: GrammarCompiler, schema: Any, owner: str = "", strict: bool = False) -> AnswerGrammar:
+    config = parse(GenerationConfig, {**AS_JSON, "responseJsonSchema": schema})
+    grammar = await compiler.answer(config, owner, strict)
+    assert grammar is not None
+    return grammar

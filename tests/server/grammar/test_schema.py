@@ -7,11 +7,25 @@ from typing import Any
 import pytest
 
 from server.errors import InvalidArgument
-from server.grammar.schema import json_schema, openapi_schema, relaxed_schema
+from server.grammar.schema import enforceable
+from server.grammar.schema_dialects import JSON_PARAMETERS, JSON_SCHEMA, OPENAPI, PARAMETERS, SchemaDialect
 from server.wire.json_schema import MAX_NESTING
 
+
+def openapi_schema(schema: Any, field: str) -> dict[str, Any]:
+    return enforceable(schema, field, OPENAPI).document
+
+
+def json_schema(schema: Any, field: str) -> dict[str, Any]:
+    return enforceable(schema, field, JSON_SCHEMA).document
+
+
+def relaxed_schema(schema: Any) -> dict[str, Any]:
+    return enforceable(schema, "parameters", PARAMETERS).document
+
+
 S = {"type": "string"}
-OPENAPI: list[tuple[dict[str, Any], dict[str, Any]]] = [
+FROM_OPENAPI: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"type": "STRING"}, S),
     ({"type": "String"}, S),
@@ -52,7 +66,7 @@ OPENAPI: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"items": {"$ref": "#/$defs/A"}, "type": "array", "$defs": {"A": S}},
     ),
 ]
-JSON: list[tuple[Any, dict[str, Any]]] = [
+FROM_JSON: list[tuple[Any, dict[str, Any]]] = [
     (True, {}),
     ({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:x", "type": "string"}, S),
     ({"type": "STRING"}, S),
@@ -72,12 +86,12 @@ JSON: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "expected"), OPENAPI)
+@pytest.mark.parametrize(("schema", "expected"), FROM_OPENAPI)
 def test_openapi_is_converted(schema: dict[str, Any], expected: dict[str, Any]) -> None:
     assert openapi_schema(schema, "f") == expected
 
 
-@pytest.mark.parametrize(("schema", "expected"), JSON)
+@pytest.mark.parametrize(("schema", "expected"), FROM_JSON)
 def test_json_schema_is_cleaned(schema: Any, expected: dict[str, Any]) -> None:
     assert json_schema(schema, "f") == expected
 
@@ -96,19 +110,82 @@ def test_the_order_of_properties(convert: Any, order: list[str]) -> None:
     assert list(convert(schema, "f")["properties"]) == ["c", "a", "b"]
 
 
-@pytest.mark.parametrize("keyword", ["not", "if", "then", "contains", "dependentSchemas", "dependentRequired"])
-def test_what_cannot_be_enforced_is_named_by_its_path(keyword: str) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {keyword: {"type": "string"}}}}}
-    assert refused(json_schema, schema) == f"f.properties.a.items.{keyword}"
+UNENFORCED: list[tuple[SchemaDialect, Any, dict[str, bool]]] = [
+    (JSON_SCHEMA, {"uniqueItems": True}, {".uniqueItems": True}),
+    (JSON_SCHEMA, {"unevaluatedProperties": False}, {".unevaluatedProperties": True}),
+    (JSON_SCHEMA, {"propertyNames": {"maxLength": 3}}, {".propertyNames": True}),
+    (JSON_SCHEMA, {"properties": {"a": {"items": {"not": S}}}}, {".properties.a.items.not": True}),
+    (JSON_SCHEMA, {"if": {}, "then": {}, "else": {}}, {".if": True, ".then": True, ".else": True}),
+    (JSON_SCHEMA, {"contains": S, "minContains": 2}, {".contains": True, ".minContains": True}),
+    (JSON_SCHEMA, {"dependentRequired": {"a": ["b"]}}, {".dependentRequired": True}),
+    (
+        JSON_SCHEMA,
+        {"dependentSchemas": {"a": S}, "dependencies": {"a": S}},
+        {".dependentSchemas": True, ".dependencies": True},
+    ),
+    (JSON_SCHEMA, {"minProperties": 2, "required": ["a"]}, {".minProperties": True}),
+    (JSON_SCHEMA, {"$defs": {"A": {"not": S}}, "items": {"$ref": "#/$defs/A"}}, {".$defs.A.not": True}),
+    (JSON_SCHEMA, {"definitions": {"A": {"not": S}}, "$ref": "#/definitions/A"}, {".definitions.A.not": True}),
+    (JSON_SCHEMA, {"properties": {"a, b\n": {"not": S}}}, {'.properties["a, b\\n"].not': True}),
+    (JSON_SCHEMA, {"$dynamicRef": "#x", "$recursiveRef": "#"}, {".$dynamicRef": False, ".$recursiveRef": False}),
+    (JSON_SCHEMA, {"properties": {"a": {"$id": "x"}}}, {".properties.a.$id": False}),
+    (JSON_SCHEMA, {"format": "idn-email"}, {".format": False}),
+    (JSON_SCHEMA, {"format": "int32", "uniqueItems": False, "propertyNames": {"type": "string"}}, {}),
+    (JSON_SCHEMA, {"pattern": "a{9999}"}, {".pattern": True}),
+    (
+        OPENAPI,
+        {"type": "ARRAY", "unique_items": True, "items": {"any_of": [S], "not": {}}},
+        {".unique_items": True, ".items.not": True},
+    ),
+    (OPENAPI, {"type": "STRING", "nullable": True, "not": {}}, {".not": True}),
+    (OPENAPI, {"oneOf": [S, {"type": "INTEGER"}]}, {}),
+    (
+        PARAMETERS,
+        {"properties": {"a": {"minLength": -1, "not": S}, "b": 7}},
+        {".properties.a.minLength": False, ".properties.a.not": True, ".properties.b": False},
+    ),
+    (PARAMETERS, {"$ref": "https://example.com/x"}, {".$ref": False}),
+    (PARAMETERS, {"type": "STRING"}, {"": False}),
+    (JSON_PARAMETERS, {"properties": {"a": {"$ref": "#/nowhere"}}}, {".properties.a.$ref": False}),
+]
+
+
+@pytest.mark.parametrize(("dialect", "schema", "unenforced"), UNENFORCED)
+def test_what_cannot_be_enforced_is_named_by_its_path(
+    dialect: SchemaDialect, schema: Any, unenforced: dict[str, bool]
+) -> None:
+    assert enforceable(schema, "f", dialect).unenforced == unenforced
+
+
+@pytest.mark.parametrize("read", [openapi_schema, lambda schema, _: relaxed_schema(schema)])
+def test_one_of_is_any_of_where_sdks_write_unions_with_it(read: Any) -> None:
+    union = {"oneOf": [S, {"type": "INTEGER"}]}
+    found = read({"type": "OBJECT", "properties": {"a": {"type": "ARRAY", "items": union}}}, "f")
+    assert found["properties"]["a"]["items"] == {"anyOf": [S, {"type": "integer"}]}
+    both = read({"type": "OBJECT", "properties": {"a": {**union, "anyOf": [S]}}}, "f")
+    assert both["properties"]["a"] == {"anyOf": [S], "allOf": [{"anyOf": [S, {"type": "integer"}]}]}
+    assert "oneOf" in json_schema(union, "f")
+
+
+@pytest.mark.parametrize(
+    "conditional",
+    [
+        {"if": {"required": ["a"]}, "then": {"properties": {"b": S}, "required": ["c"]}},
+        {"if": {"required": ["a"]}, "else": {"anyOf": [{"required": ["b"]}, {"required": ["c"]}]}},
+        {"dependentSchemas": {"a": {"properties": {"b": S, "c": S}}}},
+        {"dependentRequired": {"a": ["b", "c"]}},
+        {"dependencies": {"a": ["b"], "b": {"required": ["c"]}}},
+    ],
+)
+def test_a_closed_object_may_have_what_a_condition_asks_for(conditional: dict[str, Any]) -> None:
+    found = json_schema({"type": "object", "properties": {"a": S}, **conditional}, "f")
+    assert found["properties"] == {"a": S, "b": {}, "c": {}}
+    assert found["additionalProperties"] is False
 
 
 REFUSED = [
     (json_schema, False, "f"),
     (json_schema, [], "f"),
-    (json_schema, {"uniqueItems": True}, "f.uniqueItems"),
-    (json_schema, {"unevaluatedProperties": False}, "f.unevaluatedProperties"),
-    (json_schema, {"propertyNames": {"maxLength": 3}}, "f.propertyNames"),
-    (json_schema, {"not": {}}, "f.not"),
     (json_schema, {"type": "text"}, "f.type"),
     (json_schema, {"type": []}, "f.type"),
     (json_schema, {"type": True}, "f.type"),
@@ -122,17 +199,16 @@ REFUSED = [
     (json_schema, {"properties": {"a": 3}}, "f.properties.a"),
     (json_schema, {"anyOf": []}, "f.anyOf"),
     (json_schema, {"anyOf": [{}, 1]}, "f.anyOf[1]"),
-    (json_schema, {"minProperties": 2, "required": ["a"]}, "f.minProperties"),
     (json_schema, {"propertyOrdering": ["b"], "properties": {"a": S}}, "f.propertyOrdering"),
     (json_schema, {"$ref": "#/$defs/x"}, "f.$ref"),
     (json_schema, {"$ref": "https://example.com/x"}, "f.$ref"),
     (json_schema, {"$ref": "file:///etc/passwd"}, "f.$ref"),
     (json_schema, {"$ref": "#name"}, "f.$ref"),
-    (json_schema, {"$dynamicRef": "#x"}, "f.$dynamicRef"),
-    (json_schema, {"properties": {"a": {"$id": "x"}}}, "f.properties.a.$id"),
-    (json_schema, {"$defs": {"A": {"not": S}}, "items": {"$ref": "#/$defs/A"}}, "f.$defs.A.not"),
-    (openapi_schema, {"type": "STRING", "oneOf": [S]}, "f"),
-    (openapi_schema, {"items": {"const": 1}}, "f.items"),
+    (openapi_schema, {"items": {"maximumLength": 1}}, "f.items"),
+    (json_schema, {"not": {"type": "text"}}, "f.not.type"),
+    (json_schema, {"uniqueItems": "yes"}, "f.uniqueItems"),
+    (json_schema, {"dependentRequired": {"a": "b"}}, "f.dependentRequired"),
+    (json_schema, {"if": {"properties": {"a": {"$ref": "#/$defs/x"}}}}, "f.if.properties.a.$ref"),
     (openapi_schema, {"items": True}, "f.items"),
     (openapi_schema, {"type": 8}, "f.type"),
     (openapi_schema, {"nullable": "yes"}, "f.nullable"),
@@ -148,16 +224,16 @@ def test_refusals_name_the_place(convert: Any, schema: Any, path: str) -> None:
 
 def test_an_unknown_keyword_of_a_schema_message_is_an_unknown_name() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        openapi_schema({"items": {"const": 1}}, "generation_config.response_schema")
+        openapi_schema({"items": {"foo": 1}}, "generation_config.response_schema")
     place = "generation_config.response_schema.items"
     assert caught.value.message == (
-        f"Invalid JSON payload received. Unknown name \"const\" at '{place}': Cannot find field."
+        f"Invalid JSON payload received. Unknown name \"foo\" at '{place}': Cannot find field."
     )
 
 
 def test_every_problem_is_named() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        json_schema({"properties": {"a": {"not": S}, "b": {"uniqueItems": True}, "c": {"minLength": []}}}, "f")
+        json_schema({"properties": {"a": {"not": 1}, "b": {"uniqueItems": 1}, "c": {"minLength": []}}}, "f")
     fields = [violation.field for violation in caught.value.violations]
     assert fields == ["f.properties.a.not", "f.properties.b.uniqueItems", "f.properties.c.minLength"]
 

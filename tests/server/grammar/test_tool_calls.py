@@ -13,10 +13,12 @@ from tokenizers import AddedToken
 
 from server.convert.template_probe import is_atom
 from server.convert.tools import Function, Tools
+from server.errors import InvalidArgument
 from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
 from server.families.table import FAMILIES
 from server.families.tagged_calls import CASTOR
-from server.grammar.tool_calls import MAX_CALLS, MAX_UNLEARNED_CALLS, checked_tool_call_grammar
+from server.grammar.llguidance import chosen, enforced
+from server.grammar.tool_calls import MAX_CALLS, MAX_UNLEARNED_CALLS, call_starts, checked_tool_call_grammar
 
 SCHEMA = {
     "type": "OBJECT",
@@ -57,14 +59,14 @@ NOTHING = {JsonArguments: "{}", TaggedArguments: "", BareKeyArguments: "{}"}
 Accepts = Callable[[str], str]
 
 
-async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools) -> Accepts:
+async def grammar_of(tmp_path: Path, family: Family, special: bool, tools: Tools, answer: str = "") -> Accepts:
     """Tells whether a text is a whole answer, the head of one, or none."""
     tokenizer = tiny_tokenizer()
     tokens = [AddedToken(text, special=special, normalized=False) for text in family.markers]
     tokenizer.add_special_tokens(tokens) if special else tokenizer.add_tokens(tokens)
     added = tokenizer.get_added_tokens_decoder()
     atom_ids = {token.content: index for index, token in added.items() if is_atom(token)}
-    grammar = checked_tool_call_grammar(tools, family, atom_ids)
+    grammar, _, _ = checked_tool_call_grammar(tools, family, atom_ids, answer)
     model = LLTokenizer(tokenizer.to_str(), n_vocab=tokenizer.get_vocab_size(), eos_token=[EOS_ID])
 
     def accepts(text: str) -> str:
@@ -145,6 +147,81 @@ async def test_a_schema_that_cannot_be_enforced_is_relaxed(tmp_path: Path, schem
     accepts = await grammar_of(tmp_path, CASTOR, True, Tools((function,), (function,), must_call=True))
     assert accepts(CASTOR.call.write(("f", '{"a": "y"}'))) == "whole"
     assert accepts(CASTOR.call.write(("f", '"y"'))) == "none"
+
+
+TEMP = {"type": "object", "properties": {"temp": {"type": "integer"}}, "required": ["temp"]}
+
+
+@every_family
+async def test_beside_a_schema_an_answer_is_calls_or_follows_it(tmp_path: Path, family: Family, special: bool) -> None:
+    answer, _ = enforced(TEMP, "f", False)
+    accepts = await grammar_of(tmp_path, family, special, Tools((ADD, NOW), (ADD, NOW)), answer)
+    call, kind, header = family.call, type(family.call.arguments), family.answer_header
+    assert accepts(header + '{"temp": 3}') == "whole"
+    assert accepts(call.write(("add", FIT[kind]))) == "whole"
+    assert accepts(call.write(("now", NOTHING[kind]))) == "whole"
+    if call.is_parallel:
+        assert accepts(call.write(("add", FIT[kind]), ("now", NOTHING[kind]))) == "whole"
+    assert accepts(header + "Hello") == "none"
+    assert accepts(header + '{"temp": "x"}') == "none"
+    assert accepts(header + '{"temp": 3}' + call.write(("now", NOTHING[kind]))) == "none"
+    for arguments in UNFIT[kind]:
+        assert accepts(call.write(("add", arguments))) == "none"
+
+
+LLAMA = next(family for family in FAMILIES if not family.call.trigger)
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name"],
+}
+
+
+async def test_calls_without_a_marker_differ_from_answers_that_begin_alike(tmp_path: Path) -> None:
+    answer, _ = enforced(PERSON, "f", False)
+    atoms = {LLAMA.call.call_token: 300}
+    starts = call_starts(Tools((ADD, NOW), (ADD, NOW)), LLAMA, atoms, answer)
+    assert starts == ('{"name": "add", "parameters": ', '{"name": "now", "parameters": ')
+    accepts = await grammar_of(tmp_path, LLAMA, True, Tools((ADD, NOW), (ADD, NOW)), answer)
+    for whole in ('{"name": "add"}', '{"name": "Bob", "age": 3}', '{"name": "add", "age": 3}'):
+        assert accepts(whole) == "whole"
+    assert accepts(LLAMA.call.write(("add", '{"a": 1}'), ("now", "{}"))) == "whole"
+    assert accepts(LLAMA.call.write(("add", '{"b": "x"}'))) == "none"
+    assert accepts('{"name": "Bob"}; ' + LLAMA.call.write(("now", "{}"))) == "none"
+
+
+async def test_where_answers_may_look_like_calls_a_token_tells_them_apart(tmp_path: Path) -> None:
+    anything, _ = enforced({}, "f", False)
+    tools, token = Tools((NOW,), (NOW,)), LLAMA.call.call_token
+    assert call_starts(tools, LLAMA, {token: 300}, anything) == (token,)
+    accepts = await grammar_of(tmp_path, LLAMA, True, tools, anything)
+    call = LLAMA.call.write(("now", "{}"))
+    assert [accepts(token + call), accepts(call), accepts(token + "[]")] == ["whole", "whole", "none"]
+    with pytest.raises(InvalidArgument, match="as a call does"):
+        call_starts(tools, LLAMA, {}, anything)
+
+
+def test_choices_that_begin_like_a_call_are_refused() -> None:
+    choices, _ = chosen({"enum": ["a", f"{CASTOR.call.trigger}b"]}, "f", False)
+    with pytest.raises(InvalidArgument, match="could begin with '<tool_call>'"):
+        call_starts(Tools((NOW,), (NOW,)), CASTOR, {}, choices)
+    assert call_starts(Tools((NOW,), (NOW,)), CASTOR, {CASTOR.call.trigger: 300}, choices) == ()
+
+
+@pytest.mark.parametrize(
+    ("family", "lost"),
+    [("hermes", set()), ("qwen-xml", {".properties.s.pattern"}), ("gemma4", {".properties.s.pattern", ".allOf"})],
+)
+def test_what_the_syntax_of_a_family_does_not_enforce_is_named(family: str, lost: set[str]) -> None:
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"s": {"type": "string", "pattern": "^a+$"}, "l": {"type": "array", "uniqueItems": True}},
+        "allOf": [{"required": ["s"]}],
+    }
+    function = Function("f", "", parameters)
+    [syntax] = [known for known in FAMILIES if known.name == family]
+    _, [unenforced], _ = checked_tool_call_grammar(Tools((function,), (function,)), syntax, {'<|"|>': 300})
+    assert unenforced == dict.fromkeys({*lost, ".properties.l.uniqueItems", *({".allOf"} if lost else ())}, True)
 
 
 async def test_parameters_keep_their_kinds_in_tags(tmp_path: Path) -> None:

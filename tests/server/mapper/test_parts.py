@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ from support.transcripts import FAMILY, FRAGMENTS, TOOLS, cases, cut
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
-from server.families.family import Family
+from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
 from server.families.tool_call_reader import ToolCall
 from server.mapper.parts import PartsParser, Piece, Text, Thought, answer_parser
 
@@ -94,3 +95,37 @@ def test_nothing_is_parsed_where_an_answer_can_only_be_text() -> None:
     assert answer_parser(FAMILY["castor"]) is None
     assert answer_parser(FAMILY["castor"], TOOLS) is not None
     assert answer_parser(FAMILY["hermes"]) is not None
+
+
+ARGUMENTS = {
+    JsonArguments: '{"city": "Oslo"}',
+    TaggedArguments: "<parameter=city>\nOslo\n</parameter>\n",
+    BareKeyArguments: '{city:<|"|>Oslo<|"|>}',
+}
+
+
+@pytest.mark.parametrize("name", sorted(FAMILY))
+@pytest.mark.parametrize("thinks", [False, True])
+def test_beside_a_schema_an_answer_and_a_call_are_told_apart_in_every_cut(name: str, thinks: bool) -> None:
+    family = FAMILY[name]
+    if thinks and family.thought is None:
+        return
+    call = family.call
+    starts = () if call.trigger else (f"{call.call_start}get_weather{call.name_args_separator}",)
+    syntax = AnswerSyntax(family, TOOLS, constrained=True, call_starts=starts)
+    before = f"{family.thought[0]}hm{family.thought[1]}\n\n" if thinks and family.thought else ""
+    thought = [{"thought": "hm"}] if thinks else []
+    one = ("get_weather", ARGUMENTS[type(call.arguments)])
+    looks = json.dumps({"name": "get_time", "text": call.write(one), "x": family.thought})
+    written = call.write(one, one) if call.is_parallel else call.write(one)
+    told_calls = [{"call": "get_weather", "args": {"city": "Oslo"}}] * (
+        2 if call.keeps_duplicates and call.is_parallel else 1
+    )
+    texts = [looks, '{"name": "get_weather"}', '{"name": "get_weather", "x": 1}', "1", '{"name": "get']
+    expected = [(family.answer_header + text, [{"text": text}]) for text in texts] + [(written, told_calls)]
+    for text, parts in expected:
+        for size in (1, 2, 5, 10_000):
+            assert read(syntax, cut(before + text, size), FinishReason.STOP) == ([*thought, *parts], ""), (text, size)
+    head = written[: len(call.call_start + call.trigger) + 2]
+    parts, problem = read(syntax, [before + head], FinishReason.MAX_TOKENS)
+    assert (problem, [part for part in parts if "call" in part]) == ("", [])

@@ -71,13 +71,6 @@ async def test_count_tokens_counts_what_would_be_sent(harness: Harness) -> None:
     assert (await harness.count({"contents": BODY["contents"]})).json()["totalTokens"] < usage["promptTokenCount"]
 
 
-async def test_a_schema_and_functions_together_are_refused(harness: Harness) -> None:
-    response = await harness.generate({**BODY, "generationConfig": {"responseMimeType": "application/json"}})
-    assert response.status_code == 400
-    assert "Function calling with a response mime type: 'application/json'" in response.json()["error"]["message"]
-    assert harness.engine.requests == []
-
-
 @pytest.mark.parametrize(
     "tools",
     [
