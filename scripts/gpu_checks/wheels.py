@@ -18,8 +18,9 @@ PYTHON = "3.12"
 MOST_BYTES = 64 << 20
 # The packages to fetch. An image with torch, transformers and their dependencies has the rest.
 CARRIED = (
-    "annotated-types", "gguf", "httptools", "llguidance", "msgspec", "pydantic", "pydantic-core", "pypdfium2",
-    "python-multipart", "pyzmq", "starlette", "structlog", "transformers", "typing-inspection", "uvicorn",
+    "annotated-types", "gguf", "httptools", "jsonschema-rs", "llguidance", "msgspec", "pydantic", "pydantic-core",
+    "pyjson5", "pypdfium2", "python-multipart", "pyzmq", "starlette", "structlog", "transformers",
+    "typing-inspection", "uvicorn",
 )  # fmt: skip
 # What such an image has, with the versions of one that was inspected (2026-11).
 IMAGE = {
