@@ -24,7 +24,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "lighthouse.pdf", folder / "lighthouse.txt"
 
 
-@pytest.mark.parametrize(("version", "prefix"), [("3.4.0", ""), ("2.34.0", "/genai"), ("1.60.0", "")])
+@pytest.mark.parametrize(("version", "prefix"), [("3.6.1", ""), ("2.34.0", "/genai"), ("1.60.0", "")])
 def test_the_python_sdk(version: str, prefix: str, castor: RunningServer, documents: tuple[Path, Path]) -> None:
     check_report([sdk_python(version), CLIENTS / "genai_files.py", castor.url + prefix, *documents], 5, version)
 

@@ -64,7 +64,7 @@ def test_the_lines_about_files_run_one_after_the_other(castor: RunningServer, tm
 
 def test_the_python_snippet_runs(castor: RunningServer) -> None:
     done = subprocess.run(
-        [sdk_python("3.4.0"), "-c", snippet("python", castor)], capture_output=True, text=True, timeout=240, check=False
+        [sdk_python("3.6.1"), "-c", snippet("python", castor)], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -10,6 +10,6 @@ pytestmark = pytest.mark.product
 
 
 @pytest.mark.parametrize("prefix", ["", "/genai"])
-def test_the_sdk_does_its_whole_job(prefix: str, castor: RunningServer) -> None:
+def test_the_sdk_does_its_whole_job(prefix: str, restless: RunningServer) -> None:
     environment(JS_SDK.name, "node_modules")
-    check_report([node(), CLIENTS / "genai_client.mjs", JS_SDK, castor.url + prefix], 10, "3.1.0")
+    check_report([node(), CLIENTS / "genai_client.mjs", JS_SDK, restless.url + prefix], 12, "3.1.0")

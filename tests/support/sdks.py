@@ -16,7 +16,7 @@ import pytest
 
 ENVIRONMENTS = Path(__file__).parents[2] / ".test-envs"
 CLIENTS = Path(__file__).parents[1] / "product" / "clients"
-PYTHON_SDKS = ("3.4.0", "2.34.0", "1.60.0")
+PYTHON_SDKS = ("3.6.1", "2.34.0", "1.60.0")
 JS_SDK = ENVIRONMENTS / "google-genai-js-3.1.0"
 
 
@@ -27,6 +27,12 @@ def sdk_python(version: str) -> str:
 
 def node() -> str:
     return _required(shutil.which("node"), "Node is not installed")
+
+
+def java() -> str:
+    """The JDK's launcher, which compiles a single file itself; a runtime without the compiler cannot."""
+    _required(shutil.which("javac"), "no JDK is installed")
+    return _required(shutil.which("java"), "no JDK is installed")
 
 
 def environment(name: str, part: str) -> str:

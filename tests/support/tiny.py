@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ def tiny_model_folder(path: Path, model_type: str = "llama", **config: Any) -> P
         model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
     model.save_pretrained(path)
     save_tiny_tokenizer(path)
+    return path
+
+
+def endless_model_folder(path: Path, **config: Any) -> Path:
+    """A tiny Llama that writes printable characters until its tokens are used up, however it is sampled."""
+    from safetensors.torch import load_file, save_file
+
+    tiny_model_folder(path, **config)
+    weights = load_file(path / "model.safetensors")
+    # One feature is large in every hidden state, whatever the layers add to it: through it the head has a bias.
+    weights["model.embed_tokens.weight"][:, 0] = 10
+    bias = weights["lm_head.weight"][:, 0]
+    bias.fill_(-10)
+    bias[tiny_tokenizer().encode(string.ascii_letters + string.digits).ids] = 0
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
     return path
 
 

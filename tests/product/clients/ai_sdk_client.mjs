@@ -1,9 +1,9 @@
 // Drives a running server with the AI SDK and its Google provider: `node ai_sdk_client.mjs SDK_FOLDER BASE_URL`.
-// The outcome of all checks is printed as one JSON object.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
+import { ENDLESS, MODEL, QUESTION, longPrompt, report } from "./checks.mjs";
 
 const [sdkFolder, baseUrl] = process.argv.slice(2);
 const require = createRequire(pathToFileURL(`${sdkFolder}/package.json`));
@@ -20,8 +20,7 @@ const version = JSON.parse(readFileSync(`${sdkFolder}/node_modules/@ai-sdk/googl
 
 const google = (createGoogle ?? createGoogleGenerativeAI)({ baseURL: `${baseUrl}/v1beta`, apiKey: "any" });
 const stepsAre = isStepCount ?? stepCountIs;
-const model = google("smollm2-135m-instruct");
-const QUESTION = "What is the capital of France?";
+const model = google(MODEL);
 const exact = { model, temperature: 0, maxRetries: 0 };
 
 const weather = () => {
@@ -110,6 +109,24 @@ const checks = {
     const { text } = await generateText({ ...exact, maxOutputTokens: 40, messages: [{ role: "user", content }] });
     assert.match(text, /Rufus/);
   },
+  async silence() {
+    const stream = streamText({ model: google(ENDLESS), maxRetries: 0, maxOutputTokens: 8, prompt: longPrompt() });
+    assert.equal((await stream.text).length, 8);
+  },
+  async errorInAStream() {
+    const headers = { "X-Server-Timeout": "1" };
+    const seen = [];
+    const onError = ({ error }) => seen.push(error);
+    const stream = streamText({ model: google(ENDLESS), maxRetries: 0, maxOutputTokens: 30_000, prompt: "hi", headers, onError });
+    await stream.consumeStream();
+    assert.equal(seen.length, 1);
+    assert.match(`${seen[0].message}`, /deadline/i);
+    assert.equal(await stream.finishReason, "error");
+  },
+  async refusal() {
+    const refused = generateText({ ...exact, temperature: 9, prompt: "hi" });
+    await assert.rejects(refused, (error) => APICallError.isInstance(error) && error.statusCode === 400);
+  },
   async errors() {
     const nowhere = { ...exact, model: google("no-such-model"), prompt: "hi" };
     await assert.rejects(generateText(nowhere), (error) => {
@@ -121,13 +138,4 @@ const checks = {
   },
 };
 
-const outcome = {};
-for (const [name, check] of Object.entries(checks)) {
-  try {
-    await check();
-    outcome[name] = "ok";
-  } catch (error) {
-    outcome[name] = `${error.stack ?? error}\n${error.responseBody ?? ""}`;
-  }
-}
-console.log(JSON.stringify({ version, outcome }));
+await report(version, checks);

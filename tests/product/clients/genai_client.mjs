@@ -1,17 +1,15 @@
 // Drives a running server with the @google/genai SDK: `node genai_client.mjs SDK_FOLDER BASE_URL`.
-// The outcome of all checks is printed as one JSON object.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
+import { ENDLESS, MODEL, QUESTION, longPrompt, report } from "./checks.mjs";
 
 const [sdkFolder, baseUrl] = process.argv.slice(2);
 const require = createRequire(pathToFileURL(`${sdkFolder}/package.json`));
 const { GoogleGenAI, ApiError } = require("@google/genai");
 const version = JSON.parse(readFileSync(`${sdkFolder}/node_modules/@google/genai/package.json`, "utf8")).version;
 
-const MODEL = "smollm2-135m-instruct";
-const QUESTION = "What is the capital of France?";
 const exact = { temperature: 0, maxOutputTokens: 32 };
 const client = new GoogleGenAI({ apiKey: "any", httpOptions: { baseUrl } });
 
@@ -74,6 +72,19 @@ const checks = {
       return true;
     });
   },
+  async silence() {
+    let text = "";
+    const request = { model: ENDLESS, contents: longPrompt(), config: { maxOutputTokens: 8 } };
+    for await (const chunk of await client.models.generateContentStream(request)) text += chunk.text ?? "";
+    assert.equal(text.length, 8);
+  },
+  async errorInAStream() {
+    const config = { maxOutputTokens: 30_000, httpOptions: { headers: { "X-Server-Timeout": "1" } } };
+    const stream = await client.models.generateContentStream({ model: ENDLESS, contents: "hi", config });
+    await assert.rejects(async () => {
+      for await (const _ of stream);
+    }, (error) => error instanceof ApiError && error.status === 504);
+  },
   async abort() {
     const controller = new AbortController();
     const config = { temperature: 1, maxOutputTokens: 2000, abortSignal: controller.signal };
@@ -84,13 +95,4 @@ const checks = {
   },
 };
 
-const outcome = {};
-for (const [name, check] of Object.entries(checks)) {
-  try {
-    await check();
-    outcome[name] = "ok";
-  } catch (error) {
-    outcome[name] = String(error.stack ?? error);
-  }
-}
-console.log(JSON.stringify({ version, outcome }));
+await report(version, checks);

@@ -1,21 +1,22 @@
-"""Drives a running server with the google-genai SDK installed in this interpreter: `python genai_client.py BASE_URL`.
-
-Every check is a function named check_*; the outcome of all of them is printed as one JSON object.
-"""
+"""Drives a running server with google-genai in this interpreter: `python genai_client.py BASE_URL [SERVICE]`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from checks import ENDLESS, MODEL, QUESTION, failure, long_prompt, report
 from google import genai
 from google.genai import errors, types
+from google.oauth2.credentials import Credentials
 
-MODEL = "smollm2-135m-instruct"
-QUESTION = "What is the capital of France?"
+SERVICES: dict[str, dict[str, object]] = {
+    "gemini": {"api_key": "any"},
+    "express": {"vertexai": True, "api_key": "any"},
+    "project": {"vertexai": True, "project": "p", "location": "us-central1", "credentials": Credentials("any")},
+}
+"""What the client is made of, by the service that it believes to speak to. Vertex AI lists no models this way."""
 
 
 def exact(**settings: object) -> types.GenerateContentConfig:
@@ -143,21 +144,34 @@ def check_models(client: genai.Client) -> None:
     assert client.models.get(model="gemini-2.5-pro").name == f"models/{MODEL}"
 
 
-def _refusal(call: Callable[[], object]) -> errors.ClientError:
-    try:
-        call()
-    except errors.ClientError as error:
-        return error
-    raise AssertionError("a request that cannot be served was answered")
-
-
 def check_errors(client: genai.Client) -> None:
-    unknown = _refusal(lambda: client.models.generate_content(model="no-such-model", contents="hi"))
+    unknown = failure(errors.ClientError, lambda: client.models.generate_content(model="no-such-model", contents="hi"))
     assert (unknown.code, unknown.status) == (404, "NOT_FOUND"), unknown
     hot = exact(temperature=9.0)
-    refused = _refusal(lambda: list(client.models.generate_content_stream(model=MODEL, contents="hi", config=hot)))
+    refused = failure(
+        errors.ClientError, lambda: list(client.models.generate_content_stream(model=MODEL, contents="hi", config=hot))
+    )
     assert (refused.code, refused.status) == (400, "INVALID_ARGUMENT"), refused
     assert "temperature" in refused.message
+
+
+def check_a_silence(client: genai.Client) -> None:
+    settings = exact(max_output_tokens=8)
+    text, _ = _joined(client.models.generate_content_stream(model=ENDLESS, contents=long_prompt(), config=settings))
+    assert len(text) == 8
+
+
+def hurried() -> types.GenerateContentConfig:
+    """One second for an answer that takes longer."""
+    return exact(max_output_tokens=30_000, http_options=types.HttpOptions(headers={"X-Server-Timeout": "1"}))
+
+
+def check_an_error_in_a_stream(client: genai.Client) -> None:
+    def read() -> None:
+        _joined(client.models.generate_content_stream(model=ENDLESS, contents="hi", config=hurried()))
+
+    error = failure(errors.ServerError, read)
+    assert (error.code, error.status) == (504, "DEADLINE_EXCEEDED"), error
 
 
 async def _async_checks(client: genai.Client) -> None:
@@ -169,23 +183,28 @@ async def _async_checks(client: genai.Client) -> None:
         *(client.aio.models.generate_content(model=MODEL, contents=QUESTION, config=exact()) for _ in range(6))
     )
     assert {answer.text for answer in texts} == {whole.text}
+    settings = exact(max_output_tokens=8)
+    silent = await client.aio.models.generate_content_stream(model=ENDLESS, contents=long_prompt(), config=settings)
+    assert len("".join([chunk.text or "" async for chunk in silent])) == 8
+
+
+async def _read_broken_stream(client: genai.Client) -> None:
+    async for _ in await client.aio.models.generate_content_stream(model=ENDLESS, contents="hi", config=hurried()):
+        pass
 
 
 def check_async(client: genai.Client) -> None:
     asyncio.run(_async_checks(client))
+    assert failure(errors.ServerError, lambda: asyncio.run(_read_broken_stream(client))).code == 504
 
 
-def main(base_url: str) -> None:
-    client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=base_url))
-    outcome: dict[str, str] = {}
-    for name, check in [(name, value) for name, value in globals().items() if name.startswith("check_")]:
-        try:
-            check(client)
-            outcome[name] = "ok"
-        except Exception:
-            outcome[name] = traceback.format_exc(limit=3)
-    print(json.dumps({"version": genai.__version__, "outcome": outcome}))
+def main(base_url: str, service: str = "gemini") -> None:
+    client = genai.Client(http_options=types.HttpOptions(base_url=base_url), **SERVICES[service])
+    checks = globals().copy()
+    if client.vertexai:
+        del checks["check_models"]
+    report(genai.__version__, checks, client)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

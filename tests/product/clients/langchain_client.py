@@ -1,23 +1,18 @@
-"""Drives a running server with langchain-google-genai in this interpreter: `python langchain_client.py BASE_URL`.
-
-Every check is a function named check_*; the outcome of all of them is printed as one JSON object.
-"""
+"""Drives a running server with langchain-google-genai in this interpreter: `python langchain_client.py BASE_URL`."""
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
+from functools import partial
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
+from checks import ENDLESS, MODEL, QUESTION, failure, long_prompt, report
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_google_genai import ChatGoogleGenerativeAI
+from langchain_google_genai.chat_models import ChatGoogleGenerativeAIError, GoogleAPIError
 from pydantic import BaseModel, Field
-
-MODEL = "smollm2-135m-instruct"
-QUESTION = "What is the capital of France?"
 
 
 @tool
@@ -33,10 +28,9 @@ class Forecast(BaseModel):
     degrees: int = Field(ge=0, le=40)
 
 
-def chat(base_url: str, tokens: int = 32) -> ChatGoogleGenerativeAI:
-    return ChatGoogleGenerativeAI(
-        model=MODEL, google_api_key="any", base_url=base_url, temperature=0, max_output_tokens=tokens, max_retries=1
-    )
+def chat(base_url: str, tokens: int = 32, model: str = MODEL, **more: Any) -> ChatGoogleGenerativeAI:
+    settings = {"temperature": 0, "max_output_tokens": tokens, "max_retries": 1, **more}
+    return ChatGoogleGenerativeAI(model=model, google_api_key="any", base_url=base_url, **settings)
 
 
 def check_invoke(base_url: str) -> None:
@@ -92,16 +86,26 @@ def check_structured_output(base_url: str) -> None:
         assert isinstance(asked.invoke("Say: 21 degrees in Paris."), Forecast), method
 
 
-def main(base_url: str) -> None:
-    outcome: dict[str, str] = {}
-    for name, check in [(name, value) for name, value in globals().items() if name.startswith("check_")]:
-        try:
-            check(base_url)
-            outcome[name] = "ok"
-        except Exception:
-            outcome[name] = traceback.format_exc(limit=-3)
-    print(json.dumps({"version": version("langchain-google-genai"), "outcome": outcome}))
+def check_count(base_url: str) -> None:
+    answer = chat(base_url, 1).invoke(QUESTION)
+    assert chat(base_url).get_num_tokens(QUESTION) == answer.usage_metadata["input_tokens"]
+
+
+def check_errors(base_url: str) -> None:
+    for code, wrong in (("404", {"model": "no-such-model"}), ("400", {"stop": [""]})):
+        error = failure(ChatGoogleGenerativeAIError, partial(chat(base_url, **wrong).invoke, "hi"))
+        assert code in str(error), error
+
+
+def check_a_silence(base_url: str) -> None:
+    chunks = chat(base_url, 8, ENDLESS).stream(long_prompt())
+    assert len("".join(chunk.text for chunk in chunks)) == 8
+
+
+def check_an_error_in_a_stream(base_url: str) -> None:
+    hurried = chat(base_url, 30_000, ENDLESS, additional_headers={"X-Server-Timeout": "1"})
+    assert failure(GoogleAPIError, lambda: list(hurried.stream("hi"))).code == 504
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(version("langchain-google-genai"), globals().copy(), sys.argv[1])

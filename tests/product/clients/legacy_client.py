@@ -1,24 +1,20 @@
 """Drives a running server with the legacy google-generativeai SDK over REST: `python legacy_client.py BASE_URL`.
 
-Its streams are JSON arrays, its enums are numbers. Every check is a function named check_*; the outcome of all is
-printed as one JSON object.
+Its streams are JSON arrays, its enums are numbers.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 
 warnings.simplefilter("ignore")
 
 import google.generativeai as genai  # noqa: E402
+from checks import ENDLESS, MODEL, QUESTION, long_prompt, report  # noqa: E402
 from google.api_core.exceptions import BadRequest, NotFound  # noqa: E402
-
-MODEL = "smollm2-135m-instruct"
-QUESTION = "What is the capital of France?"
 
 
 def weather(city: str) -> dict[str, str]:
@@ -110,17 +106,11 @@ def check_errors() -> None:
         raise AssertionError(f"no {kind.__name__}")
 
 
-def main(base_url: str) -> None:
-    genai.configure(api_key="any", transport="rest", client_options={"api_endpoint": base_url})
-    outcome: dict[str, str] = {}
-    for name, check in [(name, value) for name, value in globals().items() if name.startswith("check_")]:
-        try:
-            check()
-            outcome[name] = "ok"
-        except Exception:
-            outcome[name] = traceback.format_exc(limit=-3)
-    print(json.dumps({"version": genai.__version__, "outcome": outcome}))
+def check_a_silence() -> None:
+    stream = genai.GenerativeModel(ENDLESS).generate_content(long_prompt(), generation_config=exact(8), stream=True)
+    assert len("".join(chunk.text for chunk in stream if chunk.parts)) == 8
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    genai.configure(api_key="any", transport="rest", client_options={"api_endpoint": sys.argv[1]})
+    report(genai.__version__, globals().copy())
