@@ -46,7 +46,7 @@ async function roundTrip(size, asBlob) {
   assert.equal(got.sha256Hash, file.sha256Hash);
   assert.ok((await downloaded(got, size)).equals(data));
   await client.files.delete({ name: file.name });
-  await assert.rejects(client.files.get({ name: file.name }), (error) => error instanceof ApiError && error.status === 404);
+  await assert.rejects(client.files.get({ name: file.name }), (error) => error instanceof ApiError && error.status === 403);
 }
 
 const checks = {

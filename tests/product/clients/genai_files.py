@@ -39,7 +39,7 @@ def check_sizes(client: genai.Client) -> None:
         assert (got.sha256_hash, got.uri, got.expiration_time) == (file.sha256_hash, file.uri, file.expiration_time)
         assert client.files.download(file=got) == path.read_bytes()
         client.files.delete(name=file.name)
-        refused(404, lambda name=file.name: client.files.get(name=name))
+        refused(403, lambda name=file.name: client.files.get(name=name))
         path.unlink()
 
 
