@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from server.convert.chat_tokenizer import ChatTokenizer
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
 
+MAX_CALL_STARTS = 8
+"""Of more, stop sequences see only what all calls begin with, and leave out what begins so."""
 _NEVER = "\0"
 """Terminator of calls that only end with the answer: JSON cannot contain this character."""
 
@@ -54,21 +57,28 @@ def sampling_params(
 
 
 def answer_syntax(
-    sampling: SamplingParams, tokenizer: ChatTokenizer, calls: bool, thinking: Thinking | None, grammar: str | None
+    sampling: SamplingParams,
+    tokenizer: ChatTokenizer,
+    calls: bool,
+    thinking: Thinking | None,
+    grammar: str | None,
+    call_starts: Sequence[str] = (),
 ) -> SamplingParams:
-    """``sampling`` with grammar, thoughts and markers of the answer. ``calls`` means that it may hold function calls.
+    """``sampling`` with grammar, thoughts and markers of the answer. ``calls`` means that it may hold function calls,
+    ``call_starts`` tell them from an answer that begins alike.
 
     Stop sequences apply to text, not inside calls. Where no marker ends a call, they do not apply after one either:
     calls end an answer.
     """
     family = tokenizer.family
-    span = (family.call.trigger or family.call.call_start, family.call.terminator or _NEVER)
+    starts = call_starts if 0 < len(call_starts) <= MAX_CALL_STARTS else [family.call.trigger or family.call.call_start]
+    spans = [(start, family.call.terminator or _NEVER) for start in starts]
     return replace(
         sampling,
         grammar=grammar,
         thinking=thinking,
         markers=tokenizer.marker_ids if calls or family.thought else (),
-        stop_exempt=(*family.exempt, *((span,) if calls else ())),
+        stop_exempt=(*family.exempt, *(spans if calls else ())),
     )
 
 

@@ -164,12 +164,11 @@ class Pipeline:
             prompt, document_tokens = await prompt_within(info.max_context, chat, tokenizer)
         thinking = with_open_thought(chat.thinking, prompt, tokenizer)
         sampling = sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt))
+        text, starts = (grammar.text, grammar.call_starts) if grammar else (None, ())
         request = Request(
             id=secrets.token_urlsafe(16),
             prompt=tuple(prompt),
-            sampling=answer_syntax(
-                sampling, tokenizer, chat.tools is not None, thinking, grammar.text if grammar else None
-            ),
+            sampling=answer_syntax(sampling, tokenizer, chat.tools is not None, thinking, text, starts),
             candidates=config.candidate_count or 1,
             salt=chat.owner,
             deadline=deadline,
@@ -179,7 +178,7 @@ class Pipeline:
             chat.tools.for_template() if chat.tools else [],
             open_thought=thinking is not None and thinking.open,
             constrained=grammar is not None and grammar.has_form,
-            call_starts=grammar.call_starts if grammar else (),
+            call_starts=starts,
         )
         shows_thoughts = config.thinking_config is not None and config.thinking_config.include_thoughts
         check = partial(self._grammars.remark, grammar, owner=chat.owner) if grammar and grammar.has_checks else None

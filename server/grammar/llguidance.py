@@ -174,8 +174,11 @@ def _problem(grammar: str) -> str:
 
 
 def culprit(document: Schema, until: float) -> tuple[Schema, str]:
-    """The innermost schema of a document that does not compile by itself, and its keyword that is the cause, "" where
-    none is alone. The search ends at ``until``, of the monotonic clock, with what it has narrowed down by then."""
+    """The innermost schema of a document that does not compile by itself, and its keyword that is the cause, or the
+    first of several; "" where there is none.
+
+    The search ends at ``until``, of the monotonic clock, with what it has narrowed down by then.
+    """
     definitions = document.get("$defs", {})
 
     def fails(schema: Any) -> bool:
@@ -203,7 +206,7 @@ def culprit(document: Schema, until: float) -> tuple[Schema, str]:
         for keyword in limits
         if time.monotonic() < until and not fails({name: schema[name] for name in schema if name != keyword})
     )
-    return schema, next(chain(alone, beside), "")
+    return schema, next(chain(alone, beside, limits), "")
 
 
 def load() -> None:

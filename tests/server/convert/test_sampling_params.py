@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.fakes import INFO
+from support.templates import template_folder
 
 from engine.api.sampling import SAMPLING_FIELDS, SamplingParams
 from server.config.models_file import ModelSpec
-from server.convert.sampling import capped, output_limit, sampling_params
+from server.convert.chat_tokenizer import ChatTokenizer
+from server.convert.sampling import answer_syntax, capped, output_limit, sampling_params
 from server.errors import InvalidArgument
 from server.wire.generation import GenerationConfig
 from server.wire.message import parse
@@ -82,3 +85,12 @@ def test_logprobs() -> None:
     assert params(logprobs=0).logprobs is None
     with pytest.raises(InvalidArgument, match="responseLogprobs"):
         params(logprobs=1)
+
+
+def test_stop_sequences_apply_to_an_answer_that_only_begins_like_a_call(tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer(template_folder(tmp_path / "model", "llama3"))
+    call = tokenizer.family.call
+    starts = (f"{call.call_start}f{call.name_args_separator}", f"{call.call_start}g{call.name_args_separator}")
+    for given, begins in (((), (call.call_start,)), (starts, starts), (starts * 5, (call.call_start,))):
+        found = answer_syntax(params(), tokenizer, True, None, "grammar", given)
+        assert tuple(start for start, _ in found.stop_exempt) == begins
