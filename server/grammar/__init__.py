@@ -1,1 +1,1 @@
-"""From schemas and functions to grammars that answers must follow."""
+"""From schemas and functions to grammars that answers must follow, and checks of what these cannot enforce."""
