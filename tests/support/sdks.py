@@ -47,7 +47,8 @@ def check_report(command: list[str | Path], checks: int, version: str | None = N
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert len(report["outcome"]) >= checks
     assert version is None or report["version"] == version
-    assert {name: text for name, text in report["outcome"].items() if text != "ok"} == {}
+    failed = [f"{name}: {text}" for name, text in report["outcome"].items() if text != "ok"]
+    assert not failed, "\n".join(failed)
     return report
 
 

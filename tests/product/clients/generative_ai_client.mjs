@@ -41,7 +41,9 @@ await report(version, {
   },
   async chat() {
     const chat = named(MODEL, { systemInstruction: "You are helpful." }).startChat();
-    await textOf(await chat.sendMessageStream("My name is Ada."));
+    // A streamed turn that ends in an empty text, as here and in the cloud, it leaves out of its history
+    // (google-gemini/deprecated-generative-ai-js#309).
+    await chat.sendMessage("My name is Ada.");
     await chat.sendMessage("What is my name?");
     assert.deepEqual((await chat.getHistory()).map(({ role }) => role), ["user", "model", "user", "model"]);
   },
