@@ -53,7 +53,7 @@ def enforced(schema: Any, field: str, openapi: bool) -> tuple[str, Unenforced]:
     """The grammar of the JSON values that match a caller's schema, and what it does not enforce. Raises
     ``InvalidArgument`` naming the place of what is wrong, or of what no value can match."""
     found = enforceable(schema, field, OPENAPI if openapi else JSON_SCHEMA)
-    place, problem = _weakened(found, time.monotonic() + REPAIR_SECONDS, strictly=True)
+    place, problem = _weakened(found, time.process_time() + REPAIR_SECONDS, strictly=True)
     if problem:
         raise _unenforceable(field + place, problem)
     return json_grammar(found.document), found.unenforced
@@ -86,8 +86,8 @@ def repaired(schema: Any, dialect: SchemaDialect, until: float) -> tuple[Schema,
     """A function's parameters as a schema that compiles, as close to the caller's as can be, and what it does not
     enforce; never refuses.
 
-    What llguidance cannot take is weakened, one place after the other, as long as the monotonic clock is before
-    ``until``.
+    What llguidance cannot take is weakened, one place after the other, as long as the process has not computed until
+    ``until`` (of ``time.process_time()``: how busy the machine is makes no difference).
     """
     found = enforceable(schema, "parameters", dialect)
     _, problem = _weakened(found, until, strictly=False)
@@ -101,7 +101,7 @@ def _weakened(found: EnforceableSchema, until: float, strictly: bool) -> tuple[s
         for keyword in ("pattern", "patternProperties"):
             given = schema.get(keyword, ())
             for pattern in [given] if isinstance(given, str) else given:
-                problem = schema_problem({"type": "string", "pattern": pattern}) if time.monotonic() < until else ""
+                problem = schema_problem({"type": "string", "pattern": pattern}) if time.process_time() < until else ""
                 if not problem or problem == _NO_TEXT:
                     continue
                 if strictly and not is_pattern(pattern):
@@ -113,7 +113,7 @@ def _weakened(found: EnforceableSchema, until: float, strictly: bool) -> tuple[s
         place = found.place(wrong) + (step(keyword) if keyword else "")
         if strictly and problem.startswith(_NO_VALUE):  # several keywords contradict each other
             return found.place(wrong), problem
-        if time.monotonic() > until or (strictly and problem == _NO_TEXT):
+        if time.process_time() > until or (strictly and problem == _NO_TEXT):
             return place, problem
         if keyword:
             found.drop(wrong, keyword)
@@ -177,12 +177,12 @@ def culprit(document: Schema, until: float) -> tuple[Schema, str]:
     """The innermost schema of a document that does not compile by itself, and its keyword that is the cause, or the
     first of several; "" where there is none.
 
-    The search ends at ``until``, of the monotonic clock, with what it has narrowed down by then.
+    The search ends at ``until``, of ``time.process_time()``, with what it has narrowed down by then.
     """
     definitions = document.get("$defs", {})
 
     def fails(schema: Any) -> bool:
-        probed = isinstance(schema, dict) and time.monotonic() < until
+        probed = isinstance(schema, dict) and time.process_time() < until
         return probed and bool(schema_problem({**schema, "$defs": definitions}))
 
     schema = document
@@ -204,7 +204,7 @@ def culprit(document: Schema, until: float) -> tuple[Schema, str]:
     beside = (
         keyword
         for keyword in limits
-        if time.monotonic() < until and not fails({name: schema[name] for name in schema if name != keyword})
+        if time.process_time() < until and not fails({name: schema[name] for name in schema if name != keyword})
     )
     return schema, next(chain(alone, beside, limits), "")
 

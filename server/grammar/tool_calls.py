@@ -51,7 +51,7 @@ def checked_tool_call_grammar(
     Schemas of arguments constrain as far as they can; those that cannot be compiled together leave the arguments free.
     Raises ``InvalidArgument`` where calls and answers cannot be told apart. Takes as long as `llguidance.py` says.
     """
-    until = time.monotonic() + REPAIR_SECONDS
+    until = time.process_time() + REPAIR_SECONDS
     schemas: list[Schema | None] = []
     unenforced: list[Unenforced] = []
     starts = call_starts(tools, family, atom_ids, answer)

@@ -117,11 +117,31 @@ def test_streamed_and_whole_are_the_same(castor: RunningServer) -> None:
     assert "".join(pieces) == answered(castor, body)[0]
 
 
-def test_what_cannot_be_enforced_is_a_400(castor: RunningServer) -> None:
-    schema = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
-    response = castor.generate(asking("x", responseMimeType="application/json", responseJsonSchema=schema))
-    assert response.status_code == 400
-    assert "generation_config.response_json_schema.properties.tags.uniqueItems" in response.json()["error"]["message"]
+def test_what_cannot_be_enforced_is_named_and_checked(castor: RunningServer) -> None:
+    tags = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 3, "maxItems": 3, "uniqueItems": True}
+    schema = {"type": "object", "properties": {"tags": tags}, "required": ["tags"]}
+    body = asking("Colours.", responseMimeType="application/json", responseJsonSchema=schema)
+    response = castor.generate(body)
+    assert response.headers["x-castor-ignored"] == "generationConfig.responseJsonSchema.properties.tags.uniqueItems"
+    said = 'The answer does not satisfy "uniqueItems" at tags.'
+    assert response.json()["candidates"][0]["finishMessage"] == said
+    path = "/v1beta/models/smollm2-135m-instruct:streamGenerateContent"
+    chunks = castor.client.post(path, json=body).json()
+    messages = [chunk["candidates"][0].get("finishMessage") for chunk in chunks]
+    assert messages == [None] * (len(chunks) - 1) + [said]
+
+
+def test_a_model_may_call_or_answer_by_the_schema(castor: RunningServer) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
+    tools = [{"functionDeclarations": [{"name": "get_weather", "parameters": parameters}]}]
+    schema = {"type": "object", "properties": {"temp": {"type": "integer", "maximum": 99}}, "required": ["temp"]}
+    config = {"responseMimeType": "application/json", "responseJsonSchema": schema, "candidateCount": 8}
+    answer = castor.generate({**asking("Weather in Oslo?", **config), "tools": tools}).json()
+    for candidate in answer["candidates"]:
+        for part in candidate["content"]["parts"]:
+            called = "functionCall" in part
+            value = part["functionCall"]["args"] if called else json.loads(part["text"])
+            Draft202012Validator(parameters if called else schema).validate(value)
 
 
 @pytest.mark.parametrize("version", PYTHON_SDKS)

@@ -26,6 +26,7 @@ from server.families.channels import GEMMA4 as GEMMA
 from server.families.family import BareKeyArguments
 from server.families.tool_call_reader import ToolCall
 from server.grammar.llguidance import repaired
+from server.grammar.schema_dialects import PARAMETERS
 from server.grammar.tool_calls import tool_call_grammar
 from server.mapper.parts import PartsParser
 
@@ -39,9 +40,8 @@ MODEL = LLTokenizer(TOKENIZER.to_str(), n_vocab=TOKENIZER.get_vocab_size(), eos_
 
 def grammar(parameters: Any) -> str:
     function = Function("f", "", parameters)
-    return tool_call_grammar(
-        Tools((function,), (function,), must_call=True), [repaired(parameters, time.monotonic() + 60)], GEMMA, ATOMS
-    )
+    schema, _ = repaired(parameters, PARAMETERS, time.process_time() + 60)
+    return tool_call_grammar(Tools((function,), (function,), must_call=True), [schema], GEMMA, ATOMS)
 
 
 def object_of(inner: Any, **more: Any) -> dict[str, Any]:
