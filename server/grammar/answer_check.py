@@ -18,6 +18,8 @@ from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, 
 
 PATTERN_BYTES = 1_000_000
 """Of a compiled pattern."""
+MAX_PLACE = 256
+"""Characters of a place that are shown."""
 
 _KEYWORDS = frozenset((*NO_EFFECT, *VALUE_KEYWORDS, *SCHEMAS, *LISTS_OF_SCHEMAS, *MAPS_OF_SCHEMAS))
 _BESIDE_PATTERNS = ("patternProperties", "additionalProperties", "unevaluatedProperties")
@@ -60,7 +62,7 @@ def violation(schema: str, value: str) -> tuple[str, str] | None:
     # What is wrong with a name says little without the keyword that asks for it.
     keyword = "propertyNames" if error.kind.name == "propertyNames" else str(named[-1]) if named else "false"
     place = "".join(f"[{name}]" if isinstance(name, int) else step(name) for name in error.instance_path)
-    return keyword, place.removeprefix(".")
+    return keyword, place.removeprefix(".")[:MAX_PLACE]
 
 
 @lru_cache(maxsize=1024)

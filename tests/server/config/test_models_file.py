@@ -33,6 +33,7 @@ models:
     min_p: 0.05
     repetition_penalty: 1.1
     lenient: [generationConfig.speechConfig, tools.googleSearch]
+    strict_schemas: true
     thinking_levels: {low: 100, xhigh: -1}
   org/big:8b:
     source: hf:org/big
@@ -47,6 +48,7 @@ def test_reads_every_key_in_file_order() -> None:
     assert (small.kv_dtype, big.kv_dtype) == ("fp8", "auto")
     assert (small.min_p, small.repetition_penalty) == (0.05, 1.1)
     assert small.lenient == ("generationConfig.speechConfig", "tools.googleSearch")
+    assert (small.strict_schemas, big.strict_schemas) == (True, False)
     assert small.thinking_levels == ThinkingLevels(512, 100, 4096, 16384, -1)
     assert big.thinking_levels == ThinkingLevels()
     assert (big.name, big.max_context, big.load, big.max_waiting) == ("org/big:8b", None, "start", 256)
@@ -78,6 +80,7 @@ def test_reads_every_key_in_file_order() -> None:
         ("{source: x, aliases: ['a b']}", "a list of names"),
         ("{source: x, lenient: generationConfig.seed}", "a list of fields by their JSON path"),
         ("{source: x, lenient: [7]}", "a list of fields by their JSON path"),
+        ("{source: x, strict_schemas: 1}", "strict_schemas is 1, but must be true or false"),
         (
             "{source: x, thinking_levels: {low: 1, most: 2}}",
             "a mapping of minimal, low, medium, high, xhigh to numbers",
