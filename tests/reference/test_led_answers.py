@@ -65,7 +65,7 @@ async def answered(
     start, end = tokenizer.thought_ids
     sampling = SamplingParams(300, seed=seed, stop_ids=(EOS_ID,), stop=tuple(config.get("stopSequences", ())))
     thinking = Thinking(start, end, budget=budget)
-    written = with_answer_header(grammar, family, tokenizer.atom_ids)
+    written = with_answer_header(grammar.text, family, tokenizer.atom_ids)
     sampling = answer_syntax(sampling, tokenizer, False, thinking, written)
     core.submit(Request("one", prompt=(10, 11, 12), sampling=sampling))
     text, reason = "", None
