@@ -60,7 +60,7 @@ async def compiled(drawn: Sequence[Sample]) -> list[str]:
         config = parse(GenerationConfig, {"responseMimeType": "application/json", field: sample.sent})
         grammar = await compiler.answer(config)
         assert grammar is not None
-        grammars.append(grammar)
+        grammars.append(grammar.text)
     await compiler.close()
     return grammars
 
