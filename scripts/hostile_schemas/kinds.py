@@ -28,6 +28,12 @@ KEYWORDS = (
     *("patternProperties", "$ref", "$defs", "$id", "$schema", "not", "if", "contains", "uniqueItems", "default", "ref"),
 )
 
+APPLIED = (
+    *("not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
+    *("patternProperties", "dependencies", "oneOf"),
+)
+COUNTED = ("minContains", "maxContains", "minProperties", "maxProperties")
+
 
 def several(random: Random) -> Schema:
     """Divisors with a large least common multiple, combined in one of several ways."""
@@ -214,6 +220,23 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(value[key])
 
 
+def unenforced(random: Random) -> Schema:
+    """Keywords that no grammar enforces, for which the answer is checked: what they hold is hostile too."""
+    made = random.choice((*SIMPLE, valid, deep))
+    found = valid(random, 2)
+    for keyword in random.sample(APPLIED, random.randint(1, 4)):
+        found[keyword] = made(random)
+    for keyword in random.sample(COUNTED, random.randint(0, 2)):
+        found[keyword] = random.choice((0, 1, 3, 10**9))
+    if random.random() < 0.5:
+        found["uniqueItems"] = True
+    if random.random() < 0.3:
+        found["dependentSchemas"] = {name: made(random) for name in "abc"}
+    levels = random.choice((0, 1, 30))
+    doubled = {f"u{level}": {"not": {"allOf": [{"$ref": f"#/$defs/u{level + 1}"}] * 2}} for level in range(levels)}
+    return {**found, "$defs": {**found.get("$defs", {}), **doubled, f"u{levels}": found}, "$ref": "#/$defs/u0"}
+
+
 SIMPLE: tuple[Callable[[Random], Any], ...] = (
     *(bounds, counts, divisors, several, texts, choices, references, crossed, names, wrong),
 )
@@ -232,5 +255,6 @@ KINDS: dict[str, Callable[[Random], Any]] = {
     "wrong types": wrong,
     "no schema": bare,
     "mutated": mutated,
+    "unenforced": unenforced,
 }
 """Every kind of input; each function takes the source of randomness alone."""
