@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.api.errors import ModelRefused
+from engine.api.errors import EngineUnavailable, ModelRefused
 
 NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 """Re-raised at a boundary, which otherwise catches ``BaseException``: a panic of Rust code (tokenizers, llguidance,
 safetensors) is raised as an exception that is not an ``Exception``."""
+
+
+_OF_THE_MOMENT = re.compile(
+    r"out of memory|can't allocate memory|can't start new thread|\b(CUDA|driver|NVML) error", re.IGNORECASE
+)
+"""What torch and Python say of memory, threads and devices, in errors that have no type of their own."""
+_OF_THE_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same attempt may succeed a moment later: memory, devices and disks come back, files and code stay."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _OF_THE_FILES)
+    return isinstance(error, (MemoryError, EngineUnavailable)) or bool(_OF_THE_MOMENT.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:

@@ -58,6 +58,8 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     "auto" is the first GPU, else the CPU.
     """
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_default_handler()  # what it says goes into the log of the process
+    transformers_logging.enable_propagation()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
     attention_hook.register()

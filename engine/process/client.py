@@ -316,7 +316,9 @@ class ProcessEngine:
             self._fail_pending(f"The engine of {self.name} ended before the answer was complete: try again soon.")
             self._watch()
             if self._health.state is EngineState.READY:
-                self._set_health(state=EngineState.LOADING, detail="its process ended, it is started again")
+                self._set_health(
+                    state=EngineState.LOADING, detail=f"its process {worker.death()}, and is started again"
+                )
 
     def _receive(self, worker: WorkerProcess, message: FromWorker) -> None:
         match message:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import zmq
@@ -20,6 +20,7 @@ import zmq.asyncio
 
 from engine.api.engine import EngineConfig
 from engine.process.messages import EXIT_FAILED, EXIT_REFUSED, FromWorker, Stop, ToWorker, pack, unpack_from_worker
+from engine.process.output import relayed
 
 # -P keeps Python from importing a folder in the working directory that happens to be named "engine".
 COMMAND = (sys.executable, "-P", "-m", "engine.process.worker")
@@ -28,6 +29,8 @@ _DRAIN_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 2.0  # on a busy machine they may reach the socket's thread late
 _KILL_SECONDS = 10.0  # a killed process is gone once the kernel has reclaimed its memory
 _BURST = 16  # messages
+_SOCKET = "engine"
+_LONGEST_ADDRESS = 103 if sys.platform == "darwin" else 107  # bytes of a path in sun_path (unix(7)), without its end
 _STABLE_SECONDS = 60.0
 _LONGEST_DELAY = 30.0
 _STARTS_BEFORE_GIVING_UP = 3
@@ -125,24 +128,35 @@ class WorkerProcess:
         return f"ended with exit code {self.exit_code}"
 
 
+def socket_folder() -> str:
+    """A new folder for the socket, for this user alone: in the folder for temporary files, or in /tmp where the address
+    would be longer than the system allows."""
+    folder = tempfile.mkdtemp(prefix="castor-")
+    if len(os.fsencode(f"{folder}/{_SOCKET}")) <= _LONGEST_ADDRESS:
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix="castor-", dir="/tmp")
+
+
 @asynccontextmanager
 async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> AsyncIterator[WorkerProcess]:
     """Start a process for the duration of the context. Afterwards process, socket, pipe and folder are gone.
 
     Raises OSError if the process cannot be started.
     """
-    with ExitStack() as stack:
-        folder = tempfile.mkdtemp(prefix="castor-")  # for this user alone
+    async with AsyncExitStack() as stack:
+        folder = socket_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         context = zmq.asyncio.Context()
         stack.callback(context.destroy, linger=0)
-        address = f"ipc://{folder}/engine"
+        address = f"ipc://{folder}/{_SOCKET}"
         socket = context.socket(zmq.PAIR)
         socket.set_hwm(0)  # no limit on its queues: the requests in flight bound how much can be queued
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"{address}: {error.strerror}") from error
+        output = await stack.enter_async_context(relayed())
         lifeline_end, lifeline = os.pipe()
         stack.callback(os.close, lifeline)
         # Both sides must run the same code, so the process gets the import path of this one.
@@ -150,12 +164,12 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
         environment = {**os.environ, "PYTHONPATH": path}
         try:
             os.write(lifeline, msgspec.json.encode(config) + b"\n")
-            # What libraries print belongs in the log, not in the command's own output.
             process = await asyncio.create_subprocess_exec(
-                *command, address, stdin=lifeline_end, stdout=2, env=environment
+                *command, address, stdin=lifeline_end, stdout=output, stderr=output, env=environment
             )
         finally:
             os.close(lifeline_end)
+            os.close(output)
         worker = WorkerProcess(process, socket, folder)
         try:
             yield worker

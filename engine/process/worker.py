@@ -25,7 +25,7 @@ from engine.api.errors import ModelRefused
 from engine.api.events import ErrorKind, RequestError, RequestEvents, RequestFinished
 from engine.api.requests import Request
 from engine.device.allocator import take_memory_in_parts
-from engine.failures import NOT_FAILURES, sentence
+from engine.failures import NOT_FAILURES, may_pass, sentence
 from engine.process.messages import (
     EXIT_FAILED,
     EXIT_REFUSED,
@@ -43,6 +43,7 @@ from engine.process.messages import (
     unpack_request,
     unpack_to_worker,
 )
+from engine.process.output import JsonLines
 
 _LINGER_MS = 2000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -176,14 +177,17 @@ def run(address: str, config: EngineConfig, build: CoreFactory) -> int:
 
 
 def _loaded(build: CoreFactory, config: EngineConfig, progress: Progress) -> WorkerCore:
-    """The core. A panic of Rust code raises ``ModelRefused`` too, because it would happen again at each start."""
+    """The core. What would happen again at each start raises ``ModelRefused``, whatever it is: also a panic of Rust
+    code."""
     try:
         return build(config, progress)
-    except (Exception, *NOT_FAILURES):
+    except (ModelRefused, *NOT_FAILURES):
         raise
-    except BaseException as panic:
+    except BaseException as error:
+        if may_pass(error):
+            raise
         _log.exception("The model cannot be loaded")
-        raise ModelRefused(f"a library cannot read its files ({sentence(panic)})") from panic
+        raise ModelRefused(f"loading it failed ({sentence(error)}); the log has the trace") from error
 
 
 def _end_with_parent() -> None:
@@ -207,7 +211,10 @@ def main(build: CoreFactory = build_real_core) -> None:
     # Terminals and service managers signal the whole group; the parent drains first and then sends ``Stop``.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s[%(process)d]: %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    logging.captureWarnings(True)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     _end_with_parent()
     if config.device != "cpu":

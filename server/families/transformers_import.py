@@ -67,6 +67,8 @@ def _imported() -> Library:
         from transformers.utils import chat_parsing, is_torch_available, logging
 
         logging.set_verbosity_error()
+        logging.disable_default_handler()  # what it says goes into the server's log
+        logging.enable_propagation()
         assert not (hidden and is_torch_available())  # it checks once, so this stays true
     finally:
         if hidden:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from types import TracebackType
 
 import structlog
 
@@ -37,3 +39,12 @@ def configure_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel("WARNING")
     logging.getLogger("castor").setLevel(level.upper())
+    logging.captureWarnings(True)
+    sys.excepthook = _log_exception
+    sys.unraisablehook = lambda lost: _log_exception(lost.exc_type, lost.exc_value, lost.exc_traceback)
+    threading.excepthook = lambda lost: _log_exception(lost.exc_type, lost.exc_value, lost.exc_traceback)
+
+
+def _log_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """What Python prints of an exception that nothing catches, as a line of the log."""
+    logging.getLogger("castor").error("uncaught exception", exc_info=(kind, error or kind(), trace))

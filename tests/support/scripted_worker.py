@@ -126,6 +126,8 @@ def build(config: EngineConfig, progress: Progress) -> ScriptedCore:
             raise ModelRefused(REFUSAL)
         case ("panic", _, _):
             raise Panic("index out of bounds\nand a second line")
+        case ("broken", _, _):
+            raise KeyError("vocab")
         case ("crash", _, _):
             raise OSError("no space left on device\nand a second line")
         case ("slow", _, _):

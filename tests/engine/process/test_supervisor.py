@@ -30,7 +30,7 @@ from engine.api.errors import EngineUnavailable
 from engine.api.events import CandidateFinished, FinishReason, RequestFinished
 from engine.process.client import ProcessEngine
 from engine.process.messages import EXIT_FAILED, Failed, pack
-from engine.process.supervisor import RestartPolicy, WorkerProcess
+from engine.process.supervisor import RestartPolicy, WorkerProcess, socket_folder
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -238,6 +238,40 @@ async def test_a_model_that_never_loads_is_given_up() -> None:
         with pytest.raises(EngineUnavailable, match=r"OSError: no space left on device.*several times"):
             await asyncio.wait_for(process_engine.ready(), PATIENCE)
         assert process_engine.health().restarts == 2
+
+
+async def test_what_would_fail_again_is_tried_once() -> None:
+    async with engine("broken") as process_engine:
+        with pytest.raises(EngineUnavailable, match=r"loading it failed \(KeyError: 'vocab'\); the log has the trace"):
+            await asyncio.wait_for(process_engine.ready(), PATIENCE)
+        assert process_engine.health().restarts == 0
+
+
+async def test_a_long_folder_for_temporary_files_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    async with ready_engine() as process_engine:
+        assert (await read(process_engine.submit(request("a"))))[-1] == RequestFinished(2, 0, 3)
+        assert list(long.iterdir()) == []
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_the_longest_address_is_used(spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 107 bytes, 16 are the folder's own name and 7 that of the socket."""
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    rest = 107 - len(f"{short}/") - len("/castor-12345678/engine") + spare
+    folder = short / ("x" * rest)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    made = Path(socket_folder())
+    assert (made.parent == folder) == (spare == 0)
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.rmdir()
+    folder.rmdir()
+    short.rmdir()
 
 
 async def test_a_command_that_does_not_exist_is_told() -> None:

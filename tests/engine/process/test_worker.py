@@ -173,7 +173,7 @@ def test_a_refused_model_is_told_with_its_exit_code(folder: Path) -> None:
 def test_a_panic_while_loading_refuses_the_model(folder: Path) -> None:
     with Parent(folder, "panic") as parent:
         messages = [parent.receive() for _ in range(3)]
-        assert messages[-1] == Refused("a library cannot read its files (Panic: index out of bounds)")
+        assert messages[-1] == Refused("loading it failed (Panic: index out of bounds); the log has the trace")
         assert parent.process.wait(PATIENCE) == EXIT_REFUSED
 
 
