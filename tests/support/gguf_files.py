@@ -28,7 +28,7 @@ def write_tiny_gguf(
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A llama of two layers with a byte-level vocabulary; ``metadata`` adds integers and strings."""
+    """A llama of two layers with a byte-level vocabulary; ``metadata`` adds integers, floats and strings."""
     tokens = [*control, *byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
@@ -47,7 +47,8 @@ def write_tiny_gguf(
     writer.add_token_merges(list(merges))
     writer.add_eos_token_id(len(control) - 1)
     for key, value in (metadata or {}).items():
-        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+        add = {str: writer.add_string, float: writer.add_float32}.get(type(value), writer.add_uint32)
+        add(key, value)
     for name, values in {**_weights(len(tokens)), **(tensors or {})}.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

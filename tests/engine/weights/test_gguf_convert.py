@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose third control token has characters that a byte-level vocabulary spells otherwise."""
     place = tmp_path_factory.mktemp("converted")
     control = ("<|endoftext|>", "<｜User｜>", "<|eot|>", "<|end|>")
-    source = write_tiny_gguf(place / "in.gguf", control=control, metadata={"tokenizer.ggml.eot_token_id": 2})
+    sampling = {"temp": 0.25, "top_k": 30, "top_p": 0.5, "min_p": 0.125, "penalty_repeat": 1.5, "mirostat": 2}
+    advised = {f"general.sampling.{name}": value for name, value in sampling.items()}
+    metadata = {"tokenizer.ggml.eot_token_id": 2, **advised}
+    source = write_tiny_gguf(place / "in.gguf", control=control, metadata=metadata)
     done = run_converter(source, place / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "progress 1.00"
@@ -61,6 +65,22 @@ def test_every_end_token_of_the_file_ends_an_answer(converted: Path) -> None:
     from transformers import GenerationConfig
 
     assert GenerationConfig.from_pretrained(converted / "out").eos_token_id == [3, 2]
+
+
+def test_the_advised_sampling_stands_in_the_generation_config(converted: Path) -> None:
+    content = json.loads((converted / "out" / "generation_config.json").read_text())
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    assert [content[name] for name in names] == [0.25, 0.5, 30, 0.125, 1.5]
+    assert content["eos_token_id"] == [3, 2]
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])
+def test_a_file_that_is_cut_off_is_said_to_be(converted: Path, tmp_path: Path, share: float) -> None:
+    whole = (converted / "in.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: int(share * len(whole))])
+    done = run_converter(tmp_path / "cut.gguf", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("error the file is cut off or damaged: it should have at least ")
 
 
 def test_the_library_reads_the_tokenizer_as_it_was_written(converted: Path) -> None:

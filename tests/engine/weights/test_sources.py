@@ -77,6 +77,13 @@ def silent(stage: str, fraction: float) -> None:
     """Nobody watches."""
 
 
+def test_a_file_of_any_name_is_read_as_gguf(tiny_gguf: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "blob-0815"
+    renamed.write_bytes(tiny_gguf.read_bytes())
+    assert parse_source(str(renamed)) == GgufSource(renamed)
+    assert (prepare(parse_source(str(renamed)), None, tmp_path / "cache", silent) / "config.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("text", "source"),
     [
@@ -268,13 +275,15 @@ def test_a_file_that_is_no_gguf_is_refused(index: Path, tmp_path: Path) -> None:
 def test_a_damaged_gguf_is_one_sentence(tiny_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.gguf"
     path.write_bytes(tiny_gguf.read_bytes()[:200])
-    assert "cannot be converted" in refusal(GgufSource(path), None, tmp_path / "cache")
+    said = refusal(GgufSource(path), None, tmp_path / "cache")
+    assert f"{path} cannot be converted: the file is cut off or damaged: it should have at least" in said
+    assert "and has 200; copy or download it again" in said
     assert list((tmp_path / "cache" / "work").iterdir()) == []
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "nowhere.gguf" in refusal(GgufSource(tmp_path / "nowhere.gguf"), None, tmp_path)
-    assert "there is no folder" in refusal(FolderSource(tmp_path / "nowhere"), None, tmp_path)
+    assert "there is nothing at that path" in refusal(FolderSource(tmp_path / "nowhere"), None, tmp_path)
     assert prepared_folder(GgufSource(tmp_path / "nowhere.gguf"), None, tmp_path) is None
 
 
