@@ -7,14 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from engine.api.sampling import SAMPLING_FIELDS
 from engine.weights.sources import SourceError, prepare, prepared_folder
 from server.commands.terminal import bars, console, reporter
-from server.config.errors import ConfigError
+from server.config.errors import ConfigError, did_you_mean
 from server.config.models_file import ModelSpec, load_specs
 from server.config.settings import Settings
+from server.convert.sampling import entry_default
 from server.families.transformers_import import require_library
 from server.models.lenient import check_lenient
+from server.models.own_defaults import with_own_defaults
 from server.models.registry import weights_of
+from server.observability.logs import configure_logging
 
 
 def models_file(settings: Settings) -> Path:
@@ -37,11 +41,13 @@ def specs_in(path: Path) -> list[ModelSpec]:
 
 def list_models(settings: Settings) -> int:
     """Print every entry and whether its weights are there."""
+    configure_logging(settings.log_level)
     output = _output()
     for spec in specs_in(models_file(settings)):
         found = prepared_folder(spec.where(), spec.sha256, settings.cache_dir)
         output.print(spec.name + (f" (also as {', '.join(spec.aliases)})" if spec.aliases else ""))
         output.print(f"  source   {spec.source}\n  weights  {found or 'not fetched'}")
+        output.print(f"  sampling {sampling_of(spec, found)}" if found else "  sampling known once it is fetched")
     return 0
 
 
@@ -51,7 +57,8 @@ def fetch_models(settings: Settings, names: list[str]) -> int:
     known = {spec.name: spec for spec in specs_in(models_file(settings))}
     for name in names:
         if name not in known:
-            raise ConfigError(f"no model is named {name!r}; models.yaml has {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise ConfigError(f"no model is named {name!r}{near}; models.yaml has {', '.join(known)}")
     for spec in [known[name] for name in names or known]:
         with bars(terminal) as lines:
             folder = prepare(spec.where(), spec.sha256, settings.cache_dir, reporter(lines, spec.name))
@@ -61,6 +68,7 @@ def fetch_models(settings: Settings, names: list[str]) -> int:
 
 def check(settings: Settings) -> int:
     """Print what ``castor serve`` would do with these settings; return 1 where something prevents it."""
+    configure_logging(settings.log_level)
     require_library()
     output = _output()
     path = models_file(settings)
@@ -71,12 +79,19 @@ def check(settings: Settings) -> int:
     problems = 0
     for spec in specs:
         try:
-            weights_of(spec, settings.cache_dir)
-            output.print(f"{spec.name}: prepared, loads at {spec.load}")
+            folder = weights_of(spec, settings.cache_dir)
+            output.print(f"{spec.name}: prepared, loads at {spec.load}, {sampling_of(spec, folder)}")
         except SourceError as error:
             problems += 1
             output.print(f"{spec.name}: {error}")
     return 1 if problems else 0
+
+
+def sampling_of(spec: ModelSpec, folder: Path) -> str:
+    """How requests are sampled that name nothing: the entry's defaults, then those of the model in ``folder``."""
+    served = with_own_defaults(spec, folder)
+    fields = (field for field in SAMPLING_FIELDS.values() if field.in_entry)
+    return ", ".join(f"{field.name} {entry_default(field, served):g}" for field in fields)
 
 
 def _output() -> Console:

@@ -13,7 +13,7 @@ import yaml
 from engine.api.engine import KV_DTYPES
 from engine.api.sampling import SAMPLING_FIELDS, Range
 from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
-from server.config.errors import ConfigError
+from server.config.errors import ConfigError, did_you_mean
 
 GLOB_CHARACTERS = frozenset("*?[")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -38,11 +38,11 @@ class ModelSpec:
     ``kv_dtype`` is the type that keys and values are kept in, "auto" that of the model. ``max_running`` None means the
     default of the device. ``max_output_tokens`` is the limit of requests that name none. ``request_timeout`` is in
     seconds. ``temperature``, ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` are the defaults of requests
-    that name none; None leaves them to the server. ``base`` is the folder that a relative path in ``source`` counts
-    from: that of the file. ``thinking_levels`` in the file override the defaults one by one.
-    ``lenient`` are the fields of requests that are accepted without effect. ``strict_schemas`` refuses schemas that the
-    grammar of an answer cannot enforce. ``native`` lets C code compute the model on
-    a CPU where it can.
+    that name none; None leaves them to the model's generation_config.json, and then to the server. ``base`` is the
+    folder that a relative path in ``source`` counts from: that of the file. ``thinking_levels`` in the file override
+    the defaults one by one. ``lenient`` are the fields of requests that are accepted without effect. ``strict_schemas``
+    refuses schemas that the grammar of an answer cannot enforce. ``native`` lets C code compute the model on a CPU
+    where it can.
     """
 
     name: str
@@ -124,6 +124,11 @@ def is_glob(alias: str) -> bool:
     return not GLOB_CHARACTERS.isdisjoint(alias)
 
 
+def literal_length(pattern: str) -> int:
+    """How many characters of a name a pattern spells out: those outside ``*``, ``?`` and ``[...]``."""
+    return len(re.sub(r"\[!?\]?[^\]]*\]|[*?]", "", pattern))
+
+
 def check_names(specs: Sequence[ModelSpec], where: str) -> None:
     """Raise ``ConfigError`` where one name or alias would mean two models, or two aliases of one model are the same."""
     owners: dict[str, str] = {spec.name: spec.name for spec in specs}
@@ -173,7 +178,8 @@ def _spec(name: Any, values: Any, where: str, base: Path) -> ModelSpec:
 def _value(here: str, key: Any, value: Any) -> Any:
     """One key's value, checked, as frozen specs hold it: tuples, and a hash in lower case."""
     if key not in _RULES:
-        raise ConfigError(f"{here}: the key {key!r} is unknown; the known ones are {', '.join(_RULES)}")
+        near = did_you_mean(str(key), _RULES)
+        raise ConfigError(f"{here}: the key {key!r} is unknown{near}; the known ones are {', '.join(_RULES)}")
     holds, expected = _RULES[key]
     if value is None and key in _OPTIONAL:
         return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from server.config.errors import ConfigError
+from server.config.errors import ConfigError, did_you_mean
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 FOREIGN_VARIABLES = frozenset({"CASTOR_TORCH_INDEX"})
@@ -24,6 +24,8 @@ FOREIGN_VARIABLES = frozenset({"CASTOR_TORCH_INDEX"})
 class Settings:
     """The settings of one server; durations in seconds, sizes in bytes.
 
+    ``data_dir`` is for what the server keeps, ``cache_dir`` for what can be made again, ``state_dir`` for what commands
+    remember of their user.
     ``trusted_proxies`` are addresses or networks whose ``X-Forwarded-*`` headers count. ``allowed_hosts`` are names,
     beside those of the loopback, that a ``Host`` header may carry on a server without keys. ``cors_origins`` are the
     origins of web pages, beside the server's own, that may use it. ``body_stall_seconds`` is how long a body may pause,
@@ -52,6 +54,7 @@ class Settings:
     trusted_proxies: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    state_dir: Path = field(default_factory=lambda: _xdg({}, "", ".local/state"))
 
     @property
     def on_loopback(self) -> bool:
@@ -67,8 +70,10 @@ class Settings:
         known = known_variables()
         unknown = sorted(name for name in environ if name.startswith("CASTOR_") and name not in known)
         if unknown:
+            near = did_you_mean(unknown[0], known, "CASTOR_")
             raise ConfigError(
-                f"the environment variable {unknown[0]} means nothing to Castor; the known ones are {', '.join(known)}"
+                f"the environment variable {unknown[0]} means nothing to Castor{near}; "
+                f"the known ones are {', '.join(known)}"
             )
         given = {name: value for name, value in overrides.items() if value is not None}
         values = {name: given[name] if name in given else _read(environ, name) for name in _READERS}
@@ -78,6 +83,7 @@ class Settings:
         values["cache_dir"] = values["cache_dir"] or _xdg(environ, "XDG_CACHE_HOME", ".cache")
         values["data_dir"] = values["data_dir"] or _xdg(environ, "XDG_DATA_HOME", ".local/share")
         values["cors_origins"] = tuple(_origin(text) for text in values["cors_origins"] or ())
+        values["state_dir"] = values["state_dir"] or _xdg(environ, "XDG_STATE_HOME", ".local/state")
         settings = cls(**{name: value for name, value in values.items() if value is not None})
         _check(settings)
         return settings
@@ -99,7 +105,7 @@ def known_variables() -> list[str]:
 
 
 def _variable(name: str) -> str:
-    short = {"data_dir": "data", "cache_dir": "cache"}.get(name, name)
+    short = {"data_dir": "data", "cache_dir": "cache", "state_dir": "state"}.get(name, name)
     return f"CASTOR_{short.upper()}"
 
 
@@ -154,6 +160,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "models": (_path, "a path"),
     "data_dir": (_path, "a path"),
     "cache_dir": (_path, "a path"),
+    "state_dir": (_path, "a path"),
     "log_level": (str, "a name"),
     "api_keys": (_words, "keys separated by commas"),
     "api_keys_file": (_path, "a path"),

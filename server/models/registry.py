@@ -29,8 +29,9 @@ from engine.api.errors import EngineUnavailable, Overloaded
 from engine.api.events import Event
 from engine.api.requests import Request
 from engine.weights.sources import FolderSource, SourceError, prepare, prepared_folder
-from server.config.models_file import ModelSpec, is_glob
+from server.config.models_file import ModelSpec, is_glob, literal_length
 from server.errors import ModelNotFound
+from server.models.own_defaults import with_own_defaults
 from server.observability.logs import log
 
 if TYPE_CHECKING:
@@ -71,7 +72,10 @@ def weights_of(spec: ModelSpec, cache_dir: Path) -> Path:
 
 
 class Entry:
-    """One served model. Its names come from models.yaml, its abilities from its engine."""
+    """One served model. Its names come from models.yaml, its abilities from its engine.
+
+    ``spec`` is what models.yaml says, and where it says nothing about sampling, what the model's folder says.
+    """
 
     def __init__(
         self,
@@ -82,7 +86,9 @@ class Entry:
         rest_seconds: float,
         tokenizer_seconds: float,
     ) -> None:
-        self.spec = spec
+        prepared = prepared_folder(spec.where(), spec.sha256, cache_dir)
+        self.spec = spec if prepared is None else with_own_defaults(spec, prepared)
+        self._configured = spec
         self.name = spec.name
         self.aliases = spec.aliases
         self.version = (spec.sha256 or "")[:12] or "local"
@@ -129,6 +135,7 @@ class Entry:
         except SourceError as error:
             self.engine = _NoEngine(Health(EngineState.FAILED, str(error)))
             return
+        self.spec = with_own_defaults(self._configured, folder)
         self._tokenizer = None  # not closed: a request may be rendering with it, and its threads end with it
         self.engine = self._start_engine(engine_config(self.spec, folder, self._cache_dir), self.name)
         self._loading = asyncio.create_task(self._load(folder))
@@ -227,15 +234,17 @@ class Registry:
         }
         aliases = [(alias, entry) for entry in self._entries.values() for alias in entry.aliases]
         self._exact = {alias: entry for alias, entry in aliases if not is_glob(alias)}
-        self._globs = [(alias, entry) for alias, entry in aliases if is_glob(alias)]
+        globs = [(alias, entry) for alias, entry in aliases if is_glob(alias)]
+        # The longest wins, so that "gemini-2.5-*" beside "gemini-*" does what it says in any order of the file.
+        self._globs = sorted(globs, key=lambda glob: -literal_length(glob[0]))
 
     def entries(self) -> list[Entry]:
         """The entries in file order; each has one real name."""
         return list(self._entries.values())
 
     def resolve(self, name: str) -> Entry:
-        """The entry with this name, else with this alias, else with the first matching pattern. Raises
-        ``ModelNotFound``."""
+        """The entry with this name, else with this alias, else with the matching pattern that has the most literal
+        characters, of equals the first in the file. Raises ``ModelNotFound``."""
         found = self._entries.get(name) or self._exact.get(name)
         if found is not None:
             return found

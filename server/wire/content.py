@@ -61,7 +61,7 @@ class FunctionCall(Message):
     """A call that the model made; ``args`` are the user's data."""
 
     id: Annotated[String, Honoured("pairs the call with its response")] = ""
-    name: Annotated[String, Honoured("must be a declared name")] = ""
+    name: Annotated[String, Honoured("the function that the model called; it need not be declared any more")] = ""
     args: Annotated[Object | None, Honoured("the arguments, {} where there are none")] = None
     partial_args: Annotated[Repeated[Object], Refused("calls are never sent in pieces")] = ()
     will_continue: Annotated[Bool, Refused("calls are never sent in pieces")] = False

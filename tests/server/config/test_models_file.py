@@ -57,7 +57,10 @@ def test_reads_every_key_in_file_order() -> None:
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ("{source: x, max_contxt: 1}", "'max_contxt' is unknown; the known ones are source, sha256, aliases"),
+        (
+            "{source: x, max_contxt: 1}",
+            "'max_contxt' is unknown (did you mean max_context?); the known ones are source, sha256, aliases",
+        ),
         ("{source: x, max_context: 0}", "max_context is 0, but must be a whole number of at least 1"),
         ("{source: x, max_context: true}", "max_context is True"),
         ("{source: x, max_waiting: null}", "max_waiting is None"),

@@ -17,6 +17,7 @@ def test_defaults_bind_the_loopback_and_follow_xdg() -> None:
     assert (settings.host, settings.port, settings.on_loopback) == ("127.0.0.1", 8080, True)
     assert settings.cache_dir == Path("/home/u/.cache/castor")
     assert settings.data_dir == Path("/home/u/.local/share/castor")
+    assert settings.state_dir == Path("/home/u/.local/state/castor")
     moved = Settings.from_env({"XDG_CACHE_HOME": "/c", "XDG_DATA_HOME": "relative/is/void", "HOME": "/home/u"})
     assert moved.cache_dir == Path("/c/castor")
     assert moved.data_dir == Path("/home/u/.local/share/castor")
@@ -36,7 +37,9 @@ def test_an_option_hides_a_wrong_variable() -> None:
 def test_unknown_variable_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as refused:
         Settings.from_env({"CASTOR_PROT": "1"})
-    assert "CASTOR_PROT" in str(refused.value)
+    assert "CASTOR_PROT means nothing to Castor (did you mean CASTOR_PORT?)" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"CASTOR_ELEPHANT means nothing to Castor; the known ones"):
+        Settings.from_env({"CASTOR_ELEPHANT": "1"})
     assert all(name in str(refused.value) for name in known_variables())
     Settings.from_env({"CASTOR_TORCH_INDEX": "https://example.org", "OTHER": "1"})
 

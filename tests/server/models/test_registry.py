@@ -125,25 +125,40 @@ ONE = "models: {m: {source: weights, max_running: 3, max_waiting: 0, dtype: floa
 LAZY = "models: {m: {source: weights, load: request}}"
 
 
-def test_names_before_aliases_before_patterns_in_file_order(tmp_path: Path) -> None:
+def test_names_before_aliases_before_the_longest_pattern(tmp_path: Path) -> None:
     registry = registry_of(
         """
 models:
   a: {source: x, aliases: ["gemini-*", "*"]}
   gemini-real: {source: x, aliases: ["gemini-2.5-*"]}
-  c/d:8b: {source: x, aliases: ["gemini-nick"]}
+  c/d:8b: {source: x, aliases: ["gemini-nick", "gemini-?????????????", "*-equal", "equal-*"]}
+  late: {source: x, aliases: ["gemini-2.5-[fp]*", "equal*-", "gemini-real*"]}
 """,
         tmp_path,
     )
     expected = {
         "gemini-real": "gemini-real",
         "gemini-nick": "c/d:8b",
-        "gemini-2.5-pro": "a",
+        "gemini-2.5-pro": "gemini-real",  # gemini-2.5-[fp]* spells out no more, and comes later
+        "gemini-1.5-pro": "a",
+        "gemini-realistic": "late",
         "c/d:8b": "c/d:8b",
+        "equal-or-": "c/d:8b",
         "anything": "a",
     }
     assert {name: registry.resolve(name).name for name in expected} == expected
-    assert [entry.name for entry in registry.entries()] == ["a", "gemini-real", "c/d:8b"]
+    assert [entry.name for entry in registry.entries()] == ["a", "gemini-real", "c/d:8b", "late"]
+
+
+async def test_the_model_s_own_sampling_fills_what_the_entry_leaves_open(weights: Path) -> None:
+    own = weights / "weights" / "generation_config.json"
+    own.write_text('{"temperature": 0.3, "top_k": 20}')
+    (entry,) = registry_of("models: {m: {source: weights, top_k: 5, load: request}}", weights).entries()
+    assert (entry.spec.temperature, entry.spec.top_k, entry.spec.top_p) == (0.3, 5, None), "before it is loaded"
+    own.write_text('{"top_p": 0.5}')
+    entry.start()
+    assert (entry.spec.temperature, entry.spec.top_k, entry.spec.top_p) == (None, 5, 0.5), "as the files are now"
+    await entry.close()
 
 
 def test_patterns_are_case_sensitive_and_unknown_names_are_not_found(tmp_path: Path) -> None:

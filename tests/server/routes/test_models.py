@@ -49,6 +49,20 @@ async def test_the_defaults_of_an_entry(tmp_path: Path) -> None:
     assert list(model.values())[-4:] == [0.7, 2.0, 0.9, 5]
 
 
+async def test_the_defaults_that_the_model_brings(tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path / "tiny")
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "top_p": 7, "do_sample": true}')
+    async with serving(folder, [ModelSpec("m", str(folder), top_k=5)]) as harness:
+        model = (await harness.client.get("/v1/models/m")).json()
+        assert list(model.values())[-4:] == [0.6, 2.0, 1.0, 5]
+        asked = {"contents": [{"parts": [{"text": "hi"}]}]}
+        await harness.client.post("/v1/models/m:generateContent", json=asked)
+        await harness.client.post("/v1/models/m:generateContent", json=asked | {"generationConfig": {"topK": 3}})
+    plain, named = (request.sampling for request in harness.engine.requests)
+    assert (plain.temperature, plain.top_p, plain.top_k) == (0.6, 1.0, 5)
+    assert (named.temperature, named.top_p, named.top_k) == (0.6, 1.0, 3)
+
+
 async def test_real_names_only_are_listed(harness: Harness) -> None:
     listed = (await harness.client.get("/v1alpha/models")).json()
     assert [model["name"] for model in listed["models"]] == ["models/tiny"]
