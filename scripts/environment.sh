@@ -27,16 +27,17 @@ find_python() {
 # The stamp of an installation lists everything it was made from; it is written last, so a broken one is redone.
 fingerprint() { (cd "$root" && pwd && cat pyproject.toml constraints.txt) | cksum; }
 
-# install EXTRAS: install the project (EXTRAS is "" or "[test]") unless that was done with these exact files.
+# installed EXTRAS: whether the project was installed with these exact files (EXTRAS is "" or "[test]").
+installed() { [[ -f "$venv/.installed$1" && "$(<"$venv/.installed$1")" == "$(fingerprint)" ]]; }
+
+# install EXTRAS: install the project unless that was done.
 install() {
-    local stamp="$venv/.installed$1" wanted
-    wanted="$(fingerprint)"
-    [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return
+    installed "$1" && return
     make_environment
     from_root install_torch
     from_root install_project "$1"
     # The test tools come with everything that serving needs.
-    echo "$wanted" | tee "$venv/.installed" >"$stamp"
+    fingerprint | tee "$venv/.installed" >"$venv/.installed$1"
 }
 
 make_environment() {
@@ -57,6 +58,10 @@ install_torch() {
     say "Installing torch (this takes a while)"
     "$venv/bin/python" -m pip install --disable-pip-version-check \
         ${CASTOR_TORCH_INDEX:+--index-url "$CASTOR_TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
+}
+
+install_options_reader() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt typer pyyaml
 }
 
 install_project() {

@@ -63,6 +63,8 @@ def serve(
     cors_origins: Annotated[
         list[str] | None, typer.Option("--cors-origin", help="Web origin that may use the server; repeatable.")
     ] = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="First fetch and prepare missing weights.")] = False,
+    only_check_options: Annotated[bool, typer.Option("--only-check-options", hidden=True)] = False,
 ) -> None:
     """Serve the models of models.yaml, or the one at PATH. Every option can be set as CASTOR_… in the environment."""
     if path is not None and models is not None:
@@ -81,24 +83,46 @@ def serve(
         allowed_hosts=_tuple(allowed_hosts),
         cors_origins=_tuple(cors_origins),
     )
+    if only_check_options:  # by scripts/serve, before anything but typer and yaml is installed
+        from server.config.models_file import load_specs, spec_of_path
+
+        _ = spec_of_path(path) if path is not None else settings.models and load_specs(settings.models)
+        return
     # What the server writes is for its user alone, and no process that it starts needs the keys.
     os.umask(0o077)
     os.environ.pop("CASTOR_API_KEYS", None)
     from server.commands.serve import serve as run
 
-    run(settings, path)
+    run(settings, path, fetch=fetch)
 
 
 @app.command()
 def chat(
     model: Annotated[str | None, typer.Argument(help="Name or alias; the first model unless given.")] = None,
     url: Annotated[str, typer.Option(help="The base URL of the server.")] = "http://127.0.0.1:8080",
+    system: Annotated[str | None, typer.Option(help="The system instruction.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--file", help="A file to ask about, text or PDF; repeatable.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 to 2; the model's own default unless given.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Show counts and speed after each answer.")] = False,
 ) -> None:
-    """Talk to a model of a running server. The first of CASTOR_API_KEYS is sent as the key."""
+    """Talk to a model of a running server, or pipe one question into it. The first of CASTOR_API_KEYS is the key."""
+    from server.commands.chat import ChatOptions
     from server.commands.chat import chat as run
 
-    keys = _settings().api_keys
-    raise typer.Exit(run(url, model, keys[0] if keys else None))
+    settings = _settings()
+    options = ChatOptions(
+        url=url,
+        model=model,
+        api_key=next(iter(settings.api_keys), None),
+        system=system,
+        files=tuple(files or ()),
+        temperature=temperature,
+        stats=stats,
+        state_dir=settings.state_dir,
+    )
+    raise typer.Exit(run(options))
 
 
 @app.command()

@@ -18,16 +18,21 @@ from server.observability.logs import configure_logging
 from server.services import Services
 
 
-def serve(settings: Settings, path: Path | None) -> NoReturn:
-    """Serve the models of models.yaml, or the one model at ``path``, until a signal, which ends the process."""
+def serve(settings: Settings, path: Path | None, *, fetch: bool) -> NoReturn:
+    """Serve the models of models.yaml, or the one model at ``path``, until a signal, which ends the process.
+
+    A file at ``path`` is prepared first, and with ``fetch`` what models.yaml names. Settings, names and the port are
+    checked before.
+    """
     terminal = console()
     configure_logging(settings.log_level)
     require_library()
     specs = [spec_of_path(path)] if path is not None else specs_in(models_file(settings))
     listener = bind(settings)
-    if path is not None and path.is_file():
+    if fetch or path is not None:
         with bars(terminal) as lines:
-            prepare(specs[0].where(), None, settings.cache_dir, reporter(lines, specs[0].name))
+            for spec in specs:
+                prepare(spec.where(), spec.sha256, settings.cache_dir, reporter(lines, spec.name))
     for spec in specs:
         if spec.load == "start":  # refused here, not at the first request
             weights_of(spec, settings.cache_dir)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -16,12 +18,25 @@ from server.config.settings import Settings
 from server.models.registry import Registry
 
 POLL_SECONDS = 0.2
-_QUESTION = {"contents": [{"parts": [{"text": "What is the capital of France?"}]}]}
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_URL = "http://127.0.0.1:8080"
+_QUESTION = {
+    "contents": [{"parts": [{"text": "What is the capital of France?"}]}],
+    "generationConfig": {"maxOutputTokens": 100},
+}
 
 
 def console() -> Console:
     """Standard error: a terminal or a log."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def castor_command() -> str:
+    """How this user calls the command: by its name where that is on the PATH, else by the script of this checkout."""
+    script = ROOT / "scripts" / "castor"
+    if shutil.which("castor") or not script.is_file():
+        return "castor"
+    return f"./{script.relative_to(Path.cwd())}" if script.is_relative_to(Path.cwd()) else str(script)
 
 
 def os_sentence(error: OSError) -> str:
@@ -91,8 +106,14 @@ def say_ready(registry: Registry, settings: Settings, port: int, terminal: Conso
     if first is not None:
         key = ' -H "x-goog-api-key: $KEY"' if settings.api_keys else ""
         body = f"-H 'content-type: application/json' -d '{json.dumps(_QUESTION)}'"
+        elsewhere = "" if url == DEFAULT_URL else f" --url {url}"
+        lines.append(f"  chat   {castor_command()} chat{elsewhere}")
         lines.append(f"  try    curl {url}/v1beta/models/{first.name}:generateContent{key} {body}")
-    lines += [f"  SDKs   base URL {url} (GOOGLE_GEMINI_BASE_URL={url})", "  logs   here on stderr, one JSON line each"]
+    lines += [
+        f"  SDKs   base URL {url}, any API key" if not settings.api_keys else f"  SDKs   base URL {url}",
+        '  agents gemini-cli also needs "selectedType": "gemini-api-key" in its settings, see README.md',
+        "  logs   here on stderr, one JSON line each",
+    ]
     terminal.print("\n".join(lines), soft_wrap=True)
 
 

