@@ -34,7 +34,10 @@ def entry_default(field: SamplingField, spec: ModelSpec) -> float:
 def sampling_params(
     config: GenerationConfig, spec: ModelSpec, info: ModelInfo, end_ids: tuple[int, ...], prompt_tokens: int
 ) -> SamplingParams:
-    """How the answer is sampled. A seed is drawn where the request has none. Raises ``InvalidArgument``."""
+    """How the answer is sampled. A seed is drawn where the request has none. Raises ``InvalidArgument``.
+
+    A request for temperature 0 asks for the likeliest tokens; a default penalty, which it cannot name, gives others.
+    """
     if config.logprobs and not config.response_logprobs:
         raise InvalidArgument.at(
             "generation_config.logprobs",
@@ -44,7 +47,9 @@ def sampling_params(
     numbers: dict[str, Any] = {}
     for name, field in SAMPLING_FIELDS.items():
         asked = getattr(config, name) if field.wire_name else None
-        number = entry_default(field, spec) if asked is None else asked
+        is_unasked_penalty = name == "repetition_penalty" and config.temperature == 0
+        default = field.default if is_unasked_penalty else entry_default(field, spec)
+        number = default if asked is None else asked
         numbers[name] = min(number, info.vocab_size) if field.counts_tokens else number
     return SamplingParams(
         max_tokens=min(config.max_output_tokens or limit, limit),

@@ -43,6 +43,15 @@ def test_what_only_an_entry_can_set() -> None:
             params(spec=spec, **{name: 0.5})
 
 
+def test_a_request_for_the_likeliest_tokens_gets_no_penalty_that_it_cannot_name() -> None:
+    spec = replace(SPEC, temperature=0.2, repetition_penalty=1.1)
+    assert params(spec=spec, temperature=0).repetition_penalty == 1
+    assert params(spec=spec, temperature=0.1).repetition_penalty == 1.1
+    assert params(spec=replace(spec, temperature=0)).repetition_penalty == 1.1, (
+        "the entry's own greedy is its own affair"
+    )
+
+
 def test_the_table_and_the_wire_name_the_same_fields() -> None:
     for name, field in SAMPLING_FIELDS.items():
         assert field.wire_name == (camel(name) if name in GenerationConfig.model_fields else None)
