@@ -169,8 +169,9 @@ def number(random: Random, body: Any) -> None:
 
 
 def string(random: Random, body: Any) -> None:
-    """A text that is no ordinary one."""
-    container, key = _at(random, body, lambda place: isinstance(place[0][place[1]], str))
+    """A text that is no ordinary one, in a prompt more often than elsewhere."""
+    prompts = random.random() < 0.6
+    container, key = _at(random, body, lambda p: isinstance(p[0][p[1]], str) and (p[1] == "text" or not prompts))
     container[key] = random.choice(STRINGS) * random.choice((1, 1, 1, 3))
 
 
