@@ -1,5 +1,5 @@
 // Drives the Files API of a running server with @google/genai: `node genai_files.mjs SDK_FOLDER BASE_URL TEXT`.
-// The outcome of all checks is printed as one JSON object. The client cannot send an empty file.
+// The client cannot send an empty file.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
@@ -7,13 +7,13 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
+import { MODEL, report } from "./checks.mjs";
 
 const [sdkFolder, baseUrl, textPath] = process.argv.slice(2);
 const require = createRequire(pathToFileURL(`${sdkFolder}/package.json`));
 const { GoogleGenAI, ApiError } = require("@google/genai");
 const version = JSON.parse(readFileSync(`${sdkFolder}/node_modules/@google/genai/package.json`, "utf8")).version;
 
-const MODEL = "smollm2-135m-instruct";
 const client = new GoogleGenAI({ apiKey: "any", httpOptions: { baseUrl } });
 const folder = mkdtempSync(`${tmpdir()}/castor-files-`);
 
@@ -73,13 +73,4 @@ const checks = {
   },
 };
 
-const outcome = {};
-for (const [name, check] of Object.entries(checks)) {
-  try {
-    await check();
-    outcome[name] = "ok";
-  } catch (error) {
-    outcome[name] = String(error.stack ?? error);
-  }
-}
-console.log(JSON.stringify({ version, outcome }));
+await report(version, checks);

@@ -1,23 +1,22 @@
 """Drives the Files API of a running server with google-genai: `python genai_files.py BASE_URL PDF TEXT`.
 
-The outcome of all checks is printed as one JSON object. PDF and TEXT are paths of documents whose words are known.
+PDF and TEXT are paths of documents whose words are known.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import sys
 import tempfile
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 
+from checks import MODEL, failure, report
 from google import genai
 from google.genai import errors, types
 
-MODEL = "smollm2-135m-instruct"
 SIZES = (0, 11, 17 * 1024 * 1024)
 PDF, TEXT = map(Path, sys.argv[2:4])
 
@@ -101,26 +100,10 @@ def check_async(client: genai.Client) -> None:
     asyncio.run(_async_checks(client))
 
 
-def refused(code: int, call: object) -> None:
-    found = None
-    try:
-        call()
-    except errors.ClientError as error:
-        found = error.code
-    assert found == code, found
-
-
-def main(base_url: str) -> None:
-    client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=base_url))
-    outcome: dict[str, str] = {}
-    for name, check in [(name, value) for name, value in globals().items() if name.startswith("check_")]:
-        try:
-            check(client)
-            outcome[name] = "ok"
-        except Exception:
-            outcome[name] = traceback.format_exc(limit=4)
-    print(json.dumps({"version": genai.__version__, "outcome": outcome}))
+def refused(code: int, call: Callable[[], object]) -> None:
+    assert failure(errors.ClientError, call).code == code
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    options = types.HttpOptions(base_url=sys.argv[1])
+    report(genai.__version__, globals().copy(), genai.Client(api_key="any", http_options=options))

@@ -1,20 +1,17 @@
 """Function calling with the google-genai SDK installed in this interpreter: `python genai_tools.py BASE_URL`.
 
-Every check is a function named check_*; the outcome of all of them is printed as one JSON object. The built-in model
-is too small to call wisely: the checks look at what is called and what comes back, not at what it says about it.
+The built-in model is too small to call wisely: the checks look at what is called and what comes back, not at what it
+says about it.
 Annotations are real types here, because SDK 1.60 does not resolve those of a function that are strings.
 """
 
 import asyncio
-import json
 import sys
-import traceback
-from collections.abc import Callable
 
+from checks import MODEL, report
 from google import genai
 from google.genai import types
 
-MODEL = "smollm2-135m-instruct"
 QUESTION = "What is 12 + 30?"
 RESULT = "the sum is 4711"
 
@@ -131,20 +128,6 @@ def check_chat(client: genai.Client) -> None:
     assert_looped(chat.get_history(), "add")
 
 
-def main(base_url: str) -> None:
-    client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=base_url))
-    outcome: dict[str, str] = {}
-    checks: list[tuple[str, Callable[[genai.Client], None]]] = [
-        (name, value) for name, value in globals().items() if name.startswith("check_")
-    ]
-    for name, check in checks:
-        try:
-            check(client)
-            outcome[name] = "ok"
-        except Exception:
-            outcome[name] = traceback.format_exc(limit=3)
-    print(json.dumps({"version": genai.__version__, "outcome": outcome}))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    options = types.HttpOptions(base_url=sys.argv[1])
+    report(genai.__version__, globals().copy(), genai.Client(api_key="any", http_options=options))
