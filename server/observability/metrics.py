@@ -82,9 +82,7 @@ class Metrics:
     def count(self, record: RequestRecord) -> None:
         """Add a finished request."""
         self.requests.labels(record.method, record.model, str(record.status)).inc()
-        turned_away = record.method and record.time_to_first_token is None
-        reason = record.rejection or (_REJECTIONS.get(record.status, "") if turned_away else "")
-        if reason:
+        if reason := record.rejected_for:
             self.rejected.labels(reason).inc()
         for name in {field_path(path): None for path in record.ignored}:
             if len(self._ignored_fields) < MAX_IGNORED_FIELDS:
@@ -106,9 +104,6 @@ class Metrics:
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
-
-
-_REJECTIONS = {413: "too_large", 429: "overloaded", 503: "unavailable"}
 
 
 class _EngineCollector:

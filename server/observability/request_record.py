@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from server.observability.logs import log
 LOGGED_FIELDS = 100
 """Without effect, of one request."""
 OPERATORS_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+OVERLOADED = "overloaded"
+CROWD_SECONDS = 1.0
+_REJECTIONS = {413: "too_large", 429: OVERLOADED, 503: "unavailable"}
 
 
 class RequestCounters(Protocol):
@@ -22,6 +26,28 @@ class RequestCounters(Protocol):
     def count(self, record: RequestRecord) -> None: ...
 
     def token_gap(self, model: str, seconds: float) -> None: ...
+
+
+class Crowd:
+    """Those that full queues turn away: the log has a line for the first of them, and one a second that counts the
+    others. A line for each would cost as much as to turn it away. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] | None = None
+
+    def has(self, model: str) -> bool:
+        """Count one that was turned away; whether it is among those that the next line counts."""
+        if self._counts is None:
+            self._counts = {}
+            asyncio.get_running_loop().call_later(CROWD_SECONDS, self._say)
+            return False
+        self._counts[model] = self._counts.get(model, 0) + 1
+        return True
+
+    def _say(self) -> None:
+        for model, count in (self._counts or {}).items():
+            log.info("more requests turned away", model=model, rejection=OVERLOADED, count=count)
+        self._counts = None
 
 
 @dataclass(slots=True)
@@ -75,9 +101,17 @@ class RequestRecord:
         error = as_api_error(failure)
         self.error, self.status = error.status, error.code
 
-    def close(self) -> None:
+    @property
+    def rejected_for(self) -> str:
+        """Why the request was turned away before any work was done; "" if it was not."""
+        turned_away = self.method and self.time_to_first_token is None
+        return self.rejection or (_REJECTIONS.get(self.status, "") if turned_away else "")
+
+    def close(self, crowd: Crowd) -> None:
         """Count the request and write its log line, at the debug level for probes, which come every few seconds."""
         self.metrics.count(self)
+        if self.rejected_for == OVERLOADED and crowd.has(self.model):
+            return
         say = log.debug if self.path in OPERATORS_PATHS else log.info
         say("request", **self.summary())
 

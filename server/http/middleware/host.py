@@ -54,10 +54,11 @@ class HostMiddleware:
                 f"The Host header names {host[:100]!r}, which is not a name of this machine. "
                 "If it should reach this server, add it to --allowed-host (CASTOR_ALLOWED_HOSTS)."
             )
-        if not self._checks_origin or "*" in self._origins:
+        origins = request.headers.getlist("origin")
+        if not origins or not self._checks_origin or "*" in self._origins:
             return None
         own = _place(f"{request.scope['scheme']}://{host}")
-        for origin in request.headers.getlist("origin"):
+        for origin in origins:
             if origin not in self._origins and (own is None or _place(origin) != own):
                 return PermissionDenied(
                     f"The Origin header names {origin[:100]!r}: web pages from there may not use this server. "

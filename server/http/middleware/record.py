@@ -12,7 +12,7 @@ from server.errors import Cancelled, as_api_error
 from server.http.error_response import api_error_response
 from server.observability.logs import log
 from server.observability.metrics import Metrics
-from server.observability.request_record import RequestRecord
+from server.observability.request_record import Crowd, RequestRecord
 
 MAX_PATH_CHARACTERS = 300
 """As much of a path as the log shows."""
@@ -27,6 +27,7 @@ class RecordMiddleware:
     def __init__(self, app: ASGIApp, metrics: Metrics, api_keys: tuple[str, ...] = ()) -> None:
         self._app = app
         self._metrics = metrics
+        self._crowd = Crowd()
         self._keys = re.compile("|".join(map(re.escape, api_keys)) or "(?!)")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +43,7 @@ class RecordMiddleware:
             try:
                 await _Exchange(self._app, record, receive, send).run(scope)
             finally:
-                record.close()
+                record.close(self._crowd)
 
 
 class _Exchange:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
 from structlog.testing import capture_logs
+from support.waiting import PATIENCE
 
 from engine.api.engine import EngineState, EngineStats, Health
 from engine.api.events import CandidateFinished, Delta, ErrorKind, FinishReason, RequestError, RequestFinished
 from server.errors import ResourceExhausted
+from server.observability import request_record
 from server.observability.metrics import MAX_IGNORED_FIELDS, Metrics, Served
-from server.observability.request_record import RequestRecord
+from server.observability.request_record import Crowd, RequestRecord
 
 
 class Model:
@@ -56,7 +59,7 @@ def test_a_request_is_counted_once_with_its_tokens() -> None:
     record = record_in(metrics)
     answer(record)
     record.status = 200
-    record.close()
+    record.close(Crowd())
     found = samples(metrics)
     assert found['castor_requests_total{code="200",method="generateContent",model="m"}'] == 1
     assert found['castor_prompt_tokens_total{model="m"}'] == 7
@@ -75,7 +78,7 @@ def test_the_log_line_tells_the_request_and_no_text() -> None:
     record.status = 200
     record.ignored.append("labels")
     with capture_logs() as lines:
-        record.close()
+        record.close(Crowd())
     (line,) = lines
     assert (line["event"], line["status"], line["model"], line["method"]) == ("request", 200, "m", "generateContent")
     assert (line["prompt_tokens"], line["cached_tokens"], line["generated_tokens"]) == (7, 4, 4)
@@ -91,20 +94,38 @@ def test_a_failure_in_the_middle_of_a_stream_is_the_code_that_counts() -> None:
     record.status = 200
     record.observe(Delta(0, (1,), "a"))
     record.observe(RequestFinished(7, 0, 1, RequestError(ErrorKind.UNAVAILABLE, "it died")))
-    record.close()
+    record.close(Crowd())
     assert samples(metrics)['castor_requests_total{code="503",method="streamGenerateContent",model="m"}'] == 1
     assert (record.status, record.error) == (503, "UNAVAILABLE")
 
 
 @pytest.mark.parametrize(("reason", "label"), [("", "overloaded"), ("host", "host")])
-def test_what_was_turned_away_is_counted_by_reason(reason: str, label: str) -> None:
+async def test_what_was_turned_away_is_counted_by_reason(reason: str, label: str) -> None:
     metrics = metrics_of()
     record = record_in(metrics)
     record.resolved("m", "generateContent")
     record.rejection = reason
     record.failed(ResourceExhausted("full"))
-    record.close()
+    record.close(Crowd())
     assert samples(metrics)[f'castor_rejected_total{{reason="{label}"}}'] == 1
+
+
+async def test_the_log_counts_a_crowd_that_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_record, "CROWD_SECONDS", 0.1)
+    metrics, crowd = metrics_of(), Crowd()
+    with capture_logs() as lines:
+        for _ in range(2):
+            for number in range(100):
+                record = record_in(metrics)
+                record.resolved(f"m{number % 3}", "generateContent")
+                record.failed(ResourceExhausted("full"))
+                record.close(crowd)
+            async with asyncio.timeout(PATIENCE):
+                while lines[-1]["event"] == "request":
+                    await asyncio.sleep(0.01)
+    assert [line["event"] for line in lines] == 2 * ["request", *3 * ["more requests turned away"]]
+    assert {line["model"]: line["count"] for line in lines[1:4]} == {"m0": 33, "m1": 33, "m2": 33}
+    assert samples(metrics)['castor_rejected_total{reason="overloaded"}'] == 200
 
 
 def test_a_probe_that_hears_503_was_not_turned_away() -> None:
@@ -112,7 +133,7 @@ def test_a_probe_that_hears_503_was_not_turned_away() -> None:
     record = RequestRecord(metrics, "GET", "/readyz", "127.0.0.1")
     record.status = 503
     with capture_logs() as lines:
-        record.close()
+        record.close(Crowd())
     assert not any(name.startswith("castor_rejected_total") for name in samples(metrics))
     assert lines[0]["log_level"] == "debug"
 
@@ -124,7 +145,7 @@ def test_a_stranger_cannot_grow_the_labels() -> None:
         record.http_method = record.path = f"invented-{number}"
         record.ignored.append(f"field-{number}")
         record.status = 404
-        record.close()
+        record.close(Crowd())
     found = samples(metrics)
     assert found['castor_ignored_fields_total{field="other"}'] == 20
     assert found['castor_requests_total{code="404",method="",model=""}'] == MAX_IGNORED_FIELDS + 20
@@ -166,7 +187,7 @@ def test_ignored_fields_count_by_field_and_not_by_place() -> None:
     record = record_in(metrics)
     record.ignored += ["contents[0].parts[7].partMetadata", "contents[1].parts[0].partMetadata", "store"]
     record.ignored.append("generateContentRequest.store")
-    record.close()
+    record.close(Crowd())
     found = {name: value for name, value in samples(metrics).items() if name.startswith("castor_ignored_fields_total")}
     assert found == {
         'castor_ignored_fields_total{field="contents.parts.partMetadata"}': 1,
