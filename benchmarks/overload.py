@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/overload.py http://127.0.0.1:8080 [--burst 1500] [--times 10] [--seconds 20]
 
-Raw sockets, one connection for each request, one process, pinned to one CPU that it never leaves idle: so its presence
-costs the server the same whether it sends little or much. First a closed loop that keeps the server full and no more
-gives the peak, then the burst, then the open loop at ``--times`` that peak. A rejection's time runs from the first step
-of its connection to the last byte of its answer; one that broke off before it was read is counted as broken.
+Raw sockets, one connection for each request, one process, pinned to one CPU that it never leaves idle. First a closed
+loop that keeps the server full and no more gives the peak; meanwhile the generator sends as many requests as the open
+loop will to a socket of its own, so that it and the connections in the kernel cost the server the same. Then the burst, then the open loop at ``--times`` that peak. A rejection's time runs from the first step of its connection to
+the last byte of its answer; one that broke off before it was read is counted as broken.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import selectors
 import socket
 import sys
 import time
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,13 +105,44 @@ class Generator:
             self.turn()
 
 
-def closed_loop(generator: Generator, in_flight: int, seconds: float) -> float:
-    """Answers a second while ``in_flight`` requests are always open, in the second half of the time."""
-    began = time.monotonic()
+class Sink:
+    """Answers every request at once, in the process that sends it."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener.setblocking(False)
+        self._callers: deque[socket.socket] = deque()
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def turn(self) -> None:
+        """Answer whoever has come."""
+        with suppress(BlockingIOError):
+            while self._callers:
+                self._callers[0].recv(65536)
+                caller = self._callers.popleft()
+                caller.send(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n")
+                caller.close()
+        with suppress(BlockingIOError):
+            caller, _ = self._listener.accept()
+            caller.setblocking(False)
+            self._callers.append(caller)
+
+
+def closed_loop(
+    generator: Generator, in_flight: int, seconds: float, beside: float, fake: Generator, sink: Sink
+) -> float:
+    """Answers a second while ``in_flight`` requests are always open, in the second half of the time; ``beside`` that,
+    ``fake`` sends so many requests a second to the ``sink``."""
+    began, sent = time.monotonic(), 0
     while (now := time.monotonic()) < began + seconds:
         if generator.open < in_flight:
             generator.send()
+        if sent < (now - began) * beside:
+            fake.send()
+            sent += 1
         generator.turn()
+        fake.turn()
+        sink.turn()
     return generator.answered(began + seconds / 2, now) / (seconds / 2)
 
 
@@ -149,11 +182,13 @@ def main() -> None:
     given = options.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-    def fresh() -> Generator:
-        return Generator(given.url, given.model, given.tokens)
+    def fresh(url: str = given.url) -> Generator:
+        return Generator(url, given.model, given.tokens)
 
-    generator = fresh()
-    peak = closed_loop(generator, given.full, given.seconds)
+    generator, sink = fresh(), Sink()
+    fake = fresh(sink.url)
+    rough = closed_loop(generator, given.full, given.seconds, 0, fake, sink)
+    peak = closed_loop(generator, given.full, given.seconds, rough * given.times, fake, sink)
     generator.finish()
     generator = fresh()
     began = time.monotonic()
