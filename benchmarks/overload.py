@@ -4,8 +4,9 @@
 
 Raw sockets, one connection for each request, one process, pinned to one CPU that it never leaves idle. First a closed
 loop that keeps the server full and no more gives the peak; meanwhile the generator sends as many requests as the open
-loop will to a socket of its own, so that it and the connections in the kernel cost the server the same. Then the burst, then the open loop at ``--times`` that peak. A rejection's time runs from the first step of its connection to
-the last byte of its answer; one that broke off before it was read is counted as broken.
+loop will to a socket of its own, so that it and the connections in the kernel cost the server the same. Then the burst,
+then the open loop at ``--times`` that peak. A rejection's time runs from the first step of its connection to the last
+byte of its answer; one that broke off before it was read is counted as broken.
 """
 
 from __future__ import annotations
