@@ -161,7 +161,8 @@ async def worker_process(config: EngineConfig, command: tuple[str, ...]) -> Asyn
         stack.callback(os.close, lifeline)
         # Both sides must run the same code, so the process gets the import path of this one.
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        environment = {**os.environ, "PYTHONPATH": path}
+        # What libraries print is logged when it is printed, and not when a buffer is full.
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         try:
             os.write(lifeline, msgspec.json.encode(config) + b"\n")
             process = await asyncio.create_subprocess_exec(

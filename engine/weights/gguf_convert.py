@@ -58,7 +58,7 @@ def convert(source: Path, target: Path) -> None:
 
     Raises ``Unconvertible`` where transformers would drop something that changes what the model computes or reads.
     """
-    gguf.GGUFReader(str(source))  # the whole file is there, or it is refused here
+    whole_file(str(source))  # or it is refused here
     metadata, tensor_names = read_gguf_metadata(str(source), ARRAYS)
     check_convertible(metadata, tensor_names)
     report(0.05)
@@ -216,12 +216,15 @@ class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is read withou
         return super()._get(offset, dtype, count, override_order)
 
 
+whole_file = functools.cache(PlainReader)
+
+
 def share_readers() -> None:
     """Let transformers parse the file and build its table of names only once, which it otherwise does repeatedly.
 
     Both are pure Python and took more than half of a conversion. This process reads one file.
     """
-    gguf.GGUFReader = functools.cache(PlainReader)
+    gguf.GGUFReader = whole_file
     gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 
 

@@ -23,9 +23,8 @@ logging.basicConfig(level="INFO", handlers=[handler])
 logging.captureWarnings(True)
 logging.getLogger("engine.some").info("loads %d weights", 7)
 warnings.warn("deprecated")
-print("a library prints\n\n  twice\r")
+print("a library prints\n\n  twice\r", flush=True)
 os.write(2, b"so does C, \xff, without an end")
-sys.stdout.flush()
 """
 
 
