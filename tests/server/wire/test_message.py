@@ -60,7 +60,7 @@ def test_two_kinds_of_data_in_one_part() -> None:
         ({"generationConfig": {"seed": True}}, "Invalid value at 'generation_config.seed' (TYPE_INT32), true"),
         ({"generationConfig": {"topK": 40.5}}, "Invalid value at 'generation_config.top_k' (TYPE_INT32), 40.5"),
         ({"generationConfig": {"topP": "x"}}, "Invalid value at 'generation_config.top_p' (TYPE_FLOAT), \"x\""),
-        ({"contents": [{"parts": [{"thoughtSignature": "a b"}]}]}, "(TYPE_BYTES), Base64 decoding failed"),
+        ({"contents": [{"parts": [{"thoughtSignature": "a!b"}]}]}, "(TYPE_BYTES), Base64 decoding failed"),
         ({"safetySettings": [{"category": "X"}]}, "v1beta.HarmCategory), \"X\""),
         ({"safetySettings": [{"threshold": 99}]}, "v1beta.HarmBlockThreshold), 99"),
         ({"labels": {"a": 1}}, "Invalid value at 'labels.a' (TYPE_STRING), 1"),
@@ -91,7 +91,7 @@ MANY = 30_000
 WRONG_PARTS = {
     "unknown": {"x": 1},
     "type": {"text": 1},
-    "base64": {"thoughtSignature": "a b"},
+    "base64": {"thoughtSignature": "a!b"},
     "enum": {"mediaProcessing": "X"},
     "both spellings": {"inlineData": {}, "inline_data": {}},
     "two kinds": {"text": "a", "fileData": {}},
