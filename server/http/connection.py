@@ -29,7 +29,7 @@ _TOO_LARGE = (
     f"The headers of the request, or the trailers and chunk extensions of its body, are over {MAX_HEAD_BYTES} bytes: "
     "send fewer or shorter ones."
 )
-_NO_HTTP = "What was sent is not a request in HTTP/1.1 or HTTP/1.0: use an http:// URL, and neither TLS nor HTTP/2."
+_NO_HTTP = "What was sent is no request of HTTP version 1: use an http:// URL, and neither TLS nor HTTP/2."
 _OFFER = frozenset({b"upgrade", b"http2-settings"})
 
 

@@ -151,12 +151,12 @@ def numbers(number: int) -> Request:
 
 KINDS: dict[str, tuple[Callable[[int], Request], set[int]]] = {
     "ordinary": (ordinary, {200}),
-    "a divisor": (divisor, {400}),
+    "a divisor": (divisor, {200}),
     "a divisor of a parameter": (divisor_of_a_parameter, {200}),
-    "divisors laid over": (divisors_laid_over, {400}),
+    "divisors laid over": (divisors_laid_over, {200}),
     "slow to compile": (slow_to_compile, {400, 429}),
-    "brackets": (brackets, {400}),
-    "groups": (groups, {400}),
+    "brackets": (brackets, {200}),
+    "groups": (groups, {200}),
     "many contents": (many_contents, {400}),
     "many turns": (many_turns, {400}),
     "many functions": (many_functions, {400, 429}),
