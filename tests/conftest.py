@@ -33,6 +33,11 @@ register_profiles()
 settings.load_profile("castor")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes that are no text are named by their length: workers must agree on names, and packed bytes hold the time."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) and not val.isascii() else None
+
+
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     """What a test draws without a seed of its own does not depend on the tests before it."""

@@ -53,7 +53,11 @@ def test_other_encodings_are_refused_with_those_that_are_known(encoding: str) ->
     assert len(refusal.value.message) < 200
 
 
-@pytest.mark.parametrize("body", [b'{"a":1}', gzip.compress(TEXT) + b"more", b"\x1f\x8b\x08" + b"x" * 100])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"a":1}', gzip.compress(TEXT) + b"more", b"\x1f\x8b\x08" + b"x" * 100],
+    ids=["text", "more behind it", "a broken head"],
+)
 def test_what_is_not_packed_though_it_is_said(body: bytes) -> None:
     with pytest.raises(InvalidArgument, match="not gzip, which Content-Encoding says"):
         unpacked(body, "gzip", 10**9)
