@@ -1,11 +1,11 @@
 """What a full server does: a burst of simultaneous requests, then arrivals at a multiple of what it can serve.
 
-    .venv/bin/python benchmarks/overload.py http://127.0.0.1:8080 [--burst 1500] [--times 10] [--seconds 20]
+    .venv/bin/python benchmarks/overload.py http://127.0.0.1:8080 [--burst 1500] [--bursts 7] [--times 10] [--seconds 20]
 
 Raw sockets, one connection for each request, one process, pinned to one CPU that it never leaves idle. First a closed
 loop that keeps the server full and no more gives the peak; meanwhile the generator sends as many requests as the open
-loop will to a socket of its own, so that it and the connections in the kernel cost the server the same. Then the burst,
-then the open loop at ``--times`` that peak. A rejection's time runs from the first step of its connection to the last
+loop will to a socket of its own, so that it and the connections in the kernel cost the server the same. Then the
+bursts, one after the other, of which the medians count; then the open loop at ``--times`` that peak. A rejection's time runs from the first step of its connection to the last
 byte of its answer; one that broke off before it was read is counted as broken.
 """
 
@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import selectors
 import socket
+import statistics
 import sys
 import time
 from collections import deque
@@ -147,6 +149,20 @@ def closed_loop(
     return generator.answered(began + seconds / 2, now) / (seconds / 2)
 
 
+def burst(generator: Generator, size: int) -> dict[str, Any]:
+    """So many requests at the same time, and all their answers."""
+    began = time.monotonic()
+    for _ in range(size):
+        generator.send()
+    generator.finish()
+    return summary(generator.ended, began, time.monotonic())
+
+
+def median(found: list[dict[str, Any]], name: str) -> float:
+    """Of one figure of several summaries; NaN where none has it."""
+    return statistics.median([each[name] for each in found if name in each] or [math.nan])
+
+
 def open_loop(generator: Generator, rate: float, seconds: float) -> float:
     """Answers a second while requests arrive at ``rate``, in the second half of the time."""
     began, sent = time.monotonic(), 0
@@ -177,6 +193,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=16)
     options.add_argument("--full", type=int, default=256, help="requests in flight that keep the server full")
     options.add_argument("--burst", type=int, default=1500)
+    options.add_argument("--bursts", type=int, default=7)
     options.add_argument("--times", type=float, default=10.0)
     options.add_argument("--seconds", type=float, default=20.0)
     options.add_argument("--output", type=Path)
@@ -191,24 +208,21 @@ def main() -> None:
     rough = closed_loop(generator, given.full, given.seconds, 0, fake, sink)
     peak = closed_loop(generator, given.full, given.seconds, rough * given.times, fake, sink)
     generator.finish()
-    generator = fresh()
-    began = time.monotonic()
-    for _ in range(given.burst):
-        generator.send()
-    generator.finish()
-    burst = summary(generator.ended, began, time.monotonic())
+    bursts = [burst(fresh(), given.burst) for _ in range(given.bursts)]
     generator, began = fresh(), time.monotonic()
     kept = open_loop(generator, peak * given.times, given.seconds)
     until = time.monotonic()
     generator.finish()
     arrivals = summary(generator.ended, began, until)
     print(f"peak        {peak:.1f} answers/s with {given.full} requests in flight")
-    print(f"burst       {burst}")
+    for found in bursts:
+        print(f"burst       {found}")
+    print(f"            median p50 {median(bursts, 'p50'):.3f} s, p99 {median(bursts, 'p99'):.3f} s")
     print(f"open loop   {arrivals}, {peak * given.times:.0f} arrivals/s")
     print(f"            {kept:.1f} answers/s, {kept / max(peak, 1e-9):.3f} of the peak")
     if given.output:
-        found = {"peak": peak, "kept": kept, "burst": burst, "arrivals": arrivals}
-        print(write({"scenario": "overload", "environment": describe(sys.argv, {}, ROOT), **found}, given.output))
+        figures = {"peak": peak, "kept": kept, "bursts": bursts, "arrivals": arrivals}
+        print(write({"scenario": "overload", "environment": describe(sys.argv, {}, ROOT), **figures}, given.output))
 
 
 if __name__ == "__main__":

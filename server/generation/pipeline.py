@@ -151,10 +151,9 @@ class Pipeline:
         """Check, convert and tokenize a request for the model of ``entry``.
 
         ``deadline`` is an instant of ``time.monotonic()``, for the preparation and the answer. Raises ``ApiError`` for
-        what the caller must change, ``EngineUnavailable``, and ``Overloaded`` before it does anything: to prepare a
-        request takes longer than a client of a full server should wait for its refusal.
+        what the caller must change, and ``EngineUnavailable``.
         """
-        async with entry.place(), time_limit(deadline):
+        async with time_limit(deadline):
             asked = await self._read(message, entry, caller)
             config, chat, tokenizer = asked.config, asked.chat, asked.tokenizer
             info = entry.engine.describe()

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -158,8 +158,8 @@ class Entry:
         if is_ready and self._in_preparation >= self.engine.room():
             raise Overloaded(f"The queue of {self.name} is full: try again later.")
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    @contextmanager
+    def place(self) -> Iterator[None]:
         """Within the block a request is prepared and has a place in the engine's queue. Raises as `check_room`."""
         self.check_room()
         self._in_preparation += 1

@@ -50,4 +50,4 @@ async def _prepared(request: Request, services: Services, entry: Entry) -> Prepa
     except Overloaded as full:
         await read_away(request)
         raise ResourceExhausted(str(full), headers={"Connection": "close"}) from None
-    return await read_as(GenerateContentRequest, request, services, entry, services.pipeline.prepare)
+    return await read_as(GenerateContentRequest, request, services, entry, services.pipeline.prepare, entry.place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -30,11 +31,14 @@ async def read_as(
     services: Services,
     entry: Entry,
     prepare: Callable[[Incoming, Entry, Caller, float], Coroutine[Any, Any, T]],
+    place: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> T:
     """What ``prepare``, a method of the pipeline, makes of the body as a message of this ``kind``. It has the seconds
     of ``X-Server-Timeout``, else of the model's entry, and ends when the client hangs up.
 
-    Raises ``ApiError``, ``EngineUnavailable`` and ``ClientDisconnect``.
+    It works within ``place``, which begins as soon as the body is there: of many requests that come in one turn of the
+    event loop, each knows how many came before it. Raises ``ApiError``, ``EngineUnavailable``, ``ClientDisconnect`` and
+    what ``place`` raises.
     """
     settings = services.settings
     seconds = entry.spec.request_timeout
@@ -54,7 +58,8 @@ async def read_as(
             lambda raw: parse(kind, parse_json(raw)),
         )
     caller = Caller(request.state.identity, request.state.record.ignored)
-    return await until_hangup(request.receive, prepare(message, entry, caller, deadline))
+    with place():
+        return await until_hangup(request.receive, prepare(message, entry, caller, deadline))
 
 
 def ignored_header(ignored: Sequence[str]) -> dict[str, str]:

@@ -386,15 +386,15 @@ async def test_places_in_the_queue_are_for_those_that_are_prepared(weights: Path
     entry = registry_of(ONE, weights).resolve("m")
     entry.start()
     engine = told(entry)
-    async with entry.place(), entry.place():  # what it answers while it loads is known later
+    with entry.place(), entry.place():  # what it answers while it loads is known later
         engine.state = Health(EngineState.READY)
         engine.places = 3
         entry.check_room()
-        async with entry.place():
+        with entry.place():
             with pytest.raises(Overloaded, match="The queue of m is full: try again later"):
                 entry.check_room()
             with pytest.raises(Overloaded):
-                async with entry.place():
+                with entry.place():
                     raise AssertionError("no place was left")
         engine.places = 2
         with pytest.raises(Overloaded):
