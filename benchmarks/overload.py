@@ -1,12 +1,13 @@
 """What a full server does: a burst of simultaneous requests, then arrivals at a multiple of what it can serve.
 
-    .venv/bin/python benchmarks/overload.py http://127.0.0.1:8080 [--burst 1500] [--bursts 7] [--times 10] [--seconds 20]
+    .venv/bin/python benchmarks/overload.py http://127.0.0.1:8080 [--burst 1500] [--bursts 7] [--times 10]
 
 Raw sockets, one connection for each request, one process, pinned to one CPU that it never leaves idle. First a closed
 loop that keeps the server full and no more gives the peak; meanwhile the generator sends as many requests as the open
 loop will to a socket of its own, so that it and the connections in the kernel cost the server the same. Then the
-bursts, one after the other, of which the medians count; then the open loop at ``--times`` that peak. A rejection's time runs from the first step of its connection to the last
-byte of its answer; one that broke off before it was read is counted as broken.
+bursts, one after the other, of which the medians count; then the open loop at ``--times`` that peak. A rejection's time
+runs from the first step of its connection to the last byte of its answer; one that broke off before it was read is
+counted as broken.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def burst(generator: Generator, size: int) -> dict[str, Any]:
 
 def median(found: list[dict[str, Any]], name: str) -> float:
     """Of one figure of several summaries; NaN where none has it."""
-    return statistics.median([each[name] for each in found if name in each] or [math.nan])
+    return float(statistics.median([each[name] for each in found if name in each] or [math.nan]))
 
 
 def open_loop(generator: Generator, rate: float, seconds: float) -> float:

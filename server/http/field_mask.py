@@ -120,3 +120,7 @@ def _chosen(value: Any, tree: Tree | None) -> Any:
 def _invalid(problem: str) -> InvalidArgument:
     """In the words of the real service."""
     return InvalidArgument.at("fields", f"Error expanding 'fields' parameter. {problem}")
+
+
+EVERYTHING = FieldMask("*", None)
+"""The mask where a caller asks for none."""

@@ -54,8 +54,10 @@ def read_query(
     Raises ``InvalidArgument`` for a parameter that the method does not have, for one that is given twice with different
     values, and for values that are not served: ``alts`` are those of ``alt``.
     """
-    values: dict[str, str] = {}
     masks = [("fields", value) for value in request.headers.getlist("x-goog-fieldmask")]
+    if not masks and not request.scope["query_string"]:
+        return {}, []
+    values: dict[str, str] = {}
     for name, value in [*pairs(request.scope), *masks]:
         if name in KEYS:
             continue

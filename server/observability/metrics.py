@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from functools import lru_cache
+from typing import Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics import MetricWrapperBase
 
 from engine.api.engine import Health
 from server.config.field_paths import field_path
@@ -22,6 +24,7 @@ MAX_IGNORED_FIELDS = 32
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+M = TypeVar("M", bound=MetricWrapperBase)
 
 
 class Served(Protocol):
@@ -81,29 +84,35 @@ class Metrics:
 
     def count(self, record: RequestRecord) -> None:
         """Add a finished request."""
-        self.requests.labels(record.method, record.model, str(record.status)).inc()
+        _child(self.requests, record.method, record.model, str(record.status)).inc()
         if reason := record.rejected_for:
-            self.rejected.labels(reason).inc()
+            _child(self.rejected, reason).inc()
         for name in {field_path(path): None for path in record.ignored}:
             if len(self._ignored_fields) < MAX_IGNORED_FIELDS:
                 self._ignored_fields.add(name)
-            self.ignored_fields.labels(name if name in self._ignored_fields else "other").inc()
+            _child(self.ignored_fields, name if name in self._ignored_fields else "other").inc()
         if record.method:
-            self.duration.labels(record.method, record.model).observe(time.monotonic() - record.started)
+            _child(self.duration, record.method, record.model).observe(time.monotonic() - record.started)
         if record.time_to_first_token is not None:
-            self.first_token.labels(record.model).observe(record.time_to_first_token)
+            _child(self.first_token, record.model).observe(record.time_to_first_token)
         if record.totals is not None:
-            self.prompt_tokens.labels(record.model).inc(record.totals.prompt_tokens)
-            self.cached_tokens.labels(record.model).inc(record.totals.cached_tokens)
-            self.generated_tokens.labels(record.model).inc(record.totals.candidate_tokens)
+            _child(self.prompt_tokens, record.model).inc(record.totals.prompt_tokens)
+            _child(self.cached_tokens, record.model).inc(record.totals.cached_tokens)
+            _child(self.generated_tokens, record.model).inc(record.totals.candidate_tokens)
 
     def token_gap(self, model: str, seconds: float) -> None:
         """Add the time between two tokens of a candidate."""
-        self.between_tokens.labels(model).observe(seconds)
+        _child(self.between_tokens, model).observe(seconds)
 
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
+
+
+@lru_cache(4096)
+def _child(metric: M, *labels: str) -> M:
+    """The metric's own search for the values of its labels takes longer than to count."""
+    return metric.labels(*labels)
 
 
 class _EngineCollector:

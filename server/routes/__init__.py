@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import MethodNotAllowed, ModelNotFound
-from server.http.field_mask import FieldMask
+from server.http.field_mask import EVERYTHING, FieldMask
 from server.http.middleware.path import PLAIN_PATH, UNSERVED_COLLECTIONS
 from server.http.query import read_query
 from server.models.registry import Entry, Registry
@@ -142,7 +142,8 @@ async def dispatch(request: Request) -> Response:
                 own = route.query if route.fields is None else (*route.query, "fields")
                 request.state.query, ignored = read_query(request, route.method, own, route.alts)
                 request.state.record.ignored += ignored
-                request.state.mask = FieldMask(request.state.query.get("fields", "*"), route.fields)
+                fields = request.state.query.get("fields")
+                request.state.mask = FieldMask(fields, route.fields) if fields else EVERYTHING
             return await route.answer(request, services, **arguments)
         allowed = [route.http for route in routes.values() if route.method]
         if allowed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -52,6 +53,7 @@ class PathMiddleware:
         await self._app(scope, receive, send)
 
 
+@lru_cache(256)  # clients use few paths, and a full server refuses most that come
 def normalized(path: str) -> tuple[str, str]:
     """The prefix of a proxy, "" or with a slash in front, and the normal form of the rest. ``path`` is decoded once.
 

@@ -393,9 +393,8 @@ async def test_places_in_the_queue_are_for_those_that_are_prepared(weights: Path
         with entry.place():
             with pytest.raises(Overloaded, match="The queue of m is full: try again later"):
                 entry.check_room()
-            with pytest.raises(Overloaded):
-                with entry.place():
-                    raise AssertionError("no place was left")
+            with pytest.raises(Overloaded), entry.place():
+                raise AssertionError("no place was left")
         engine.places = 2
         with pytest.raises(Overloaded):
             entry.check_room()
