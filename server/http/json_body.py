@@ -28,6 +28,7 @@ UNWANTED_BYTES = 1024 * 1024
 UNWANTED_SECONDS = 10.0
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'",[{'))
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _MALFORMED = "Invalid JSON payload received. "
 
 
@@ -128,7 +129,7 @@ def parse_json(raw: bytes) -> Any:
 
 def to_json(value: Any) -> str:
     """One line of ASCII: U+2028 and its like, unescaped, break clients that split lines there."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:
