@@ -29,7 +29,7 @@ class RequestCounters(Protocol):
 
 
 class Crowd:
-    """Those that full queues turn away: the log has a line for the first of them, and one a second that counts the
+    """Those that busy models turn away: the log has a line for the first of them, and one a second that counts the
     others. A line for each would cost as much as to turn it away. Belongs to one event loop."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class RequestRecord:
     def close(self, crowd: Crowd) -> None:
         """Count the request and write its log line, at the debug level for probes, which come every few seconds."""
         self.metrics.count(self)
-        if self.rejected_for == OVERLOADED and crowd.has(self.model):
+        if self.model and self.rejected_for == OVERLOADED and crowd.has(self.model):
             return
         say = log.debug if self.path in OPERATORS_PATHS else log.info
         say("request", **self.summary())

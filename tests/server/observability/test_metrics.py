@@ -128,6 +128,17 @@ async def test_the_log_counts_a_crowd_that_is_turned_away(monkeypatch: pytest.Mo
     assert samples(metrics)['castor_rejected_total{reason="overloaded"}'] == 200
 
 
+async def test_each_file_that_is_too_much_for_its_owner_has_its_line() -> None:
+    crowd = Crowd()
+    with capture_logs() as lines:
+        for _ in range(5):
+            record = record_in(metrics_of())
+            record.resolved("", "uploadFile")
+            record.failed(ResourceExhausted("The files of this key take too much."))
+            record.close(crowd)
+    assert [line["event"] for line in lines] == 5 * ["request"]
+
+
 def test_a_probe_that_hears_503_was_not_turned_away() -> None:
     metrics = metrics_of()
     record = RequestRecord(metrics, "GET", "/readyz", "127.0.0.1")
