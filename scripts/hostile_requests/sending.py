@@ -29,6 +29,10 @@ class Answer:
     body: bytes = b""
     whole: bool = False
 
+    def on_message_begin(self) -> None:
+        """Called by the parser: after a ``100 Continue`` once more, perhaps in the middle of what was read."""
+        self.headers, self.body, self.whole = {}, b"", False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -54,21 +58,18 @@ async def ask(port: int, content: bytes) -> Answer:
         if b"\r\n\r\n" not in content:
             # Of a head that is not complete there is nothing to answer: the server waits for the rest, as it should.
             writer.write_eof()
-        while True:
-            answer = Answer()
-            parser = httptools.HttpResponseParser(answer)
-            while not answer.whole and (piece := await reader.read(65_536)):
-                try:
-                    parser.feed_data(piece)
-                except httptools.HttpParserUpgrade:
-                    answer.whole = True
-                if answer.whole or answer.headers:
-                    answer.status = parser.get_status_code()
-            if answer.status != 100:
-                if answer.status and not {"content-length", "transfer-encoding"} & set(answer.headers):
-                    # The end of the connection ends such a body.
-                    answer.whole = True
-                return answer
+        answer = Answer()
+        parser = httptools.HttpResponseParser(answer)
+        while (not answer.whole or answer.status == 100) and (piece := await reader.read(65_536)):
+            try:
+                parser.feed_data(piece)
+            except httptools.HttpParserUpgrade:
+                answer.whole = True
+            if answer.whole or answer.headers:
+                answer.status = parser.get_status_code()
+        if answer.status >= 200 and not {"content-length", "transfer-encoding"} & set(answer.headers):
+            answer.whole = True  # the end of the connection ends such a body
+        return Answer() if answer.status == 100 else answer
     except ConnectionError:
         return Answer()
     finally:

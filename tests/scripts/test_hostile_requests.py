@@ -121,6 +121,33 @@ async def test_an_answer_is_read_after_an_interim_one() -> None:
     assert (answer.status, json.loads(answer.body), answer.whole) == (200, {"candidates": []}, True)
 
 
+@pytest.mark.parametrize("cut", [10, 25, 26, 40, 60, 80, 200])
+async def test_an_interim_answer_ends_anywhere_in_what_is_read(cut: int) -> None:
+    text = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nwrong"
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(text[:cut])
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(text[cut:])
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        answer = await ask(server.sockets[0].getsockname()[1], b"GET / HTTP/1.1\r\n\r\n")
+    assert (answer.status, answer.body, answer.whole) == (400, b"wrong", True)
+
+
+async def test_an_interim_answer_alone_is_none() -> None:
+    async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        answer = await ask(server.sockets[0].getsockname()[1], b"GET / HTTP/1.1\r\n\r\n")
+    assert (answer.status, answer.whole) == (0, False)
+
+
 async def test_the_findings_are_counted() -> None:
     async with answering(400, ERROR) as port:
         findings = await send(port, 1, list(range(30)), at_once=4, seconds=60)
