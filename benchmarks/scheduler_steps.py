@@ -26,6 +26,7 @@ from engine.scheduling.chunk_budget import MIN_CHUNK, FittedCost, StepPacer
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk, Sequence
+from engine.scheduling.sequence_memory import SequenceMemory
 
 PROMPT = 64
 BLOCK_SIZE = 16
@@ -104,7 +105,7 @@ def scheduler_seconds(info: ModelInfo, number: int, steps: int) -> list[float]:
     """Seconds of scheduling and committing each step, without the model, the sampler and the text."""
     pacer = StepPacer(1e9, FittedCost())
     pacer.record(0, PROMPT, 1e-6)  # prefill is cheap, so that all sequences decode soon
-    scheduler = Scheduler(BlockPool(info.num_blocks, info.block_size), pacer, number)
+    scheduler = Scheduler(SequenceMemory(BlockPool(info.num_blocks, info.block_size)), pacer, number)
     sequences = [Sequence(request, 0, list(request.prompt)) for request in make_requests(info, number)]
     for sequence in sequences:
         scheduler.add([sequence])

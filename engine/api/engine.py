@@ -12,7 +12,7 @@ from engine.api.errors import ModelRefused
 from engine.api.events import Event
 from engine.api.requests import Request
 
-_LEAST = {"block_size": 1, "max_running": 1, "max_waiting": 0, "threads": 1}
+_LEAST = {"block_size": 1, "state_stride": 1, "max_running": 1, "max_waiting": 0, "threads": 1}
 KV_DTYPES = ("auto", "fp8")
 
 
@@ -23,7 +23,8 @@ class EngineConfig:
     ``path`` is a prepared folder (config, safetensors, tokenizer). ``dtype`` and ``device`` are torch names or "auto".
     ``max_context`` None means the model's own. ``kv_memory`` is a share of the free GPU memory if at most 1, else
     bytes; None means the default of the device. ``kv_dtype`` is how keys and values are kept: "auto", in the model's
-    type, or "fp8" (``engine.cache.fp8``), in about half of the memory. ``step_target_ms`` bounds steps with prefill.
+    type, or "fp8" (``engine.cache.fp8``), in about half of the memory. Models with recurrent states keep a copy of them
+    every ``state_stride`` tokens, rounded up to whole blocks. ``step_target_ms`` bounds steps with prefill.
     ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; a ``max_running`` of None means
     the device's default, which ``ModelInfo`` reports. ``native`` lets C code compute the models that it supports on a
     CPU; it is compiled once into ``cache_dir``, or at each start without one. ``cuda_graphs`` makes a GPU replay
@@ -40,6 +41,7 @@ class EngineConfig:
     kv_memory: float | None = None
     kv_dtype: str = "auto"
     block_size: int = 16
+    state_stride: int = 1024
     max_running: int | None = None
     max_waiting: int = 256
     step_target_ms: float = 150.0
@@ -63,7 +65,11 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens."""
+    """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens.
+
+    ``state_bytes`` are what recurrent layers carry for one sequence, 0 for models without such layers; of these states
+    up to ``num_snapshots`` copies are kept for later sequences.
+    """
 
     model_type: str
     num_parameters: int
@@ -75,6 +81,8 @@ class ModelInfo:
     num_blocks: int
     max_running: int
     eos_ids: tuple[int, ...] = ()
+    state_bytes: int = 0
+    num_snapshots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ def _problems(request: Request, info: ModelInfo, config: EngineConfig) -> Iterat
     most = info.max_running + config.max_waiting
     if not 1 <= request.candidates <= most:
         yield f"candidates is {request.candidates}; ask for 1 to {most}."
+    if not 0 <= request.repeated_prefix <= len(prompt):
+        yield f"repeated_prefix is {request.repeated_prefix}; give 0 to {len(prompt)}, the tokens of the prompt."
     if request.deadline is not None and request.deadline != request.deadline:
         yield "deadline is not a number; give a monotonic instant in seconds, or none."
     yield from _sampling_problems(request.sampling, info)

@@ -12,11 +12,11 @@ import torch
 
 from engine.attention import triton_launch
 from engine.attention.base import AttentionOptions
-from engine.attention.staging import StagedNumbers
 from engine.attention.step_index import IndexLayout, lay_out, layout_of
 from engine.attention.triton_kernels import decode_kernel, prefill_kernel, write_kernel
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
+from engine.device.staging import StagedNumbers
 from engine.scheduling.flat_batch import FlatBatch, StepShape
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 
 # What identifies a full block: the identity of the block before it (the salt, for the first one) and its tokens.
@@ -19,7 +19,8 @@ class BlockPool:
 
     Every indexed content has an identity that is never used twice, and a block is looked up by its parent's identity
     together with its own tokens. The dictionary compares both in full, so a hash collision cannot share a wrong block,
-    and a chain of equal keys means an equal prefix under an equal salt.
+    and a chain of equal keys means an equal prefix under an equal salt. ``on_forgotten`` is called with an identity
+    whose content is indexed no longer.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -33,6 +34,8 @@ class BlockPool:
         # The identity of a block's content, which may be indexed as another block that was computed at the same time.
         self._identities = [-1] * num_blocks
         self._new_identity = count()
+        self._indexed: set[int] = set()
+        self.on_forgotten: Callable[[int], None] = lambda _identity: None
 
     @property
     def num_free(self) -> int:
@@ -90,8 +93,17 @@ class BlockPool:
         if twin == block:
             self._keys[block] = key
             self._identities[block] = next(self._new_identity)
+            self._indexed.add(self._identities[block])
         else:
             self._identities[block] = self._identities[twin]
+
+    def identity(self, block: int) -> int:
+        """What identifies the content of a registered block, also where that is indexed as another one's."""
+        return self._identities[block]
+
+    def is_indexed(self, identity: int) -> bool:
+        """Whether ``find_prefix`` could find that content."""
+        return identity in self._indexed
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each block of a sequence; its tail will be evicted before its head."""
@@ -117,6 +129,8 @@ class BlockPool:
         assert all(self._keys[block] is None for block in self._free), "a free block is indexed"
         assert all(self._keys[block] == key for key, block in self._index.items()), "a stale block is indexed"
         assert len(self._index) == self.num_blocks - self._keys.count(None), "a key leads nowhere"
+        identities = {self._identities[block] for block in self._index.values()}
+        assert self._indexed == identities, "an identity is known of what is not indexed"
 
     def _tokens_of(self, tokens: Sequence[int], index: int) -> tuple[int, ...]:
         return tuple(tokens[index * self.block_size : (index + 1) * self.block_size])
@@ -138,4 +152,6 @@ class BlockPool:
         assert key is not None
         del self._index[key]
         self._keys[block] = None
+        self._indexed.discard(self._identities[block])
+        self.on_forgotten(self._identities[block])
         return block

@@ -30,12 +30,28 @@ def num_groups(shapes: Iterable[KVShape]) -> int:
     return 1 + max((shape.group for shape in shapes), default=0)
 
 
+# Of the memory for caches, the part that states of running sequences may take, and the part of their snapshots: these
+# save prefill, but blocks are what long conversations need.
+STATES_SHARE = 0.5
+SNAPSHOTS_SHARE = 0.2
+# Past some for each sequence that runs, snapshots are of conversations that nobody continues.
+SNAPSHOTS_EACH = 8
+
+
 @dataclass(frozen=True, slots=True)
-class KVPlan:
-    """How many blocks to make and the longest sequence that they are guaranteed to hold, in tokens."""
+class CachePlan:
+    """How many blocks to make, the longest sequence that they are guaranteed to hold in tokens, how many sequences may
+    run, and how many snapshots of recurrent states are kept."""
 
     num_blocks: int
     max_context: int
+    max_running: int
+    num_snapshots: int = 0
+
+    @property
+    def num_slots(self) -> int:
+        """Slots for the states of running sequences and for snapshots."""
+        return self.max_running + self.num_snapshots
 
 
 def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype, *, fp8: bool = False) -> int:
@@ -44,18 +60,27 @@ def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype, *, f
     return block_size * sum(shape.heads * ((shape.key_size + shape.value_size) * item + scales) for shape in shapes)
 
 
-def plan_blocks(budget: int, bytes_per_block: int, block_size: int, max_context: int, max_running: int) -> KVPlan:
-    """As many blocks as fit into ``budget`` bytes, but no more than ``max_running`` full sequences can use.
+def plan_caches(
+    budget: int, bytes_per_block: int, block_size: int, max_context: int, max_running: int, bytes_per_slot: int = 0
+) -> CachePlan:
+    """As many blocks as fit into ``budget`` bytes, but no more than all running sequences can use at full length.
 
-    A budget below one sequence of ``max_context`` tokens shortens the context to what fits. Raises ``ModelRefused``
-    where not even one block does.
+    A budget below one sequence of ``max_context`` tokens shortens the context to what fits. Where layers carry states,
+    ``bytes_per_slot`` for a sequence, fewer sequences may run than ``max_running`` asks for. Raises ``ModelRefused``
+    where not even one block does, or not one sequence's states.
     """
-    fitting = budget // bytes_per_block
-    if fitting < 1:
-        raise ModelRefused(
-            f"the KV cache may take {budget} bytes, but one block of {block_size} tokens takes {bytes_per_block}; "
-            "raise kv_memory or free memory"
-        )
+    num_snapshots = 0
+    if bytes_per_slot:
+        max_running = min(max_running, int(budget * STATES_SHARE) // bytes_per_slot)
+        num_snapshots = min(int(budget * SNAPSHOTS_SHARE) // bytes_per_slot, SNAPSHOTS_EACH * max_running)
     per_sequence = -(-max_context // block_size)
+    left = budget - (max_running + num_snapshots) * bytes_per_slot
+    fitting = left // bytes_per_block
+    if fitting < 1 or max_running < 1:
+        states = f" and the states of one sequence {bytes_per_slot}" if bytes_per_slot else ""
+        raise ModelRefused(
+            f"the KV cache may take {budget} bytes, but one block of {block_size} tokens takes {bytes_per_block}"
+            f"{states}; raise kv_memory or free memory"
+        )
     num_blocks = min(fitting, per_sequence * max_running)
-    return KVPlan(num_blocks, min(max_context, num_blocks * block_size))
+    return CachePlan(num_blocks, min(max_context, num_blocks * block_size), max_running, num_snapshots)

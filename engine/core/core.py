@@ -17,6 +17,7 @@ from engine.api.events import ErrorKind, RequestEvents
 from engine.api.requests import Request
 from engine.api.validation import refusal
 from engine.cache.block_pool import BlockPool
+from engine.cache.state_slots import StateSlots
 from engine.constraints.contracts import Grammars
 from engine.core.executor import Executor, InFlight
 from engine.core.grammar_queue import GrammarQueue
@@ -27,6 +28,7 @@ from engine.scheduling.chunk_budget import CostOverDecodes, StepCost, StepPacer
 from engine.scheduling.contracts import Runner, Sampled, Sampler
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk
+from engine.scheduling.sequence_memory import SequenceMemory
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,11 @@ class Core:
         capacity = runner.info.num_blocks * runner.info.block_size
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
         self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
+        info = runner.info
+        slots = StateSlots(info.max_running, info.num_snapshots) if info.state_bytes else None
+        stride = self._pool.blocks_for(config.state_stride) * info.block_size
         pacer = StepPacer(config.step_target_ms, cost or CostOverDecodes())
-        self._scheduler = Scheduler(self._pool, pacer, runner.info.max_running)
+        self._scheduler = Scheduler(SequenceMemory(self._pool, slots, stride), pacer, info.max_running)
         self._requests: dict[str, RequestState] = {}
         self._output = Output(self._requests, self._scheduler, tokenizer, runner.info)
         self._executor = Executor(runner, sampler, pacer, timer, self._requests, self._output.fail)

@@ -20,6 +20,8 @@ from engine.scheduling.sequence import ScheduledChunk, Sequence
 log = logging.getLogger(__name__)
 
 MASK_THREADS = 2
+# Tokens of a step that computes again what a sequence has computed already: harmless on any device.
+AGAIN = 256
 
 
 @dataclass(slots=True)
@@ -93,10 +95,12 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - raised again where no retry can help
             wait(masks.values())  # all of them, even if one failed: a matcher is not thread-safe
             in_flight.failed = True
+            for chunk in batch:
+                chunk.sequence.has_lost_states = True  # it may have been advanced in some layers
             self._handle(error, batch)
             return in_flight
-        for sequence, start, num_tokens in batch:
-            sequence.num_launched = start + num_tokens
+        for chunk in batch:
+            chunk.sequence.num_launched = chunk.start + chunk.num_tokens
         for row, sequence in enumerate(sampling):
             sequence.num_unread += 1
             sequence.unread_row = row
@@ -130,13 +134,25 @@ class Executor:
         # By now the error is freed, and with it the memory that its frames held.
         computed = []
         for chunk in live:
-            if chunk.sequence in self._requests[chunk.sequence.request.id].open:
+            if chunk.sequence in self._requests[chunk.sequence.request.id].open and self._regain_states(chunk):
                 computed += self.finish(self.launch([chunk]))
         return computed
 
     def close(self) -> None:
         """End the threads."""
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _regain_states(self, chunk: ScheduledChunk) -> bool:
+        """Compute the states before a chunk again, from the first token on; False if that failed.
+
+        The keys and values on the way are written once more, with the same numbers.
+        """
+        sequence = chunk.sequence
+        if not self._runner.info.state_bytes:
+            return True
+        sequence.state_start, sequence.state_source, sequence.has_lost_states = 0, None, False
+        again = (ScheduledChunk(sequence, at, min(AGAIN, chunk.start - at)) for at in range(0, chunk.start, AGAIN))
+        return all(self.finish(self.launch([part])) for part in again)
 
     def _read(self, in_flight: InFlight) -> dict[Sequence, Sampled]:
         # Taken out, so that the logits of a failed batch do not keep their memory while its chunks are tried alone.

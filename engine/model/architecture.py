@@ -5,8 +5,11 @@ Names only say where to look. Whether a part computes what its name suggests is 
 
 from __future__ import annotations
 
-SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Layer types of a configuration that a paged cache can serve."""
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "hybrid"})
+STATE_LAYERS = frozenset({"linear_attention", "conv", "hybrid"})
+SUPPORTED_LAYERS = ATTENTION_LAYERS | STATE_LAYERS | {"moe", "mlp"}
+"""Layer types of a configuration that can be served: those that attend, those that carry a state from token to token,
+those that do both, and those that look at one token alone."""
 
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linear layers of one module that are usually called with the same input."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from engine.api.errors import ModelRefused
 from engine.failures import refused_as, sentence
 from engine.model.architecture import SUPPORTED_LAYERS
 from engine.model.config_file import read_config
+
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+"""What transformers calls the interface in the modules of models that use it."""
 
 
 def config_of(folder: Path) -> Any:
@@ -48,9 +52,10 @@ def require_eligible(config: Any) -> None:
         if kind not in SUPPORTED_LAYERS:
             raise ModelRefused(
                 f"layer {index} of {config.model_type} is of the type {kind!r}; only {sorted(SUPPORTED_LAYERS)} can be "
-                "served from a paged cache"
+                "served"
             )
-    if not model_class.is_backend_compatible():
+    # Classes with recurrent layers do not say that they are compatible, although their attention is.
+    if not model_class.is_backend_compatible() and not hasattr(sys.modules[model_class.__module__], _INTERFACE):
         raise ModelRefused(
             f"layer 0 of {config.model_type} ({_first_layer(model_class, config)}) does not send its attention through "
             "transformers' attention interface, so its cache cannot be paged"

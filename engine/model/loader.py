@@ -74,7 +74,7 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
         take_first_memory(device)
     require_room(folder, model_config, num_weights, dtype, device)
     module = _load_weights(folder, model_config, dtype, device, progress)
-    probed = probe(module, model_config.get_text_config().num_hidden_layers)
+    probed = probe(module, model_config.get_text_config())
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
 
 

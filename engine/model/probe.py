@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from engine.api.errors import ModelRefused
 from engine.attention.base import AttentionOptions
 from engine.cache.layout import KVShape
+from engine.cache.state_tensors import StateShape
 from engine.device.cuda_health import require_device
 from engine.failures import first_line
-from engine.model import attention_hook
+from engine.model import attention_hook, mixer_hook
+from engine.model.architecture import ATTENTION_LAYERS, STATE_LAYERS
+from engine.recurrent.recurrences import Arguments, Recurrence
+from engine.recurrent.states import Operator
 
 _TOKENS = 4
 
@@ -34,11 +38,26 @@ class ProbedLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbedMixer:
+    """One layer's recurrent part as the dry run saw it: its path in the model, and the states that it carries."""
+
+    name: str
+    module: nn.Module
+    states: list[StateShape]
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
-    """The layers in the order in which they run, and the width of the logits."""
+    """The layers that attend in the order in which they run, those that carry a state, and the width of the logits."""
 
     layers: list[ProbedLayer]
     vocab_size: int
+    mixers: list[ProbedMixer] = field(default_factory=list)
+
+    @property
+    def states(self) -> list[StateShape]:
+        """The states of all mixers, one after another."""
+        return [state for mixer in self.mixers for state in mixer.states]
 
 
 class _Call(NamedTuple):
@@ -51,21 +70,22 @@ class _Call(NamedTuple):
 _Calls = dict[nn.Module, list[_Call]]
 
 
-def probe(model: Any, num_layers: int) -> Probe:
+def probe(model: Any, text_config: Any) -> Probe:
     """Run a few tokens through ``model`` and learn its layers; the model is left on the paged attention.
 
-    Raises ``ModelRefused`` naming the layer and the reason if attention, its mask or the positions do not work as the
-    paged cache needs.
+    Raises ``ModelRefused`` naming the layer and the reason if attention, its mask, the positions or the states do not
+    work as the caches need.
     """
     names = {module: name for name, module in model.named_modules()}
+    states = {module: _EachTokenAlone() for _, module in mixer_hook.mixers(model)}
+    for module, state in states.items():
+        mixer_hook.install(module)
+        mixer_hook.bind(module, state)
     ordered = torch.arange(_TOKENS)[None]
     calls, vocab_size = _record(model, attention_hook.PROBE, ordered, ordered)
     layers = [_layer(names[module], module, seen) for module, seen in calls.items()]
-    missing = set(range(num_layers)) - {getattr(layer.module, "layer_idx", None) for layer in layers}
-    if missing:
-        raise ModelRefused(f"layer {min(missing)} does not send its attention through transformers' interface for it")
-    if len(layers) != num_layers:
-        raise ModelRefused(f"{len(layers)} attention modules answer for {num_layers} layers")
+    mixers = [ProbedMixer(names[module], module, state.shapes) for module, state in states.items()]
+    _require_all_layers(text_config, layers, mixers)
     # One token repeated at one position: where anything but attention mixes tokens or counts positions, keys differ.
     same = torch.ones_like(ordered)
     calls, _ = _record(model, attention_hook.PAGED, same, same)
@@ -75,7 +95,46 @@ def probe(model: Any, num_layers: int) -> Probe:
         key = call.key.float()
         if not torch.allclose(key, key[:, :, :1].expand_as(key), rtol=1e-2, atol=1e-3):
             raise ModelRefused(f"layer {names[module]} mixes neighbouring tokens or ignores position_ids")
-    return Probe(layers, vocab_size)
+    return Probe(layers, vocab_size, mixers)
+
+
+def _require_all_layers(text_config: Any, layers: list[ProbedLayer], mixers: list[ProbedMixer]) -> None:
+    """Each layer that attends and each that carries a state has to be seen, or its past would be lost."""
+    count = text_config.num_hidden_layers
+    kinds = getattr(text_config, "layer_types", None) or ["full_attention"] * count
+    for parts, wanted, what in (
+        (layers, ATTENTION_LAYERS, "send its attention through transformers' interface for it"),
+        (mixers, STATE_LAYERS, "carry its state in a way that is known"),
+    ):
+        expected = [index for index, kind in enumerate(kinds) if kind in wanted]
+        seen = {getattr(part.module, "layer_idx", None) for part in parts}
+        if missing := set(expected) - seen:
+            raise ModelRefused(f"layer {min(missing)} does not {what}")
+        if len(parts) != len(expected):
+            raise ModelRefused(f"{len(parts)} modules answer for {len(expected)} layers, which should each {what}")
+
+
+class _EachTokenAlone:
+    """Computes the operators of a mixer as if each token began a sequence of its own, and learns its states."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[int, StateShape] = {}
+
+    @property
+    def shapes(self) -> list[StateShape]:
+        return [self._shapes[call] for call in range(len(self._shapes))]
+
+    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        self._shapes[call] = StateShape((weight.shape[0], weight.shape[1] - 1), x.dtype)
+        out = x * weight[:, -1:]
+        return (out if bias is None else out + bias.unsqueeze(-1)).to(x.dtype)
+
+    def recur(self, call: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
+        alone = {name: arguments[name].transpose(0, 1) for name in recurrence.by_token}
+        out, last = operator(**{**arguments, **alone, recurrence.initial: None, recurrence.final: True})
+        self._shapes[call] = StateShape(tuple(last.shape[1:]), last.dtype)
+        found: torch.Tensor = out.transpose(0, 1)
+        return found
 
 
 def dry_run(model: Any, hooks: Iterable[RemovableHandle] = ()) -> None:

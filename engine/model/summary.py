@@ -6,16 +6,15 @@ import logging
 from collections.abc import Iterable
 
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.cache.layout import KVPlan
+from engine.cache.layout import CachePlan
+from engine.cache.state_tensors import slot_bytes
 from engine.device.device_memory import idle_bytes
 from engine.model.loader import LoadedModel
 
 _log = logging.getLogger(__name__)
 
 
-def model_info(
-    model: LoadedModel, plan: KVPlan, config: EngineConfig, max_running: int, eos_ids: Iterable[int]
-) -> ModelInfo:
+def model_info(model: LoadedModel, plan: CachePlan, config: EngineConfig, eos_ids: Iterable[int]) -> ModelInfo:
     """What the engine reports about itself. ``eos_ids`` outside the vocabulary are dropped."""
     module = model.module
     return ModelInfo(
@@ -27,15 +26,25 @@ def model_info(
         max_context=plan.max_context,
         block_size=config.block_size,
         num_blocks=plan.num_blocks,
-        max_running=max_running,
+        max_running=plan.max_running,
         eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
+        state_bytes=slot_bytes(model.probe.states),
+        num_snapshots=plan.num_snapshots,
     )
 
 
 def log_summary(
-    model: LoadedModel, plan: KVPlan, config: EngineConfig, bytes_per_block: int, step_bytes: int = 0
+    model: LoadedModel,
+    plan: CachePlan,
+    config: EngineConfig,
+    max_running: int,
+    bytes_per_block: int,
+    step_bytes: int = 0,
 ) -> None:
-    """Log how much fits, and what limited it. ``step_bytes`` are what steps take beside weights and cache."""
+    """Log how much fits, and what limited it.
+
+    ``max_running`` is what was asked for, ``step_bytes`` what steps take beside weights and caches.
+    """
     tokens = plan.num_blocks * config.block_size
     _log.info(
         "KV cache: %d tokens of %s in %.0f MiB, %.1f sequences at the full context of %d tokens",
@@ -45,6 +54,21 @@ def log_summary(
         tokens / plan.max_context,
         plan.max_context,
     )
+    if per_slot := slot_bytes(model.probe.states):
+        _log.info(
+            "Recurrent states: %.1f MiB a sequence; %d sequences can run, and %d snapshots are kept, in %.0f MiB",
+            per_slot / 2**20,
+            plan.max_running,
+            plan.num_snapshots,
+            plan.num_slots * per_slot / 2**20,
+        )
+    if plan.max_running < max_running:
+        _log.warning(
+            "At most %d sequences run at once and not %d, because their states take %.1f MiB each; raise kv_memory",
+            plan.max_running,
+            max_running,
+            per_slot / 2**20,
+        )
     if step_bytes:
         _log.info(
             "Beside weights and cache, the largest steps take up to %.0f MiB; torch holds %.0f MiB that nothing uses",

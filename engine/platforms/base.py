@@ -6,6 +6,7 @@ from typing import Protocol
 
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.cache.kv_tensors import KVCache
+from engine.cache.state_tensors import StateCache
 from engine.model.loader import LoadedModel, Progress
 from engine.runner.memory_profile import Attention
 from engine.scheduling.chunk_budget import StepCost
@@ -18,7 +19,7 @@ class Platform(Protocol):
     max_running: int
     """Sequences that run at once by default."""
     scratch_blocks: int
-    """Blocks of the cache that no sequence gets."""
+    """Blocks of the cache that no sequence gets, and slots for states."""
     runs_ahead: bool
     """Whether steps are launched before the tokens of the one before are read."""
 
@@ -52,12 +53,13 @@ class Platform(Protocol):
         model: LoadedModel,
         attention: Attention,
         cache: KVCache,
+        states: StateCache,
         info: ModelInfo,
         config: EngineConfig,
         progress: Progress,
         /,
     ) -> Runner:
-        """The runner that computes the model over the cache.
+        """The runner that computes the model over the caches.
 
         Raises ``WeightsGone`` if the model has to be loaded again and computed by transformers' own modules.
         """

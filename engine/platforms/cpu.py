@@ -8,6 +8,7 @@ from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import ModelRefused
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
+from engine.cache.state_tensors import StateCache
 from engine.device.machine_memory import available_bytes
 from engine.model.loader import LoadedModel, Progress
 from engine.native.errors import NotNative, WeightsGone
@@ -61,6 +62,7 @@ class CpuPlatform:
         model: LoadedModel,
         attention: Attention,
         cache: KVCache,
+        states: StateCache,
         info: ModelInfo,
         config: EngineConfig,
         progress: Progress,
@@ -75,7 +77,7 @@ class CpuPlatform:
         except NotNative as reason:
             level = logging.WARNING if config.native else logging.INFO
             _log.log(level, "Computed by torch, which is slower, and not natively: %s", str(reason))
-        return ModelRunner(model, attention(cache, model.windows), info)
+        return ModelRunner(model, attention(cache, model.windows), info, states)
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Nothing: a CPU has no launches to save."""

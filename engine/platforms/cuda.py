@@ -10,6 +10,7 @@ from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import ModelRefused
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
+from engine.cache.state_tensors import StateCache
 from engine.device.device_memory import advice_on, free_bytes, size, who_holds
 from engine.failures import first_line
 from engine.fused.linear import FuseLinears
@@ -93,12 +94,13 @@ class CudaPlatform:
         model: LoadedModel,
         attention: Attention,
         cache: KVCache,
+        states: StateCache,
         info: ModelInfo,
         _config: EngineConfig,
         _progress: Progress,
         /,
     ) -> Runner:
-        return ModelRunner(model, attention(cache, model.windows), info)
+        return ModelRunner(model, attention(cache, model.windows), info, states)
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Steps that cannot be recorded are launched kernel by kernel."""

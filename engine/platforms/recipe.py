@@ -10,7 +10,8 @@ import torch
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.cache.kv_tensors import KVCache
-from engine.cache.layout import KVPlan, block_bytes, plan_blocks
+from engine.cache.layout import CachePlan, block_bytes, plan_caches
+from engine.cache.state_tensors import StateCache, slot_bytes
 from engine.device.device_memory import (
     advice_on,
     held_bytes,
@@ -58,19 +59,19 @@ def start_model(
     with refused_without_memory("joining weights", device, advice_on(device)):
         platform.rewrite(model, progress)
 
-    unplanned = model_info(model, KVPlan(1, model.max_context), config, max_running, eos_ids)
+    unplanned = model_info(model, CachePlan(1, model.max_context, max_running), config, eos_ids)
     attention, reserved = platform.profile(model, unplanned, config, progress)
 
     progress("allocating cache", 0.0)
     shapes = [layer.shape for layer in model.probe.layers]
     per_block = block_bytes(shapes, config.block_size, dtype, fp8=config.kv_dtype == "fp8")
-    plan, cache = _allocate_cache(model, config, max_running, platform, per_block, reserved)
-    info = model_info(model, plan, config, max_running, eos_ids)
-    log_summary(model, plan, config, per_block, reserved)
+    plan, cache, states = _allocate_caches(model, config, max_running, platform, per_block, reserved)
+    info = model_info(model, plan, config, eos_ids)
+    log_summary(model, plan, config, max_running, per_block, reserved)
 
     held = held_bytes(device)
     try:
-        runner = platform.bind(model, attention, cache, info, config, progress)
+        runner = platform.bind(model, attention, cache, states, info, config, progress)
     except WeightsGone as error:
         reason = str(error)  # as text: keeping the exception would keep the packed weights that its frames hold
     else:
@@ -86,29 +87,31 @@ def start_model(
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
     del model
     model = load()
-    return ModelRunner(model, attention(cache, model.windows), info)
+    return ModelRunner(model, attention(cache, model.windows), info, states)
 
 
-def _allocate_cache(
+def _allocate_caches(
     model: LoadedModel, config: EngineConfig, max_running: int, platform: Platform, per_block: int, reserved: int
-) -> tuple[KVPlan, KVCache]:
-    """As many blocks as the memory allows, of ``per_block`` bytes each. Raises ``ModelRefused``.
+) -> tuple[CachePlan, KVCache, StateCache]:
+    """As many blocks of ``per_block`` bytes as the memory allows, and recurrent states. Raises ``ModelRefused``.
 
     Servers that start at once on one GPU find the same memory free. The one that comes second measures again, once.
     """
     device, measured_again = model.module.device, False
     shapes = [layer.shape for layer in model.probe.layers]
+    per_slot, scratch = slot_bytes(model.probe.states), platform.scratch_blocks
     while True:
-        budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - platform.scratch_blocks * per_block)
+        budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - scratch * (per_block + per_slot))
         try:
-            plan = plan_blocks(budget, per_block, config.block_size, model.max_context, max_running)
+            plan = plan_caches(budget, per_block, config.block_size, model.max_context, max_running, per_slot)
         except ModelRefused as refusal:
             raise ModelRefused(f"{refusal}; {who_holds(device)}") from None
-        num_blocks = plan.num_blocks + platform.scratch_blocks
-        purpose = f"a KV cache of {size(num_blocks * per_block)} beside {size(reserved)} for steps"
+        num_blocks, num_slots = plan.num_blocks + scratch, plan.num_slots + scratch
+        cache_size = size(num_blocks * per_block + num_slots * per_slot)
+        purpose = f"a KV cache of {cache_size} beside {size(reserved)} for steps"
         with refused_without_memory(purpose, device, f"lower kv_memory, or free memory on {device}"):
             try:
-                return plan, KVCache(
+                cache = KVCache(
                     shapes,
                     num_blocks,
                     config.block_size,
@@ -116,6 +119,7 @@ def _allocate_cache(
                     device=device,
                     fp8=config.kv_dtype == "fp8",
                 )
+                return plan, cache, StateCache(model.probe.states, num_slots, device)
             except torch.OutOfMemoryError:
                 if measured_again:
                     raise

@@ -17,8 +17,9 @@ import torch
 
 from engine.api.engine import ModelInfo
 from engine.attention.base import GraphAttention
-from engine.attention.staging import StagedNumbers
+from engine.device.staging import StagedNumbers
 from engine.model.loader import Progress
+from engine.recurrent.states import RecurrentStates
 from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
 
 # Runs a computation once and returns what runs it again, on the same tensors.
@@ -45,6 +46,8 @@ def recorded_shapes(info: ModelInfo) -> tuple[list[StepShape], list[StepShape]]:
     Padding counts its positions like a sequence, so no shape has more tokens than a sequence may have.
     """
     decodes = [StepShape(size, only_decodes=True) for size in batch_sizes(info.max_running)]
+    if info.state_bytes:
+        return decodes, []  # what a chunk launches for recurrent layers depends on its length
     return decodes, [StepShape(size, only_decodes=False) for size in PREFILL_SIZES if size <= info.max_context]
 
 
@@ -71,6 +74,7 @@ class RecordedSteps:
         scratch_block: int,
         record: Recorder,
         sampled: torch.Tensor,
+        states: RecurrentStates | None = None,
     ) -> None:
         self._module = module
         self._attention = attention
@@ -80,7 +84,11 @@ class RecordedSteps:
         self._max_rows = info.max_running
         self._sampled = sampled
         self._device = torch.device(info.device)
+        self._states = states
+        self._scratch_slot = info.max_running + info.num_snapshots
         self._decodes, self._prefills = recorded_shapes(info)
+        if states is not None:
+            states.reserve(info.max_running)
         shapes = self._decodes + self._prefills
         attention.reserve(shapes, info.max_running, -(-info.max_context // info.block_size))
         most = max(shape.tokens for shape in shapes)
@@ -137,14 +145,18 @@ class RecordedSteps:
         return self.logits[: len(batch.sample_rows)]
 
     def _fill(self, batch: FlatBatch, shape: StepShape) -> None:
-        padded = batch.padded(shape, self._scratch_block, self._block_size)
+        padded = batch.padded(shape, self._scratch_block, self._block_size, self._scratch_slot)
         rows = batch.sample_rows
         no_rows = array("i", [0]) * (self._num_rows(shape) - len(rows))
         self._inputs.upload(padded.tokens + padded.positions + rows + no_rows)
         self._attention.fill(padded, shape)
+        if self._states is not None:
+            self._states.fill(padded)
 
     def _compute(self, shape: StepShape) -> None:
         self._attention.capture(shape)
+        if self._states is not None:
+            self._states.capture(shape)
         count, num_rows = shape.tokens, self._num_rows(shape)
         tokens, positions, rows = self._inputs.numbers[: 2 * count + num_rows].long().split((count, count, num_rows))
         output = self._module(

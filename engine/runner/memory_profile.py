@@ -19,6 +19,7 @@ from engine.api.sampling import everything_on
 from engine.attention.base import AttentionBackend
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
+from engine.cache.state_tensors import StateCache
 from engine.constraints.masks import Mask, all_but
 from engine.device.cuda_health import DeviceError, device_errors
 from engine.device.device_memory import who_holds
@@ -70,13 +71,14 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     prefill as the scheduler may ever allow, and its sampling. The second is for the recorded steps (``cuda_graphs``),
     which have memory of their own and can use none that is held elsewhere: the largest of the decodes, and the largest
     with prefill, because one may not fit into the pieces of the other; and the largest recorded sampling. The model is
-    left bound to a cache of one block that all tokens share, so its results are meaningless.
+    left bound to caches of one block and one slot that all tokens share, so its results are meaningless.
     """
     layers = model.probe.layers
     device = torch.device(info.device)
     shapes, fp8 = [layer.shape for layer in layers], config.kv_dtype == "fp8"
     cache = KVCache(shapes, 1, info.block_size, dtype=model.module.dtype, device=device, fp8=fp8)
-    runner = ModelRunner(model, attention(cache, model.windows), info)
+    states = StateCache(model.probe.states, 1, device)
+    runner = ModelRunner(model, attention(cache, model.windows), info, states)
     _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
     recorded = 0
     for step in filter(None, [decode_step(info), recorded_prefill_step(info)] if config.cuda_graphs else []):

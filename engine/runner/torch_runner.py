@@ -11,10 +11,12 @@ from engine.api.engine import ModelInfo
 from engine.api.errors import OutOfMemory
 from engine.attention.base import AttentionBackend, GraphAttention
 from engine.cache.layout import num_groups
+from engine.cache.state_tensors import StateCache
 from engine.device.cuda_health import require_device
 from engine.device.device_memory import ran_out, release_idle, step_ran_out
-from engine.model import attention_hook
+from engine.model import attention_hook, mixer_hook
 from engine.model.loader import LoadedModel, Progress
+from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import RecordedSteps, Recorder, known_ids
 from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
 from engine.scheduling.sequence import ScheduledChunk
@@ -28,7 +30,13 @@ class ModelRunner:
     waits for the device in between. ``recorded`` are the steps that are replayed, None where none is.
     """
 
-    def __init__(self, model: LoadedModel, attention: AttentionBackend, info: ModelInfo) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        attention: AttentionBackend,
+        info: ModelInfo,
+        states: StateCache | None = None,
+    ) -> None:
         self.info = info
         self._model = model.module
         self.attention = attention
@@ -39,6 +47,9 @@ class ModelRunner:
         self._is_short = False  # a step has just failed for want of memory
         for index, layer in enumerate(model.probe.layers):
             attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
+        self._states = RecurrentStates(states) if states is not None and states.states else None
+        if self._states is not None:
+            mixer_hook.bind_all([(mixer.module, len(mixer.states)) for mixer in model.probe.mixers], self._states)
 
     @property
     def recorded_shapes(self) -> list[StepShape]:
@@ -54,7 +65,9 @@ class ModelRunner:
         if not isinstance(self.attention, GraphAttention):
             return
         with torch.inference_mode():
-            recorded = RecordedSteps(self._model, self.attention, self.info, scratch_block, record, self.sampled)
+            recorded = RecordedSteps(
+                self._model, self.attention, self.info, scratch_block, record, self.sampled, self._states
+            )
             try:
                 recorded.capture(progress)
             finally:
@@ -70,7 +83,8 @@ class ModelRunner:
 
         They are valid until the next call.
         """
-        return self.compute(flatten(chunks, self.info.block_size, self._num_groups))
+        has_states = self._states is not None
+        return self.compute(flatten(chunks, self.info.block_size, self._num_groups, states=has_states))
 
     def compute(self, batch: FlatBatch) -> torch.Tensor:
         """``forward`` of a step that is laid out already, with all that it brings beside token ids."""
@@ -84,6 +98,8 @@ class ModelRunner:
                 logits = self.recorded.forward(batch, shape)
             else:
                 self.attention.prepare(batch)
+                if self._states is not None:
+                    self._states.prepare(batch)
                 tokens = self._on_device(batch.tokens)
                 if min(batch.tokens, default=0) < 0:
                     tokens = known_ids(tokens, self.sampled)
@@ -103,6 +119,8 @@ class ModelRunner:
                     **inputs, position_ids=positions[..., None, :], use_cache=False, logits_to_keep=rows_kept
                 )
                 logits = output.logits[0].float()
+            if self._states is not None:
+                self._states.keep(batch)
         return logits
 
     def shortage(self, error: BaseException) -> OutOfMemory | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import MutableSequence, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from operator import add, eq
 from typing import Any, NamedTuple
@@ -79,6 +79,10 @@ class FlatBatch:
     before which each token sees keys (it may see later tokens of its own chunk); None means causal: its own position
     plus one.
 
+    Where layers carry states, chunk ``i`` continues those in slot ``state_slots[i]``. Before the step, each of
+    ``state_loads`` (source, slot) brings the states of a sequence that begins with it into its slot: those of another
+    slot, or with the source None zeros. After the step, each of ``state_saves`` (slot, target) keeps a copy.
+
     Raises ``ValueError`` where one of these does not fit the tokens.
     """
 
@@ -91,6 +95,9 @@ class FlatBatch:
     position_axes: tuple[array[int], ...] | None = None
     embeddings: EmbeddingRows | None = None
     key_limits: array[int] | None = None
+    state_slots: array[int] = field(default_factory=lambda: array("i"))
+    state_loads: tuple[tuple[int | None, int], ...] = ()
+    state_saves: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
@@ -149,11 +156,12 @@ class FlatBatch:
             )
         return self.groups[0]
 
-    def padded(self, shape: StepShape, scratch_block: int, block_size: int) -> FlatBatch:
+    def padded(self, shape: StepShape, scratch_block: int, block_size: int, scratch_slot: int = 0) -> FlatBatch:
         """This step with as many tokens as ``shape``; the keys and values of the missing ones go to ``scratch_block``.
 
         Missing decodes are the first token of a sequence each. Otherwise all missing tokens together are one chunk from
-        position 0 on, whose block table repeats the scratch block.
+        position 0 on, whose block table repeats the scratch block. Where the step has states, theirs are those in
+        ``scratch_slot``.
         """
         count = len(self.tokens)
         missing = shape.tokens - count
@@ -185,6 +193,9 @@ class FlatBatch:
                     lengths=lengths,
                 ),
             ),
+            state_slots=self.state_slots + array("i", [scratch_slot]) * chunks,
+            state_loads=self.state_loads,
+            state_saves=self.state_saves,
         )
 
 
@@ -193,22 +204,24 @@ def flatten(
     block_size: int,
     num_groups: int = 1,
     *,
+    states: bool = False,
     position_axes: tuple[array[int], ...] | None = None,
     embeddings: EmbeddingRows | None = None,
     key_limits: array[int] | None = None,
 ) -> FlatBatch:
-    """Lay out the tokens of ``chunks`` and their blocks in each of ``num_groups`` layer groups.
+    """Lay out the tokens of ``chunks``, their blocks in each of ``num_groups`` layer groups, and their ``states``.
 
     Raises ``IndexError`` where a chunk reaches beyond the tokens or the block table of its sequence.
     """
     # Much of the host's time for a step is spent here, so what can be is done by loops in C.
-    sequences, starts, counts = zip(*chunks, strict=True) if chunks else ((), (), ())
+    sequences, starts, counts, snapshots = zip(*chunks, strict=True) if chunks else ((), (), (), ())
     stops = list(map(add, starts, counts))
     query_starts = array("i", accumulate(counts, initial=0))
     total = query_starts.pop()
     if total == len(chunks):
         positions = array("i", starts)
-        tokens = array("i", [-1 - s.unread_row if s.num_unread else s.tokens[start] for s, start, _ in chunks])
+        owners = zip(sequences, starts, strict=True)
+        tokens = array("i", [-1 - s.unread_row if s.num_unread else s.tokens[start] for s, start in owners])
     else:
         tokens, positions = array("i"), array("i")
         for sequence, start, stop in zip(sequences, starts, stops, strict=True):
@@ -229,6 +242,12 @@ def flatten(
         blocks = [sequence.other_tables[group - 1] if group else sequence.blocks for sequence in sequences]
         tables, table_starts = _joined_tables(blocks, stops, block_size)
         groups.append(GroupBlocks(tables, table_starts, block_size, firsts, lengths))
+    slots, loads, saves = array("i"), [], []
+    if states:
+        slots.extend([sequence.state_slot for sequence in sequences])
+        begun = [sequence for sequence, start in zip(sequences, starts, strict=True) if start == sequence.state_start]
+        loads = [(sequence.state_source, sequence.state_slot) for sequence in begun]
+        saves = [(slot, to) for slot, to in zip(slots, snapshots, strict=True) if to is not None]
     return FlatBatch(
         tokens,
         positions,
@@ -239,6 +258,9 @@ def flatten(
         position_axes,
         embeddings,
         key_limits,
+        slots,
+        tuple(loads),
+        tuple(saves),
     )
 
 

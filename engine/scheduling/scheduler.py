@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from engine.cache.block_pool import BlockPool
 from engine.scheduling.chunk_budget import StepPacer
 from engine.scheduling.sequence import ScheduledChunk, Sequence
+from engine.scheduling.sequence_memory import SequenceMemory
 
 
 class Scheduler:
     """Decides what each step computes and moves sequences between three places.
 
     - waiting: first come, first served; preempted sequences return to the front;
-    - running: in order of admission; holds the blocks of all its known tokens, so a prefill never waits for memory;
+    - running: in order of admission; holds the memory of all its known tokens, so a prefill never waits for it;
     - parked: other candidates of a prompt that candidate 0 is still computing; they will find it in the prefix cache.
 
     A step may be scheduled while the one before it is in flight: it then begins after what that one computes. A
-    sequence whose last token has to be read first is left out.
+    sequence whose last token has to be read first is left out. One whose states were advanced by something that was
+    discarded is preempted, and computed again from the last snapshot of them.
 
     When a decode finds the pool dry, the youngest running sequence gives its blocks back and is computed again later.
     The oldest one therefore always advances, and alone it always fits: nothing can deadlock.
     """
 
-    def __init__(self, pool: BlockPool, pacer: StepPacer, max_running: int) -> None:
+    def __init__(self, memory: SequenceMemory, pacer: StepPacer, max_running: int) -> None:
         self.preemptions = 0
-        self._pool = pool
+        self._memory = memory
         self._pacer = pacer
         self._max_running = max_running
         self._waiting: OrderedDict[Sequence, None] = OrderedDict()
@@ -73,6 +74,9 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledChunk]:
         """The chunks of the next step, blocks allocated; empty if nothing can run before a token is read."""
+        if self._memory.has_states:
+            for sequence in [one for one in reversed(self._running) if one.has_lost_states]:
+                self._preempt(sequence)
         batch, num_unread = self._decodes()
         num_prompts = self.num_running + self.num_waiting - len(batch) - num_unread
         budget = self._pacer.prefill_budget(len(batch), num_prompts)
@@ -80,28 +84,27 @@ class Scheduler:
             if budget <= 0:
                 break
             if sequence.num_known - sequence.num_launched > 1:
-                budget -= _add_chunk(batch, sequence, budget)
+                budget -= self._add_chunk(batch, sequence, budget)
         while budget > 0 and self._waiting and len(self._running) < self._max_running:
             sequence = next(iter(self._waiting))
             if not self._start(sequence):
                 break
-            budget -= _add_chunk(batch, sequence, budget)
+            budget -= self._add_chunk(batch, sequence, budget)
         return batch
 
     def commit(self, chunk: ScheduledChunk) -> None:
         """Record that a chunk is computed: index its full blocks, and admit siblings that waited for the prompt."""
         sequence = chunk.sequence
-        before, block_size = sequence.num_computed, self._pool.block_size
+        before = sequence.num_computed
         sequence.num_computed = chunk.start + chunk.num_tokens
         sequence.num_launched = max(sequence.num_launched, sequence.num_computed)
-        for index in range(before // block_size, sequence.num_computed // block_size):
-            self._pool.register(sequence.blocks, index, sequence.tokens, sequence.request.salt)
+        self._memory.commit(chunk, before)
         if self._parked and sequence.candidate == 0 and sequence.num_computed >= sequence.num_prompt:
             self._admit_siblings(sequence.request.id)
 
     def check(self) -> None:
         """Assert that pool and sequences agree and that no sequence is in two places."""
-        self._pool.check(sequence.blocks for sequence in self._running)
+        self._memory.check(self._running)
         parked = [sequence for siblings in self._parked.values() for sequence in siblings]
         assert not any(sequence.blocks for sequence in [*self._waiting, *parked]), "a waiting sequence holds blocks"
         known = {*self._running, *self._waiting, *parked}
@@ -112,56 +115,53 @@ class Scheduler:
     def _decodes(self) -> tuple[list[ScheduledChunk], int]:
         """The decodes of the next step, and how many sequences are left out because their last token is not read."""
         batch, left_out = [], 0
-        block_size = self._pool.block_size
         for sequence in list(self._running):
             start = sequence.num_launched
             if len(sequence.tokens) + sequence.num_unread - start != 1 or sequence not in self._running:
                 continue  # still in prefill, or preempted for one before it
             if sequence.num_unread and not sequence.runs_ahead:
                 left_out += 1
-            elif start < len(sequence.blocks) * block_size or self._grow(sequence):
-                batch.append(ScheduledChunk(sequence, start, 1))
+            elif self._memory.has_room(sequence, start + 1) or self._grow(sequence):
+                batch.append(self._memory.chunk(sequence, start, 1))
         return batch, left_out
 
     def _start(self, sequence: Sequence) -> bool:
         """Move the first waiting sequence to the running ones, if the pool has room for it."""
-        available = self._pool.num_available
+        available = self._memory.num_available
         # Looking up a long prompt is not free: a head of the queue that found no room is retried only if there is more.
         if self._blocked_head and self._blocked_head[0] is sequence and available <= self._blocked_head[1]:
             return False
-        prefix = self._pool.find_prefix(sequence.tokens, sequence.request.salt)
-        missing = self._pool.blocks_for(len(sequence.tokens)) - len(prefix)
         # One spare block for each running sequence, or the newcomer would soon be preempted for them; this also keeps
         # out one that was preempted in this very step.
-        if not self._pool.can_allocate(missing + len(self._running), prefix):
+        if not self._memory.start(sequence, spare=len(self._running)):
             self._blocked_head = sequence, available
             return False
         self._blocked_head = None
         del self._waiting[sequence]
         self._running[sequence] = None
-        sequence.blocks.extend(self._pool.allocate(missing, prefix))
-        sequence.num_computed = sequence.num_launched = len(prefix) * self._pool.block_size
         if sequence not in self._preempted:
             sequence.num_cached_tokens = sequence.num_computed
         return True
 
     def _grow(self, sequence: Sequence) -> bool:
         """Give a decode its next block, preempting the youngest if need be; False if it is itself preempted."""
-        while not self._pool.can_allocate(1):
+        while not self._memory.grow(sequence):
             assert len(self._running) > 1, "the pool cannot hold one sequence"
-            youngest, _ = self._running.popitem()
-            self._release(youngest)
-            self._preempted.add(youngest)
-            self._queue_first(youngest)
-            self.preemptions += 1
+            youngest = next(reversed(self._running))
+            self._preempt(youngest)
             if youngest is sequence:
                 return False
-        sequence.blocks.extend(self._pool.allocate(1))
         return True
 
+    def _preempt(self, sequence: Sequence) -> None:
+        del self._running[sequence]
+        self._release(sequence)
+        self._preempted.add(sequence)
+        self._queue_first(sequence)
+        self.preemptions += 1
+
     def _release(self, sequence: Sequence) -> None:
-        self._pool.release(sequence.blocks)
-        del sequence.blocks[:]
+        self._memory.release(sequence)
         sequence.num_computed = 0
         sequence.rewind()
 
@@ -173,9 +173,8 @@ class Scheduler:
         for sibling in reversed(self._parked.pop(request_id, {})):
             self._queue_first(sibling)
 
-
-def _add_chunk(batch: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
-    start = sequence.num_launched
-    num_tokens = min(budget, len(sequence.tokens) - start)
-    batch.append(ScheduledChunk(sequence, start, num_tokens))
-    return num_tokens
+    def _add_chunk(self, batch: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
+        start = sequence.num_launched
+        chunk = self._memory.chunk(sequence, start, min(budget, len(sequence.tokens) - start))
+        batch.append(chunk)
+        return chunk.num_tokens

@@ -24,6 +24,10 @@ class Sequence:
     done, and ``num_unread`` (0 or 1) those that a launched step samples and the host has not read: the newest one is
     row ``unread_row`` of that step's tokens. ``runs_ahead`` says whether it may be computed before it is read.
     ``num_rewinds`` counts how often something launched was discarded. It ends with ``most_tokens``, prompt included.
+
+    Where layers carry states, they are in ``state_slot`` while it runs. The chunk that begins at ``state_start`` finds
+    there what is in slot ``state_source``, or with None zeros. With ``has_lost_states`` something that was discarded
+    has advanced them, so that they are no longer those of its computed tokens.
     """
 
     request: Request
@@ -39,6 +43,10 @@ class Sequence:
     num_cached_tokens: int = 0
     blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
     other_tables: tuple[MutableSequence[int], ...] = ()
+    state_slot: int = 0
+    state_start: int = 0
+    state_source: int | None = None
+    has_lost_states: bool = False
 
     @property
     def num_prompt(self) -> int:
@@ -55,6 +63,7 @@ class Sequence:
 
     def rewind(self) -> None:
         """Forget what was launched and is not committed; a step that is in flight counts no longer."""
+        self.has_lost_states |= self.num_launched > self.num_computed
         self.num_launched = self.num_computed
         self.num_unread = 0
         self.num_rewinds += 1
@@ -65,11 +74,15 @@ class Sequence:
 
 
 class ScheduledChunk(NamedTuple):
-    """Compute the tokens ``[start, start + num_tokens)`` of a sequence; their blocks are allocated."""
+    """Compute the tokens ``[start, start + num_tokens)`` of a sequence; their blocks are allocated.
+
+    Where layers carry states, a copy of those after the chunk is kept in slot ``snapshot``, if there is one.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
+    snapshot: int | None = None
 
     @property
     def samples(self) -> bool:

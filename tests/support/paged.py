@@ -17,6 +17,7 @@ from engine.api.sampling import SamplingParams
 from engine.attention.base import AttentionBackend
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
+from engine.cache.state_tensors import StateCache
 from engine.model.loader import LoadedModel, load_model
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.contracts import Runner
@@ -64,7 +65,8 @@ class PagedModel:
     """A folder loaded as the engine loads it, with a small cache whose blocks are handed out at random."""
 
     STALE = 1e3
-    """What blocks held before, which must not matter."""
+    """What blocks and slots held before, which must not matter."""
+    NUM_SLOTS = 12
 
     def __init__(
         self,
@@ -99,7 +101,10 @@ class PagedModel:
 
     def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
         windows = {None, *(layer.sliding_window for layer in loaded.probe.layers)}
-        return ModelRunner(loaded, self.attention(cache, windows), info)
+        states = StateCache(loaded.probe.states, self.NUM_SLOTS, torch.device("cpu"))
+        for kept in states.states:
+            kept.fill_(self.STALE)
+        return ModelRunner(loaded, self.attention(cache, windows), info, states)
 
     def take_blocks(self, num_tokens: int) -> list[int]:
         return [self._free.pop() for _ in range(-(-num_tokens // self.block_size))]
@@ -113,6 +118,8 @@ class PagedModel:
         """
         tables = blocks or [self.take_blocks(len(text)) for text in texts]
         sequences = [make_sequence(text, table) for text, table in zip(texts, tables, strict=True)]
+        for sequence, slot in zip(sequences, self._random.sample(range(self.NUM_SLOTS), len(texts)), strict=True):
+            sequence.state_slot = slot
         done = [cached] * len(texts)
         found: list[dict[int, torch.Tensor]] = [{} for _ in texts]
         while any(count < len(text) for count, text in zip(done, texts, strict=True)):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.api.errors import ModelRefused
 from engine.cache.kv_tensors import KVCache
-from engine.cache.layout import KVShape, block_bytes, plan_blocks
+from engine.cache.layout import KVShape, block_bytes, plan_caches
 
 CPU = torch.device("cpu")
 SHAPES = [KVShape(2, 16, 16), KVShape(1, 32, 8)]
@@ -35,14 +35,14 @@ def test_fp8_holds_nearly_twice_the_tokens() -> None:
 
 def test_a_cache_smaller_than_a_page_is_refused_with_both_numbers() -> None:
     with pytest.raises(ModelRefused, match=r"99 bytes.*100"):
-        plan_blocks(99, 100, 16, 512, 8)
+        plan_caches(99, 100, 16, 512, 8)
 
 
 @given(
     blocks=st.integers(1, 500), block_size=st.integers(1, 64), context=st.integers(1, 4000), running=st.integers(1, 16)
 )
 def test_a_lone_sequence_always_fits(blocks: int, block_size: int, context: int, running: int) -> None:
-    plan = plan_blocks(blocks * 100, 100, block_size, context, running)
+    plan = plan_caches(blocks * 100, 100, block_size, context, running)
     assert 1 <= plan.num_blocks <= blocks
     assert 1 <= plan.max_context <= context
     assert -(-plan.max_context // block_size) <= plan.num_blocks

@@ -17,6 +17,7 @@ from engine.scheduling.chunk_budget import CostOverDecodes, StepPacer
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk, Sequence
+from engine.scheduling.sequence_memory import SequenceMemory
 
 
 class Loop:
@@ -26,7 +27,7 @@ class Loop:
         info = model_info()
         pacer = StepPacer(1e9, CostOverDecodes())
         self.runner = DigestRunner(info)
-        self.scheduler = Scheduler(BlockPool(info.num_blocks, info.block_size), pacer, info.max_running)
+        self.scheduler = Scheduler(SequenceMemory(BlockPool(info.num_blocks, info.block_size)), pacer, info.max_running)
         self.requests: dict[str, RequestState] = {}
         self.output = Output(self.requests, self.scheduler, TOKENIZER, info)
         self.failed: list[str] = []

@@ -13,13 +13,14 @@ from engine.cache.block_pool import BlockPool
 from engine.scheduling.chunk_budget import FIRST_CHUNKS, FittedCost, StepPacer
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk, Sequence
+from engine.scheduling.sequence_memory import SequenceMemory
 
 FIRST_CHUNK = FIRST_CHUNKS[0]
 
 
 def make_scheduler(num_blocks: int = 100, block_size: int = 4, max_running: int = 8) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(num_blocks, block_size)
-    return Scheduler(pool, StepPacer(150, FittedCost()), max_running), pool
+    return Scheduler(SequenceMemory(pool), StepPacer(150, FittedCost()), max_running), pool
 
 
 def make_sequences(name: str, prompt: list[int], candidates: int = 1) -> list[Sequence]:

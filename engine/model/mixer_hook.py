@@ -1,0 +1,179 @@
+"""Connects transformers' recurrent mixers to our states: on their instances, the operators that they call are ours.
+
+A mixer's ``forward`` runs once over the tokens of all sequences, [1, tokens, hidden]. All that mixes tokens in it are
+calls of module-level functions: a causal convolution and at most one recurrence. The instance gets a copy of its
+``forward`` in whose globals these names lead to what is bound to the instance, so that several models in one process
+are independent, and what is bound answers with the states of each sequence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from engine.api.errors import ModelRefused
+from engine.recurrent.recurrences import RECURRENCES, Arguments, Recurrence
+from engine.recurrent.states import Operator, RecurrentStates
+
+CONVOLUTION = "causal_conv1d_fn"
+_KEPT = frozenset({"update_conv_state", "update_recurrent_state"})
+"""What a mixer calls of its cache: the signs of one."""
+_CACHES = ("cache_params", "past_key_values")
+_STATE = "castor_mixer"
+
+
+class MixerState(Protocol):
+    """What computes the operators of a mixer, numbered by the order of their calls in its forward."""
+
+    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``RecurrentStates.convolve`` of the mixer's state ``call``."""
+        ...
+
+    def recur(self, call: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
+        """``RecurrentStates.recur`` of the mixer's state ``call``."""
+        ...
+
+
+class SlottedMixer:
+    """The states of one mixer, which are those of a model from number ``first`` on."""
+
+    def __init__(self, states: RecurrentStates, first: int) -> None:
+        self._states = states
+        self._first = first
+
+    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return self._states.convolve(self._first + call, x, weight, bias)
+
+    def recur(self, call: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
+        return self._states.recur(self._first + call, recurrence, operator, arguments)
+
+
+class _NothingKept:
+    """Stands in for the cache of transformers: a mixer finds nothing in it, and computes all that it is given."""
+
+    def get_conv_state(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def get_recurrent_state(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def update_conv_state(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return states
+
+    def update_recurrent_state(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return states
+
+
+def mixers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The mixers of a model with their paths, in the order of its modules.
+
+    Raises ``ModelRefused`` for one that keeps a state by other operators than those that we know.
+    """
+    found = []
+    for path, module in model.named_modules():
+        called = set(_code_of(module).co_names)
+        if not called & _KEPT:
+            continue
+        recurrences = called & RECURRENCES.keys()
+        if CONVOLUTION not in called or len(recurrences) != ("update_recurrent_state" in called):
+            raise ModelRefused(
+                f"layer {path} ({type(module).__name__}) keeps a state, but not by {CONVOLUTION} and one of "
+                f"{', '.join(RECURRENCES)}; other recurrent layers are not served"
+            )
+        found.append((path, module))
+    return found
+
+
+def install(module: nn.Module) -> None:
+    """Have the operators of a mixer computed by what is bound to it; calling it again changes nothing."""
+    if "forward" in vars(module):
+        return
+    original: Any = inspect.unwrap(type(module).forward)
+    signature = inspect.signature(original)
+    cache = next(name for name in _CACHES if name in signature.parameters)
+    operators = {
+        name: _operator(module, name, original.__globals__[name])
+        for name in RECURRENCES.keys() & set(original.__code__.co_names)
+    }
+    operators[CONVOLUTION] = _convolution(module, original.__globals__[CONVOLUTION])
+    copy = FunctionType(
+        original.__code__,
+        {**original.__globals__, **operators},
+        original.__name__,
+        original.__defaults__,
+        original.__closure__,
+    )
+    copy.__kwdefaults__ = original.__kwdefaults__
+
+    def forward(*inputs: Any, **keywords: Any) -> Any:
+        arguments = signature.bind(module, *inputs, **keywords).arguments
+        if arguments.pop("attention_mask", None) is not None:
+            raise ModelRefused(f"{type(module).__name__} is given a mask of padding, which no step of ours has")
+        more = arguments.pop("kwargs", {})
+        setattr(module, _CALLS, 0)
+        return copy(**{**arguments, **more, cache: _NothingKept()})
+
+    module.forward = forward
+
+
+_CALLS = "castor_calls"
+"""On a mixer: how many of its operators have been called in this forward."""
+
+
+def bind(module: nn.Module, state: MixerState) -> None:
+    """Make ``state`` compute the operators of ``module``."""
+    setattr(module, _STATE, state)
+
+
+def bind_all(modules: Iterable[tuple[nn.Module, int]], states: RecurrentStates) -> None:
+    """Bind each of the mixers of a model, given with the number of its states, to its part of ``states``."""
+    first = 0
+    for module, count in modules:
+        bind(module, SlottedMixer(states, first))
+        first += count
+
+
+def _convolution(module: nn.Module, original: Operator) -> Operator:
+    signature = inspect.signature(original)
+
+    def convolve(*inputs: Any, **keywords: Any) -> torch.Tensor:
+        arguments = signature.bind(*inputs, **keywords).arguments
+        x, weight = (arguments.pop(name) for name in list(signature.parameters)[:2])
+        out: torch.Tensor = _bound_to(module).convolve(_next_call(module), x, weight, arguments.get("bias"))
+        activation = arguments.get("activation")
+        return out if activation is None else ACT2FN[activation](out)
+
+    return convolve
+
+
+def _operator(module: nn.Module, name: str, original: Operator) -> Operator:
+    recurrence, signature = RECURRENCES[name], inspect.signature(original)
+
+    def recur(*inputs: Any, **keywords: Any) -> Any:
+        arguments = signature.bind(*inputs, **keywords).arguments
+        arguments.update(arguments.pop("kwargs", {}))
+        out = _bound_to(module).recur(_next_call(module), recurrence, original, arguments)
+        return out, out  # a mixer hands its last state to its cache, which keeps nothing
+
+    return recur
+
+
+def _bound_to(module: nn.Module) -> MixerState:
+    state: MixerState = getattr(module, _STATE)
+    return state
+
+
+def _next_call(module: nn.Module) -> int:
+    call: int = getattr(module, _CALLS)
+    setattr(module, _CALLS, call + 1)
+    return call
+
+
+def _code_of(module: nn.Module) -> Any:
+    return inspect.unwrap(type(module).forward).__code__

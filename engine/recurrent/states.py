@@ -1,0 +1,115 @@
+"""Advances the states of a model through the steps of many sequences: the path of torch on every device."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from engine.cache.state_tensors import StateCache
+from engine.device.staging import StagedNumbers
+from engine.recurrent.recurrences import Arguments, Recurrence
+from engine.recurrent.step import StateStep, on_device, state_step
+from engine.scheduling.flat_batch import FlatBatch, StepShape
+
+Operator = Callable[..., Any]
+
+
+class RecurrentStates:
+    """The states of one model in a ``StateCache``, whose entries are numbered as the model's operators ask for them.
+
+    ``prepare`` comes before the forward of a step, ``keep`` after it. In between, every operator of every layer is
+    called once: decodes of all sequences are computed together, each prefill chunk by the model's own operator.
+    """
+
+    def __init__(self, cache: StateCache) -> None:
+        self._cache = cache
+        self._step = StateStep(None, torch.empty(0, dtype=torch.long, device=cache.device), [])
+        self._static: StagedNumbers | None = None
+
+    def prepare(self, batch: FlatBatch) -> None:
+        """Bring the states of sequences that begin with this step into their slots."""
+        self._load(batch)
+        self._step = state_step(batch, self._cache.device)
+
+    def _load(self, batch: FlatBatch) -> None:
+        if cleared := [target for source, target in batch.state_loads if source is None]:
+            self._cache.clear(on_device(array("i", cleared), self._cache.device))
+        self._copy([(source, target) for source, target in batch.state_loads if source is not None])
+
+    def reserve(self, max_sequences: int) -> None:
+        """Make the buffer of recorded steps of up to ``max_sequences`` decodes."""
+        self._static = StagedNumbers(max_sequences, self._cache.device)
+
+    def fill(self, batch: FlatBatch) -> None:
+        """``prepare`` for a recorded step: its slots are copied to that buffer."""
+        assert self._static is not None, "reserve comes first"
+        self._load(batch)
+        if batch.state_slots:
+            self._static.upload(batch.state_slots)
+
+    def capture(self, shape: StepShape) -> None:
+        """Read the slots of a step of this ``shape`` from that buffer, until the next ``prepare``."""
+        assert self._static is not None, "reserve comes first"
+        self._step = StateStep(None, self._static.numbers[: shape.tokens].long(), [])
+
+    def keep(self, batch: FlatBatch) -> None:
+        """Copy the states that are to be kept as they are after this step."""
+        self._copy(batch.state_saves)
+
+    def convolve(self, index: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """A causal convolution of each channel over the tokens of each sequence: x [1, channels, tokens], the same out.
+
+        weight [channels, width], bias [channels] or None. The state is the last ``width - 1`` columns of x.
+        """
+        states, step, out = self._cache.states[index], self._step, torch.empty_like(x)
+        if len(step.slots):
+            rows = x[0].T if step.rows is None else x[0].T[step.rows]
+            seen = torch.cat([states[step.slots], rows.unsqueeze(-1)], dim=-1)
+            states.index_copy_(0, step.slots, seen[..., 1:].to(states.dtype))
+            found = (seen.float() * weight.float()).sum(-1)
+            found = (found if bias is None else found + bias.float()).to(x.dtype)
+            if step.rows is None:
+                return found.T.unsqueeze(0)
+            out[0].T[step.rows] = found
+        for start, stop, slot in step.prefills:
+            seen = torch.cat([states[slot], x[0, :, start:stop]], dim=-1)
+            states[slot] = seen[:, seen.shape[1] - states.shape[-1] :]
+            out[0, :, start:stop] = functional.conv1d(
+                seen.to(weight.dtype).unsqueeze(0), weight.unsqueeze(1), bias, groups=len(weight)
+            )[0]
+        return out
+
+    def recur(self, index: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
+        """A recurrence over the tokens of each sequence: arguments by token are [1, tokens, …], as is the output."""
+        states, step = self._cache.states[index], self._step
+        by_token = {name: arguments[name] for name in recurrence.by_token}
+        out: torch.Tensor | None = None
+        if len(step.slots):
+            taken = {n: rows[0] if step.rows is None else rows[0, step.rows] for n, rows in by_token.items()}
+            state = states[step.slots]
+            found = recurrence.step({**arguments, **taken}, state)
+            states.index_copy_(0, step.slots, state)
+            if step.rows is None:
+                return found.unsqueeze(0)
+            out = found.new_empty(1, by_token[recurrence.value].shape[1], *found.shape[1:])
+            out[0, step.rows] = found
+        for start, stop, slot in step.prefills:
+            taken = {name: rows[:, start:stop] for name, rows in by_token.items()}
+            found, last = operator(
+                **{**arguments, **taken, recurrence.initial: states[slot : slot + 1], recurrence.final: True}
+            )
+            states[slot] = last[0]
+            if out is None:
+                out = found.new_empty(1, by_token[recurrence.value].shape[1], *found.shape[2:])
+            out[:, start:stop] = found
+        assert out is not None, "a step has tokens"
+        return out
+
+    def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        if pairs:
+            sources, targets = (on_device(array("i", slots), self._cache.device) for slots in zip(*pairs, strict=True))
+            self._cache.copy(sources, targets)
