@@ -151,6 +151,7 @@ class Executor:
         if not self._runner.info.state_bytes:
             return True
         sequence.state_start, sequence.state_source, sequence.has_lost_states = 0, None, False
+        sequence.num_launched = 0
         again = (ScheduledChunk(sequence, at, min(AGAIN, chunk.start - at)) for at in range(0, chunk.start, AGAIN))
         return all(self.finish(self.launch([part])) for part in again)
 

@@ -55,7 +55,8 @@ def prefix_digests(sequence: Sequence, unread: Iterable[int] = ()) -> list[int]:
 class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
-    ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
+    A model with recurrent states carries the digest of the last token in the sequence's slot for states; a batch that
+    fails leaves there what means nothing. ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
     batch fail, and ``check`` as if the device were lost; ``shortage`` may name memory as the reason. Each token takes a
     second of ``seconds``.
     """
@@ -63,6 +64,7 @@ class DigestRunner:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.slots: dict[int, int] = {}
+        self.states: dict[int, int | None] = {}
         self.sampled: list[int] = []
         self.batches: list[list[ScheduledChunk]] = []
         self.seconds = 0.0
@@ -72,7 +74,10 @@ class DigestRunner:
 
     def forward(self, batch: list[ScheduledChunk]) -> list[int]:
         self.batches.append(batch)
+        carried = self._carried(batch) if self.info.state_bytes else []
+        self.states.update(dict.fromkeys([chunk.sequence.state_slot for chunk in batch], None))
         self.refuse(batch)
+        self.states.update(carried)
         self.seconds += sum(chunk.num_tokens for chunk in batch)
         self._expect_what_was_computed(batch)
         written: set[int] = set()
@@ -85,6 +90,24 @@ class DigestRunner:
                 self.slots[slot] = digests[position]
         self._expect_what_was_computed(batch)
         return [self._digests(chunk.sequence)[-1] for chunk in batch if chunk.samples]
+
+    def _carried(self, batch: list[ScheduledChunk]) -> list[tuple[int, int]]:
+        """What the slots of states hold after a batch; checks what they held before."""
+        carried = []
+        slots = [chunk.sequence.state_slot for chunk in batch]
+        expect(len(set(slots)) == len(slots), "two sequences have one slot")
+        for sequence, start, num_tokens, snapshot in batch:
+            slot = sequence.state_slot
+            if start == sequence.state_start:
+                slot = sequence.state_slot if sequence.state_source is None else sequence.state_source
+            begins = start == sequence.state_start and sequence.state_source is None
+            digests = self._digests(sequence)
+            held = None if begins else self.states.get(slot)
+            expect(begins == (start == 0), "states begin within a sequence")
+            expect(held == (digests[start - 1] if start else None), "a slot holds the states of something else")
+            last = digests[start + num_tokens - 1]
+            carried += [(target, last) for target in (sequence.state_slot, snapshot) if target is not None]
+        return carried
 
     def _digests(self, sequence: Sequence) -> list[int]:
         return prefix_digests(sequence, [self.sampled[sequence.unread_row]] if sequence.num_unread else [])
@@ -162,8 +185,12 @@ class ScriptedSampler(DigestSampler):
         return Sampled(nearest(answer[place] if place < len(answer) else EOS_ID, mask), None)
 
 
-def model_info(num_blocks: int = 64, block_size: int = 4, max_context: int = 128) -> ModelInfo:
-    return ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, num_blocks, 8, (EOS_ID,))
+def model_info(
+    num_blocks: int = 64, block_size: int = 4, max_context: int = 128, snapshots: int | None = None
+) -> ModelInfo:
+    """With a number of ``snapshots`` the model has recurrent states."""
+    info = ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, num_blocks, 8, (EOS_ID,))
+    return info if snapshots is None else replace(info, state_bytes=1, num_snapshots=snapshots)
 
 
 def make_core(
@@ -175,10 +202,13 @@ def make_core(
     clock: Callable[[], float] = lambda: 0.0,
     grammars: Grammars | None = None,
     ahead: bool | None = None,
+    state_stride: int = 1024,
 ) -> tuple[Core, DigestRunner]:
     """A core whose chunks are small or, with a large target, as large as can be."""
     runner = DigestRunner(replace(info or model_info(), max_running=max_running))
-    config = EngineConfig(path="", max_running=max_running, step_target_ms=step_target_ms)
+    config = EngineConfig(
+        path="", max_running=max_running, step_target_ms=step_target_ms, state_stride=state_stride
+    )
     chosen = sampler or DigestSampler()
     ahead = AHEAD if ahead is None else ahead
     chosen.runner = runner if ahead else None
@@ -196,10 +226,11 @@ def make_request(
     salt: str = "",
     deadline: float | None = None,
     max_tokens: int = 8,
+    repeated_prefix: int = 0,
     **sampling: Any,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, **{"stop_ids": (EOS_ID,), **sampling})
-    return Request(request_id, tuple(prompt), params, candidates, salt, deadline)
+    return Request(request_id, tuple(prompt), params, candidates, salt, deadline, repeated_prefix)
 
 
 @dataclass

@@ -54,6 +54,7 @@ def guest(draw: st.DrawFn, number: int) -> Guest:
         max_tokens=draw(st.integers(1, 30)),
         seed=draw(st.integers(0, 3)),
         stop=draw(st.sampled_from([(), ("a",), ("\ufffd\ufffd",)])),
+        repeated_prefix=draw(st.integers(0, length)),
     )
     return Guest(request, draw(st.integers(0, LAST_ARRIVAL)), draw(instants))
 
@@ -79,9 +80,10 @@ def serve(
     early: bool,
     ahead: bool,
     redraws: int = 0,
+    snapshots: int | None = None,
 ) -> dict[str, Told]:
     step = 0
-    info = model_info(num_blocks=CONTEXT // 4 + spare_blocks, max_context=CONTEXT)
+    info = model_info(num_blocks=CONTEXT // 4 + spare_blocks, max_context=CONTEXT, snapshots=snapshots)
     core, runner = make_core(
         DigestSampler(redraws=redraws),
         info=info,
@@ -89,6 +91,7 @@ def serve(
         step_target_ms=step_target_ms,
         clock=lambda: float(step),
         ahead=ahead,
+        state_stride=8,
     )
     runner.refuse = refuse_poison
     told: dict[str, Told] = {}
@@ -133,7 +136,7 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     assert kind in possible
 
 
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(160))
 @given(
     guests(),
     st.integers(0, 12),
@@ -141,13 +144,29 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     st.sampled_from([1e-6, 1e9]),
     st.booleans(),
     st.sampled_from([None, 0, 2, 5]),
+    st.sampled_from([None, 0, 1, 2, 9]),
 )
 def test_random_traffic(
-    plan: list[Guest], spare_blocks: int, max_running: int, step_target_ms: float, early: bool, redraws: int | None
+    plan: list[Guest],
+    spare_blocks: int,
+    max_running: int,
+    step_target_ms: float,
+    early: bool,
+    redraws: int | None,
+    snapshots: int | None,
 ) -> None:
-    """``redraws`` is None where each step is read before the next one is launched."""
-    ahead = redraws is not None
-    told = serve(plan, spare_blocks, max_running, step_target_ms, early=early, ahead=ahead, redraws=redraws or 0)
+    """``redraws`` is None where each step is read before the next one is launched, ``snapshots`` for a model without
+    recurrent states."""
+    told = serve(
+        plan,
+        spare_blocks,
+        max_running,
+        step_target_ms,
+        early=early,
+        ahead=redraws is not None,
+        redraws=redraws or 0,
+        snapshots=snapshots,
+    )
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])
