@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.closeness import REORDERED_SUMS, difference
 from engine.fused.kernels import few_rows_kernel
 from engine.fused.linear import FirstLinear, is_plain
 from engine.model.loader import LoadedModel
-from engine.model.rewrites import REORDERED_SUMS, difference
 from engine.runner.cuda_graphs import CudaRecorder
 
 _log = logging.getLogger(__name__)

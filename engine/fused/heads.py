@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from engine.attention.base import AttentionOptions
+from engine.closeness import ROUNDING, difference
 from engine.fused.ops import FusedNorm, rotated
 from engine.model import attention_hook
 from engine.model.architecture import ATTENTION_PARTS, HEAD_NORMS
 from engine.model.loader import LoadedModel
 from engine.model.probe import attending_to_itself, dry_run
-from engine.model.rewrites import ROUNDING, difference
 
 
 @dataclass(frozen=True, slots=True)

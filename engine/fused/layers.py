@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from engine.closeness import ROUNDING, difference
 from engine.fused.kernels import add_norm_kernel
 from engine.fused.ops import FusedNorm, power_of_two, warps_of
 from engine.model.architecture import ATTENTION, LAYER_NORMS, MLP, RESIDUAL_SCALE
 from engine.model.loader import LoadedModel
 from engine.model.probe import attending_to_itself, dry_run
-from engine.model.rewrites import ROUNDING, difference
 
 _SCALES = (1.0, 1 / 256)  # of the hidden states: in small ones, what a layer adds is all that counts
 

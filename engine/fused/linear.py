@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.closeness import REORDERED_SUMS, difference
 from engine.model.architecture import SHARED_INPUT
 from engine.model.loader import LoadedModel
 from engine.model.probe import dry_run
-from engine.model.rewrites import REORDERED_SUMS, difference
 
 
 @dataclass(frozen=True, slots=True)

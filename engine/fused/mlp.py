@@ -12,10 +12,10 @@ import torch
 import triton
 from torch import nn
 
+from engine.closeness import ROUNDING, difference
 from engine.fused.kernels import ACTIVATIONS, activate_kernel
 from engine.model.architecture import DOWN, GATE_AND_UP
 from engine.model.loader import LoadedModel
-from engine.model.rewrites import ROUNDING, difference
 
 _SCALES = (0.1, 1.0, 30.0)  # activations are alike near zero, and far from it
 _BLOCK = 1024

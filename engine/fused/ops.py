@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from triton import JITFunction
 
+from engine.closeness import ROUNDING, difference
 from engine.fused.kernels import norm_kernel, rotate_kernel
 from engine.model.architecture import RMS_NORM, ROTATE
 from engine.model.loader import LoadedModel
-from engine.model.rewrites import ROUNDING, difference
 
 _INTERPRETED = not isinstance(norm_kernel, JITFunction)
 

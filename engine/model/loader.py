@@ -28,6 +28,7 @@ from engine.model import attention_hook
 from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights
 from engine.model.probe import Probe, probe
 from engine.model.weight_files import require_room
+from engine.recurrent.proof import require_equal_states
 
 Progress = Callable[[str, float], None]
 
@@ -75,6 +76,7 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     require_room(folder, model_config, num_weights, dtype, device)
     module = _load_weights(folder, model_config, dtype, device, progress)
     probed = probe(module, model_config.get_text_config())
+    require_equal_states(probed.mixers, model_config.get_text_config().hidden_size)
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
 
 

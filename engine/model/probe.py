@@ -18,8 +18,10 @@ from engine.cache.layout import KVShape
 from engine.cache.state_tensors import StateShape
 from engine.device.cuda_health import require_device
 from engine.failures import first_line
-from engine.model import attention_hook, mixer_hook
+from engine.model import attention_hook
 from engine.model.architecture import ATTENTION_LAYERS, STATE_LAYERS
+from engine.recurrent import mixer_hook
+from engine.recurrent.mixer_hook import Mixer
 from engine.recurrent.recurrences import Arguments, Recurrence
 from engine.recurrent.states import Operator
 
@@ -38,21 +40,12 @@ class ProbedLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbedMixer:
-    """One layer's recurrent part as the dry run saw it: its path in the model, and the states that it carries."""
-
-    name: str
-    module: nn.Module
-    states: list[StateShape]
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
     """The layers that attend in the order in which they run, those that carry a state, and the width of the logits."""
 
     layers: list[ProbedLayer]
     vocab_size: int
-    mixers: list[ProbedMixer] = field(default_factory=list)
+    mixers: list[Mixer] = field(default_factory=list)
 
     @property
     def states(self) -> list[StateShape]:
@@ -84,7 +77,7 @@ def probe(model: Any, text_config: Any) -> Probe:
     ordered = torch.arange(_TOKENS)[None]
     calls, vocab_size = _record(model, attention_hook.PROBE, ordered, ordered)
     layers = [_layer(names[module], module, seen) for module, seen in calls.items()]
-    mixers = [ProbedMixer(names[module], module, state.shapes) for module, state in states.items()]
+    mixers = [Mixer(names[module], module, state.shapes) for module, state in states.items()]
     _require_all_layers(text_config, layers, mixers)
     # One token repeated at one position: where anything but attention mixes tokens or counts positions, keys differ.
     same = torch.ones_like(ordered)
@@ -98,7 +91,7 @@ def probe(model: Any, text_config: Any) -> Probe:
     return Probe(layers, vocab_size, mixers)
 
 
-def _require_all_layers(text_config: Any, layers: list[ProbedLayer], mixers: list[ProbedMixer]) -> None:
+def _require_all_layers(text_config: Any, layers: list[ProbedLayer], mixers: list[Mixer]) -> None:
     """Each layer that attends and each that carries a state has to be seen, or its past would be lost."""
     count = text_config.num_hidden_layers
     kinds = getattr(text_config, "layer_types", None) or ["full_attention"] * count

@@ -6,25 +6,16 @@ What cannot be proven equal stays the model's own code: it is slower, never wron
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from math import inf, isnan
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 
+from engine.closeness import Tolerance
 from engine.device.cuda_health import DeviceError, device_errors
 from engine.model.loader import LoadedModel
 
 _log = logging.getLogger(__name__)
-
-Tolerance = Mapping[torch.dtype, float]
-"""How far apart results may be, as a share of the largest number, by the type that they are computed in."""
-
-ROUNDING: Tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""One rounding of the type: the same operations in the same order, rounded at different points."""
-
-REORDERED_SUMS: Tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Some steps of the type's precision: the same products, summed in another order."""
 
 
 class Rewrite(Protocol):
@@ -66,15 +57,6 @@ def apply_rewrites(model: LoadedModel, rewrites: Iterable[Rewrite]) -> int:
             _log.warning("The %s are not fused: %s", rewrite.name, error)
             break
     return swapped
-
-
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest expected number; infinite if shapes differ, and for NaN."""
-    if found.shape != expected.shape:
-        return inf
-    found, expected = found.float(), expected.float()
-    apart = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    return inf if isnan(apart) else apart
 
 
 def _apply(model: LoadedModel, rewrite: Rewrite) -> int:

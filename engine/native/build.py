@@ -11,10 +11,10 @@ from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.cache.kv_tensors import KVCache
+from engine.closeness import difference
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.model.probe import set_attention
-from engine.model.rewrites import difference
 from engine.native.decoder import describe, require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.native.library import load_library

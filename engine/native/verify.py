@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.functional import silu
 
 from engine.attention.base import AttentionOptions
+from engine.closeness import difference
 from engine.model import attention_hook
 from engine.model.probe import ProbedLayer
-from engine.model.rewrites import difference
 from engine.native.errors import NotNative
 
 TOLERANCE = 1e-4

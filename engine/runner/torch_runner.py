@@ -14,8 +14,9 @@ from engine.cache.layout import num_groups
 from engine.cache.state_tensors import StateCache
 from engine.device.cuda_health import require_device
 from engine.device.device_memory import ran_out, release_idle, step_ran_out
-from engine.model import attention_hook, mixer_hook
+from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
+from engine.recurrent import mixer_hook
 from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import RecordedSteps, Recorder, known_ids
 from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
@@ -49,7 +50,7 @@ class ModelRunner:
             attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
         self._states = RecurrentStates(states) if states is not None and states.states else None
         if self._states is not None:
-            mixer_hook.bind_all([(mixer.module, len(mixer.states)) for mixer in model.probe.mixers], self._states)
+            mixer_hook.bind_all(model.probe.mixers, self._states)
 
     @property
     def recorded_shapes(self) -> list[StepShape]:

@@ -14,6 +14,7 @@ from operator import add, eq
 from typing import Any, NamedTuple
 
 from engine.scheduling.sequence import ScheduledChunk
+from engine.scheduling.sequence import Sequence as OneSequence
 
 
 class GroupBlocks(NamedTuple):
@@ -242,12 +243,6 @@ def flatten(
         blocks = [sequence.other_tables[group - 1] if group else sequence.blocks for sequence in sequences]
         tables, table_starts = _joined_tables(blocks, stops, block_size)
         groups.append(GroupBlocks(tables, table_starts, block_size, firsts, lengths))
-    slots, loads, saves = array("i"), [], []
-    if states:
-        slots.extend([sequence.state_slot for sequence in sequences])
-        begun = [sequence for sequence, start in zip(sequences, starts, strict=True) if start == sequence.state_start]
-        loads = [(sequence.state_source, sequence.state_slot) for sequence in begun]
-        saves = [(slot, to) for slot, to in zip(slots, snapshots, strict=True) if to is not None]
     return FlatBatch(
         tokens,
         positions,
@@ -258,10 +253,18 @@ def flatten(
         position_axes,
         embeddings,
         key_limits,
-        slots,
-        tuple(loads),
-        tuple(saves),
+        *(_state_moves(sequences, starts, snapshots) if states else ()),
     )
+
+
+def _state_moves(
+    sequences: Sequence[OneSequence], starts: Sequence[int], snapshots: Sequence[int | None]
+) -> tuple[array[int], tuple[tuple[int | None, int], ...], tuple[tuple[int, int], ...]]:
+    """``state_slots``, ``state_loads`` and ``state_saves`` of a step."""
+    slots = array("i", [sequence.state_slot for sequence in sequences])
+    begun = [sequence for sequence, start in zip(sequences, starts, strict=True) if start == sequence.state_start]
+    loads = tuple((sequence.state_source, sequence.state_slot) for sequence in begun)
+    return slots, loads, tuple((slot, to) for slot, to in zip(slots, snapshots, strict=True) if to is not None)
 
 
 def _joined_tables(

@@ -56,7 +56,9 @@ class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
     A model with recurrent states carries the digest of the last token in the sequence's slot for states; a batch that
-    fails leaves there what means nothing. ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
+    fails leaves there what means nothing.
+
+    ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
     batch fail, and ``check`` as if the device were lost; ``shortage`` may name memory as the reason. Each token takes a
     second of ``seconds``.
     """
@@ -206,9 +208,7 @@ def make_core(
 ) -> tuple[Core, DigestRunner]:
     """A core whose chunks are small or, with a large target, as large as can be."""
     runner = DigestRunner(replace(info or model_info(), max_running=max_running))
-    config = EngineConfig(
-        path="", max_running=max_running, step_target_ms=step_target_ms, state_stride=state_stride
-    )
+    config = EngineConfig(path="", max_running=max_running, step_target_ms=step_target_ms, state_stride=state_stride)
     chosen = sampler or DigestSampler()
     ahead = AHEAD if ahead is None else ahead
     chosen.runner = runner if ahead else None

@@ -482,3 +482,22 @@ def test_a_pool_smaller_than_the_context_is_noticed() -> None:
 
 def test_tokens_of_the_tests_are_text() -> None:
     assert min(ids("aé👍")) >= FIRST_BYTE > EOS_ID
+
+
+def test_each_turn_computes_its_new_tokens_and_at_most_a_stride() -> None:
+    """Thoughts of earlier turns are not shown again, so that a turn repeats the prompt before it up to its end alone."""
+    stride = 16
+    core, runner = make_core(info=model_info(num_blocks=400, max_context=1200, snapshots=20), state_stride=stride)
+    history: list[int] = []
+    shown_before = 0
+    for turn in range(10):
+        shown = [*history, *range(40 + turn, 60 + turn)]
+        prompt = [*shown, 7, 8]  # the last two open the thoughts of the answer
+        before = len(runner.batches)
+        told = run_to_end(core, make_request("r", prompt, repeated_prefix=len(shown), max_tokens=12))["r"]
+        computed = sum(chunk.num_tokens for batch in runner.batches[before:] for chunk in batch)
+        new = len(prompt) - shown_before + len(told.tokens[0])
+        assert computed <= new + stride
+        assert told.done is not None
+        assert told.done.cached_tokens >= shown_before - stride
+        history, shown_before = [*shown, 9, *told.tokens[0][5:]], len(shown)

@@ -12,9 +12,10 @@ from torch import nn
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import EngineUnavailable
+from engine.closeness import ROUNDING, difference
 from engine.device import cuda_health
 from engine.model.loader import LoadedModel, load_model
-from engine.model.rewrites import ROUNDING, apply_rewrites, difference
+from engine.model.rewrites import apply_rewrites
 
 
 class Scaled(nn.Module):

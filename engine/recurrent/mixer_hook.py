@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from engine.api.errors import ModelRefused
+from engine.cache.state_tensors import StateShape
 from engine.recurrent.recurrences import RECURRENCES, Arguments, Recurrence
 from engine.recurrent.states import Operator, RecurrentStates
 
@@ -26,6 +27,14 @@ _KEPT = frozenset({"update_conv_state", "update_recurrent_state"})
 """What a mixer calls of its cache: the signs of one."""
 _CACHES = ("cache_params", "past_key_values")
 _STATE = "castor_mixer"
+
+
+class Mixer(NamedTuple):
+    """One layer's recurrent part: its path in the model, and the states that it carries, in the order of its calls."""
+
+    name: str
+    module: nn.Module
+    states: list[StateShape]
 
 
 class MixerState(Protocol):
@@ -131,12 +140,12 @@ def bind(module: nn.Module, state: MixerState) -> None:
     setattr(module, _STATE, state)
 
 
-def bind_all(modules: Iterable[tuple[nn.Module, int]], states: RecurrentStates) -> None:
-    """Bind each of the mixers of a model, given with the number of its states, to its part of ``states``."""
+def bind_all(found: Iterable[Mixer], states: RecurrentStates) -> None:
+    """Bind each of the mixers of a model to its part of ``states``."""
     first = 0
-    for module, count in modules:
-        bind(module, SlottedMixer(states, first))
-        first += count
+    for mixer in found:
+        bind(mixer.module, SlottedMixer(states, first))
+        first += len(mixer.states)
 
 
 def _convolution(module: nn.Module, original: Operator) -> Operator:

@@ -1,0 +1,67 @@
+"""Proves at load that the recurrent layers of a model compute in slots and chunks what their own forward does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.api.errors import ModelRefused
+from engine.api.requests import Request
+from engine.api.sampling import SamplingParams
+from engine.cache.state_tensors import StateCache
+from engine.closeness import difference
+from engine.recurrent import mixer_hook
+from engine.recurrent.mixer_hook import Mixer
+from engine.recurrent.states import RecurrentStates
+from engine.scheduling.flat_batch import flatten
+from engine.scheduling.sequence import ScheduledChunk, Sequence
+
+_LENGTHS = (71, 70)
+_CHUNKS = ((33, 1), (1, 64), (1, 1), (36, 4))
+"""Tokens of the two sequences in each step: chunks longer and shorter than those of the operators, and decodes."""
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+"""How far apart results may be, as a share of the largest number: sums of many products in another order."""
+
+
+def require_equal_states(mixers: list[Mixer], hidden_size: int) -> None:
+    """Raises ``ModelRefused`` where the states of a class of mixers do not give the numbers of its own forward.
+
+    One mixer of each class is compared, on random numbers.
+    """
+    for mixer in {type(mixer.module): mixer for mixer in mixers}.values():
+        weight = next(mixer.module.parameters())
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            torch.manual_seed(0)
+            texts = [torch.randn(1, length, hidden_size).to(weight) for length in _LENGTHS]
+            expected = torch.cat([_output(type(mixer.module).forward(mixer.module, text)) for text in texts], dim=1)
+            found = torch.cat(_in_chunks(mixer, texts), dim=1)
+        apart, limit = difference(found, expected), _TOLERANCE.get(weight.dtype, 0.0)
+        if apart > limit:
+            raise ModelRefused(
+                f"layer {mixer.name} ({type(mixer.module).__name__}) computes in chunks what differs from its own "
+                f"forward by {apart:.1e} of the largest number; rounding explains {limit:.0e}"
+            )
+
+
+def _in_chunks(mixer: Mixer, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs for both texts [1, tokens, hidden], computed side by side."""
+    states = RecurrentStates(StateCache(mixer.states, len(texts), texts[0].device))
+    mixer_hook.bind(mixer.module, mixer_hook.SlottedMixer(states, 0))
+    request = Request("proof", (0,), SamplingParams(1))
+    sequences = [Sequence(request, 0, [0] * text.shape[1], state_slot=slot) for slot, text in enumerate(texts)]
+    found: list[list[torch.Tensor]] = [[] for _ in texts]
+    for counts in _CHUNKS:
+        starts = [sum(part.shape[1] for part in parts) for parts in found]
+        chunks = [ScheduledChunk(*chunk) for chunk in zip(sequences, starts, counts, strict=True)]
+        states.prepare(flatten(chunks, 1, num_groups=0, states=True))
+        step = [text[:, start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
+        parts = _output(mixer.module(torch.cat(step, dim=1))).split(counts, dim=1)
+        for done, part in zip(found, parts, strict=True):
+            done.append(part)
+    return [torch.cat(parts, dim=1) for parts in found]
+
+
+def _output(result: Any) -> torch.Tensor:
+    out: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return out
