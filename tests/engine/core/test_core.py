@@ -485,7 +485,7 @@ def test_tokens_of_the_tests_are_text() -> None:
 
 
 def test_each_turn_computes_its_new_tokens_and_at_most_a_stride() -> None:
-    """Thoughts of earlier turns are not shown again, so that a turn repeats the prompt before it up to its end alone."""
+    """Earlier thoughts are not shown again: a turn repeats the prompt before it, but not the answer to it."""
     stride = 16
     core, runner = make_core(info=model_info(num_blocks=400, max_context=1200, snapshots=20), state_stride=stride)
     history: list[int] = []
