@@ -13,8 +13,8 @@ class Request:
 
     ``prompt`` holds token ids (at least one). ``salt`` separates tenants in the prefix cache: equal prompts share
     blocks only under equal salts. ``deadline`` is a ``time.monotonic()`` instant: all processes of a machine share it.
-    The first ``repeated_prefix`` tokens of the prompt are those that the next turn of the conversation is expected to
-    begin with: models with recurrent states keep a copy of them there.
+    Later requests of the conversation are expected to have the first tokens of this prompt in common with it, as many
+    as one of ``resume_points`` says: models with recurrent states keep a copy of them there.
     """
 
     id: str
@@ -23,4 +23,4 @@ class Request:
     candidates: int = 1
     salt: str = ""
     deadline: float | None = None
-    repeated_prefix: int = 0
+    resume_points: tuple[int, ...] = ()

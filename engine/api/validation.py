@@ -14,6 +14,7 @@ MAX_STOPS = 64
 MAX_STOP_LENGTH = 4096
 MAX_STOP_EXEMPT = 16
 MAX_MARKER_LENGTH = 64
+MAX_RESUME_POINTS = 8
 MAX_GRAMMAR_LENGTH = 2**20
 SEED_RANGE = range(-(2**63), 2**63)
 
@@ -39,8 +40,10 @@ def _problems(request: Request, info: ModelInfo, config: EngineConfig) -> Iterat
     most = info.max_running + config.max_waiting
     if not 1 <= request.candidates <= most:
         yield f"candidates is {request.candidates}; ask for 1 to {most}."
-    if not 0 <= request.repeated_prefix <= len(prompt):
-        yield f"repeated_prefix is {request.repeated_prefix}; give 0 to {len(prompt)}, the tokens of the prompt."
+    if len(request.resume_points) > MAX_RESUME_POINTS:
+        yield f"resume_points has {len(request.resume_points)} entries; give at most {MAX_RESUME_POINTS}."
+    if outside_prompt := [point for point in request.resume_points if not 0 <= point <= len(prompt)]:
+        yield f"resume_points has {outside_prompt[0]}; give 0 to {len(prompt)}, the tokens of the prompt."
     if request.deadline is not None and request.deadline != request.deadline:
         yield "deadline is not a number; give a monotonic instant in seconds, or none."
     yield from _sampling_problems(request.sampling, info)

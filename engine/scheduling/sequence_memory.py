@@ -119,7 +119,7 @@ class SequenceMemory:
 
     def _next_snapshot(self, sequence: Sequence, start: int) -> int:
         size, request = self._pool.block_size, sequence.request
-        ends = [(start // self._stride + 1) * self._stride, request.repeated_prefix // size * size]
+        ends = [(start // self._stride + 1) * self._stride, *(point // size * size for point in request.resume_points)]
         if request.candidates > 1:
             # All candidates compute the prompt's last token, for its logits.
             ends.append((len(request.prompt) - 1) // size * size)

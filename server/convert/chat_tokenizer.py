@@ -106,6 +106,24 @@ class ChatTokenizer:
         except TooManyTokens as prompt:
             return prompt.count
 
+    async def resume_points(self, chat: TemplateInput, ids: list[int], *, owner: str = "") -> tuple[int, ...]:
+        """How many tokens of the prompt ``ids`` later requests of the conversation repeat (`Renderer.resume_points`).
+
+        Nothing is known, and no request fails, where finding out takes too much.
+        """
+        if chat.size < BULKY_CHARACTERS:
+            async with self._turn:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._thread, self._renderer.resume_points, chat, ids)
+        try:
+            points: tuple[int, ...] = await self._child.run(
+                resumed, str(self._folder), chat, ids, owner=owner, seconds=ENCODE_SECONDS, patience=None
+            )
+            return points
+        except (TookTooLong, TookTooMuch, ChildDied, JobFailed) as failure:
+            log.warning("what later requests repeat of a conversation is not known", reason=str(failure))
+            return ()
+
     def fits(self, characters: int, context: int) -> bool:
         """False if texts of this many characters certainly do not fit into ``context`` tokens: no token covers more
         than ``longest_token``."""
@@ -150,6 +168,11 @@ def encoded(folder: str, chat: TemplateInput, most: int | None) -> tuple[int, by
     each."""
     ids = _renderer(folder).ids(chat)
     return len(ids), array("I", ids if most is None or len(ids) <= most else ()).tobytes()
+
+
+def resumed(folder: str, chat: TemplateInput, ids: list[int]) -> tuple[int, ...]:
+    """Runs in a child for `ChatTokenizer.resume_points`."""
+    return _renderer(folder).resume_points(chat, ids)
 
 
 def _load_in_child(folder: str) -> None:

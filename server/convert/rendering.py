@@ -8,9 +8,11 @@ the control tokens that the template writes, and no others.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from inspect import signature
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -49,6 +51,13 @@ class ChatMessage(TypedDict):
 
 
 Messages = Sequence[ChatMessage]
+_CALL = {"id": "call00000", "type": "function", "function": {"name": "x", "arguments": {}}}
+_QUESTION: Messages = ({"role": "assistant", "content": "x"}, {"role": "user", "content": "x"})
+_RESULT: Messages = (
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "x", "name": "x", "tool_call_id": "call00000"},
+)
+"""What may come next in a conversation."""
 Declared = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
 Change = Callable[[str, bool], str]
@@ -122,6 +131,39 @@ class Renderer:
         if not ids:
             raise InvalidArgument("* GenerateContentRequest.contents: contents have no text to answer")
         return ids
+
+    def resume_points(self, chat: TemplateInput, ids: list[int]) -> tuple[int, ...]:
+        """How many tokens of a prompt later requests of the conversation have in common with it, ascending.
+
+        What follows is rendered twice: an answer and a question, and where there are functions a call and its result.
+        Their common beginning with the prompt ends at the latest where the answer begins; templates that drop earlier
+        thoughts make it shorter. Without a chat template everything is repeated.
+        """
+        if self.tokenizer.chat_template is None:
+            return (len(ids),)
+        return tuple(sorted({*self._repeated(chat, ids, _QUESTION), *self._repeated(chat, ids, _RESULT)}))
+
+    def _repeated(self, chat: TemplateInput, ids: list[int], next_turn: Messages) -> Iterator[int]:
+        """The common beginning of a prompt and the same conversation with its ``next_turn``, if that can be rendered.
+
+        Tried first with the caller's texts blanked, which is quick: what the template writes after the common beginning
+        is usually the same then.
+        """
+        if next_turn is _RESULT and not chat.tools:
+            return
+        blank = _blank()
+        blanked = [_changed(message, blank) for message in chat.messages]
+        try:
+            for messages, prompt in ((blanked, None), (chat.messages, ids)):
+                now, later = (replace(chat, messages=[*messages, *more]) for more in ((), next_turn))
+                found = prompt or _chat_ids(self.tokenizer, now)
+                same = takewhile(bool, map(eq, found, _chat_ids(self.tokenizer, later)))
+                tail = found[sum(same) :]
+                if ids[len(ids) - len(tail) :] == tail:
+                    yield len(ids) - len(tail)
+                    return
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, ValueError):
+            return  # the template allows no such turn here
 
     def _check_control_tokens(self, ids: list[int], chat: TemplateInput) -> None:
         """Compare with the same conversation without the caller's text and, because templates inspect it, with one

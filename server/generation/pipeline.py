@@ -161,6 +161,7 @@ class Pipeline:
             grammar = await self._grammar(config, chat, tokenizer, entry.spec.strict_schemas)
             caller.ignored.extend(grammar.ignored if grammar else ())
             prompt, document_tokens = await prompt_within(info.max_context, chat, tokenizer)
+            resumed = await tokenizer.resume_points(chat.chat, prompt, owner=chat.owner) if info.state_bytes else ()
         thinking = with_open_thought(chat.thinking, prompt, tokenizer)
         sampling = sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt))
         text, starts = (grammar.text, grammar.call_starts) if grammar else (None, ())
@@ -171,6 +172,7 @@ class Pipeline:
             candidates=config.candidate_count or 1,
             salt=chat.owner,
             deadline=deadline,
+            resume_points=resumed,
         )
         new_parser = answer_parser(
             tokenizer.family,

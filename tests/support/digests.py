@@ -226,11 +226,11 @@ def make_request(
     salt: str = "",
     deadline: float | None = None,
     max_tokens: int = 8,
-    repeated_prefix: int = 0,
+    resume_points: tuple[int, ...] = (),
     **sampling: Any,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, **{"stop_ids": (EOS_ID,), **sampling})
-    return Request(request_id, tuple(prompt), params, candidates, salt, deadline, repeated_prefix)
+    return Request(request_id, tuple(prompt), params, candidates, salt, deadline, resume_points)
 
 
 @dataclass

@@ -494,7 +494,7 @@ def test_each_turn_computes_its_new_tokens_and_at_most_a_stride() -> None:
         shown = [*history, *range(40 + turn, 60 + turn)]
         prompt = [*shown, 7, 8]  # the last two open the thoughts of the answer
         before = len(runner.batches)
-        told = run_to_end(core, make_request("r", prompt, repeated_prefix=len(shown), max_tokens=12))["r"]
+        told = run_to_end(core, make_request("r", prompt, resume_points=(len(shown),), max_tokens=12))["r"]
         computed = sum(chunk.num_tokens for batch in runner.batches[before:] for chunk in batch)
         new = len(prompt) - shown_before + len(told.tokens[0])
         assert computed <= new + stride

@@ -54,7 +54,7 @@ def guest(draw: st.DrawFn, number: int) -> Guest:
         max_tokens=draw(st.integers(1, 30)),
         seed=draw(st.integers(0, 3)),
         stop=draw(st.sampled_from([(), ("a",), ("\ufffd\ufffd",)])),
-        repeated_prefix=draw(st.integers(0, length)),
+        resume_points=tuple(draw(st.lists(st.integers(0, length), max_size=2))),
     )
     return Guest(request, draw(st.integers(0, LAST_ARRIVAL)), draw(instants))
 

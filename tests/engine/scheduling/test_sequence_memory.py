@@ -22,7 +22,7 @@ class Memory:
         self.running: list[Sequence] = []
 
     def start(self, tokens: list[int], *, repeated: int = 0, candidates: int = 1, salt: str = "") -> Sequence:
-        request = Request("r", tuple(tokens), SamplingParams(1), candidates, salt, repeated_prefix=repeated)
+        request = Request("r", tuple(tokens), SamplingParams(1), candidates, salt, resume_points=(repeated,))
         sequence = Sequence(request, 0, list(tokens))
         assert self.memory.start(sequence, spare=0)
         self.running.append(sequence)
