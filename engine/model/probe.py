@@ -118,7 +118,7 @@ class _EachTokenAlone:
         return [self._shapes[call] for call in range(len(self._shapes))]
 
     def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        self._shapes[call] = StateShape((weight.shape[0], weight.shape[1] - 1), x.dtype)
+        self._shapes[call] = StateShape((weight.shape[1] - 1, weight.shape[0]), x.dtype)
         out = x * weight[:, -1:]
         return (out if bias is None else out + bias.unsqueeze(-1)).to(x.dtype)
 

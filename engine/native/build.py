@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.errors import ModelRefused
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.cache.kv_tensors import KVCache
+from engine.cache.state_tensors import StateCache
 from engine.closeness import difference
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
@@ -19,7 +22,9 @@ from engine.native.decoder import describe, require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.native.library import load_library
 from engine.native.runner import NativeRunner
+from engine.native.states import NativeStates
 from engine.native.verify import PRIME, TOLERANCE, read_turns, require_formula
+from engine.recurrent.proof import require_equal_states
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from engine.weights.gguf_blocks import read_blocks
 
@@ -61,6 +66,19 @@ def native_runner(
     # Little is left for torch to do, and its busily waiting threads would take the cores from those of the C code.
     torch.set_num_threads(1)
     return runner
+
+
+def native_states(model: LoadedModel, cache: StateCache, config: EngineConfig) -> NativeStates:
+    """What advances the recurrent states of ``model`` in C, proved equal to its own mixers. Raises ``NotNative``."""
+    if not config.native:
+        raise NotNative("native is off in the configuration")
+    try:
+        code = load_library(None if config.cache_dir is None else Path(config.cache_dir) / "native")
+        make = partial(NativeStates, code=code, threads=torch.get_num_threads())
+        require_equal_states(model.probe.mixers, model.module.config.get_text_config().hidden_size, make)
+        return make(cache)
+    except (*UNFORESEEN, ModelRefused) as error:
+        raise NotNative(f"{type(error).__name__}: {error}") from error
 
 
 def _require_equal(runner: NativeRunner, tokens: list[int], expected: torch.Tensor) -> None:

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "matmul.h"
+#include "states.h"
 
 typedef struct {
     Matrix qkv, output, gate_up, down;

@@ -1,6 +1,6 @@
 """The C code as a library: compiled for this processor at its first use, kept in the cache, called through ctypes.
 
-The structures mirror those of ``forward.c`` and ``matmul.h``, field by field.
+The structures mirror those of ``forward.c``, ``matmul.h`` and ``states.h``, field by field.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from ctypes import POINTER, Structure, c_float, c_int32, c_uint8, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint8, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from engine.native.errors import NotNative
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("forward.c")
-HEADERS = ("attention.h", "matmul.h", "pool.h", "vectors.h")
+HEADERS = ("attention.h", "matmul.h", "pool.h", "states.h", "vectors.h")
 # The first that the compiler takes: x86 knows -march=native, some compilers for ARM only the other.
 TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
@@ -72,6 +72,38 @@ class Batch(Structure):
     )
 
 
+def _tensors(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, c_void_p) for name in names)
+
+
+def _numbers(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, c_int32) for name in names)
+
+
+class Delta(Structure):
+    _fields_ = (
+        *_tensors("query", "key", "value", "beta", "decay", "out", "states", "slots"),
+        ("stride", c_int64),
+        *_numbers("sequences", "heads", "key_heads", "key_size", "value_size", "by_channel"),
+    )
+
+
+class Mamba2(Structure):
+    _fields_ = (
+        *_tensors("x", "dt", "decay", "writing", "reading", "skip", "out", "states", "slots"),
+        ("stride", c_int64),
+        *_numbers("sequences", "heads", "groups", "size", "width"),
+    )
+
+
+class Convolution(Structure):
+    _fields_ = (
+        *_tensors("x", "weights", "bias", "out", "states", "starts", "lengths", "slots"),
+        ("stride", c_int64),
+        *_numbers("sequences", "channels", "taps"),
+    )
+
+
 def load_library(cache: Path | None) -> Any:
     """The compiled code, kept in ``cache`` for the next start if no other user can write there.
 
@@ -98,6 +130,14 @@ def _declared(library: Any) -> Any:
     library.castor_close.restype = None
     library.castor_forward.argtypes = [c_void_p, POINTER(Batch)]
     library.castor_forward.restype = ctypes.c_int
+    library.castor_states_open.argtypes = [ctypes.c_int]
+    library.castor_states_open.restype = c_void_p
+    library.castor_states_close.argtypes = [c_void_p]
+    library.castor_states_close.restype = None
+    for name, step in (("delta", Delta), ("mamba2", Mamba2), ("convolution", Convolution)):
+        function = getattr(library, f"castor_{name}")
+        function.argtypes = [c_void_p, POINTER(step)]
+        function.restype = None
     return library
 
 

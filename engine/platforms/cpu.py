@@ -12,6 +12,7 @@ from engine.cache.state_tensors import StateCache
 from engine.device.machine_memory import available_bytes
 from engine.model.loader import LoadedModel, Progress
 from engine.native.errors import NotNative, WeightsGone
+from engine.recurrent.states import RecurrentStates
 from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler
@@ -68,16 +69,22 @@ class CpuPlatform:
         progress: Progress,
     ) -> Runner:
         # Imported late: an image for GPUs may lack what only the C forward needs (gguf).
-        from engine.native.build import native_runner
+        from engine.native.build import native_runner, native_states
 
+        level = logging.WARNING if config.native else logging.INFO
         try:
             return native_runner(model, cache, info, config, progress)
         except WeightsGone:
             raise
         except NotNative as reason:
-            level = logging.WARNING if config.native else logging.INFO
             _log.log(level, "Computed by torch, which is slower, and not natively: %s", str(reason))
-        return ModelRunner(model, attention(cache, model.windows), info, states)
+        advancing = RecurrentStates(states)
+        if model.probe.mixers:
+            try:
+                advancing = native_states(model, states, config)
+            except NotNative as reason:
+                _log.log(level, "Recurrent states are advanced by torch, which is slower: %s", str(reason))
+        return ModelRunner(model, attention(cache, model.windows), info, advancing)
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Nothing: a CPU has no launches to save."""

@@ -16,6 +16,7 @@ from engine.failures import first_line
 from engine.fused.linear import FuseLinears
 from engine.model.loader import LoadedModel, Progress
 from engine.model.rewrites import apply_rewrites
+from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import CudaRecorder, Recorder, batch_sizes
 from engine.runner.memory_profile import Attention, profile_steps
 from engine.runner.torch_runner import ModelRunner
@@ -100,7 +101,7 @@ class CudaPlatform:
         _progress: Progress,
         /,
     ) -> Runner:
-        return ModelRunner(model, attention(cache, model.windows), info, states)
+        return ModelRunner(model, attention(cache, model.windows), info, RecurrentStates(states))
 
     def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
         """Steps that cannot be recorded are launched kernel by kernel."""

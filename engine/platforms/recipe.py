@@ -27,6 +27,7 @@ from engine.native.errors import WeightsGone
 from engine.platforms.base import Platform
 from engine.platforms.cpu import CpuPlatform
 from engine.platforms.cuda import CudaPlatform
+from engine.recurrent.states import RecurrentStates
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.contracts import Runner
 
@@ -87,7 +88,7 @@ def start_model(
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
     del model
     model = load()
-    return ModelRunner(model, attention(cache, model.windows), info, states)
+    return ModelRunner(model, attention(cache, model.windows), info, RecurrentStates(states))
 
 
 def _allocate_caches(

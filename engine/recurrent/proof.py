@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """How far apart results may be, as a share of the largest number: sums of many products in another order."""
 
 
-def require_equal_states(mixers: list[Mixer], hidden_size: int) -> None:
+def require_equal_states(
+    mixers: list[Mixer], hidden_size: int, make: Callable[[StateCache], RecurrentStates] | None = None
+) -> None:
     """Raises ``ModelRefused`` where the states of a class of mixers do not give the numbers of its own forward.
 
-    One mixer of each class is compared, on random numbers.
+    One mixer of each class is compared, on random numbers, with what ``make`` makes, by default ``RecurrentStates``.
     """
     for mixer in {type(mixer.module): mixer for mixer in mixers}.values():
         weight = next(mixer.module.parameters())
@@ -35,7 +38,7 @@ def require_equal_states(mixers: list[Mixer], hidden_size: int) -> None:
             torch.manual_seed(0)
             texts = [torch.randn(1, length, hidden_size).to(weight) for length in _LENGTHS]
             expected = torch.cat([_output(type(mixer.module).forward(mixer.module, text)) for text in texts], dim=1)
-            found = torch.cat(_in_chunks(mixer, texts), dim=1)
+            found = torch.cat(_in_chunks(mixer, texts, make or RecurrentStates), dim=1)
         apart, limit = difference(found, expected), _TOLERANCE.get(weight.dtype, 0.0)
         if apart > limit:
             raise ModelRefused(
@@ -44,9 +47,11 @@ def require_equal_states(mixers: list[Mixer], hidden_size: int) -> None:
             )
 
 
-def _in_chunks(mixer: Mixer, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+def _in_chunks(
+    mixer: Mixer, texts: list[torch.Tensor], make: Callable[[StateCache], RecurrentStates]
+) -> list[torch.Tensor]:
     """The outputs for both texts [1, tokens, hidden], computed side by side."""
-    states = RecurrentStates(StateCache(mixer.states, len(texts), texts[0].device))
+    states = make(StateCache(mixer.states, len(texts), texts[0].device))
     mixer_hook.bind(mixer.module, mixer_hook.SlottedMixer(states, 0))
     request = Request("proof", (0,), SamplingParams(1))
     sequences = [Sequence(request, 0, [0] * text.shape[1], state_slot=slot) for slot, text in enumerate(texts)]

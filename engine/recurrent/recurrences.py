@@ -1,7 +1,7 @@
 """The recurrences of transformers' mixers: what each is called with, and one step of it for many sequences at once.
 
 A mixer computes several tokens of one sequence by an operator of its own family in chunks; one token is cheaper by the
-formula itself. ``state`` is float32 [sequences, heads, …] and is changed in place.
+formula itself.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -18,70 +18,113 @@ Arguments = Mapping[str, Any]
 _L2_EPSILON = 1e-6
 
 
+class DeltaInputs(NamedTuple):
+    """One token of ``n`` sequences for a gated delta rule, in float32.
+
+    query, key [n, key heads, key size], with the scale and the norm that they get; value [n, heads, value size]; beta
+    [n, heads]; decay [n, heads], or with a gate for each channel [n, heads, key size].
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    beta: torch.Tensor
+    decay: torch.Tensor
+
+
+class Mamba2Inputs(NamedTuple):
+    """One token of ``n`` sequences for a state space model, in float32.
+
+    x [n, heads, size]; dt, decay [n, heads]; writing, reading [n, groups, width]; skip [heads] or None.
+    """
+
+    x: torch.Tensor
+    dt: torch.Tensor
+    decay: torch.Tensor
+    writing: torch.Tensor
+    reading: torch.Tensor
+    skip: torch.Tensor | None
+
+
+Inputs = DeltaInputs | Mamba2Inputs
+
+
 @dataclass(frozen=True, slots=True)
 class Recurrence:
     """How an operator over several tokens is called: ``operator(**arguments)`` gives the output and the last state.
 
     ``by_token`` are its arguments that have the tokens as their second axis, [sequences, tokens, …]; ``value`` is the
-    one whose shape the output has. ``initial`` and ``final`` are its arguments for the state to begin with and for
-    wanting the last one. ``step`` takes the arguments with the tokens taken out, [sequences, …], and the states.
+    one whose shape the output has, which ``is_wide`` if it is float32 whatever the inputs are. ``initial`` and
+    ``final`` are its arguments for the state to begin with and for wanting the last one. ``inputs`` makes those of one
+    token from the arguments with the tokens taken out.
     """
 
     by_token: frozenset[str]
     value: str
     initial: str
     final: str
-    step: Callable[[Arguments, torch.Tensor], torch.Tensor]
+    is_wide: bool
+    inputs: Callable[[Arguments], Inputs]
 
 
-def delta_step(arguments: Arguments, state: torch.Tensor) -> torch.Tensor:
-    """One token of a gated delta rule (Yang et al., "Gated Delta Networks", 2024), also with a gate for each channel
-    (Kimi Team, "Kimi Linear", 2025).
-
-    query, key [n, key heads, key size], value [n, heads, value size], beta [n, heads], g [n, heads] or [n, heads, key
-    size], the logarithm of the decay; state [n, heads, key size, value size]. Returns [n, heads, value size] in the
-    type of query.
-    """
+def delta_inputs(arguments: Arguments) -> DeltaInputs:
+    """Those of a gated delta rule (Yang et al., "Gated Delta Networks", 2024), also with a gate for each channel (Kimi
+    Team, "Kimi Linear", 2025). g is the logarithm of the decay."""
     query, key, value, beta, g = (arguments[name].float() for name in ("query", "key", "value", "beta", "g"))
     if arguments.get("use_qk_l2norm_in_kernel"):
-        query = query * torch.rsqrt(query.square().sum(-1, keepdim=True) + _L2_EPSILON)
-        key = key * torch.rsqrt(key.square().sum(-1, keepdim=True) + _L2_EPSILON)
-    shared = value.shape[1] // key.shape[1]
-    query, key = (rows.repeat_interleave(shared, dim=1) for rows in (query, key))
-    state *= g.exp().view(*g.shape, *[1] * (4 - g.ndim))
-    missing = (value - torch.einsum("nhk,nhkv->nhv", key, state)) * beta.unsqueeze(-1)
-    state += key.unsqueeze(-1) * missing.unsqueeze(-2)
-    out = torch.einsum("nhk,nhkv->nhv", query * query.shape[-1] ** -0.5, state)
-    return out.to(arguments["query"].dtype)
+        query, key = (rows * torch.rsqrt(rows.square().sum(-1, keepdim=True) + _L2_EPSILON) for rows in (query, key))
+    return DeltaInputs(query * query.shape[-1] ** -0.5, key, value, beta, g.exp())
 
 
-def mamba2_step(arguments: Arguments, state: torch.Tensor) -> torch.Tensor:
-    """One token of a state space model with a scalar decay (Dao and Gu, "Transformers are SSMs", 2024).
-
-    hidden_states [n, heads, size], dt [n, heads], B and C [n, groups, state size], A, D, dt_bias [heads]; state [n,
-    heads, size, state size]. Returns float32 [n, heads, size].
-    """
-    x, dt = arguments["hidden_states"].float(), arguments["dt"]
+def mamba2_inputs(arguments: Arguments) -> Mamba2Inputs:
+    """Those of a state space model with a scalar decay (Dao and Gu, "Transformers are SSMs", 2024)."""
+    dt = arguments["dt"]
     if arguments.get("dt_bias") is not None:
         dt = dt + arguments["dt_bias"].to(dt.dtype)
     if arguments.get("dt_softplus"):
         dt = functional.softplus(dt)
     dt = dt.clamp(*arguments.get("dt_limit", (0.0, inf))).float()
-    shared = x.shape[1] // arguments["B"].shape[1]
-    writing, reading = (arguments[name].float().repeat_interleave(shared, dim=1) for name in ("B", "C"))
-    state *= (dt * arguments["A"].float()).exp()[..., None, None]
-    state += (dt.unsqueeze(-1) * x).unsqueeze(-1) * writing.unsqueeze(-2)
+    x, writing, reading = (arguments[name].float() for name in ("hidden_states", "B", "C"))
+    skip = arguments.get("D")
+    decay = (dt * arguments["A"].float()).exp()
+    return Mamba2Inputs(x, dt, decay, writing, reading, None if skip is None else skip.float())
+
+
+def advance(inputs: Inputs, state: torch.Tensor) -> torch.Tensor:
+    """Compute one token of each sequence: changes ``state`` in place, and returns float32 [n, heads, size of value].
+
+    ``state`` is float32 [n, heads, key size, value size] for a delta rule, else [n, heads, size, width].
+    """
+    if isinstance(inputs, DeltaInputs):
+        shared = inputs.value.shape[1] // inputs.key.shape[1]
+        query, key = (rows.repeat_interleave(shared, dim=1) for rows in (inputs.query, inputs.key))
+        state *= inputs.decay.view(*inputs.decay.shape, *[1] * (4 - inputs.decay.ndim))
+        missing = (inputs.value - torch.einsum("nhk,nhkv->nhv", key, state)) * inputs.beta.unsqueeze(-1)
+        state += key.unsqueeze(-1) * missing.unsqueeze(-2)
+        return torch.einsum("nhk,nhkv->nhv", query, state)
+    shared = inputs.x.shape[1] // inputs.writing.shape[1]
+    writing, reading = (rows.repeat_interleave(shared, dim=1) for rows in (inputs.writing, inputs.reading))
+    state *= inputs.decay[..., None, None]
+    state += (inputs.dt.unsqueeze(-1) * inputs.x).unsqueeze(-1) * writing.unsqueeze(-2)
     out = (state * reading.unsqueeze(-2)).sum(-1)
-    if arguments.get("D") is not None:
-        out += arguments["D"].float().unsqueeze(-1) * x
-    return out
+    return out if inputs.skip is None else out + inputs.skip.unsqueeze(-1) * inputs.x
 
 
 _DELTA = Recurrence(
-    frozenset({"query", "key", "value", "g", "beta"}), "value", "initial_state", "output_final_state", delta_step
+    by_token=frozenset({"query", "key", "value", "g", "beta"}),
+    value="value",
+    initial="initial_state",
+    final="output_final_state",
+    is_wide=False,
+    inputs=delta_inputs,
 )
 _MAMBA2 = Recurrence(
-    frozenset({"hidden_states", "dt", "B", "C"}), "hidden_states", "initial_states", "return_final_states", mamba2_step
+    by_token=frozenset({"hidden_states", "dt", "B", "C"}),
+    value="hidden_states",
+    initial="initial_states",
+    final="return_final_states",
+    is_wide=True,
+    inputs=mamba2_inputs,
 )
 
 RECURRENCES: Mapping[str, Recurrence] = {

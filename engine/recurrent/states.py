@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from engine.cache.state_tensors import StateCache
 from engine.device.staging import StagedNumbers
-from engine.recurrent.recurrences import Arguments, Recurrence
+from engine.recurrent.recurrences import Arguments, Inputs, Recurrence, advance
 from engine.recurrent.step import StateStep, on_device, state_step
 from engine.scheduling.flat_batch import FlatBatch, StepShape
 
@@ -63,50 +63,50 @@ class RecurrentStates:
     def convolve(self, index: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """A causal convolution of each channel over the tokens of each sequence: x [1, channels, tokens], the same out.
 
-        weight [channels, width], bias [channels] or None. The state is the last ``width - 1`` columns of x.
+        weight [channels, width], bias [channels] or None. The state is the last ``width - 1`` tokens of x, [width - 1,
+        channels].
         """
-        states, step, out = self._cache.states[index], self._step, torch.empty_like(x)
+        states, step, tokens = self._cache.states[index], self._step, x[0].T
+        out = torch.empty_like(tokens)
         if len(step.slots):
-            rows = x[0].T if step.rows is None else x[0].T[step.rows]
-            seen = torch.cat([states[step.slots], rows.unsqueeze(-1)], dim=-1)
-            states.index_copy_(0, step.slots, seen[..., 1:].to(states.dtype))
-            found = (seen.float() * weight.float()).sum(-1)
-            found = (found if bias is None else found + bias.float()).to(x.dtype)
-            if step.rows is None:
-                return found.T.unsqueeze(0)
-            out[0].T[step.rows] = found
+            rows = slice(None) if step.rows is None else step.rows
+            seen = torch.cat([states[step.slots], tokens[rows].unsqueeze(1)], dim=1)
+            states.index_copy_(0, step.slots, seen[:, 1:].to(states.dtype))
+            found = (seen.float() * weight.T.float()).sum(1)
+            out[rows] = (found if bias is None else found + bias.float()).to(x.dtype)
         for start, stop, slot in step.prefills:
-            seen = torch.cat([states[slot], x[0, :, start:stop]], dim=-1)
-            states[slot] = seen[:, seen.shape[1] - states.shape[-1] :]
-            out[0, :, start:stop] = functional.conv1d(
-                seen.to(weight.dtype).unsqueeze(0), weight.unsqueeze(1), bias, groups=len(weight)
-            )[0]
-        return out
+            seen = torch.cat([states[slot], tokens[start:stop]])
+            states[slot] = seen[len(seen) - states.shape[1] :]
+            out[start:stop] = functional.conv1d(
+                seen.T.to(weight.dtype), weight.unsqueeze(1), bias, groups=len(weight)
+            ).T
+        return out.T.unsqueeze(0)
 
     def recur(self, index: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
         """A recurrence over the tokens of each sequence: arguments by token are [1, tokens, …], as is the output."""
         states, step = self._cache.states[index], self._step
         by_token = {name: arguments[name] for name in recurrence.by_token}
-        out: torch.Tensor | None = None
+        value = by_token[recurrence.value]
+        out = torch.empty_like(value, dtype=torch.float32 if recurrence.is_wide else None)
         if len(step.slots):
-            taken = {n: rows[0] if step.rows is None else rows[0, step.rows] for n, rows in by_token.items()}
-            state = states[step.slots]
-            found = recurrence.step({**arguments, **taken}, state)
-            states.index_copy_(0, step.slots, state)
-            if step.rows is None:
-                return found.unsqueeze(0)
-            out = found.new_empty(1, by_token[recurrence.value].shape[1], *found.shape[1:])
-            out[0, step.rows] = found
+            rows = slice(None) if step.rows is None else step.rows
+            taken = {name: numbers[0, rows] for name, numbers in by_token.items()}
+            found = self.advance(index, recurrence.inputs({**arguments, **taken}), step.slots)
+            out[0, rows] = found.to(out.dtype)
         for start, stop, slot in step.prefills:
-            taken = {name: rows[:, start:stop] for name, rows in by_token.items()}
-            found, last = operator(
-                **{**arguments, **taken, recurrence.initial: states[slot : slot + 1], recurrence.final: True}
-            )
+            taken = {name: numbers[:, start:stop] for name, numbers in by_token.items()}
+            states_before = {recurrence.initial: states[slot : slot + 1], recurrence.final: True}
+            found, last = operator(**{**arguments, **taken, **states_before})
             states[slot] = last[0]
-            if out is None:
-                out = found.new_empty(1, by_token[recurrence.value].shape[1], *found.shape[2:])
             out[:, start:stop] = found
-        assert out is not None, "a step has tokens"
+        return out
+
+    def advance(self, index: int, inputs: Inputs, slots: torch.Tensor) -> torch.Tensor:
+        """One token of the sequences in ``slots``: ``recurrences.advance`` where their states lie."""
+        states = self._cache.states[index]
+        state = states[slots]
+        out = advance(inputs, state)
+        states.index_copy_(0, slots, state)
         return out
 
     def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:

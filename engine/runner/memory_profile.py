@@ -24,6 +24,7 @@ from engine.constraints.masks import Mask, all_but
 from engine.device.cuda_health import DeviceError, device_errors
 from engine.device.device_memory import who_holds
 from engine.model.loader import LoadedModel
+from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import recorded_shapes
 from engine.runner.torch_runner import ModelRunner
 from engine.sampling import DeviceSampler
@@ -77,7 +78,7 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     device = torch.device(info.device)
     shapes, fp8 = [layer.shape for layer in layers], config.kv_dtype == "fp8"
     cache = KVCache(shapes, 1, info.block_size, dtype=model.module.dtype, device=device, fp8=fp8)
-    states = StateCache(model.probe.states, 1, device)
+    states = RecurrentStates(StateCache(model.probe.states, 1, device))
     runner = ModelRunner(model, attention(cache, model.windows), info, states)
     _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
     recorded = 0

@@ -11,7 +11,6 @@ from engine.api.engine import ModelInfo
 from engine.api.errors import OutOfMemory
 from engine.attention.base import AttentionBackend, GraphAttention
 from engine.cache.layout import num_groups
-from engine.cache.state_tensors import StateCache
 from engine.device.cuda_health import require_device
 from engine.device.device_memory import ran_out, release_idle, step_ran_out
 from engine.model import attention_hook
@@ -36,7 +35,7 @@ class ModelRunner:
         model: LoadedModel,
         attention: AttentionBackend,
         info: ModelInfo,
-        states: StateCache | None = None,
+        states: RecurrentStates | None = None,
     ) -> None:
         self.info = info
         self._model = model.module
@@ -48,7 +47,7 @@ class ModelRunner:
         self._is_short = False  # a step has just failed for want of memory
         for index, layer in enumerate(model.probe.layers):
             attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
-        self._states = RecurrentStates(states) if states is not None and states.states else None
+        self._states = states if model.probe.mixers else None
         if self._states is not None:
             mixer_hook.bind_all(model.probe.mixers, self._states)
 

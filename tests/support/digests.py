@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
@@ -284,14 +284,22 @@ def tell(told: dict[str, Told], events: list[RequestEvents]) -> None:
             told.setdefault(batch.request_id, Told()).add(event)
 
 
-def run_to_end(core: Core, *requests: Request, told: dict[str, Told] | None = None) -> dict[str, Told]:
-    """Submit the requests, step until nothing is left to do, and check that nothing is left over."""
+def run_to_end(
+    core: Core, *requests: Request, told: dict[str, Told] | None = None, cancelled: Collection[str] = ()
+) -> dict[str, Told]:
+    """Submit the requests, step until nothing is left to do, and check that nothing is left over.
+
+    Those that are ``cancelled`` are so after some steps, one after another.
+    """
     for request in requests:
         core.submit(request)
     told = {} if told is None else told
-    for _ in range(5000):
+    ending = dict(enumerate(cancelled, start=5))
+    for step in range(5000):
         if not core.has_work:
             break
+        if step in ending:
+            core.cancel(ending[step])
         tell(told, core.step())
         core.check()
     assert not core.has_work, "the core did not come to an end"

@@ -19,6 +19,7 @@ from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.state_tensors import StateCache
 from engine.model.loader import LoadedModel, load_model
+from engine.recurrent.states import RecurrentStates
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.contracts import Runner
 from engine.scheduling.sequence import ScheduledChunk, Sequence
@@ -77,6 +78,7 @@ class PagedModel:
         change: Callable[[Any], object] = lambda module: None,
         max_context: int = 512,
         fp8: bool = False,
+        states: Callable[[StateCache], RecurrentStates] = RecurrentStates,
     ) -> None:
         self.block_size = block_size
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
@@ -95,6 +97,7 @@ class PagedModel:
             "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, num_blocks, 8, (EOS_ID,)
         )
         self.attention = attention
+        self.advancing = states
         self.runner = self.make_runner(loaded, cache, info)
         self._random = random.Random(2)
         self._free = self._random.sample(range(num_blocks), num_blocks)
@@ -104,7 +107,7 @@ class PagedModel:
         states = StateCache(loaded.probe.states, self.NUM_SLOTS, torch.device("cpu"))
         for kept in states.states:
             kept.fill_(self.STALE)
-        return ModelRunner(loaded, self.attention(cache, windows), info, states)
+        return ModelRunner(loaded, self.attention(cache, windows), info, self.advancing(states))
 
     def take_blocks(self, num_tokens: int) -> list[int]:
         return [self._free.pop() for _ in range(-(-num_tokens // self.block_size))]
