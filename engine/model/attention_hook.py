@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.api.errors import ModelRefused
@@ -26,7 +27,10 @@ INERT = frozenset(
     {
         "cache_position",
         "dropout",
+        "image_sizes",
+        "labels",
         "layer_idx",
+        "logits_to_keep",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
@@ -138,8 +142,9 @@ def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_
     queries = torch.tensor([0, 1, length // 2, length - 2, length - 1], device=device)[:, None]
     zero = torch.zeros((), dtype=torch.long, device=device)
     try:
-        seen = mask_function(zero, zero, queries, keys).expand(len(queries), length)
-    except IndexError as error:  # masks of packed sequences or image spans look their positions up in a table
+        with _TextGoesOn():
+            seen = mask_function(zero, zero, queries, keys).expand(len(queries), length)
+    except IndexError as error:  # masks of packed sequences look their positions up in a table
         raise ModelRefused("the model's attention mask depends on more than the order of the tokens") from error
     causal = keys <= queries
     if torch.equal(seen, causal):
@@ -147,6 +152,23 @@ def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_
     elif not torch.equal(seen, causal & (keys > queries - window)):
         raise ModelRefused("the model's attention mask is neither causal nor causal with the configured sliding window")
     return torch.full((1, 1, 1, 1), float(window), device=device)
+
+
+class _TextGoesOn(TorchFunctionMode):  # type: ignore[misc]
+    """Within the block a table that tells no tokens apart is as long as it is asked for.
+
+    Models with images look up in which image each token of a step lies, also where all of them are text.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            table, places = args
+            if table.numel() and bool((table == table.flatten()[0]).all()):
+                limits = zip(places, table.shape, strict=False)
+                args = table, tuple(place.clamp(max=size - 1) for place, size in limits)
+        return function(*args, **keywords or {})
 
 
 def _layer_name(module: nn.Module) -> str:

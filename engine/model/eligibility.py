@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM, PreTrainedModel
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
@@ -37,53 +37,65 @@ def config_of(folder: Path) -> Any:
         wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
         if wrong:
             raise ModelRefused(f"{index} names {wrong[0]!r}; only *.safetensors beside it are read")
-    return read_config(folder)
+    config = read_config(folder)
+    # Where a checkpoint holds the text part of a composite alone, what describes the towers describes nothing.
+    model_class = served_class(config)
+    return config if isinstance(config, model_class.config_class) else config.get_text_config()
+
+
+def served_class(config: Any) -> Any:
+    """The class that loads a checkpoint: the one that it names, or else the one with its towers.
+
+    The names of weights are those of that class, so a composite is loaded whole although only its text is computed.
+    Raises ``ModelRefused`` for a model that does not continue text, or not with a decoder alone.
+    """
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+        raise ModelRefused(f"{config.model_type} is an encoder-decoder; only decoder models are served")
+    kinds = (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM)
+    found: list[Any] = [kind._model_mapping[type(config)] for kind in kinds if type(config) in kind._model_mapping]
+    if not found:
+        raise ModelRefused(f"{config.model_type} is not a causal language model: it does not continue text")
+    named = [model_class for model_class in found if model_class.__name__ in (config.architectures or ())]
+    return (named or found)[0]
 
 
 def require_eligible(config: Any) -> None:
     """Raises ``ModelRefused`` for a model whose configuration says that a paged decoder cannot serve it."""
     text = config.get_text_config()
-    if config.is_encoder_decoder or text.is_encoder_decoder:
-        raise ModelRefused(f"{config.model_type} is an encoder-decoder; only decoder models are served")
     if getattr(config, "quantization_config", None) is not None:
         raise ModelRefused(f"{config.model_type} has quantised weights (quantization_config), which are not supported")
-    model_class = _model_class(config)
+    model_class = served_class(config)
     for index, kind in enumerate(getattr(text, "layer_types", None) or ()):
         if kind not in SUPPORTED_LAYERS:
             raise ModelRefused(
                 f"layer {index} of {config.model_type} is of the type {kind!r}; only {sorted(SUPPORTED_LAYERS)} can be "
                 "served"
             )
+    if model_class.is_backend_compatible():
+        return
+    decoder = _without_memory(model_class, config).get_decoder()  # of a composite the part that reads text
     # Classes with recurrent layers do not say that they are compatible, although their attention is.
-    if not model_class.is_backend_compatible() and not hasattr(sys.modules[model_class.__module__], _INTERFACE):
+    through_interface = decoder.is_backend_compatible() if isinstance(decoder, PreTrainedModel) else False
+    if not through_interface and not hasattr(sys.modules[type(decoder).__module__], _INTERFACE):
         raise ModelRefused(
-            f"layer 0 of {config.model_type} ({_first_layer(model_class, config)}) does not send its attention through "
+            f"layer 0 of {config.model_type} ({_first_layer(decoder)}) does not send its attention through "
             "transformers' attention interface, so its cache cannot be paged"
         )
 
 
-def _model_class(config: Any) -> Any:
-    try:
-        return AutoModelForCausalLM._model_mapping[type(config)]
-    except KeyError as error:
-        raise ModelRefused(f"{config.model_type} is not a causal language model: it does not continue text") from error
-
-
-def _first_layer(model_class: Any, config: Any) -> str:
+def _first_layer(decoder: nn.Module) -> str:
     """The class of the first decoder layer and of its parts."""
-    model = _without_memory(model_class, config)
-    layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)), None)
+    layers = next((m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)), None)
     if layers is None:
-        return type(model).__name__
+        return type(decoder).__name__
     parts = {type(part).__name__ for part in layers[0].children()}
     return f"{type(layers[0]).__name__}: {', '.join(sorted(parts))}"
 
 
-def _without_memory(model_class: Any, config: Any) -> nn.Module:
+def _without_memory(model_class: Any, config: Any) -> Any:
     """The model that a configuration describes, with weights that have shapes but no values."""
     with refused_as(f"{config.model_type} cannot be built as its config.json says"), torch.device("meta"):
-        model: nn.Module = model_class(config)
-    return model
+        return model_class(config)
 
 
 def require_weights(folder: Path, config: Any) -> int:
@@ -91,7 +103,7 @@ def require_weights(folder: Path, config: Any) -> int:
 
     No weight takes less than a byte, since quantised ones are refused.
     """
-    described: int = sum(weight.numel() for weight in _without_memory(_model_class(config), config).parameters())
+    described: int = sum(weight.numel() for weight in _without_memory(served_class(config), config).parameters())
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if described > held:
         raise ModelRefused(
@@ -104,7 +116,11 @@ def require_weights(folder: Path, config: Any) -> int:
 def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:
     """The context in tokens, and what shortened it, if anything did. Raises ``ModelRefused``."""
     text = model_config.get_text_config()
-    limit: int = text.max_position_embeddings
+    limit: int | None = getattr(text, "max_position_embeddings", config.max_context)
+    if limit is None:
+        raise ModelRefused(
+            f"{text.model_type} names no max_position_embeddings; set max_context to the tokens that it was trained on"
+        )
     reason = ""
     original = _position_limit_of_stretched_rope(text)
     if original is not None and original < limit:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
@@ -25,7 +24,7 @@ from engine.device.allocator import take_first_memory
 from engine.device.device_memory import advice_on, refused_without_memory
 from engine.failures import refused_as
 from engine.model import attention_hook
-from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights
+from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights, served_class
 from engine.model.probe import Probe, probe
 from engine.model.weight_files import require_room
 from engine.recurrent.proof import require_equal_states
@@ -115,7 +114,7 @@ def _load_weights(
         refused_as(f"the weights in {folder} cannot be loaded"),
         refused_without_memory(f"the weights in {folder}", device, advice_on(device)),
     ):
-        module, report = AutoModelForCausalLM.from_pretrained(
+        module, report = served_class(config).from_pretrained(
             folder,
             config=config,
             dtype=dtype,

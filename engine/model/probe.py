@@ -26,6 +26,7 @@ from engine.recurrent.recurrences import Arguments, Recurrence
 from engine.recurrent.states import Operator
 
 _TOKENS = 4
+_TEXT_ID = 3  # ids below it are those of padding, begin and end in most vocabularies
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,9 @@ def probe(model: Any, text_config: Any) -> Probe:
         mixer_hook.install(module)
         mixer_hook.bind(module, state)
     ordered = torch.arange(_TOKENS)[None]
-    calls, vocab_size = _record(model, attention_hook.PROBE, ordered, ordered)
-    layers = [_layer(names[module], module, seen) for module, seen in calls.items()]
+    text = torch.full_like(ordered, _TEXT_ID)
+    first, vocab_size = _record(model, attention_hook.PROBE, text, ordered)
+    layers = [_layer(names[module], module, seen) for module, seen in first.items()]
     mixers = [Mixer(names[module], module, state.shapes) for module, state in states.items()]
     _require_all_layers(text_config, layers, mixers)
     # One token repeated at one position: where anything but attention mixes tokens or counts positions, keys differ.
@@ -88,6 +90,11 @@ def probe(model: Any, text_config: Any) -> Probe:
         key = call.key.float()
         if not torch.allclose(key, key[:, :, :1].expand_as(key), rtol=1e-2, atol=1e-3):
             raise ModelRefused(f"layer {names[module]} mixes neighbouring tokens or ignores position_ids")
+    # The first of all runs again, with the positions that the model counts by itself.
+    own, _ = _record(model, attention_hook.PAGED, text, None)
+    for module, (call,) in own.items():
+        if not torch.allclose(call.key.float(), first[module][0].key.float(), rtol=1e-2, atol=1e-3):
+            raise ModelRefused(f"layer {names[module]} does not count the positions of a text from 0")
     return Probe(layers, vocab_size, mixers)
 
 
@@ -171,7 +178,7 @@ def _attending(part: nn.Module, attend: Callable[..., torch.Tensor]) -> Iterator
             attention_hook.unbind(module)
 
 
-def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -> tuple[_Calls, int]:
+def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor | None) -> tuple[_Calls, int]:
     """What each attention module is called with, and the width of the logits. Attention yields zeros, so that tokens
     never mix."""
     calls: _Calls = {}
@@ -192,7 +199,7 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor) -
         with _attending(model, attend), torch.inference_mode():
             logits = model(
                 input_ids=ids.to(model.device),
-                position_ids=positions.to(model.device),
+                position_ids=None if positions is None else positions.to(model.device),
                 use_cache=False,
                 logits_to_keep=torch.tensor([_TOKENS - 1], device=model.device),
             ).logits

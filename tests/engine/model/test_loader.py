@@ -41,10 +41,14 @@ TINY = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attent
 @pytest.mark.parametrize(
     ("model_type", "config", "reason"),
     [
-        ("mamba", {"state_size": 4}, r"layer 0 of mamba is of the type 'linear_attention'"),
+        ("mamba", {"state_size": 4}, r"layer 0 of mamba \(MambaBlock.*attention interface"),
         ("bloom", {}, r"layer 0 of bloom \(BloomBlock.*attention interface"),
         ("falcon", {"alibi": True}, r"layer 0 of falcon \(FalconDecoderLayer.*attention interface"),
-        ("lfm2", {"num_key_value_heads": 2, "layer_types": ["full_attention", "conv"]}, r"layer 1 of lfm2.*'conv'"),
+        (
+            "llama4_text",
+            {"head_dim": 16, "num_local_experts": 1, "layer_types": ["full_attention", "chunked_attention"]},
+            r"layer 1 of llama4_text is of the type 'chunked_attention'",
+        ),
         ("bert", {"intermediate_size": 32}, r"attention mask is neither causal"),
     ],
 )

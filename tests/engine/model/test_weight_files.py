@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.tiny import tiny_model_folder
+from transformers import LlamaForCausalLM
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
@@ -76,7 +77,7 @@ def test_nothing_is_loaded_of_a_model_that_does_not_fit(tmp_path: Path, monkeypa
 
     folder = tiny_model_folder(tmp_path)
     have(monkeypatch, 1, 1)
-    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", load)
     with pytest.raises(ModelRefused, match="do not fit"):
         load_model(EngineConfig(path=str(folder), device="cpu", dtype="bfloat16"), lambda *_: None)
 
@@ -88,7 +89,7 @@ def test_memory_that_runs_out_amid_loading_is_named(
     def run_out(*_given: Any, **_more: Any) -> None:
         raise error
 
-    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", run_out)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", run_out)
     folder = tiny_model_folder(tmp_path)
     expected = rf"^there is not enough memory for the weights in {re.escape(str(folder))}: of .* free memory, or serve"
     with pytest.raises(ModelRefused, match=expected):
