@@ -40,7 +40,10 @@ class AttentionBackend(Protocol):
         ...
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store the batch's new keys and values, [tokens, kv heads, key or value size], in the layer's blocks."""
+        """Store the batch's new keys and values, [tokens, kv heads, key or value size], in the layer's blocks.
+
+        Where values lie in the keys (``KVShape.values_in_keys``), only keys are stored.
+        """
         ...
 
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:

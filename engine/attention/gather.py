@@ -62,10 +62,10 @@ class ReferenceAttention:
         # A block outlives the sequence that wrote it, and a masked slot still enters the sums as 0 * value: a number
         # that is not finite would reach whoever gets the block next.
         cache, slots = self._cache, self._slots[self._cache.groups[layer]]
-        for blocks, scales, new in (
-            (cache.keys[layer], cache.key_scales[layer], keys),
-            (cache.values[layer], cache.value_scales[layer], values),
-        ):
+        parts = [(cache.keys[layer], cache.key_scales[layer], keys)]
+        if not cache.values_in_keys[layer]:
+            parts.append((cache.values[layer], cache.value_scales[layer], values))
+        for blocks, scales, new in parts:
             numbers = new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             if scales is not None:
                 numbers, new_scales = quantise(numbers)
@@ -78,8 +78,11 @@ class ReferenceAttention:
         cache = self._cache
         out = query.new_empty(query.shape[0], query.shape[1], cache.values[layer].shape[3])
         for call in self._calls[cache.groups[layer], options.sliding_window]:
-            k = self._gather("keys", cache.keys[layer], cache.key_scales[layer], call)
-            v = self._gather("values", cache.values[layer], cache.value_scales[layer], call)
+            # Values in the keys: whole keys are mixed, which torch's kernel for CPUs needs (it wants both of one size),
+            # and of the result their part is taken.
+            k = v = self._gather("keys", cache.keys[layer], cache.key_scales[layer], call)
+            if not cache.values_in_keys[layer]:
+                v = self._gather("values", cache.values[layer], cache.value_scales[layer], call)
             q = query[call.tokens].unflatten(0, (call.sequences, call.queries)).transpose(1, 2)
             if options.softcap is None and options.sinks is None:
                 grouped = q.shape[1] != k.shape[1]
@@ -88,7 +91,7 @@ class ReferenceAttention:
                 )
             else:
                 attended = _explicit_attention(q, k, v, call.mask, options)
-            out[call.tokens] = attended.transpose(1, 2).flatten(0, 1)
+            out[call.tokens] = attended[..., : out.shape[2]].transpose(1, 2).flatten(0, 1)
         return out
 
     def _make_calls(self, batch: FlatBatch, blocks: GroupBlocks, window: int | None) -> list[_Call]:

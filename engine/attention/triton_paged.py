@@ -13,7 +13,8 @@ import torch
 from engine.attention import triton_launch
 from engine.attention.base import AttentionOptions
 from engine.attention.step_index import IndexLayout, lay_out, layout_of
-from engine.attention.triton_kernels import decode_kernel, prefill_kernel, write_kernel
+from engine.attention.triton_kernels import decode_kernel, prefill_kernel
+from engine.attention.triton_write import write_kernel
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
 from engine.device.staging import StagedNumbers
@@ -31,8 +32,9 @@ class TritonAttention:
             raise NotImplementedError(f"attention by Triton cannot compute layers of {cache.num_groups} groups")
         self._cache = cache
         fewest_heads = min((keys.shape[2] for keys in cache.keys), default=1)
-        programs = (processors or _processors(cache.device)) * triton_launch.PROGRAMS_PER_PROCESSOR
-        self._programs = max(1, programs // fewest_heads)
+        latent = any(cache.values_in_keys)
+        each = triton_launch.LATENT_PROGRAMS if latent else triton_launch.PROGRAMS_PER_PROCESSOR
+        self._programs = max(1, (processors or _processors(cache.device)) * each // fewest_heads)
         self._eager = StagedNumbers(1024, cache.device)
         self._static: StagedNumbers | None = None
         self._index = self._eager.numbers
@@ -101,7 +103,10 @@ class TritonAttention:
         layout, shape, heads = self._layout, self._shape(layer), query.shape[1]
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         shares = self._shares_of(heads, shape.value_size)
-        decode_kernel[(shape.heads, layout.work)](
+        compiled = triton_launch.decode_options(
+            shape, heads, self._cache.dtype, self._cache.block_size, options, fp8=self._cache.fp8
+        )
+        decode_kernel[(triton_launch.parts(shape, heads, compiled), layout.work)](
             out,
             shares.partial,
             shares.stats,
@@ -119,9 +124,7 @@ class TritonAttention:
             query.stride(1),
             options.scaling,
             options.softcap or 1.0,
-            **triton_launch.decode_options(
-                shape, heads, self._cache.dtype, self._cache.block_size, options, fp8=self._cache.fp8
-            ),
+            **compiled,
         )
 
     def _attend_chunks(self, layer: int, query: torch.Tensor, options: AttentionOptions, out: torch.Tensor) -> None:
@@ -130,8 +133,8 @@ class TritonAttention:
         compiled = triton_launch.prefill_options(
             shape, heads, self._cache.dtype, self._cache.block_size, options, fp8=self._cache.fp8
         )
-        queries = compiled["ROWS"] // (heads // shape.heads)
-        prefill_kernel[(shape.heads, layout.tokens // queries + layout.chunks)](
+        queries = compiled["ROWS"] // compiled["SPAN"]
+        prefill_kernel[(triton_launch.parts(shape, heads, compiled), layout.tokens // queries + layout.chunks)](
             out,
             query,
             keys,
@@ -157,7 +160,8 @@ class TritonAttention:
 
     def _shape(self, layer: int) -> KVShape:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        return KVShape(keys.shape[2], keys.shape[3], values.shape[3])
+        in_keys = self._cache.values_in_keys[layer]
+        return KVShape(keys.shape[2], keys.shape[3], values.shape[3], values_in_keys=in_keys)
 
     def _shares_of(self, heads: int, value_size: int) -> _Shares:
         """Made once for layers alike and then kept: recorded steps have its address."""

@@ -15,7 +15,8 @@ class KVCache:
 
     Which block belongs to whom is the block pool's business. ``groups`` are the layers' groups. ``dtype`` is the type
     that attention computes in, and that of the blocks. With ``fp8`` these are float8_e4m3fn instead, and ``key_scales``
-    and ``value_scales``, [blocks, block size, kv heads] uint8, hold their scales (``engine.cache.fp8``).
+    and ``value_scales``, [blocks, block size, kv heads] uint8, hold their scales (``engine.cache.fp8``). Where values
+    lie in the keys, the tensors of the values are views of theirs: [..., :value size], with their scales.
     """
 
     def __init__(
@@ -36,11 +37,19 @@ class KVCache:
         self.groups = [shape.group for shape in shapes]
         self.num_groups = num_groups(shapes)
         stored = torch.float8_e4m3fn if fp8 else dtype
+        self.values_in_keys = [shape.values_in_keys for shape in shapes]
         self.keys = [self._blocks(stored, shape.heads, shape.key_size) for shape in shapes]
-        self.values = [self._blocks(stored, shape.heads, shape.value_size) for shape in shapes]
-        self.key_scales, self.value_scales = (
-            [self._blocks(torch.uint8, shape.heads) if fp8 else None for shape in shapes] for _ in range(2)
-        )
+        self.values = [
+            keys[..., : shape.value_size]
+            if shape.values_in_keys
+            else self._blocks(stored, shape.heads, shape.value_size)
+            for shape, keys in zip(shapes, self.keys, strict=True)
+        ]
+        self.key_scales = [self._blocks(torch.uint8, shape.heads) if fp8 else None for shape in shapes]
+        self.value_scales = [
+            scales if shape.values_in_keys or scales is None else self._blocks(torch.uint8, shape.heads)
+            for shape, scales in zip(shapes, self.key_scales, strict=True)
+        ]
 
     def _blocks(self, dtype: torch.dtype, *sizes: int) -> torch.Tensor:
         shape = (self.num_blocks, self.block_size, *sizes)

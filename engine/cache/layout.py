@@ -16,13 +16,20 @@ class KVShape(NamedTuple):
     """What one token leaves behind in one layer: ``heads`` keys of ``key_size`` and values of ``value_size``.
 
     ``group`` is the layer group that the layer belongs to: a sequence has one block table for all layers of a group.
-    Groups are numbered from 0.
+    Groups are numbered from 0. ``values_in_keys`` says that a value is the first ``value_size`` numbers of its key and
+    takes no memory of its own (``engine.model.latent``).
     """
 
     heads: int
     key_size: int
     value_size: int
     group: int = 0
+    values_in_keys: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers that is."""
+        return self.heads * (self.key_size + (0 if self.values_in_keys else self.value_size))
 
 
 def num_groups(shapes: Iterable[KVShape]) -> int:
@@ -56,8 +63,9 @@ class CachePlan:
 
 def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype, *, fp8: bool = False) -> int:
     """Bytes that one block takes over all layers. ``fp8`` stores a byte for each number and the scales."""
-    item, scales = (1, 2 * SCALE_BYTES) if fp8 else (int(dtype.itemsize), 0)
-    return block_size * sum(shape.heads * ((shape.key_size + shape.value_size) * item + scales) for shape in shapes)
+    item = 1 if fp8 else int(dtype.itemsize)
+    scales = sum(shape.heads * (1 if shape.values_in_keys else 2) for shape in shapes) if fp8 else 0
+    return block_size * (sum(shape.numbers for shape in shapes) * item + scales * SCALE_BYTES)
 
 
 def plan_caches(

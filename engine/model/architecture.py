@@ -44,6 +44,9 @@ RESIDUAL_SCALE = "residual_multiplier"
 ROTATE = "apply_rotary_pos_emb"
 """The function of a family's module that rotates queries and keys by their positions."""
 
+LATENT_EXPANSION, LATENT_WEIGHTS = "expand_kv", "kv_b_proj"
+"""The method of an attention that makes keys and values of latents, and the linear layer that does so."""
+
 # The parts of a Llama-like decoder: what the C forward computes.
 LAYER_PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
 ATTENTION_PARTS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})

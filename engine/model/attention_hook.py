@@ -40,7 +40,7 @@ INERT = frozenset(
         "use_cache",
     }
 )
-_STATE = "castor_layer"
+_STATE, _AROUND = "castor_layer", "castor_around"
 
 
 class LayerState(Protocol):
@@ -48,6 +48,20 @@ class LayerState(Protocol):
 
     def __call__(
         self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        options: AttentionOptions,
+    ) -> torch.Tensor: ...
+
+
+class Around(Protocol):
+    """What stands between an attention module and its state, and calls it."""
+
+    def __call__(
+        self,
+        state: LayerState,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -87,6 +101,14 @@ def unbind(module: nn.Module) -> None:
         delattr(module, _STATE)
 
 
+def surround(module: nn.Module, around: Around | None) -> None:
+    """Have ``around`` stand between ``module`` and whatever is bound to it; None: nothing does any more."""
+    if around is not None:
+        setattr(module, _AROUND, around)
+    elif hasattr(module, _AROUND):
+        delattr(module, _AROUND)
+
+
 def attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -97,7 +119,10 @@ def attend(
 ) -> torch.Tensor:
     """The attention of ``module``, by what is bound to it: [1, tokens, heads, value size]."""
     state: LayerState = getattr(module, _STATE)
-    return state(query, key, value, attention_mask, options)
+    around: Around | None = getattr(module, _AROUND, None)
+    if around is None:
+        return state(query, key, value, attention_mask, options)
+    return around(state, query, key, value, attention_mask, options)
 
 
 def register() -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.device.device_memory import advice_on, refused_without_memory
 from engine.failures import refused_as
 from engine.model import attention_hook
 from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights, served_class
+from engine.model.latent import keep_latents
 from engine.model.probe import Probe, probe
 from engine.model.weight_files import require_room
 from engine.recurrent.proof import require_equal_states
@@ -74,7 +76,7 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
         take_first_memory(device)
     require_room(folder, model_config, num_weights, dtype, device)
     module = _load_weights(folder, model_config, dtype, device, progress)
-    probed = probe(module, model_config.get_text_config())
+    probed = keep_latents(partial(probe, module, model_config.get_text_config()))
     require_equal_states(probed.mixers, model_config.get_text_config().hidden_size)
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
 

@@ -234,4 +234,6 @@ def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
         raise ModelRefused(f"layer {name} does not use transformers' causal mask; its attention may not be causal")
     if int(mask.item()) != (window or 0):
         raise ModelRefused(f"layer {name} passes the sliding window {window}, but its mask has {int(mask.item())}")
-    return ProbedLayer(name, module, KVShape(key.shape[1], key.shape[3], value.shape[3]), window, options)
+    in_keys = key.data_ptr() == value.data_ptr() and key.shape[1] == 1 and key.shape[3] > value.shape[3]
+    shape = KVShape(key.shape[1], key.shape[3], value.shape[3], values_in_keys=in_keys)
+    return ProbedLayer(name, module, shape, window, options)

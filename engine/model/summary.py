@@ -47,8 +47,9 @@ def log_summary(
     """
     tokens = plan.num_blocks * config.block_size
     _log.info(
-        "KV cache: %d tokens of %s in %.0f MiB, %.1f sequences at the full context of %d tokens",
+        "KV cache: %d tokens of %d bytes in %s, %.0f MiB in all, %.1f sequences at the full context of %d tokens",
         tokens,
+        bytes_per_block // config.block_size,
         "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
         plan.num_blocks * bytes_per_block / 2**20,
         tokens / plan.max_context,

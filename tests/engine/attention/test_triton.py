@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton", reason="Triton is installed on Linux only
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from engine.attention import triton_kernels  # noqa: E402
+from engine.attention import triton_kernels, triton_write  # noqa: E402
 from engine.attention.base import AttentionOptions  # noqa: E402
 from engine.attention.triton_launch import decode_options, prefill_options, write_options  # noqa: E402
 from engine.attention.triton_paged import _steadily_strided  # noqa: E402
@@ -68,6 +68,9 @@ LAYERS = {
     "keys unlike values": (16, KVShape(16, 192, 128), PLAIN),
     "one head of keys for all": (64, KVShape(1, 128, 128), PLAIN),
     "one wide head of keys for all": (64, KVShape(1, 256, 256), PLAIN),
+    "glm-4.7-flash": (20, KVShape(1, 576, 512, values_in_keys=True), PLAIN),
+    "deepseek-v3": (128, KVShape(1, 576, 512, values_in_keys=True), PLAIN),
+    "minicpm3-4b": (40, KVShape(1, 288, 256, values_in_keys=True), PLAIN),
 }
 STRIDES = ("token_stride", "head_stride", "value_token_stride", "value_head_stride", "outer_stride", "inner_stride")
 OTHER_STRIDES = ("other_token_stride", "other_head_stride")
@@ -82,7 +85,7 @@ def test_compiles_into_the_memory_of_a_device(name: str, capability: int, fp8: b
     heads, shape, options = LAYERS[name]
     layer = (shape, heads, torch.bfloat16, 16, options)
     kernels = {
-        triton_kernels.write_kernel: write_options(shape, 16, fp8=fp8),
+        triton_write.write_kernel: write_options(shape, 16, fp8=fp8),
         triton_kernels.decode_kernel: decode_options(*layer, fp8=fp8),
         triton_kernels.prefill_kernel: prefill_options(*layer, fp8=fp8),
     }
@@ -110,7 +113,7 @@ def test_compiles_for_other_types(dtype: torch.dtype, capability: int, fp8: bool
     heads, shape, options = LAYERS["llama-3.1-8b"]
     pointer = "*fp32" if dtype == torch.float32 else "*fp16"
     for kernel, constants in (
-        (triton_kernels.write_kernel, write_options(shape, 16, fp8=fp8)),
+        (triton_write.write_kernel, write_options(shape, 16, fp8=fp8)),
         (triton_kernels.decode_kernel, decode_options(shape, heads, dtype, 16, options, fp8=fp8)),
         (triton_kernels.prefill_kernel, prefill_options(shape, heads, dtype, 16, options, fp8=fp8)),
     ):
@@ -118,7 +121,7 @@ def test_compiles_for_other_types(dtype: torch.dtype, capability: int, fp8: bool
 
 
 WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "write": (triton_kernels.write_kernel, write_options(KVShape(8, 128, 128), 16)),
+    "write": (triton_write.write_kernel, write_options(KVShape(8, 128, 128), 16)),
     "decode": (triton_kernels.decode_kernel, decode_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
     "prefill": (triton_kernels.prefill_kernel, prefill_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
     "norm": (
