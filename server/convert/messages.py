@@ -68,7 +68,7 @@ def _written(call: FunctionCall) -> str:
 
 def _native(turns: Sequence[Turn], family: Family) -> Iterator[ChatMessage]:
     """Messages for templates that know functions. Calls are numbered, so that a prompt does not depend on the ids of
-    clients; the numbers have the nine letters and digits that Mistral's templates insist on."""
+    clients."""
     count = 0
     for turn, following in zip(turns, [*turns[1:], None], strict=True):
         if turn.role != "assistant":
@@ -80,7 +80,7 @@ def _native(turns: Sequence[Turn], family: Family) -> Iterator[ChatMessage]:
                 role="tool",
                 content=result.text,
                 name=turn.calls[result.call].name,
-                tool_call_id=_id(count + result.call),
+                tool_call_id=family.call.call_id.format(name=turn.calls[result.call].name, number=count + result.call),
             )
             for result in (following.results if following else ())
         }
@@ -100,13 +100,13 @@ def _assistant(turn: Turn, calls: Sequence[tuple[int, FunctionCall]], family: Fa
     message = ChatMessage(role="assistant", content=text)
     if calls:
         message["tool_calls"] = [
-            {"id": _id(number), "type": "function", "function": {"name": call.name, "arguments": call.args or {}}}
+            {
+                "id": family.call.call_id.format(name=call.name, number=number),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.args or {}},
+            }
             for number, call in calls
         ]
     if thoughts:
         message[family.reasoning_key] = thoughts  # type: ignore[literal-required]
     return message
-
-
-def _id(number: int) -> str:
-    return f"call{number:05d}"

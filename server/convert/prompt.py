@@ -56,11 +56,15 @@ def conversation(
     if tools:
         check_size([function.parameters for function in tools.functions], "tools", times=TOOLS_TIMES)
     options, thinking = thinking_for(request.generation_config, family, spec, tokenizer)
+    additions = (
+        castor_prompt(tools) if tools and not family.renders_tools else "",
+        family.no_think_word if thinking and thinking.budget == 0 else "",
+    )
     messages_of = partial(
         chat_messages,
         has_system_role=tokenizer.has_system_role,
         family=family,
-        preamble=castor_prompt(tools) if tools and not family.renders_tools else "",
+        preamble="\n\n".join(filter(None, additions)),
         control_texts=tokenizer.control_texts,
         reopen=reopen if family.thought else no_thoughts,
         late_system=tokenizer.has_late_system,

@@ -25,6 +25,8 @@ from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, 
 CHARACTERS_PER_MESSAGE = 20
 """What a message costs in addition to its text: templates are programs."""
 
+TEMPLATE_ERRORS = (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template raises for a conversation that it was not written for: templates are programs."""
 _BREAK = "·"
 """Separates two pieces of text that must not become one token."""
 _DATA = frozenset(("arguments", "parameters", "return"))
@@ -120,7 +122,7 @@ class Renderer:
             else:
                 ids = _chat_ids(self.tokenizer, chat)
                 self._check_control_tokens(ids, chat)
-        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except TEMPLATE_ERRORS as error:
             raise InvalidArgument(f"The model's chat template refuses this conversation: {error}") from error
         except ValueError as error:
             raise InvalidArgument(f"The conversation cannot be encoded: {error}") from error

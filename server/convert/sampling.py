@@ -76,7 +76,7 @@ def answer_syntax(
     calls end an answer.
     """
     family = tokenizer.family
-    starts = call_starts if 0 < len(call_starts) <= MAX_CALL_STARTS else [family.call.trigger or family.call.call_start]
+    starts = call_starts if 0 < len(call_starts) <= MAX_CALL_STARTS else [family.call.sign or family.call.call_start]
     spans = [(start, family.call.terminator or _NEVER) for start in starts]
     return replace(
         sampling,

@@ -4,60 +4,81 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
+from server.convert.rendering import TEMPLATE_ERRORS
 from server.families.family import Family
-from server.families.table import family_of
+from server.families.table import BUDGET_SWITCHES, EFFORT_SWITCHES, NO_THINK_WORD, THINKING_SWITCHES, family_of
 
 _MARK = "castorprobe"
 
 
 def renders_system(tokenizer: Any) -> bool:
     """Whether the template shows system messages: those without the role raise, or drop the message."""
-    trial = [{"role": "system", "content": _MARK}, {"role": "user", "content": "x"}]
-    try:
-        return _MARK in tokenizer.apply_chat_template(trial, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        return False
+    return _MARK in _rendered(tokenizer, [{"role": "system", "content": _MARK}, {"role": "user", "content": "x"}])
 
 
 def renders_late_system(tokenizer: Any) -> bool:
     """Whether the template shows system messages wherever they stand: many raise, or show all at the beginning."""
     roles = ("user", "system", "assistant", "system", "user", "system")
     trial = [{"role": role, "content": f"{_MARK}{place}"} for place, role in enumerate(roles)]
-    try:
-        text = tokenizer.apply_chat_template(trial, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        return False
-    return re.findall(rf"{_MARK}\d", text) == [message["content"] for message in trial]
+    return re.findall(rf"{_MARK}\d", _rendered(tokenizer, trial)) == [message["content"] for message in trial]
 
 
 def renders_tools(tokenizer: Any) -> bool:
     """Whether the template shows declarations, calls and results of functions; many show none of them."""
     function = {"name": f"{_MARK}_f", "description": "", "parameters": {"type": "object", "properties": {}}}
     call = {"id": "callprobe", "type": "function", "function": {"name": f"{_MARK}_c", "arguments": {}}}
-    trial = [
+    trial: list[dict[str, Any]] = [
         {"role": "user", "content": "x"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": f"{_MARK}_r", "name": f"{_MARK}_c", "tool_call_id": "callprobe"},
     ]
-    tools = [{"type": "function", "function": function}]
-    try:
-        text = tokenizer.apply_chat_template(trial, tools=tools, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        return False
+    text = _rendered(tokenizer, trial, tools=[{"type": "function", "function": function}])
     return all(f"{_MARK}_{sign}" in text for sign in "fcr")
 
 
 def family_in(tokenizer: Any) -> Family:
-    """The family that the template belongs to."""
+    """The family that the template belongs to, with the switches that this template has."""
     template = tokenizer.chat_template or ""
     own = getattr(tokenizer, "response_template", None)
-    return family_of(template, bool(template) and renders_tools(tokenizer), own if isinstance(own, dict) else None)
+    family = family_of(template, bool(template) and renders_tools(tokenizer), own if isinstance(own, dict) else None)
+    if family.thought is None or not template:
+        return family
+    switch = _obeyed(tokenizer, THINKING_SWITCHES, True, False)
+    return replace(
+        family,
+        thinking_switch=switch,
+        effort_switch=_obeyed(tokenizer, EFFORT_SWITCHES, family.efforts[0], family.efforts[-1]),
+        budget_switch=_obeyed(tokenizer, BUDGET_SWITCHES, 0, 512),
+        no_think_word=NO_THINK_WORD if not switch and _takes_out(tokenizer, NO_THINK_WORD) else "",
+    )
+
+
+def _obeyed(tokenizer: Any, names: Sequence[str], one: Any, other: Any) -> str | None:
+    """The first of the variables whose value changes what the template writes."""
+    trial = [{"role": "user", "content": "x"}]
+    for name in names:
+        if _rendered(tokenizer, trial, **{name: one}) != _rendered(tokenizer, trial, **{name: other}):
+            return name
+    return None
+
+
+def _takes_out(tokenizer: Any, word: str) -> bool:
+    """Whether the template takes a word out of the system message, as it does with one that it acts upon."""
+    text = _rendered(tokenizer, [{"role": "system", "content": f"{_MARK} {word}"}, {"role": "user", "content": "x"}])
+    return _MARK in text and word not in text
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """A conversation as the template writes it up to the next answer; "" where it refuses."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
+    except TEMPLATE_ERRORS:
+        return ""
 
 
 def is_atom(token: Any) -> bool:
@@ -87,7 +108,7 @@ def end_ids(folder: Path, tokenizer: Any, family: Family) -> Iterator[int]:
     trial = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
     try:
         _, _, tail = tokenizer.apply_chat_template(trial, tokenize=False).partition(_MARK)
-    except TemplateError:
+    except TEMPLATE_ERRORS:
         return
     special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     starting = [token for token in special if tail.lstrip().startswith(token)]

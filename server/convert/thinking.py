@@ -16,7 +16,14 @@ from server.wire.generation import GenerationConfig, ThinkingConfig
 FREE = -1
 """The budget that leaves the amount of thinking to the model."""
 
-_EFFORTS = {"MINIMAL": "low", "LOW": "low", "MEDIUM": "medium", "HIGH": "high", "XHIGH": "high"}
+_EFFORTS = {
+    "MINIMAL": ("low",),
+    "LOW": ("low",),
+    "MEDIUM": ("medium",),
+    "HIGH": ("high",),
+    "XHIGH": ("xhigh", "high"),
+}
+"""What a level is for templates that take an effort: the first that the family knows."""
 _TAIL_TOKENS = 16
 _NO_CONFIG = ThinkingConfig()
 
@@ -26,8 +33,9 @@ def thinking_for(
 ) -> tuple[Mapping[str, Any], Thinking | None]:
     """The template's options, and the bounds of thoughts for the engine; None where the model cannot think.
 
-    Budget 0 switches thinking off in the template. If a model thinks anyway, its thoughts end at once. A level
-    sets the budget, and is passed to templates that take one.
+    Budget 0 switches thinking off in the template; where a word in the system message does that, the caller writes it.
+    If a model thinks anyway, its thoughts end at once. A level sets the budget. Budget and level are passed to
+    templates that take them.
     Raises ``InvalidArgument`` where budget and level are both given.
     """
     wanted = config.thinking_config or _NO_CONFIG
@@ -42,9 +50,11 @@ def thinking_for(
         return {}, None
     start, end = tokenizer.thought_ids
     options: dict[str, Any] = {family.thinking_switch: budget != 0} if family.thinking_switch else {}
-    effort = _EFFORTS.get(wanted.thinking_level or "") if budget else "low"
-    if family.effort_switch and effort:
-        options[family.effort_switch] = effort
+    if family.budget_switch:
+        options[family.budget_switch] = budget
+    efforts = _EFFORTS.get(wanted.thinking_level or "", ()) if budget else _EFFORTS["LOW"]
+    if family.effort_switch and efforts:
+        options[family.effort_switch] = next(effort for effort in efforts if effort in family.efforts)
     return options, Thinking(start, end, budget=None if budget == FREE else budget)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from server.families.family import Family
+from server.families.family import Family, JsonArguments
 from server.families.transformers_import import library
 
 
@@ -34,9 +34,18 @@ class AnswerSyntax:
         self.tool_names = frozenset(tool["function"]["name"] for tool in tools)
         self.prefix = family.thought[0] if open_thought and family.thought else ""
         """The start of the answer that the prompt already contains."""
-        self.trigger = family.call.trigger if tools else ""
+        self.sign = family.call.sign if tools else ""
         self.keeps_duplicates = family.call.keeps_duplicates
+        own = family.own_fields is not None
+        self.arguments = JsonArguments() if own else family.call.arguments
+        self.calls_within = "" if own else family.call.calls_within
+        """As in `CallSyntax`; the tokenizer's own response template leaves nothing to be read here."""
+        self._kinds = {tool["function"]["name"]: _kinds(tool["function"].get("parameters")) for tool in tools}
         self._response_template = family.response_template(calls=bool(tools))
+
+    def kind(self, function: str, parameter: str) -> str:
+        """The declared type of a parameter; "" where there is none, or several."""
+        return self._kinds[function].get(parameter, "")
 
     @cached_property
     def regions(self) -> Any:
@@ -71,3 +80,10 @@ class AnswerSyntax:
     def calls_in_tags(self) -> bool:
         """Whether calls are not JSON: then only the last marker shows that one is complete."""
         return self.call_field is not None and self.call_field.content != "json"
+
+
+def _kinds(parameters: Any) -> dict[str, str]:
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    declared = properties.items() if isinstance(properties, Mapping) else ()
+    types = ((name, schema.get("type")) for name, schema in declared if isinstance(schema, Mapping))
+    return {name: kind for name, kind in types if isinstance(kind, str)}

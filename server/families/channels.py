@@ -1,8 +1,10 @@
-"""Families whose models think in a channel of its own: gpt-oss, which opens one for all its text, and Gemma 4."""
+"""Families whose models think in a channel of its own: gpt-oss and Muse, which open one for all their text, and
+Gemma 4."""
 
 from __future__ import annotations
 
-from server.families.family import BareKeyArguments, CallSyntax, Family
+from server.families.family import BareKeyArguments, CallSyntax, Family, TaggedArguments
+from server.families.tagged_arguments import arguments_field
 
 GPT_OSS = Family(
     name="gpt-oss",
@@ -62,3 +64,40 @@ GEMMA4 = Family(
     thought=("<|channel>thought\n", "<channel|>"),
     markers=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
 )
+
+MUSE = Family(
+    name="muse",
+    recognised_by=("<atem:invoke",),
+    call=CallSyntax(
+        response_field=arguments_field(
+            r"(?:<\|start\|>assistant)?[ ]?to=(?!self<)[^\s<]+<\|message\|>\s*<atem:function_calls>",
+            "</atem:function_calls>",
+            r"<atem:parameter name=\"(?P<key>[^\"]+)\">(?P<value>.*?)</atem:parameter>",
+        ),
+        # Models may name a function twice, as if it were in a namespace of its own name.
+        calls_within=r"<atem:invoke name=\"(?P<name>[^\"]+?)(?:\.(?P=name))?\">(?P<body>.*?)</atem:invoke>",
+        trigger=" to=",
+        terminator="</atem:function_calls>",
+        late_sign="<atem:function_calls>",
+        call_start=" to=",
+        name_args_separator='<|message|><atem:function_calls>\n<atem:invoke name="{name}">\n',
+        call_end="</atem:invoke>\n</atem:function_calls>",
+        call_separator="<|eom|><|start|>assistant",
+        arguments=TaggedArguments(start='<atem:parameter name="{name}">', end="</atem:parameter>\n"),
+    ),
+    thought=(" to=self<|message|>", "<|eom|><|start|>assistant"),
+    markers=("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
+    end_tokens=("<|eot|>",),
+    answer_header=" to=user<|message|>",
+    efforts=("low", "medium", "high", "xhigh"),
+    content={"close_pattern": r"<\|eom\|>|<\|eot\|>", "content": "text", "content_args": {"strip": False}},
+    markup_fields={
+        "header": {
+            "open_pattern": r"<\|start\|>assistant(?:[ ]?(?:to=user)?<\|message\|>)?"
+            r"|[ ]?to=user<\|message\|>|<\|message\|>",
+            "close_pattern": "",
+            "repeats": True,
+        }
+    },
+)
+"""Muse Glimmer."""

@@ -34,6 +34,14 @@ class BareKeyArguments:
 
 
 @dataclass(frozen=True, slots=True)
+class PythonArguments:
+    """Keyword arguments of a call in Python: ``city='Paris', days=3``."""
+
+
+Arguments = JsonArguments | TaggedArguments | BareKeyArguments | PythonArguments
+
+
+@dataclass(frozen=True, slots=True)
 class CallSyntax:
     """How a model writes function calls, in this order:
 
@@ -49,13 +57,23 @@ class CallSyntax:
     """The text that ends a call; "" where only the next call or the end of the answer does."""
     call_start: str
     name_args_separator: str
+    """``{name}`` stands for the name, where models repeat it."""
     call_end: str
+    number_mark: str = ""
+    """Before the number of a call, which follows its name; "" where calls have none."""
+    call_id: str = "call{number:05d}"
+    """The id of a call in a conversation, from its ``name`` and ``number``: some templates write it in place of the
+    name. This one has the nine letters and digits that Mistral's insist on."""
+    calls_within: str = ""
+    """Where ``response_field`` reads a section of several calls: matches one with its ``name`` and ``body``."""
+    late_sign: str = ""
+    """Where plain text may hold the trigger: what follows the name and only occurs in calls."""
     call_token: str = ""
     """A special token that may stand before calls without a trigger."""
     call_separator: str = "\n"
     section_start: str = ""
     section_end: str = ""
-    arguments: JsonArguments | TaggedArguments | BareKeyArguments = JsonArguments()
+    arguments: Arguments = JsonArguments()
     is_parallel: bool = True
     """Whether an answer may hold several calls."""
     keeps_duplicates: bool = True
@@ -63,8 +81,21 @@ class CallSyntax:
 
     def write(self, *calls: tuple[str, str]) -> str:
         """Calls as the model writes them: of each the name, and the arguments in the model's own notation."""
-        texts = [f"{self.call_start}{name}{self.name_args_separator}{args}{self.call_end}" for name, args in calls]
+        texts = [
+            f"{self.call_start}{name}{self.number_mark and f'{self.number_mark}{number}'}{self.separator(name)}{args}"
+            f"{self.call_end}"
+            for number, (name, args) in enumerate(calls)
+        ]
         return f"{self.section_start}{self.call_separator.join(texts)}{self.section_end}"
+
+    @property
+    def sign(self) -> str:
+        """The text by which a call is known, as `trigger`."""
+        return self.late_sign or self.trigger
+
+    def separator(self, name: str) -> str:
+        """What stands between the name of a call, or its number, and the arguments."""
+        return self.name_args_separator.replace("{name}", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +123,27 @@ class Family:
     thinking_switch: str | None = None
     """The template's variable that turns thinking on or off, if it has one."""
     effort_switch: str | None = None
-    """The template's variable that takes low, medium or high, if it has one."""
+    """The template's variable that takes one of ``efforts``, if it has one."""
+    efforts: tuple[str, ...] = ("low", "medium", "high")
+    budget_switch: str | None = None
+    """The template's variable that takes the most tokens of thoughts, -1 for any number, if it has one."""
+    no_think_word: str = ""
+    """What turns thinking off in the system message, where the template has no variable for it."""
     reasoning_key: str = "reasoning_content"
     """The key of a message under which the template looks for earlier thoughts."""
     own_fields: Mapping[str, ResponseField] | None = None
     """The fields of the tokenizer's own response template; they replace those of the family."""
+
+    @property
+    def is_known(self) -> bool:
+        """False for the family of all templates that no other family recognises."""
+        return bool(self.recognised_by)
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        """The variables and words of the template by which requests set how much the model thinks."""
+        found = (self.thinking_switch, self.effort_switch, self.budget_switch, self.no_think_word)
+        return tuple(name for name in found if name)
 
     @property
     def exempt(self) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,5 @@
-"""Families that write calls as plain JSON: as a list behind a marker (Phi, Granite 3), or with no marker (Llama 3)."""
+"""Families that write calls as plain JSON: as a list behind a marker (Phi, Granite 3, Nemotron, older Mistral models),
+or with no marker (Llama 3)."""
 
 from __future__ import annotations
 
@@ -7,14 +8,14 @@ from server.families.tagged_calls import THINK
 
 
 def json_list(marker: str, end_marker: str = "") -> CallSyntax:
-    """Calls as one JSON list between ``marker`` and ``end_marker``; "" where the answer ends with the list."""
+    """Calls as one JSON list between ``marker`` and ``end_marker``; "" where the answer ends with the list. A call
+    alone is read too: some templates write calls one by one."""
     return CallSyntax(
         response_field={
             "open": marker,
             **({"close": end_marker} if end_marker else {}),
+            "repeats": True,
             "content": "json",
-            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}},
-            "transform_each": True,
         },
         trigger=marker,
         terminator=end_marker,
@@ -34,6 +35,16 @@ PHI = Family(
     thought=THINK,
     markers=("<|tool_call|>", "<|/tool_call|>", *THINK),
 )
+"""Phi-4-mini."""
+
+NEMOTRON = Family(
+    name="nemotron",
+    recognised_by=("<TOOLCALL>",),
+    call=json_list("<TOOLCALL>", "</TOOLCALL>"),
+    thought=THINK,
+    markers=("<TOOLCALL>", "</TOOLCALL>", *THINK),
+)
+"""Nemotron Nano 2 and Super 1.5. Nemotron 3 writes calls as Qwen's coders do."""
 
 GRANITE = Family(
     name="granite",
@@ -41,6 +52,14 @@ GRANITE = Family(
     call=json_list("<|tool_call|>"),
     thought=THINK,
     markers=("<|tool_call|>", *THINK),
+)
+"""Granite 3."""
+
+MISTRAL_LIST = Family(
+    name="mistral-list",
+    recognised_by=("[TOOL_CALLS]",),
+    call=json_list("[TOOL_CALLS]"),
+    markers=("[TOOL_CALLS]",),
 )
 
 LLAMA3 = Family(

@@ -153,9 +153,9 @@ class RegionSplitter:
                 if self._string:
                     self._string.feed(event["text"])
             elif kind == "region_chunk" and region != "markup":
-                # A call's trigger in plain text begins a broken call: the parser found no call syntax after it.
-                trigger = self._syntax.trigger if region == "answer" else ""
-                text, broken, _ = event["text"].partition(trigger) if trigger else (event["text"], "", "")
+                # The sign of a call in plain text begins a broken call: the parser found no call syntax after it.
+                sign = self._syntax.sign if region == "answer" else ""
+                text, broken, _ = event["text"].partition(sign) if sign else (event["text"], "", "")
                 if text:
                     events.append(RegionText(region, text))
                 if broken:

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from server.families.channels import GEMMA4, GPT_OSS
-from server.families.deepseek import DEEPSEEK, DEEPSEEK_R1
+from server.families.channels import GEMMA4, GPT_OSS, MUSE
 from server.families.family import Family
-from server.families.mistral import MISTRAL, MISTRAL_LIST
-from server.families.plain_json_calls import GRANITE, LLAMA3, PHI
-from server.families.tagged_calls import CASTOR, HERMES, QWEN_XML
+from server.families.plain_json_calls import GRANITE, LLAMA3, MISTRAL_LIST, NEMOTRON, PHI
+from server.families.python_calls import LFM2
+from server.families.tagged_arguments import GLM, GLM_47, MINIMAX, QWEN_XML, SEED_OSS
+from server.families.tagged_calls import CASTOR, EXAONE4, GRANITE4, HERMES, SMOLLM3
+from server.families.token_calls import DEEPSEEK, DEEPSEEK_R1, KIMI, MISTRAL
 
 FAMILIES = (
     GPT_OSS,
     GEMMA4,
+    MUSE,
+    MINIMAX,
+    SEED_OSS,
     QWEN_XML,
+    GLM_47,
+    GLM,
+    KIMI,
+    LFM2,
     DEEPSEEK_R1,
     DEEPSEEK,
     MISTRAL,
     MISTRAL_LIST,
+    NEMOTRON,
     PHI,
     GRANITE,
+    GRANITE4,
+    EXAONE4,
+    SMOLLM3,
     HERMES,
     LLAMA3,
 )
 """A template belongs to the first that recognises it: those with rare signs come before those whose signs several
 families share."""
 
-_THINKING_SWITCHES = {"enable_thinking": r"\benable_thinking\b", "thinking": r"(?<![\w.])thinking is (?:not )?defined"}
-"""Variables of templates that turn thinking on or off, and how a template shows that it has them."""
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""Variables that turn thinking on or off in some templates."""
+EFFORT_SWITCHES = ("reasoning_effort", "reasoning_strength")
+"""Variables that say in some templates how hard to think."""
+BUDGET_SWITCHES = ("thinking_budget",)
+"""Variables that say in some templates how many tokens thoughts may have."""
+NO_THINK_WORD = "/no_think"
+"""The word that turns thinking off where a template looks for it in the system message."""
 
 
 def family_of(
     chat_template: str, renders_tools: bool = True, response_template: Mapping[str, Any] | None = None
 ) -> Family:
-    """The family that a chat template belongs to.
+    """The family that a chat template belongs to, without the switches of its thinking.
 
     ``renders_tools`` says whether the template shows declared functions to the model; where it does not, calls are
     written as Castor's own prompt asks. ``response_template`` is the tokenizer's own, and wins for reading.
@@ -48,8 +65,4 @@ def family_of(
     if not renders_tools:
         found = replace(found, call=CASTOR.call, markers=(*found.markers, *CASTOR.markers), renders_tools=False)
     own_fields = dict(response_template["fields"]) if response_template and renders_tools else None
-    if not thinks:
-        return replace(found, thought=None, own_fields=own_fields)
-    switch = next((name for name, use in _THINKING_SWITCHES.items() if re.search(use, chat_template)), None)
-    effort = "reasoning_effort" if "reasoning_effort" in chat_template else None
-    return replace(found, thinking_switch=switch, effort_switch=effort, own_fields=own_fields)
+    return replace(found, thought=found.thought if thinks else None, own_fields=own_fields)

@@ -1,4 +1,4 @@
-"""Families that write a call between ``<tool_call>`` tags: Hermes and its many heirs, Qwen's XML, and Castor itself.
+"""Families that write a call as JSON between ``<tool_call>`` tags: Hermes and its many heirs, and Castor itself.
 
 Castor's own family takes every model that no other family recognises, and every one whose template cannot show
 functions: a prompt asks it to write calls as Hermes does.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.families.family import CallSyntax, Family, TaggedArguments
+from server.families.family import CallSyntax, Family
 
 THINK = ("<think>", "</think>")
 """The texts around thoughts in most families that think."""
@@ -58,28 +58,10 @@ HERMES = Family(
     thought=THINK,
     markers=_MARKERS,
 )
-"""What Hermes, Qwen 2.5 and 3, and Granite 4 learned."""
+"""What Hermes, and Qwen 2.5 and 3 learned."""
 
-QWEN_XML = Family(
-    name="qwen-xml",
-    recognised_by=("<function=", "<parameter="),
-    call=CallSyntax(
-        response_field={
-            "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
-            "close_pattern": r"</function>\s*</tool_call>",
-            "repeats": True,
-            "content": "xml-inline",
-            "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"},
-            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
-        },
-        trigger="<tool_call>",
-        terminator="</tool_call>",
-        call_start="<tool_call>\n<function=",
-        name_args_separator=">\n",
-        call_end="</function>\n</tool_call>",
-        arguments=TaggedArguments(start="<parameter={name}>\n", end="\n</parameter>\n"),
-    ),
-    thought=THINK,
-    markers=_MARKERS,
-)
-"""Qwen3-Coder and Qwen 3.5."""
+GRANITE4 = replace(HERMES, name="granite4", recognised_by=("<|start_of_role|>", "<tool_call>"))
+
+SMOLLM3 = replace(HERMES, name="smollm3", recognised_by=("Reasoning Mode: ",))
+
+EXAONE4 = replace(HERMES, name="exaone4", recognised_by=("[|endofturn|]", "<tool_call>"), end_tokens=("[|endofturn|]",))

@@ -6,6 +6,7 @@ A call is parsed once it is complete, so an unreadable one ends its candidate an
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
+from server.families.family import PythonArguments, TaggedArguments
+from server.families.python_calls import python_calls, python_value
 from server.families.splitter import BrokenCall, CallEnd, RegionEvent, RegionStart
 from server.families.transformers_import import library
 
@@ -75,7 +78,7 @@ class ToolCallReader:
         """What the text of a call says, without calls that the answer holds already. Raises ``UnreadableCall``."""
         parsing = library().chat_parsing
         try:
-            found = parsing.content_parsers.process_field(text, self._syntax.call_field, captures)
+            found = self._found(text, captures)
             functions = [_function(call) for call in (found if isinstance(found, list) else [found])]
             written = json.dumps(functions, allow_nan=False)
             cast = parsing.parse_response(written, _CAST, prefix="", tools=self._syntax.tools)["tool_calls"]
@@ -88,6 +91,8 @@ class ToolCallReader:
                 raise UnreadableCall(f"The model called {name[:128]!r}, which is not among the declared functions.")
             if not isinstance(args, dict):
                 raise UnreadableCall(f"The model called {name} with arguments that are not an object.")
+            if isinstance(self._syntax.arguments, TaggedArguments):
+                args = {key: _structure(value, self._syntax.kind(name, key)) for key, value in args.items()}
             if _is_deeper(args, MAX_DEPTH):
                 raise UnreadableCall(f"The model called {name} with arguments nested deeper than {MAX_DEPTH} levels.")
             content = json.dumps([name, args], sort_keys=True)
@@ -95,6 +100,18 @@ class ToolCallReader:
                 calls.append(ToolCall(f"call_{secrets.token_hex(8)}", name, args))
             self._made.add(content)
         return calls
+
+    def _found(self, text: str, captures: Mapping[str, str]) -> Any:
+        """A call or several, as the library would read them. Raises ``ValueError``."""
+        syntax, process = self._syntax, library().chat_parsing.content_parsers.process_field
+        if isinstance(syntax.arguments, PythonArguments):
+            return python_calls(text)
+        if not syntax.calls_within:
+            return process(text, syntax.call_field, captures)
+        calls = list(re.finditer(syntax.calls_within, text, re.DOTALL))
+        if not calls:
+            raise ValueError("a section without calls")
+        return [process(call["body"], syntax.call_field, {"name": call["name"].strip()}) for call in calls]
 
 
 def _function(call: Any) -> dict[str, Any]:
@@ -106,6 +123,17 @@ def _function(call: Any) -> dict[str, Any]:
     if isinstance(arguments, str) and arguments.strip().startswith("{"):
         arguments = json.loads(arguments)
     return {"function": {"name": function["name"], "arguments": {} if arguments is None else arguments}}
+
+
+def _structure(value: Any, kind: str) -> Any:
+    """A list or an object that the model wrote as Python does, as some templates do; everything else as it is."""
+    if not isinstance(value, str) or kind not in ("array", "object"):
+        return value
+    try:
+        found = python_value(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, list if kind == "array" else dict) else value
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -18,12 +18,12 @@ from typing import Any
 
 from server.convert.tools import Tools
 from server.errors import InvalidArgument
-from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
-from server.grammar.bare_key_values import ValueRules, any_value_rules
+from server.families.family import Arguments, BareKeyArguments, Family, PythonArguments, TaggedArguments
 from server.grammar.llguidance import JSON_STYLE, Unenforced, accepted, begins, repaired
 from server.grammar.schema_closure import placed
 from server.grammar.schema_dialects import JSON_PARAMETERS, PARAMETERS
 from server.grammar.schema_reader import step
+from server.grammar.value_rules import BareKeyNotation, Notation, PythonNotation, ValueRules, any_value_rules
 
 MAX_CALLS = 8
 """In one answer: a model that repeats itself must come to an end."""
@@ -92,7 +92,7 @@ def call_starts(tools: Tools, family: Family, atom_ids: Mapping[str, int], answe
     starts = (
         (call.trigger,)
         if call.trigger
-        else tuple(f"{call.call_start}{function.name}{call.name_args_separator}" for function in tools.allowed)
+        else tuple(f"{call.call_start}{function.name}{call.separator(function.name)}" for function in tools.allowed)
     )
     if not any(begins(answer, start) for start in starts):
         return () if call.trigger else starts
@@ -164,11 +164,25 @@ class _Grammar:
             if as_json:
                 lines.append(f"{rule}: {_json(_call_schema(syntax.write((function.name, '{}')), schema))}")
                 continue
-            head = self.literal(function.name + syntax.name_args_separator)
-            lines.append(f"{rule}: {head} {self._arguments(schema)} {self.literal(syntax.call_end)}")
+            lines.append(
+                f"{rule}: {self._head(function.name)} {self._arguments(schema)} {self.literal(syntax.call_end)}"
+            )
+        if syntax.number_mark:
+            lines.append("NUMBER: /[0-9]{1,4}/")
         if isinstance(syntax.arguments, TaggedArguments):
-            lines.append(f"value[suffix={_quoted(syntax.arguments.end)}]: {_TEXT}")
+            end = syntax.arguments.end
+            is_token = self._special.match(end)  # which no text matches
+            lines.append(
+                f"value: {_TEXT} {self.literal(end)}" if is_token else f"value[suffix={_quoted(end)}]: {_TEXT}"
+            )
         return [*lines, *self._argument_rules]
+
+    def _head(self, name: str) -> str:
+        """A call up to its arguments."""
+        syntax = self._family.call
+        if not syntax.number_mark:
+            return self.literal(name + syntax.separator(name))
+        return f"{self.literal(name + syntax.number_mark)} NUMBER {self.literal(syntax.separator(name))}"
 
     def _start(self, must_call: bool, has_answer: bool, starts: Sequence[str]) -> list[str]:
         """How an answer begins, up to the trigger of its calls."""
@@ -192,20 +206,25 @@ class _Grammar:
         match self._family.call.arguments:
             case TaggedArguments() as tags:
                 return self._tagged_arguments(tags, schema) if schema else ""
+            case PythonArguments():
+                return self._notated(PythonNotation(), schema) if schema else ""
             case BareKeyArguments(quote) if schema:
-                term = self.literal(quote)
-                values = ValueRules(term, f"args_{len(self._argument_rules)}")
-                name = values.of(schema)
-                shared = [] if self._argument_rules else any_value_rules(term)
-                self._argument_rules += [*shared, *values.rules]
-                return name
+                return self._notated(BareKeyNotation(self.literal(quote)), schema)
             case _:
                 return _json(schema) if schema else '"{}"'
+
+    def _notated(self, notation: Notation, schema: Schema) -> str:
+        """The name of a rule for arguments that are nearly JSON."""
+        values = ValueRules(notation, f"args_{len(self._argument_rules)}")
+        name = values.keywords_of(schema) if isinstance(notation, PythonNotation) else values.of(schema)
+        shared = [] if self._argument_rules else any_value_rules(notation)
+        self._argument_rules += [*shared, *values.rules]
+        return name
 
     def _tagged_arguments(self, tags: TaggedArguments, schema: Schema) -> str:
         """Arguments in the order of their declaration; those that are not required may be left out."""
         definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
-        end = _quoted(tags.end)
+        end = self.literal(tags.end)
         parts = []
         for name, declared in schema.get("properties", {}).items():
             value = declared if isinstance(declared, dict) else {}
@@ -226,9 +245,9 @@ class _Grammar:
         return " ".join(f"<[{self._ids[piece]}]>" if piece in self._ids else _quoted(piece) for piece in pieces)
 
 
-def _lost(arguments: JsonArguments | TaggedArguments | BareKeyArguments, schema: Schema) -> Iterator[str]:
+def _lost(arguments: Arguments, schema: Schema) -> Iterator[str]:
     """The paths of what the rules of the arguments do not enforce although the schema compiles."""
-    if isinstance(arguments, BareKeyArguments):
+    if isinstance(arguments, BareKeyArguments | PythonArguments):
         for place, inner in placed(schema):
             yield from (f"{place}.{keyword}" for keyword in _NOT_IN_RULES if keyword in inner)
     elif isinstance(arguments, TaggedArguments):

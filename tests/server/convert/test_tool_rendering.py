@@ -29,7 +29,7 @@ from server.wire.requests import GenerateContentRequest
 FAMILIES = {
     "Qwen2.5": ("hermes", True),
     "Qwen3-0.6B": ("hermes", True),
-    "granite": ("hermes", True),
+    "granite": ("granite4", True),
     "Qwen3-Coder": ("qwen-xml", True),
     "Qwen3.5": ("qwen-xml", True),
     "Mistral-Small": ("mistral", True),
@@ -37,7 +37,7 @@ FAMILIES = {
     "Mistral-Nemo": ("mistral-list", True),
     "gpt-oss": ("gpt-oss", True),
     "llama3": ("llama3", True),
-    "SmolLM3": ("castor", False),
+    "SmolLM3": ("smollm3", False),
     "DeepSeek-R1": ("deepseek-r1", False),
     "DeepSeek-V3.1": ("deepseek", False),
     "Phi-3.5": ("castor", False),

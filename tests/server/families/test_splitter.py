@@ -61,6 +61,20 @@ def test_any_text_is_split_the_same_in_every_cut(name: str, data: st.DataObject)
     assert split(syntax, text, reason) == split(syntax, [text], reason) == split(syntax, pieces, reason)
 
 
+@pytest.mark.parametrize("name", sorted(FAMILY))
+def test_plain_text_comes_as_it_is_written(name: str) -> None:
+    """Held back is at most what may be a marker."""
+    family = FAMILY[name]
+    splitter = RegionSplitter(AnswerSyntax(family, TOOLS))
+    splitter.feed(family.answer_header)
+    said, told = "", ""
+    for char in "It is sunny.\nIf a < b, go to=there; <b>see</b> [1] {2}: x\n\n" * 2:
+        said += char
+        told += "".join(event.text for event in splitter.feed(char) if isinstance(event, RegionText))
+        assert said.startswith(told)
+        assert len(said) - len(told) < 12
+
+
 def test_a_marker_within_a_json_string_is_text() -> None:
     text = '<tool_call>{"name": "write", "arguments": {"text": "a </tool_call> \\" b"}}</tool_call>'
     body = text.removeprefix("<tool_call>").removesuffix("</tool_call>")

@@ -57,9 +57,13 @@ def test_no_family_is_hidden_by_one_before_it() -> None:
 
 def test_a_model_thinks_where_its_template_knows_the_markers() -> None:
     assert family_of("<tool_call>").thought is None
-    thinking = family_of("<tool_call> <think> {% if enable_thinking %} {{ reasoning_effort }}")
-    assert (thinking.thought, thinking.thinking_switch) == (("<think>", "</think>"), "enable_thinking")
-    assert thinking.effort_switch == "reasoning_effort"
+    assert family_of("<tool_call> <think>").thought == ("<think>", "</think>")
+
+
+def test_only_castors_own_family_is_a_fallback() -> None:
+    assert all(family.is_known for family in FAMILIES)
+    assert not family_of("{{ messages }}").is_known
+    assert family_of("[ARGS]", renders_tools=False).is_known
 
 
 def test_where_templates_show_no_functions_calls_are_castors() -> None:

@@ -14,8 +14,16 @@ from tokenizers import AddedToken
 from server.convert.template_probe import is_atom
 from server.convert.tools import Function, Tools
 from server.errors import InvalidArgument
-from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
+from server.families.family import (
+    Arguments,
+    BareKeyArguments,
+    Family,
+    JsonArguments,
+    PythonArguments,
+    TaggedArguments,
+)
 from server.families.table import FAMILIES
+from server.families.tagged_arguments import QWEN_XML
 from server.families.tagged_calls import CASTOR
 from server.grammar.llguidance import chosen, enforced
 from server.grammar.tool_calls import MAX_CALLS, MAX_UNLEARNED_CALLS, call_starts, checked_tool_call_grammar
@@ -30,31 +38,40 @@ SCHEMA = {
     "required": ["a"],
 }
 ADD, NOW, OTHER = Function("add", "", SCHEMA), Function("now"), Function("other")
-FIT = {
-    JsonArguments: '{"a": 1, "b": "two; <b>"}',
-    TaggedArguments: "<parameter=a>\n1\n</parameter>\n<parameter=b>\n two\nlines\n</parameter>\n"
-    "<parameter=c>\nx\n</parameter>\n",
-    BareKeyArguments: '{a:1,b:<|"|>two; <b> {c:1}<|"|>,c:<|"|>x<|"|>}',
-}
-UNFIT = {
-    JsonArguments: ['{"b": "x"}', '{"a": "x"}', '{"a": 1, "d": 1}', '{"a": 1, "c": "z"}', "1"],
-    TaggedArguments: [
-        "",
-        "<parameter=a>\nx\n</parameter>\n",
-        "<parameter=a>\n1\n</parameter>\n<parameter=c>\nz\n</parameter>\n",
-    ],
-    BareKeyArguments: [
-        '{b:<|"|>x<|"|>}',
-        '{a:<|"|>x<|"|>}',
-        "{a:1,d:1}",
-        '{a:1,c:<|"|>z<|"|>}',
-        '{a:1,b:"x"}',
-        "{a:1 }",
-        "{a:1,}",
-        "1",
-    ],
-}
-NOTHING = {JsonArguments: "{}", TaggedArguments: "", BareKeyArguments: "{}"}
+
+
+def fit(arguments: Arguments) -> str:
+    """Arguments of ``add`` as a family writes them."""
+    match arguments:
+        case TaggedArguments():
+            return tagged(arguments, a="1", b=" two\nlines", c="x")
+        case BareKeyArguments():
+            return '{a:1,b:<|"|>two; <b> {c:1}<|"|>,c:<|"|>x<|"|>}'
+        case PythonArguments():
+            return "a=1, b='two; <b>', c='x'"
+    return '{"a": 1, "b": "two; <b>"}'
+
+
+def unfit(arguments: Arguments) -> list[str]:
+    """What does not follow the schema of ``add``."""
+    match arguments:
+        case TaggedArguments():
+            return ["", tagged(arguments, a="x"), tagged(arguments, a="1", c="z")]
+        case BareKeyArguments():
+            texts = ['{b:<|"|>x<|"|>}', '{a:<|"|>x<|"|>}', "{a:1,d:1}", '{a:1,c:<|"|>z<|"|>}', '{a:1,b:"x"}']
+            return [*texts, "{a:1 }", "{a:1,}", "1"]
+        case PythonArguments():
+            return ["", "b='x'", "a='x'", "a=1, d=1", "a=1, c='z'", "a=1, b=x", "a=1, b='x\ny'", "a=1, ", "1"]
+    return ['{"b": "x"}', '{"a": "x"}', '{"a": 1, "d": 1}', '{"a": 1, "c": "z"}', "1"]
+
+
+def nothing(arguments: Arguments) -> str:
+    return "{}" if isinstance(arguments, JsonArguments | BareKeyArguments) else ""
+
+
+def tagged(tags: TaggedArguments, **values: str) -> str:
+    return "".join(f"{tags.start.format(name=name)}{value}{tags.end}" for name, value in values.items())
+
 
 Accepts = Callable[[str], str]
 
@@ -91,13 +108,13 @@ every_family = pytest.mark.parametrize(
 @every_family
 async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD, NOW, OTHER), (ADD, NOW), must_call=True))
-    call, kind = family.call, type(family.call.arguments)
-    assert accepts(call.write(("now", NOTHING[kind]))) == "whole"
-    assert accepts(call.write(("add", FIT[kind]))) == "whole"
+    call, kind = family.call, family.call.arguments
+    assert accepts(call.write(("now", nothing(kind)))) == "whole"
+    assert accepts(call.write(("add", fit(kind)))) == "whole"
     assert accepts("") == "head"
     assert accepts("Hello") == "none"
-    assert accepts(call.write(("other", NOTHING[kind]))) == "none"
-    for arguments in UNFIT[kind]:
+    assert accepts(call.write(("other", nothing(kind)))) == "none"
+    for arguments in unfit(kind):
         assert accepts(call.write(("add", arguments))) == "none"
 
 
@@ -109,7 +126,7 @@ async def test_calls_come_to_an_end(tmp_path: Path, family: Family, special: boo
 
 
 def _check_end(accepts: Accepts, family: Family, unlearned: int) -> None:
-    call = ("now", NOTHING[type(family.call.arguments)])
+    call = ("now", nothing(family.call.arguments))
     learned = MAX_CALLS if family.call.keeps_duplicates else unlearned
     many = learned if family.call.is_parallel else 1
     assert accepts(family.call.write(*[call] * many)) == "whole"
@@ -120,13 +137,13 @@ def _check_end(accepts: Accepts, family: Family, unlearned: int) -> None:
 @every_family
 async def test_who_may_call_is_free_until_a_call_begins(tmp_path: Path, family: Family, special: bool) -> None:
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD,), (ADD,)))
-    call, kind = family.call, type(family.call.arguments)
-    good = call.write(("add", FIT[kind]))
+    call, kind = family.call, family.call.arguments
+    good = call.write(("add", fit(kind)))
     assert accepts(family.answer_header) == "whole"
     assert accepts(family.answer_header + 'Hello <b> {"a": [1]}\n') == "whole"
     assert accepts(good) == "whole"
-    assert accepts(call.write(("sub", FIT[kind]))) == "none"
-    for arguments in UNFIT[kind]:
+    assert accepts(call.write(("sub", fit(kind)))) == "none"
+    for arguments in unfit(kind):
         assert accepts(call.write(("add", arguments))) == "none"
     if call.trigger and not family.answer_header:
         assert accepts("I add.\n" + good) == "whole"
@@ -156,16 +173,16 @@ TEMP = {"type": "object", "properties": {"temp": {"type": "integer"}}, "required
 async def test_beside_a_schema_an_answer_is_calls_or_follows_it(tmp_path: Path, family: Family, special: bool) -> None:
     answer, _ = enforced(TEMP, "f", False)
     accepts = await grammar_of(tmp_path, family, special, Tools((ADD, NOW), (ADD, NOW)), answer)
-    call, kind, header = family.call, type(family.call.arguments), family.answer_header
+    call, kind, header = family.call, family.call.arguments, family.answer_header
     assert accepts(header + '{"temp": 3}') == "whole"
-    assert accepts(call.write(("add", FIT[kind]))) == "whole"
-    assert accepts(call.write(("now", NOTHING[kind]))) == "whole"
+    assert accepts(call.write(("add", fit(kind)))) == "whole"
+    assert accepts(call.write(("now", nothing(kind)))) == "whole"
     if call.is_parallel:
-        assert accepts(call.write(("add", FIT[kind]), ("now", NOTHING[kind]))) == "whole"
+        assert accepts(call.write(("add", fit(kind)), ("now", nothing(kind)))) == "whole"
     assert accepts(header + "Hello") == "none"
     assert accepts(header + '{"temp": "x"}') == "none"
-    assert accepts(header + '{"temp": 3}' + call.write(("now", NOTHING[kind]))) == "none"
-    for arguments in UNFIT[kind]:
+    assert accepts(header + '{"temp": 3}' + call.write(("now", nothing(kind)))) == "none"
+    for arguments in unfit(kind):
         assert accepts(call.write(("add", arguments))) == "none"
 
 
@@ -232,11 +249,12 @@ async def test_parameters_keep_their_kinds_in_tags(tmp_path: Path) -> None:
     }
     definitions = {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}}
     function = Function("f", "", {"type": "object", "properties": properties, "$defs": definitions})
-    family = next(family for family in FAMILIES if isinstance(family.call.arguments, TaggedArguments))
+    family, tags = QWEN_XML, QWEN_XML.call.arguments
+    assert isinstance(tags, TaggedArguments)
     accepts = await grammar_of(tmp_path, family, True, Tools((function,), (function,), must_call=True))
 
     def given(name: str, value: str) -> str:
-        return accepts(family.call.write(("f", f"<parameter={name}>\n{value}\n</parameter>\n")))
+        return accepts(family.call.write(("f", tagged(tags, **{name: value}))))
 
     assert [given("list", "[1, 2]"), given("list", "x")] == ["whole", "none"]
     assert [given("text", "null"), given("text", "two\nlines")] == ["whole", "whole"]

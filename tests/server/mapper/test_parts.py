@@ -15,7 +15,7 @@ from support.transcripts import FAMILY, FRAGMENTS, TOOLS, cases, cut
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
-from server.families.family import BareKeyArguments, Family, JsonArguments, TaggedArguments
+from server.families.family import Arguments, BareKeyArguments, Family, PythonArguments, TaggedArguments
 from server.families.tool_call_reader import ToolCall
 from server.mapper.parts import PartsParser, Piece, Text, Thought, answer_parser
 
@@ -97,11 +97,16 @@ def test_nothing_is_parsed_where_an_answer_can_only_be_text() -> None:
     assert answer_parser(FAMILY["hermes"]) is not None
 
 
-ARGUMENTS = {
-    JsonArguments: '{"city": "Oslo"}',
-    TaggedArguments: "<parameter=city>\nOslo\n</parameter>\n",
-    BareKeyArguments: '{city:<|"|>Oslo<|"|>}',
-}
+def oslo(arguments: Arguments) -> str:
+    """The argument ``city`` as a family writes it."""
+    match arguments:
+        case TaggedArguments(start, end):
+            return f"{start.format(name='city')}Oslo{end}"
+        case BareKeyArguments(quote):
+            return f"{{city:{quote}Oslo{quote}}}"
+        case PythonArguments():
+            return "city='Oslo'"
+    return '{"city": "Oslo"}'
 
 
 @pytest.mark.parametrize("name", sorted(FAMILY))
@@ -115,7 +120,7 @@ def test_beside_a_schema_an_answer_and_a_call_are_told_apart_in_every_cut(name: 
     syntax = AnswerSyntax(family, TOOLS, constrained=True, call_starts=starts)
     before = f"{family.thought[0]}hm{family.thought[1]}\n\n" if thinks and family.thought else ""
     thought = [{"thought": "hm"}] if thinks else []
-    one = ("get_weather", ARGUMENTS[type(call.arguments)])
+    one = ("get_weather", oslo(call.arguments))
     looks = json.dumps({"name": "get_time", "text": call.write(one), "x": family.thought})
     written = call.write(one, one) if call.is_parallel else call.write(one)
     told_calls = [{"call": "get_weather", "args": {"city": "Oslo"}}] * (

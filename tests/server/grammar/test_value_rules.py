@@ -1,4 +1,4 @@
-"""Arguments with bare keys and quotes of their own: what the grammar lets pass reads back as what the schema says."""
+"""Arguments that are nearly JSON: what the grammar lets pass reads back as what the schema says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from engine.api.events import FinishReason
 from server.convert.tools import Function, Tools
 from server.families.answer_syntax import AnswerSyntax
 from server.families.channels import GEMMA4 as GEMMA
-from server.families.family import BareKeyArguments
+from server.families.family import BareKeyArguments, Family
+from server.families.python_calls import LFM2
 from server.families.tool_call_reader import ToolCall
 from server.grammar.llguidance import repaired
 from server.grammar.schema_dialects import PARAMETERS
@@ -33,42 +34,43 @@ from server.mapper.parts import PartsParser
 assert isinstance(GEMMA.call.arguments, BareKeyArguments)
 QUOTE = GEMMA.call.arguments.quote
 TOKENIZER = tiny_tokenizer()
-TOKENIZER.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in GEMMA.markers])
-ATOMS = {text: TOKENIZER.token_to_id(text) for text in GEMMA.markers}
+MARKERS = dict.fromkeys((*GEMMA.markers, *LFM2.markers))
+TOKENIZER.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in MARKERS])
+ATOMS = {text: TOKENIZER.token_to_id(text) for text in MARKERS}
 MODEL = LLTokenizer(TOKENIZER.to_str(), n_vocab=TOKENIZER.get_vocab_size(), eos_token=[EOS_ID])
 
 
-def grammar(parameters: Any) -> str:
+def grammar(parameters: Any, family: Family = GEMMA) -> str:
     function = Function("f", "", parameters)
     schema, _ = repaired(parameters, PARAMETERS, time.process_time() + 60)
-    return tool_call_grammar(Tools((function,), (function,), must_call=True), [schema], GEMMA, ATOMS)
+    return tool_call_grammar(Tools((function,), (function,), must_call=True), [schema], family, ATOMS)
 
 
 def object_of(inner: Any, **more: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {"v": inner}, "required": ["v"], **more}
 
 
-def accepts(parameters: Any) -> Callable[[str], bool]:
-    """Whether arguments, as Gemma writes them, are let pass."""
-    made = grammar(parameters)
+def accepts(parameters: Any, family: Family = GEMMA) -> Callable[[str], bool]:
+    """Whether arguments, as the family writes them, are let pass."""
+    made = grammar(parameters, family)
 
     def whole(arguments: str) -> bool:
         matcher = LLMatcher(MODEL, made)
         assert not matcher.is_error(), matcher.get_error()
-        ids = TOKENIZER.encode(GEMMA.call.write(("f", arguments)), add_special_tokens=False).ids
+        ids = TOKENIZER.encode(family.call.write(("f", arguments)), add_special_tokens=False).ids
         return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
     return whole
 
 
-def arguments_of(text: str) -> dict[str, Any]:
-    """The arguments that the mapper reads from an answer."""
-    parser = PartsParser(AnswerSyntax(GEMMA, [Function("f").for_template()]))
+def arguments_of(text: str, family: Family = GEMMA) -> list[dict[str, Any]]:
+    """The arguments that the mapper reads from the calls of an answer."""
+    parser = PartsParser(AnswerSyntax(family, [Function("f").for_template()]))
     pieces = [*parser.feed(text), *parser.flush(FinishReason.STOP)]
     assert parser.problem == "", (parser.problem, text)
-    (call,) = pieces
-    assert isinstance(call, ToolCall)
-    return call.args
+    calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
+    assert len(calls) == len(pieces) > 0
+    return [call.args for call in calls]
 
 
 def walked(made: str, choice: random.Random, most: int = 4000) -> str:
@@ -90,14 +92,15 @@ def walked(made: str, choice: random.Random, most: int = 4000) -> str:
     return TOKENIZER.decode(ids, skip_special_tokens=False)
 
 
-@settings(max_examples=examples(150), suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("family", [GEMMA, LFM2], ids=lambda family: family.name)
+@settings(max_examples=examples(100), suppress_health_check=list(HealthCheck))
 @given(inner=schemas(), draw=st.integers(0, 2**32))
-def test_what_is_let_pass_reads_back_and_matches_the_schema(inner: Any, draw: int) -> None:
-    text = walked(grammar(object_of(inner)), random.Random(draw))
-    found = arguments_of(text)
+def test_what_is_let_pass_reads_back_and_matches_the_schema(family: Family, inner: Any, draw: int) -> None:
+    text = walked(grammar(object_of(inner), family), random.Random(draw))
     relaxed = json.loads(json.dumps(object_of(inner)))
     _forget(relaxed, ("pattern", "format", "additionalProperties"))
-    jsonschema.validate(found, relaxed)
+    for found in arguments_of(text, family):
+        jsonschema.validate(found, relaxed)
 
 
 def _forget(schema: Any, keywords: tuple[str, ...]) -> None:
@@ -134,6 +137,44 @@ def test_each_keyword(schema: Any, good: list[str], bad: list[str]) -> None:
     assert [text for text in bad if whole(f"{{v:{text}}}")] == []
 
 
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (
+            {"type": "string"},
+            ["'a \"b\" {c}, é'", '"it\'s"', r"'a\'b\\ \n'", "''"],
+            ["a", "'a\nb'", "'a'b'", r"'\x'", "'a"],
+        ),
+        ({"type": "string", "minLength": 1, "maxLength": 2}, ["'ab'", r'"\n\""'], ["''", "'abc'"]),
+        ({"type": "string", "enum": ["x", "it's", ""]}, ["'x'", '"x"', r"'it\'s'", '"it\'s"', "''"], ["'y'", "x"]),
+        ({"enum": [1, True, None, [False], {"k": "v"}]}, ["1", "True", "None", "[False]", "{'k': 'v'}"], ["true", "2"]),
+        ({"type": "integer", "minimum": 3, "maximum": 12}, ["3", "12"], ["2", "13", "'3'"]),
+        ({"type": ["boolean", "null"]}, ["True", "False", "None"], ["true", "null", "0"]),
+        ({"type": "array", "minItems": 2}, ["[1, 'x']", "[[], {}, None]"], ["[1]", "[1,2]", "(1, 2)"]),
+        ({"type": "object"}, ["{}", "{'a': 1, \"b\": {'c': ['x']}}"], ["{a: 1}", "{'a'}"]),
+        ({}, ["1", "[]", "{}", "None", "''"], ["x", "null"]),
+    ],
+)
+def test_each_keyword_in_python(schema: Any, good: list[str], bad: list[str]) -> None:
+    whole = accepts(object_of(schema), LFM2)
+    assert [text for text in good if not whole(f"v={text}")] == []
+    assert [text for text in bad if whole(f"v={text}")] == []
+
+
+def test_keyword_arguments_of_each_kind_of_schema() -> None:
+    kinds = {name: {"type": "integer"} for name in "ab"}
+    whole = accepts({"type": "object", "properties": kinds, "required": ["b"]}, LFM2)
+    assert [whole(text) for text in ("b=1", "a=1, b=1", "a=1", "b=1, a=1", "b=1,", "'b'=1", "")] == [
+        True,
+        True,
+        *[False] * 5,
+    ]
+    free = accepts({"type": "object"}, LFM2)
+    assert [free(text) for text in ("", "x=1, y=['z']", "x")] == [True, True, False]
+    referred = {"$ref": "#/$defs/p", "$defs": {"p": {"type": "object", "properties": kinds, "required": ["a"]}}}
+    assert [accepts(referred, LFM2)(text) for text in ("a=1", "")] == [True, False]
+
+
 def test_members_come_in_their_order_and_optional_ones_may_be_left_out() -> None:
     kinds = {name: {"type": "integer"} for name in "abcd"}
     whole = accepts({"type": "object", "properties": kinds, "required": ["b"]})
@@ -149,7 +190,7 @@ def test_a_key_that_is_no_word_is_quoted_and_read_back() -> None:
     whole = accepts({"type": "object", "properties": {"x y": {"type": "integer"}, "größe": {"type": "integer"}}})
     text = f"{{{QUOTE}x y{QUOTE}:1,größe:2}}"
     assert whole(text)
-    assert arguments_of(GEMMA.call.write(("f", text))) == {"x y": 1, "größe": 2}
+    assert arguments_of(GEMMA.call.write(("f", text))) == [{"x y": 1, "größe": 2}]
 
 
 def test_open_objects_hold_what_is_not_declared() -> None:
