@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, time
 from inspect import signature
 from itertools import takewhile
 from operator import eq
@@ -87,10 +88,12 @@ class TemplateInput:
 class Renderer:
     """Renders with the ``tokenizer`` of a model folder. Not thread-safe.
 
-    ``control_texts`` are the texts of the tokens with a special meaning to the model.
+    ``control_texts`` are the texts of the tokens with a special meaning to the model. A template that asks for the time
+    by ``clock`` gets the start of the day, also where it writes hours: all prompts of a day begin alike, and the prefix
+    cache holds what they share.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], datetime] = datetime.now) -> None:
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
         # Made from tokenizer.json as it is, the same file that the engine decodes with.
@@ -100,6 +103,7 @@ class Renderer:
             raise ImportError(
                 "the installed transformers cannot keep control tokens out of the text of users: update it"
             )
+        self._clock = clock
         # Special tokens, and others that the template writes.
         template = self.tokenizer.chat_template or ""
         controls = {
@@ -120,6 +124,8 @@ class Renderer:
                 ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
                 ids = _with_one_bos(self.tokenizer, ids)
             else:
+                if isinstance(self.tokenizer.chat_template, str):
+                    library().compiled_template(self.tokenizer.chat_template).globals["strftime_now"] = self._day
                 ids = _chat_ids(self.tokenizer, chat)
                 self._check_control_tokens(ids, chat)
         except TEMPLATE_ERRORS as error:
@@ -133,6 +139,10 @@ class Renderer:
         if not ids:
             raise InvalidArgument("* GenerateContentRequest.contents: contents have no text to answer")
         return ids
+
+    def _day(self, form: str) -> str:
+        """The start of the day, as ``strftime`` writes it."""
+        return datetime.combine(self._clock(), time.min).strftime(form)
 
     def resume_points(self, chat: TemplateInput, ids: list[int]) -> tuple[int, ...]:
         """How many tokens of a prompt later requests of the conversation have in common with it, ascending.
@@ -164,7 +174,7 @@ class Renderer:
                 if ids[len(ids) - len(tail) :] == tail:
                     yield len(ids) - len(tail)
                     return
-        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, ValueError):
+        except (*TEMPLATE_ERRORS, ValueError):
             return  # the template allows no such turn here
 
     def _check_control_tokens(self, ids: list[int], chat: TemplateInput) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,10 +26,12 @@ _importing = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """What the server uses of transformers: the class of tokenizers, and the module that parses answers."""
+    """What the server uses of transformers: the class of tokenizers, the module that parses answers, and what gives the
+    compiled template for the text of one, the same object that tokenizers render with."""
 
     tokenizers: Any
     chat_parsing: Any
+    compiled_template: Callable[[str], Any]
 
 
 def require_library() -> None:
@@ -64,7 +67,7 @@ def _imported() -> Library:
         sys.modules["torch"] = None  # type: ignore[assignment]  # the import system's own way to say "not there"
     try:
         from transformers import PreTrainedTokenizerFast
-        from transformers.utils import chat_parsing, is_torch_available, logging
+        from transformers.utils import chat_parsing, chat_template_utils, is_torch_available, logging
 
         logging.set_verbosity_error()
         logging.disable_default_handler()  # what it says goes into the server's log
@@ -73,4 +76,4 @@ def _imported() -> Library:
     finally:
         if hidden:
             del sys.modules["torch"]
-    return Library(PreTrainedTokenizerFast, chat_parsing)
+    return Library(PreTrainedTokenizerFast, chat_parsing, chat_template_utils._compile_jinja_template)
