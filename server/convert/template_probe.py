@@ -28,14 +28,16 @@ def renders_late_system(tokenizer: Any) -> bool:
     return re.findall(rf"{_MARK}\d", _rendered(tokenizer, trial)) == [message["content"] for message in trial]
 
 
-def renders_tools(tokenizer: Any) -> bool:
-    """Whether the template shows declarations, calls and results of functions; many show none of them."""
+def renders_tools(tokenizer: Any, calls: int = 1) -> bool:
+    """Whether the template shows declarations, ``calls`` in one turn, and results of functions; many show none of them,
+    and some refuse several calls."""
     function = {"name": f"{_MARK}_f", "description": "", "parameters": {"type": "object", "properties": {}}}
-    call = {"id": "callprobe", "type": "function", "function": {"name": f"{_MARK}_c", "arguments": {}}}
+    call = {"type": "function", "function": {"name": f"{_MARK}_c", "arguments": {}}}
+    ids = [f"callprob{number}" for number in range(calls)]
     trial: list[dict[str, Any]] = [
         {"role": "user", "content": "x"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": f"{_MARK}_r", "name": f"{_MARK}_c", "tool_call_id": "callprobe"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": name, **call} for name in ids]},
+        *({"role": "tool", "content": f"{_MARK}_r", "name": f"{_MARK}_c", "tool_call_id": name} for name in ids),
     ]
     text = _rendered(tokenizer, trial, tools=[{"type": "function", "function": function}])
     return all(f"{_MARK}_{sign}" in text for sign in "fcr")
@@ -46,6 +48,8 @@ def family_in(tokenizer: Any) -> Family:
     template = tokenizer.chat_template or ""
     own = getattr(tokenizer, "response_template", None)
     family = family_of(template, bool(template) and renders_tools(tokenizer), own if isinstance(own, dict) else None)
+    if family.renders_tools and family.call.is_parallel and not renders_tools(tokenizer, calls=2):
+        family = replace(family, call=replace(family.call, is_parallel=False))
     if family.thought is None or not template:
         return family
     switch = _obeyed(tokenizer, THINKING_SWITCHES, True, False)

@@ -28,6 +28,14 @@ def json_list(marker: str, end_marker: str = "") -> CallSyntax:
     )
 
 
+APRIEL = Family(
+    name="apriel",
+    recognised_by=("<tool_calls>[",),
+    call=json_list("<tool_calls>", "</tool_calls>"),
+    markers=("<tool_calls>", "</tool_calls>"),
+)
+"""Apriel 1.5, whose template names Hermes' tags too."""
+
 PHI = Family(
     name="phi",
     recognised_by=("<|/tool_call|>",),

@@ -8,7 +8,7 @@ from typing import Any
 
 from server.families.channels import GEMMA4, GPT_OSS, MUSE
 from server.families.family import Family
-from server.families.plain_json_calls import GRANITE, LLAMA3, MISTRAL_LIST, NEMOTRON, PHI
+from server.families.plain_json_calls import APRIEL, GRANITE, LLAMA3, MISTRAL_LIST, NEMOTRON, PHI
 from server.families.python_calls import LFM2
 from server.families.tagged_arguments import GLM, GLM_47, MINIMAX, QWEN_XML, SEED_OSS
 from server.families.tagged_calls import CASTOR, EXAONE4, GRANITE4, HERMES, SMOLLM3
@@ -30,6 +30,7 @@ FAMILIES = (
     MISTRAL,
     MISTRAL_LIST,
     NEMOTRON,
+    APRIEL,
     PHI,
     GRANITE,
     GRANITE4,

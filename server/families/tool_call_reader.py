@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.api.events import FinishReason
 from server.families.answer_syntax import AnswerSyntax
-from server.families.family import PythonArguments, TaggedArguments
+from server.families.family import BareKeyArguments, PythonArguments, TaggedArguments
 from server.families.python_calls import python_calls, python_value
 from server.families.splitter import BrokenCall, CallEnd, RegionEvent, RegionStart
 from server.families.transformers_import import library
@@ -106,12 +106,21 @@ class ToolCallReader:
         syntax, process = self._syntax, library().chat_parsing.content_parsers.process_field
         if isinstance(syntax.arguments, PythonArguments):
             return python_calls(text)
+        if isinstance(syntax.arguments, BareKeyArguments):
+            text = _with_null(text, syntax.arguments.quote)
         if not syntax.calls_within:
             return process(text, syntax.call_field, captures)
         calls = list(re.finditer(syntax.calls_within, text, re.DOTALL))
         if not calls:
             raise ValueError("a section without calls")
         return [process(call["body"], syntax.call_field, {"name": call["name"].strip()}) for call in calls]
+
+
+def _with_null(text: str, quote: str) -> str:
+    """``None`` outside of quotes, which templates write where JSON has ``null``, as ``null``."""
+    pieces = text.split(quote)
+    pieces[::2] = (re.sub(r"(?<=[:,\[])None(?=[,\]}])", "null", piece) for piece in pieces[::2])
+    return quote.join(pieces)
 
 
 def _function(call: Any) -> dict[str, Any]:

@@ -190,17 +190,24 @@ class _Grammar:
         text_rule = f"TEXT: {_TEXT}"
         if has_answer:
             token = self._family.call.call_token
-            begun = token if token in starts else trigger
-            return [f"start: {self.literal(header)} @answer | {self.literal(begun)} calls"]
+            return [f"start: {self._headed('@answer', token if token in starts else trigger)}"]
         if must_call:
             return [f"start: {self.literal(trigger)} calls"]
         if header:
-            return [f"start: {self.literal(header)} TEXT | {self.literal(trigger)} calls", text_rule]
+            return [f"start: {self._headed('TEXT', trigger)}", text_rule]
         if not trigger:  # an answer that begins like a call is one
             return [r"start: TEXT | calls", r"TEXT: /(\s*[^{\s](.|\n)*)?/"]
         if self._special.match(trigger):
             return [f"start: TEXT ({self.literal(trigger)} calls)?", text_rule]
         return ["start: TEXT | begun calls", f"begun[lazy]: TEXT {_quoted(trigger)}", text_rule]
+
+    def _headed(self, answer: str, begun: str) -> str:
+        """``answer`` behind its header, or calls behind what begins them. What both begin with is written once: a name
+        that goes on as the header does would be taken for it."""
+        header = self._family.answer_header
+        if not begun or not header.startswith(begun):
+            return f"{self.literal(header)} {answer} | {self.literal(begun)} calls"
+        return f"{self.literal(begun)} ({self.literal(header.removeprefix(begun))} {answer} | calls)"
 
     def _arguments(self, schema: Schema | None) -> str:
         match self._family.call.arguments:

@@ -1,4 +1,4 @@
-"""Chat templates of real families over a tiny tokenizer that has the tokens which the template writes."""
+"""Chat templates of families over a tiny tokenizer that has the tokens which the template writes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ from support.tiny import EOS_ID, save_tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "data" / "chat_templates"
-LLAMA3 = (
-    "{{ bos_token }}{% if tools %}<|start_header_id|>system<|end_header_id|>\n\n"
-    "{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|eot_id|>{% endif %}"
-    "{% for m in messages %}"
-    "<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n"
-    "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ '; ' if not loop.first }}"
-    '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}{% endfor %}'
-    "{% else %}{{ m.content }}{% endif %}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+_MARKERS = re.compile(
+    r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|</?(?:think|tool_call|tool_response|arg_key|arg_value)>|\[/?[A-Z_]{3,}\]"
+    r"|\[\|\w+\|\]|</?(?:seed|minimax):\w+>|<SPECIAL_\d+>|\[gMASK\]|<sop>|\]~b\]|\]~!b\[|\[e~\["
 )
-"""In the form of Llama 3.1 and its like."""
-
-_MARKERS = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|</?(?:think|tool_call|tool_response)>|\[/?[A-Z_]{3,}\]")
-_NOT_SPECIAL = re.compile(r"</?(?:think|tool_call|tool_response)>")
+_NOT_SPECIAL = re.compile(r"</?(?:think|tool_call|tool_response|arg_key|arg_value)>")
 
 
 def template(name: str) -> str:
-    """The text of a template in tests/data/chat_templates, by the beginning of its file's name."""
-    return LLAMA3 if name == "llama3" else next(FOLDER.glob(f"*{name}*.jinja")).read_text("utf-8")
+    """The text of a template in tests/data/chat_templates, by its file's name."""
+    return (FOLDER / f"{name}.jinja").read_text("utf-8")
 
 
 def template_folder(path: Path, name: str) -> Path:
     """A model folder as far as the front end reads it, with this template and its tokens."""
-    text = template(name)
+    return folder_with(path, template(name))
+
+
+def folder_with(path: Path, text: str) -> Path:
+    """As `template_folder`, with the text of a template."""
     save_tiny_tokenizer(path)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     found = dict.fromkeys(_MARKERS.findall(text))

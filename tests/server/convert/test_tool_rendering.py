@@ -1,10 +1,11 @@
-"""Functions, calls and results in the templates of real families: shown to the model, and read back as they were."""
+"""Functions, calls and results in the templates of the families: no text and no name becomes a control token.
+
+What is shown and read back is checked by scripts/template_checks.py.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from support.templates import template_folder
 from tokenizers import Tokenizer
 
-from engine.api.events import FinishReason
 from server.config.models_file import ModelSpec
 from server.convert import rendering
 from server.convert.chat_tokenizer import ChatTokenizer
@@ -21,27 +21,39 @@ from server.convert.prompt import conversation
 from server.convert.rendering import ChatMessage, TemplateInput
 from server.convert.tools import Function, castor_prompt, read_tools
 from server.errors import InvalidArgument
-from server.families.tool_call_reader import ToolCall
-from server.mapper.parts import answer_parser
 from server.wire.message import parse
 from server.wire.requests import GenerateContentRequest
 
 FAMILIES = {
-    "Qwen2.5": ("hermes", True),
-    "Qwen3-0.6B": ("hermes", True),
-    "granite": ("granite4", True),
-    "Qwen3-Coder": ("qwen-xml", True),
-    "Qwen3.5": ("qwen-xml", True),
-    "Mistral-Small": ("mistral", True),
-    "Ministral": ("mistral", True),
-    "Mistral-Nemo": ("mistral-list", True),
-    "gpt-oss": ("gpt-oss", True),
-    "llama3": ("llama3", True),
-    "SmolLM3": ("smollm3", False),
     "DeepSeek-R1": ("deepseek-r1", False),
     "DeepSeek-V3.1": ("deepseek", False),
+    "EXAONE-4": ("exaone4", True),
+    "GLM-4.6": ("glm", True),
+    "GLM-4.7": ("glm-4.7", True),
+    "Kimi-K2": ("kimi-k2", True),
+    "Kimi-K2-Thinking": ("kimi-k2", True),
+    "LFM2.5": ("lfm2", True),
+    "MiniMax-M2": ("minimax-m2", True),
+    "Ministral": ("mistral", True),
+    "Mistral-Nemo": ("mistral-list", True),
+    "Mistral-Small": ("mistral", True),
+    "Muse": ("muse", True),
+    "Nemotron-Nano": ("nemotron", True),
     "Phi-3.5": ("castor", False),
+    "Phi-4-mini": ("phi", True),
+    "Qwen2.5": ("hermes", True),
+    "Qwen3-0.6B": ("hermes", True),
+    "Qwen3-Coder": ("qwen-xml", True),
+    "Qwen3.5": ("qwen-xml", True),
+    "Seed-OSS": ("seed-oss", True),
+    "SmolLM3": ("smollm3", False),
+    "gemma-4": ("gemma4", True),
+    "gpt-oss": ("gpt-oss", True),
+    "granite": ("granite4", True),
+    "granite-3": ("granite", True),
+    "llama3": ("llama3", True),
 }
+"""By the template; whether it shows functions."""
 QUESTION = "How much is it?"
 CALLS = [("add", {"a": 1, "b": 'two <b> "2"\nlines'}), ("now", {}), ("add", {"a": -7, "b": "é"})]
 TOOLS = [
@@ -102,36 +114,6 @@ async def rendered(tokenizer: ChatTokenizer, **fields: Any) -> str:
 
 def test_the_family_is_recognised(name: str, tokenizer: ChatTokenizer) -> None:
     assert (tokenizer.family.name, tokenizer.family.renders_tools) == FAMILIES[name]
-
-
-async def test_functions_are_declared_with_types_that_models_know(tokenizer: ChatTokenizer) -> None:
-    text = (await rendered(tokenizer)).partition(QUESTION)[0] + (await rendered(tokenizer)).partition(QUESTION)[2]
-    assert all(shown in text for shown in ("add", "Adds things.", "now", "The time."))
-    assert "INTEGER" not in text
-
-
-async def test_calls_are_read_back_as_they_were(tokenizer: ChatTokenizer) -> None:
-    """The turns of the model, as its template writes them, are answers that the family's parser understands."""
-    history = (await rendered(tokenizer)).partition(QUESTION)[2]
-    wire = parse(GenerateContentRequest, {"contents": CONTENTS, "tools": TOOLS})
-    tools = read_tools(wire)
-    assert tools is not None
-    new_parser = answer_parser(replace(tokenizer.family, thought=None), tools.for_template())
-    assert new_parser is not None
-    ends = {tokenizer.token_text(end) for end in tokenizer.end_ids}
-    found = []
-    for turn in re.split("|".join(map(re.escape, ends)), history):
-        spoken = turn.rpartition("<|end_header_id|>\n\n")[2]
-        parser = new_parser()
-        pieces = [*parser.feed(spoken), *parser.flush(FinishReason.STOP)]
-        found += [(piece.name, piece.args) for piece in pieces if isinstance(piece, ToolCall)]
-    assert found == CALLS
-
-
-async def test_results_stand_in_the_order_of_their_calls(tokenizer: ChatTokenizer) -> None:
-    history = (await rendered(tokenizer)).partition(QUESTION)[2].replace("\\", "")
-    places = [history.index(json.dumps(shown)) for shown in ({"result": 3}, {"result": "noon"}, {"error": "no"})]
-    assert places == sorted(places)
 
 
 async def test_no_text_of_the_caller_becomes_a_token(tokenizer: ChatTokenizer) -> None:
@@ -215,13 +197,17 @@ async def test_the_finished_prompt_has_the_control_tokens_of_the_template(tokeni
 
     harmless = await control_ids("a", "x")
     refused = 0
+    # Python escapes the signs by which transformers knows the caller's texts in a list; and MiniMax's control tokens
+    # begin as others end. There nothing but the refusal is left.
+    may_refuse = tokenizer.family.name in ("lfm2", "seed-oss", "minimax-m2")
     for control in sorted(tokenizer.control_texts, key=len)[-12:]:
         for text in (control, control[:-1], control[1:], control[: len(control) // 2], f"a < {control} > [b] {{c}}"):
-            assert await control_ids("a", text) == harmless
-            try:
-                assert await control_ids(text, "x") == harmless
-            except InvalidArgument:
-                refused += 1
+            for name, value, can_fail in (("a", text, may_refuse), (text, "x", True)):
+                try:
+                    assert await control_ids(name, value) == harmless
+                except InvalidArgument:
+                    assert can_fail
+                    refused += name != "a"
     assert refused < 60, "not each key is one that a template makes a control token of"
 
 

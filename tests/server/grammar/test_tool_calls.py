@@ -14,6 +14,7 @@ from tokenizers import AddedToken
 from server.convert.template_probe import is_atom
 from server.convert.tools import Function, Tools
 from server.errors import InvalidArgument
+from server.families.channels import MUSE
 from server.families.family import (
     Arguments,
     BareKeyArguments,
@@ -25,6 +26,7 @@ from server.families.family import (
 from server.families.table import FAMILIES
 from server.families.tagged_arguments import QWEN_XML
 from server.families.tagged_calls import CASTOR
+from server.families.token_calls import KIMI
 from server.grammar.llguidance import chosen, enforced
 from server.grammar.tool_calls import MAX_CALLS, MAX_UNLEARNED_CALLS, call_starts, checked_tool_call_grammar
 
@@ -116,6 +118,24 @@ async def test_who_must_call_can_do_nothing_else(tmp_path: Path, family: Family,
     assert accepts(call.write(("other", nothing(kind)))) == "none"
     for arguments in unfit(kind):
         assert accepts(call.write(("add", arguments))) == "none"
+
+
+async def test_a_recipient_may_begin_as_the_user_does(tmp_path: Path) -> None:
+    function = Function("user_info", "", SCHEMA)
+    accepts = await grammar_of(tmp_path, MUSE, True, Tools((function,), (function,)))
+    assert accepts(MUSE.call.write(("user_info", fit(MUSE.call.arguments)))) == "whole"
+    assert accepts(MUSE.answer_header + "Hello") == "whole"
+
+
+async def test_calls_are_numbered_as_the_model_likes(tmp_path: Path) -> None:
+    accepts = await grammar_of(tmp_path, KIMI, True, Tools((NOW,), (NOW,), must_call=True))
+    call = KIMI.call.write(("now", "{}"))
+    assert [accepts(call.replace(":0", number)) for number in (":7", ":123", ":", "")] == [
+        "whole",
+        "whole",
+        "none",
+        "none",
+    ]
 
 
 @every_family

@@ -1,4 +1,4 @@
-"""A tool loop through the template of every real family: what the model writes comes out as calls, and goes back."""
+"""A tool loop through the template of every family: what the model writes comes out as calls, and goes back."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from support.fakes import INFO, Answering, Harness, serving
-from support.templates import template_folder
+from support.templates import FOLDER, template_folder
 
 from engine.api.events import CandidateFinished, Delta, Event, FinishReason, RequestFinished
 from engine.api.requests import Request
 
 TRANSCRIPTS = Path(__file__).parents[2] / "data" / "transcripts"
-TEMPLATES = ("Qwen3-0.6B", "Qwen3-Coder", "SmolLM3", "Mistral-Small", "gpt-oss", "DeepSeek-R1", "granite")
+TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 TOOLS = [
     {
         "functionDeclarations": [
@@ -91,12 +91,13 @@ async def test_a_tool_loop_in_the_words_of_the_family(name: str, tmp_path: Path)
 
 async def test_an_answer_to_a_schema_opens_its_channel_first(tmp_path: Path) -> None:
     config = {"responseMimeType": "application/json", "responseSchema": {"type": "BOOLEAN"}}
-    for name, led in (("gpt-oss", True), ("Qwen3-0.6B", False)):
+    headers = {"gpt-oss": "<|channel|>final<|message|>", "Muse": " to=user<|message|>", "Qwen3-0.6B": ""}
+    for name, header in headers.items():
         async with serving(template_folder(tmp_path / name, name)) as harness:
             harness.engine.info = replace(INFO, max_context=100_000)
-            harness.engine.answers.append(saying("<|channel|>final<|message|>true" if led else "true"))
+            harness.engine.answers.append(saying(f"{header}true"))
             answer = await harness.generate({"contents": [ASKED], "generationConfig": config})
             assert answer.json()["candidates"][0]["content"]["parts"] == [{"text": "true"}]
             grammar = harness.engine.requests[-1].sampling.grammar
             assert grammar is not None
-            assert ("start: <[" in grammar) is led
+            assert ("@answer" in grammar) is bool(header)

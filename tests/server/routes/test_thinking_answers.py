@@ -1,4 +1,4 @@
-"""Whole requests to models that think, over the templates of real families and a scripted engine."""
+"""Whole requests to models that think, over the templates of the families and a scripted engine."""
 
 from __future__ import annotations
 
