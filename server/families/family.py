@@ -106,6 +106,11 @@ class Family:
     recognised_by: tuple[str, ...]
     """Texts that all occur in each of the family's chat templates."""
     call: CallSyntax
+    incomplete: tuple[str, ...] = ()
+    """Texts that all occur in templates of the family that do not show calls, and so have none of its signs."""
+    opening: str = ""
+    """What makes such a template show them: Jinja before it that writes calls into the messages, where control tokens
+    come from a template and not from a text of the caller."""
     thought: tuple[str, str] | None = None
     """The texts around thoughts; None where the model cannot think."""
     markers: tuple[str, ...] = ()

@@ -36,14 +36,35 @@ APRIEL = Family(
 )
 """Apriel 1.5, whose template names Hermes' tags too."""
 
+_PHI_OPENING = r"""
+{%- set castor = namespace(messages=[], calls='') -%}
+{%- set declared = tools | map(attribute='function') | list | tojson if tools else none -%}
+{%- if tools and (not messages or messages[0].role != 'system') -%}
+{%- set castor.messages = [dict(role='system', content='', tools=declared)] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set castor.calls = '' -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set castor.calls = castor.calls + ('' if loop.first else ', ') + '{"name": "' + call.function.name
+    + '", "arguments": ' + (call.function.arguments | tojson) + '}' -%}
+{%- endfor -%}
+{%- set written = '<|tool_call|>[' + castor.calls + ']<|/tool_call|>' if castor.calls else '' -%}
+{%- set shown = declared if loop.first and message.role == 'system' else none -%}
+{%- set castor.messages = castor.messages + [dict(message, content=message.content + written, tools=shown)] -%}
+{%- endfor -%}
+{%- set messages = castor.messages -%}
+"""
+
 PHI = Family(
     name="phi",
     recognised_by=("<|/tool_call|>",),
+    incomplete=("<|tool|>", "<|/tool|>"),
+    opening=_PHI_OPENING,
     call=json_list("<|tool_call|>", "<|/tool_call|>"),
     thought=THINK,
     markers=("<|tool_call|>", "<|/tool_call|>", *THINK),
 )
-"""Phi-4-mini."""
+"""Phi-4-mini, whose own template takes the functions as a part of the system message."""
 
 NEMOTRON = Family(
     name="nemotron",

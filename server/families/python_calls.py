@@ -13,9 +13,35 @@ from typing import Any
 from server.families.family import CallSyntax, Family, PythonArguments
 from server.families.tagged_calls import THINK
 
+_OPENING = r"""
+{%- macro castor_value(value) -%}
+{%- if value is string -%}
+'{{ value | replace('\\', '\\\\') | replace("'", "\\'") | replace('\n', '\\n') }}'
+{%- elif value is mapping or value is sequence -%}{{ value | tojson }}
+{%- else -%}{{ value }}
+{%- endif -%}
+{%- endmacro -%}
+{%- set castor = namespace(messages=[], calls='') -%}
+{%- for message in messages -%}
+{%- set castor.calls = '' -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set castor.calls = castor.calls + ('' if loop.first else ', ') + call.function.name + '(' -%}
+{%- for key, value in call.function.arguments.items() -%}
+{%- set castor.calls = castor.calls + ('' if loop.first else ', ') + key + '=' + castor_value(value) -%}
+{%- endfor -%}
+{%- set castor.calls = castor.calls + ')' -%}
+{%- endfor -%}
+{%- set written = '<|tool_call_start|>[' + castor.calls + ']<|tool_call_end|>' if castor.calls else '' -%}
+{%- set castor.messages = castor.messages + [dict(message, content=message.content + written)] -%}
+{%- endfor -%}
+{%- set messages = castor.messages -%}
+"""
+
 LFM2 = Family(
     name="lfm2",
     recognised_by=("<|tool_call_start|>",),
+    incomplete=("<|im_start|>", "List of tools: "),
+    opening=_OPENING,
     call=CallSyntax(
         response_field={
             "open": "<|tool_call_start|>",
@@ -36,7 +62,7 @@ LFM2 = Family(
     thought=THINK,
     markers=("<|tool_call_start|>", "<|tool_call_end|>", *THINK),
 )
-"""LFM 2 and 2.5."""
+"""LFM 2 and 2.5. Templates of many of them take calls as the text that the model wrote."""
 
 _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 _WORD = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\w+")

@@ -52,6 +52,15 @@ NO_THINK_WORD = "/no_think"
 """The word that turns thinking off where a template looks for it in the system message."""
 
 
+def completed(chat_template: str) -> str:
+    """A chat template that shows calls, where one of a known family does not."""
+    for family in FAMILIES:
+        is_whole = not family.opening or all(text in chat_template for text in family.recognised_by)
+        if not is_whole and all(text in chat_template for text in family.incomplete):
+            return family.opening + chat_template
+    return chat_template
+
+
 def family_of(
     chat_template: str, renders_tools: bool = True, response_template: Mapping[str, Any] | None = None
 ) -> Family:

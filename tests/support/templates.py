@@ -9,6 +9,8 @@ from pathlib import Path
 from support.tiny import EOS_ID, save_tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
+from server.families.table import completed
+
 FOLDER = Path(__file__).parents[1] / "data" / "chat_templates"
 _MARKERS = re.compile(
     r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|</?(?:think|tool_call|tool_response|arg_key|arg_value)>|\[/?[A-Z_]{3,}\]"
@@ -31,7 +33,7 @@ def folder_with(path: Path, text: str) -> Path:
     """As `template_folder`, with the text of a template."""
     save_tiny_tokenizer(path)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    found = dict.fromkeys(_MARKERS.findall(text))
+    found = dict.fromkeys(_MARKERS.findall(completed(text)))
     special = [AddedToken(token, special=True, normalized=False) for token in found if not _NOT_SPECIAL.match(token)]
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in found if _NOT_SPECIAL.match(token)])

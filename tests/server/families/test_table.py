@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.families.table import FAMILIES, family_of
+from server.families.table import FAMILIES, completed, family_of
 from server.families.tagged_calls import CASTOR
 
 ROOT = Path(__file__).parents[3]
@@ -64,6 +64,17 @@ def test_only_castors_own_family_is_a_fallback() -> None:
     assert all(family.is_known for family in FAMILIES)
     assert not family_of("{{ messages }}").is_known
     assert family_of("[ARGS]", renders_tools=False).is_known
+
+
+def test_a_template_that_shows_no_calls_is_completed_if_its_family_is_known() -> None:
+    for family in FAMILIES:
+        if family.opening:
+            partial = " ".join(family.incomplete)
+            whole = completed(partial)
+            assert whole == family.opening + partial
+            assert family_of(whole).name == family.name
+            assert completed(whole) == whole
+    assert completed("<|im_start|>{{ messages }}") == "<|im_start|>{{ messages }}"
 
 
 def test_where_templates_show_no_functions_calls_are_castors() -> None:
