@@ -19,8 +19,8 @@ from typing import Any, NotRequired, TypedDict
 
 from jinja2 import TemplateError
 
+from server.convert.template_text import usable
 from server.errors import InvalidArgument
-from server.families.table import completed
 from server.families.transformers_import import library
 from server.wire.json_schema import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, TYPES, VALUE_KEYWORDS
 
@@ -100,7 +100,7 @@ class Renderer:
         # Made from tokenizer.json as it is, the same file that the engine decodes with.
         self.tokenizer = library().tokenizers.from_pretrained(str(folder), local_files_only=True)
         if isinstance(self.tokenizer.chat_template, str):
-            self.tokenizer.chat_template = completed(self.tokenizer.chat_template)
+            self.tokenizer.chat_template = usable(self.tokenizer.chat_template)
         # An older transformers would silently take this option for a template variable.
         if "sanitize_control_tokens" not in signature(self.tokenizer.apply_chat_template).parameters:
             raise ImportError(
