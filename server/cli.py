@@ -126,11 +126,30 @@ def chat(
 
 
 @app.command()
-def check(models: ModelsFile = None, cache_dir: CacheDir = None) -> None:
-    """Check settings, models.yaml and prepared weights, and print what would be served."""
+def check(
+    source: Annotated[
+        str | None, typer.Argument(help="A model: hf:ORG/NAME, a folder, a .gguf file or an entry of models.yaml.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of the context that memory is shown for.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N, in place of the entry's.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights, in place of the entry's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print SOURCE's report as one JSON object.")] = False,
+    models: ModelsFile = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Say whether SOURCE can be served, before its weights are here; or check settings, models.yaml and prepared
+    weights."""
+    settings = _settings(models=models, cache_dir=cache_dir)
+    if source is not None:
+        from server.commands.check import check_source
+
+        found = check_source(settings, source, context=context, device=device, dtype=dtype, as_json=as_json)
+        raise typer.Exit(found)
+    if as_json or any(option is not None for option in (context, device, dtype)):
+        raise typer.BadParameter("--context, --device, --dtype and --json need a SOURCE")
     from server.commands.models import check as run
 
-    raise typer.Exit(run(_settings(models=models, cache_dir=cache_dir)))
+    raise typer.Exit(run(settings))
 
 
 @app.command()

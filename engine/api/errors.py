@@ -5,7 +5,8 @@ EngineError
 ├── Overloaded          the queue is full
 ├── EngineUnavailable   loading, died, or closing
 ├── OutOfMemory         a step did not fit; the message has the numbers and is for the client
-└── ModelRefused        the model cannot be served; the message names the layer and the reason
+├── ModelRefused        the model cannot be served; the message names the layer and the reason
+└── SourceError         the weights cannot be obtained or used
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class OutOfMemory(EngineError):
 
 class ModelRefused(EngineError):
     """The model in the folder cannot be served; the message names what is in the way."""
+
+
+class SourceError(EngineError):
+    """The weights cannot be obtained or used; the message is one sentence that says what to do."""

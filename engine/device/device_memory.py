@@ -10,10 +10,9 @@ from contextlib import contextmanager
 import torch
 
 from engine.api.errors import ModelRefused, OutOfMemory
+from engine.api.units import size as size  # what follows says it of memory
 from engine.device.machine_memory import available_bytes, total_bytes
 from engine.failures import first_line
-
-_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -36,14 +35,6 @@ def idle_bytes(device: torch.device) -> int:
 def all_bytes(device: torch.device) -> int:
     """The size of a GPU's memory, or what this process may use of the machine's."""
     return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else total_bytes()
-
-
-def size(num_bytes: int) -> str:
-    """For people: "79.1 GiB"."""
-    for unit, one in _UNITS:
-        if num_bytes >= one:
-            return f"{num_bytes / one:.1f} {unit}"
-    return f"{num_bytes} bytes"
 
 
 def who_holds(device: torch.device) -> str:

@@ -16,6 +16,7 @@ from engine.api.errors import ModelRefused
 from engine.failures import refused_as, sentence
 from engine.model.architecture import SUPPORTED_LAYERS
 from engine.model.config_file import read_config
+from engine.model.refusals import quantised
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 """What transformers calls the interface in the modules of models that use it."""
@@ -63,7 +64,7 @@ def require_eligible(config: Any) -> None:
     """Raises ``ModelRefused`` for a model whose configuration says that a paged decoder cannot serve it."""
     text = config.get_text_config()
     if getattr(config, "quantization_config", None) is not None:
-        raise ModelRefused(f"{config.model_type} has quantised weights (quantization_config), which are not supported")
+        raise ModelRefused(quantised(config))
     model_class = served_class(config)
     for index, kind in enumerate(getattr(text, "layer_types", None) or ()):
         if kind not in SUPPORTED_LAYERS:
@@ -98,19 +99,24 @@ def _without_memory(model_class: Any, config: Any) -> Any:
         return model_class(config)
 
 
+def described(config: Any) -> nn.Module:
+    """The model of an eligible configuration on the meta device: all of its weights, without memory."""
+    return _without_memory(served_class(config), config)
+
+
 def require_weights(folder: Path, config: Any) -> int:
     """The number of weights. Refuses more than the files hold: transformers would allocate the missing ones.
 
     No weight takes less than a byte, since quantised ones are refused.
     """
-    described: int = sum(weight.numel() for weight in _without_memory(served_class(config), config).parameters())
+    count: int = sum(weight.numel() for weight in described(config).parameters())
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if described > held:
+    if count > held:
         raise ModelRefused(
-            f"the config.json in {folder} describes {described} weights, but its *.safetensors have {held} bytes; "
+            f"the config.json in {folder} describes {count} weights, but its *.safetensors have {held} bytes; "
             "they do not belong to the same model"
         )
-    return described
+    return count
 
 
 def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:

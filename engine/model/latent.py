@@ -31,16 +31,17 @@ _log = logging.getLogger(__name__)
 _TOKENS = 5
 
 
-def keep_latents(examine: Callable[[], Probe]) -> Probe:
+def keep_latents(examine: Callable[[], Probe], *, proves: bool = True) -> Probe:
     """Have the layers of a model that expand latents keep the latents instead, where that is proved equal and smaller.
 
-    ``examine`` probes the model, which is bound to no backend yet; the result is its last probe.
+    ``examine`` probes the model, which is bound to no backend yet; the result is its last probe. Nothing ``proves`` a
+    model whose weights have no values.
     """
     expanded = examine()
     found = [layer for layer in expanded.layers if _expands_latents(layer.module)]
     kept, reason = [], ""
     for layer in found:
-        why_not = _why_not(layer)
+        why_not = _why_not(layer, proves)
         if why_not:
             reason = f"layer {layer.name}: {why_not}"
         else:
@@ -120,7 +121,7 @@ def _swap_back(layer: ProbedLayer) -> None:
     attention_hook.surround(layer.module, None)
 
 
-def _why_not(layer: ProbedLayer) -> str:
+def _why_not(layer: ProbedLayer, proves: bool) -> str:
     """Why a layer cannot keep latents; empty if it can."""
     weights, (heads, key_size, value_size, *_) = getattr(layer.module, LATENT_WEIGHTS), layer.shape
     if type(weights) is not nn.Linear or weights.bias is not None:
@@ -131,6 +132,8 @@ def _why_not(layer: ProbedLayer) -> str:
     numbers = weights.in_features + key_size - nope
     if numbers >= layer.shape.numbers:
         return f"latents are not smaller: {numbers} numbers for {layer.shape.numbers}"
+    if not proves:
+        return ""
     try:
         with torch.inference_mode():
             apart = _apart(layer, key_size - nope)

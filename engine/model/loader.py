@@ -28,8 +28,13 @@ from engine.model import attention_hook
 from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights, served_class
 from engine.model.latent import keep_latents
 from engine.model.probe import Probe, probe
+from engine.model.refusals import advised
+from engine.model.rehearsal import rehearse
 from engine.model.weight_files import require_room
 from engine.recurrent.proof import require_equal_states
+
+LARGE = 1_000_000_000
+"""From so many weights on, a dry run without them comes first: it takes a second, and reading them many."""
 
 Progress = Callable[[str, float], None]
 
@@ -67,11 +72,14 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     attention_hook.register()
     folder = Path(config.path)
     model_config = config_of(folder)
-    require_eligible(model_config)
+    with advised(model_config):
+        require_eligible(model_config)
     num_weights = require_weights(folder, model_config)
+    if num_weights > LARGE:
+        rehearse(model_config)
     max_context, limit = longest_context(config, model_config)
     device = resolve_device(config.device)
-    dtype = _dtype(config.dtype, device)
+    dtype = loading_dtype(config.dtype, device)
     with refused_without_memory("anything", device, advice_on(device)):
         take_first_memory(device)
     require_room(folder, model_config, num_weights, dtype, device)
@@ -99,7 +107,8 @@ def resolve_device(name: str) -> torch.device:
 # --- Weights -------------------------------------------------------------------------------------
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+def loading_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """The type that a setting asks for; "auto" on a GPU is the checkpoint's own. Raises ``ModelRefused``."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     dtype = getattr(torch, name, None)

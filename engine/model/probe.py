@@ -54,6 +54,10 @@ class Probe:
         return [state for mixer in self.mixers for state in mixer.states]
 
 
+class DryRunFailed(ModelRefused):
+    """The model's code raised an error in a dry run, so that nothing was learned of its attention."""
+
+
 class _Call(NamedTuple):
     key: torch.Tensor
     value: torch.Tensor
@@ -210,7 +214,7 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor | 
     except (RuntimeError, ValueError, LookupError, AttributeError) as error:
         require_device(model.device)
         line = first_line(error)
-        raise ModelRefused(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {line}") from error
+        raise DryRunFailed(f"{type(model).__name__} cannot compute a dry run of {_TOKENS} tokens: {line}") from error
     if logits.shape[:2] != (1, 1):
         raise ModelRefused(f"{type(model).__name__} computes logits for tokens that were not asked for")
     return calls, int(logits.shape[2])

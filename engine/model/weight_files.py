@@ -18,24 +18,38 @@ _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def require_room(folder: Path, config: Any, num_weights: int, dtype: torch.dtype | str, device: torch.device) -> None:
     """Refuse a model whose weights alone do not fit into what is free on the device. Loads nothing.
 
-    ``dtype`` is that of the loaded weights; "auto" is that of the configuration, else that of the files. A CPU maps
-    files that hold the type already, and needs memory for converted weights only.
+    ``dtype`` is that of the loaded weights, as ``loaded_dtype`` takes it.
     """
     stored = stored_dtype(folder)
-    loaded = next(kind for kind in (dtype, getattr(config, "dtype", None), stored) if isinstance(kind, torch.dtype))
+    loaded = loaded_dtype(config, dtype, stored)
+    what = f"the {num_weights} weights in {folder}"
+    if problem := room_problem(what, num_weights, stored, loaded, device, free_bytes(device)):
+        raise ModelRefused(problem)
+
+
+def loaded_dtype(config: Any, dtype: torch.dtype | str, stored: torch.dtype) -> torch.dtype:
+    """The type that weights are loaded in: ``dtype``, where that is "auto" that of the configuration, else of the
+    files."""
+    return next(kind for kind in (dtype, getattr(config, "dtype", None), stored) if isinstance(kind, torch.dtype))
+
+
+def room_problem(
+    what: str, num_weights: int, stored: torch.dtype, loaded: torch.dtype, device: torch.device, room: int
+) -> str | None:
+    """Why weights, named by ``what``, do not fit into ``room`` bytes of the device, in one sentence; None if they do.
+
+    A CPU maps files that hold the type already, and needs memory for converted weights only.
+    """
     wanted = num_weights * loaded.itemsize
-    if (device.type == "cpu" and stored == loaded) or wanted <= free_bytes(device):
-        return
+    if (device.type == "cpu" and stored == loaded) or wanted <= room:
+        return None
     advice = advice_on(device)
     if wanted > all_bytes(device):  # whatever else is ended there
         advice = "serve a smaller model" + (", or this one with device: cpu" if device.type == "cuda" else "")
     if loaded.itemsize > 2:
         advice += ", or halve its weights with dtype: bfloat16"
     kind = str(loaded).removeprefix("torch.")
-    raise ModelRefused(
-        f"the {num_weights} weights in {folder} take {size(wanted)} in {kind}, which do not fit: {who_holds(device)}; "
-        f"{advice}"
-    )
+    return f"{what} take {size(wanted)} in {kind}, which do not fit: {who_holds(device)}; {advice}"
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

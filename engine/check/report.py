@@ -1,0 +1,178 @@
+"""What a configuration tells of a model, and whether it can be served here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.api.engine import EngineConfig
+from engine.api.errors import ModelRefused
+from engine.api.model_report import ModelReport
+from engine.cache.kv_tensors import KVCache
+from engine.cache.layout import block_bytes
+from engine.cache.state_tensors import slot_bytes
+from engine.check.parts import active_parameters, inputs_of
+from engine.device.device_memory import all_bytes, free_bytes
+from engine.model.config_file import read_config
+from engine.model.eligibility import config_of, described, longest_context, require_eligible, require_weights
+from engine.model.loader import loading_dtype, resolve_device
+from engine.model.probe import Probe
+from engine.model.refusals import advised
+from engine.model.rehearsal import Rehearsed, rehearse
+from engine.model.weight_files import loaded_dtype, room_problem, stored_dtype
+from engine.native.decoder import require_known
+from engine.native.errors import NotNative
+from engine.native.library import find_compiler
+from engine.platforms.recipe import platform_of
+
+
+def report_on(config: EngineConfig, held: int | None = None, details: Path | None = None) -> ModelReport:
+    """All that is known of the model at ``config.path``, a folder or a GGUF file, of which no weight is loaded.
+
+    ``held`` are the bytes of the weights of a folder that does not have them yet. Into the folder ``details`` goes what
+    a GGUF file says of its tokenizer and its sampling. A model that cannot be served has ``refused`` set, beside what
+    was found out before.
+    """
+    facts: dict[str, Any] = {}
+    try:
+        _collect(config, held, details, facts)
+    except ModelRefused as refusal:
+        facts["refused"] = str(refusal)
+    return ModelReport(**facts)
+
+
+def _collect(config: EngineConfig, held: int | None, details: Path | None, facts: dict[str, Any]) -> None:
+    path = Path(config.path)
+    has_weights = path.is_file() or any(path.glob("*.safetensors"))
+    if path.is_file():
+        from engine.weights import gguf_convert  # folders do not need the gguf package
+
+        model_config, metadata = gguf_convert.read_header(path)
+    else:
+        model_config = config_of(path) if has_weights else read_config(path)
+    facts |= {"model_type": model_config.model_type, "inputs": inputs_of(model_config)}
+    facts["class_name"] = next(iter(getattr(model_config, "architectures", None) or ()), "")
+    with advised(model_config):
+        require_eligible(model_config)
+    if path.is_file():
+        gguf_convert.require_weights(path, model_config)
+        if details is not None:
+            gguf_convert.write_details(path, details, metadata)
+    elif has_weights:
+        require_weights(path, model_config)
+    count = sum(weight.numel() for weight in described(model_config).parameters())
+    if held is not None and count > held:
+        raise ModelRefused(
+            f"its config.json describes {count} weights, but its *.safetensors have {held} bytes; they do not belong "
+            "to the same model"
+        )
+    facts["parameters"] = count
+    text = model_config.get_text_config()
+    rehearsed = rehearse(model_config)
+    facts |= {
+        "class_name": type(rehearsed.model).__name__,
+        "undecided": rehearsed.undecided,
+        "active_parameters": active_parameters(rehearsed.model, text),
+        "layers": _kinds(rehearsed.probe, text),
+    }
+    facts["longest_context"], facts["context_limit"] = longest_context(EngineConfig(path=config.path), model_config)
+    context, _ = longest_context(config, model_config)
+    try:
+        device = resolve_device(config.device)
+    except ModelRefused as refusal:
+        facts["no_device"] = str(refusal)
+        return
+    stored = torch.float32 if path.is_file() else _stored(path, model_config, has_weights, count, held)
+    loaded = loaded_dtype(model_config, loading_dtype(config.dtype, device), stored)
+    _measure(config, rehearsed, context, device, stored, loaded, facts)
+
+
+def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int | None) -> torch.dtype:
+    """The type of the weights' files; of files that are not there what config.json says, else what their size says."""
+    if has_weights:
+        return stored_dtype(folder)
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    return torch.bfloat16 if held is not None and held < 3 * count else torch.float32
+
+
+def _measure(
+    config: EngineConfig,
+    rehearsed: Rehearsed,
+    context: int,
+    device: torch.device,
+    stored: torch.dtype,
+    loaded: torch.dtype,
+    facts: dict[str, Any],
+) -> None:
+    """Add what the model takes in memory on the device, and how it is computed there."""
+    count = int(facts["parameters"])
+    weights = count * loaded.itemsize
+    fp8 = config.kv_dtype == "fp8"
+    platform = platform_of(device)
+    platform.check(config)
+    facts |= {
+        "device": _name(device),
+        "device_bytes": all_bytes(device),
+        "free_bytes": free_bytes(device),
+        "weights_dtype": _shown(loaded),
+        "weights_bytes": weights,
+        "kv_dtype": "fp8" if fp8 else _shown(loaded),
+        "block_size": config.block_size,
+        "context": context,
+    }
+    if problem := room_problem(f"its {count} weights", count, stored, loaded, device, all_bytes(device)):
+        facts["too_large"] = problem
+    if rehearsed.probe is None:
+        return
+    shapes = [layer.shape for layer in rehearsed.probe.layers]
+    per_block = block_bytes(shapes, config.block_size, loaded, fp8=fp8)
+    facts["kv_bytes_per_token"] = per_block // config.block_size
+    facts["state_bytes"] = slot_bytes(rehearsed.probe.states)
+    facts["context_bytes"] = -(-context // config.block_size) * per_block
+    if not facts.get("too_large"):
+        try:
+            facts["cache_tokens"] = platform.cache_bytes(config.kv_memory, weights) // per_block * config.block_size
+        except ModelRefused:
+            facts["cache_tokens"] = 0  # what is free now does not even hold the weights
+    facts["not_native"] = _why_not_native(rehearsed, config, device, loaded)
+    facts["native"] = not facts["not_native"]
+
+
+def _why_not_native(rehearsed: Rehearsed, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Why the model is computed by torch; empty where it is built so that C code computes it."""
+    assert rehearsed.probe is not None
+    if not config.native:
+        return "native is off in the configuration"
+    try:
+        no_blocks = KVCache([], 1, config.block_size, dtype=dtype, device=device)
+        require_known(rehearsed.model, rehearsed.probe.layers, no_blocks)
+        find_compiler()
+    except NotNative as reason:
+        return str(reason)
+    return ""
+
+
+def _kinds(probe: Probe | None, text: Any) -> tuple[tuple[str, int], ...]:
+    """How many layers there are of each kind, as they attend, or else as config.json says."""
+    if probe is not None:
+        windows = (layer.sliding_window for layer in probe.layers)
+        counted = Counter(f"sliding window of {window}" if window else "full attention" for window in windows)
+        counted.update(f"recurrent ({type(mixer.module).__name__})" for mixer in probe.mixers)
+    else:
+        named = getattr(text, "layer_types", None) or ["of an unknown kind"] * text.num_hidden_layers
+        counted = Counter(kind.replace("_", " ") for kind in named)
+    return tuple(counted.items())
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def _shown(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
