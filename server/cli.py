@@ -137,8 +137,7 @@ def check(
     models: ModelsFile = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Say whether SOURCE can be served, before its weights are here; or check settings, models.yaml and prepared
-    weights."""
+    """Say whether SOURCE can be served, of which no weights are needed; without SOURCE, check what is configured."""
     settings = _settings(models=models, cache_dir=cache_dir)
     if source is not None:
         from server.commands.check import check_source

@@ -118,7 +118,8 @@ def look(name: str, cache_dir: Path) -> Repository:
             raise SourceError(
                 f"{file} of {name} has {size(sizes[file])}; at most {size(LARGEST_SMALL_FILE)} are read of it"
             )
-    folder = _download(name, commit, small, cache_dir, MORE_TEMPLATES)
+    with _no_bars():
+        folder = _download(name, commit, small, cache_dir, MORE_TEMPLATES)
     return Repository(name, commit, sizes, cache_dir, folder)
 
 
@@ -157,6 +158,21 @@ def _download(name: str, commit: str, files: Iterable[str], cache_dir: Path, *pa
     with _one_sentence(name):
         allowed = [*(escape(file) for file in files), *patterns]
         return Path(snapshot_download(name, revision=commit, cache_dir=cache_dir / "hub", allow_patterns=allowed))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No bars of huggingface_hub, which are for weights: small files are there in a moment."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager

@@ -22,15 +22,19 @@ def byte_alphabet() -> list[str]:
 def write_tiny_gguf(
     path: Path,
     *,
+    architecture: str = "llama",
     pre: str = "smollm",
     control: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     merges: tuple[str, ...] = ("2 0", "1 2"),
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A llama of two layers with a byte-level vocabulary; ``metadata`` adds integers, floats and strings."""
+    """A llama of two layers, whatever it calls itself, with a byte-level vocabulary.
+
+    ``metadata`` adds integers, floats and strings.
+    """
     tokens = [*control, *byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)

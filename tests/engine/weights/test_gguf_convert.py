@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from support.gguf_files import write_tiny_gguf
 from tokenizers import Tokenizer
+
+from engine.api.errors import ModelRefused
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,6 +75,64 @@ def test_the_advised_sampling_stands_in_the_generation_config(converted: Path) -
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     assert [content[name] for name in names] == [0.25, 0.5, 30, 0.125, 1.5]
     assert content["eos_token_id"] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "told"),
+    [
+        ("from_the_future", "its architecture 'from_the_future' is not read"),
+        ("granite", "its architecture 'granite' is not read"),
+    ],
+)
+def test_an_architecture_that_is_not_read_is_named(architecture: str, told: str, tmp_path: Path) -> None:
+    from engine.weights.gguf_convert import Unconvertible, read_header
+
+    source = write_tiny_gguf(tmp_path / "in.gguf", architecture=architecture)
+    with pytest.raises(Unconvertible, match=told) as refusal:
+        read_header(source)
+    assert "use the model's safetensors folder" in str(refusal.value)
+
+
+def test_blocks_that_cannot_be_unpacked_are_named_by_their_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.weights import gguf_convert as converter
+
+    kinds = gguf.GGMLQuantizationType
+    assert all(map(converter.can_unpack, (kinds.Q4_0, kinds.Q8_0, kinds.Q4_K, kinds.Q6_K, kinds.IQ4_XS)))
+    assert not any(map(converter.can_unpack, (kinds.Q8_1, kinds.Q8_K)))
+    source = write_tiny_gguf(tmp_path / "in.gguf")
+    monkeypatch.setattr(converter, "FLOATS", frozenset())
+    monkeypatch.setattr(converter, "can_unpack", lambda kind: False)
+    with pytest.raises(converter.Unconvertible, match=r"its weights are in F32, which cannot be unpacked; take a file"):
+        converter.read_header(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "told"),
+    [
+        ("engine.model.rehearsal.probe", ModelRefused("layer 0 is a plane"), "llama: layer 0 is a plane; decoders"),
+        ("engine.weights.gguf_convert.total_bytes", 4 * 28992 - 1, "28992 weights take 113.2 KiB of memory in float32"),
+        ("shutil.disk_usage", SimpleNamespace(free=7), "take 113.2 KiB on disk in float32, and 7 bytes are free there"),
+    ],
+    ids=["layers", "memory", "disk"],
+)
+def test_what_cannot_be_served_is_refused_before_it_is_converted(
+    name: str, found: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.weights.gguf_convert import convert
+
+    def answer(*_: Any) -> Any:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    source, target = write_tiny_gguf(tmp_path / "in.gguf"), tmp_path / "out"
+    target.mkdir()
+    monkeypatch.setattr(name, answer)
+    with pytest.raises(ModelRefused, match=told):
+        convert(source, target)
+    assert list(target.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])

@@ -16,13 +16,17 @@ from pathlib import Path
 import pytest
 from support.gguf_files import write_tiny_gguf
 
+from engine.api.engine import EngineConfig
+from engine.api.errors import SourceError
+from engine.api.model_report import ModelReport
 from engine.weights import sources
+from engine.weights.children import check_model
 from engine.weights.sources import (
     FolderSource,
     GgufSource,
     HubSource,
     PackageSource,
-    SourceError,
+    inspect,
     parse_source,
     prepare,
     prepared_folder,
@@ -314,6 +318,52 @@ def test_a_folder_is_used_where_it_is(tmp_path: Path) -> None:
 def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "org/name" in refusal(HubSource("org/name"), None, tmp_path)
+
+
+def test_a_package_is_checked_by_what_is_here(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Path, Path | None]] = []
+
+    def check(path: Path, wanted: EngineConfig, held: int | None = None, details: Path | None = None) -> ModelReport:
+        seen.append((path, details))
+        return ModelReport()
+
+    monkeypatch.setattr(sources, "check_model", check)
+    cache, pin, details, wanted = tmp_path / "cache", sha256_of(tiny_gguf), tmp_path / "details", EngineConfig("")
+    with pytest.raises(SourceError, match="its file is not on this machine, and a check downloads no weights"):
+        inspect(PACKAGE, pin, cache, wanted, details)
+    kept = cache / "files" / f"{pin}.gguf"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(tiny_gguf.read_bytes())
+    assert inspect(PACKAGE, pin, cache, wanted, details) == (ModelReport(), details)
+    prepared = cache / "models" / sources._key(PACKAGE, pin)
+    prepared.mkdir(parents=True)
+    assert inspect(PACKAGE, pin, cache, wanted, details) == (ModelReport(), prepared)
+    assert seen == [(kept, details), (prepared, None)]
+
+
+def test_small_files_are_enough_to_check_a_folder_and_other_weights_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "check_model", lambda path, wanted: ModelReport(model_type=path.name))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    asked = (FolderSource(folder), None, tmp_path, EngineConfig(""), tmp_path)
+    with pytest.raises(SourceError, match=r"it has no config\.json"):
+        inspect(*asked)
+    (folder / "config.json").write_text("{}")
+    assert inspect(*asked) == (ModelReport(model_type="mine"), folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"no \*.safetensors; weights in other formats can hold code"):
+        inspect(*asked)
+
+
+def test_a_check_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho 'ModuleNotFoundError: none' >&2\nexit 3\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    with pytest.raises(SourceError, match=r"the check of .* ended with status 3: ModuleNotFoundError: none$"):
+        check_model(tmp_path, EngineConfig(""))
 
 
 def test_no_torch_comes_with_this_module() -> None:
