@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from engine.api.engine import EngineConfig
-from engine.check.report import report_on
+from engine.check.model_check import report_on
 
 
 def main() -> None:

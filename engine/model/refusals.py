@@ -9,8 +9,8 @@ from typing import Any
 from engine.api.errors import ModelRefused
 
 _SERVED = (
-    "decoders with full or sliding attention, gated delta nets, Mamba-2 or short convolutions are served, such as Llama, "
-    "Qwen 3.5, Gemma 4 and Mistral"
+    "decoders with full or sliding attention, gated delta nets, Mamba-2 or short convolutions are served, such as "
+    "Llama, Qwen 3.5, Gemma 4 and Mistral"
 )
 
 # Of methods that a model is published with by its makers, in the words of its files.

@@ -15,7 +15,7 @@ from support.tiny import tiny_model_folder
 
 from engine.api.engine import EngineConfig
 from engine.api.model_report import ModelReport, report_from
-from engine.check.report import _stored, report_on
+from engine.check.model_check import _stored, report_on
 from engine.device import device_memory
 from engine.model.config_file import read_config
 

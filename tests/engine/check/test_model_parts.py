@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.check.parts import active_parameters, inputs_of
+from engine.check.model_parts import active_parameters, inputs_of
 
 
 class Stacked(nn.Module):

@@ -14,7 +14,7 @@ from engine.api.model_report import ModelReport
 from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import block_bytes
 from engine.cache.state_tensors import slot_bytes
-from engine.check.parts import active_parameters, inputs_of
+from engine.check.model_parts import active_parameters, inputs_of
 from engine.device.device_memory import all_bytes, free_bytes
 from engine.model.config_file import read_config
 from engine.model.eligibility import config_of, described, longest_context, require_eligible, require_weights
