@@ -47,11 +47,11 @@ def log_summary(
     """
     tokens = plan.num_blocks * config.block_size
     _log.info(
-        "KV cache: %d tokens of %d bytes in %s, %.0f MiB in all, %.1f sequences at the full context of %d tokens",
+        "KV cache: %d tokens of %s in %.0f MiB, %d bytes a token, %.1f sequences at the full context of %d tokens",
         tokens,
-        bytes_per_block // config.block_size,
         "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
         plan.num_blocks * bytes_per_block / 2**20,
+        bytes_per_block // config.block_size,
         tokens / plan.max_context,
         plan.max_context,
     )

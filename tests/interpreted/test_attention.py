@@ -179,6 +179,32 @@ def test_wide_heads(size: int, dtype: torch.dtype, fp8: bool) -> None:
     compare(Case(KVShape(1, size, size), 4, AttentionOptions(0.06), step, dtype=dtype, processors=4, fp8=fp8))
 
 
+LATENTS = {"24/16": (24, 16, 7), "40/32": (40, 32, 20), "28/20": (28, 20, 4), "320/256": (320, 256, 40)}
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("key_size", "value_size", "heads"), LATENTS.values(), ids=LATENTS)
+def test_values_that_lie_in_the_keys(key_size: int, value_size: int, heads: int, dtype: torch.dtype, fp8: bool) -> None:
+    """Decodes alone and shared, and chunks with and without a past; more query heads than rows, and odd numbers."""
+    shape = KVShape(1, key_size, value_size, values_in_keys=True)
+    step = STEP if key_size < 100 else ((300, 1), (10, 11))
+    compare(Case(shape, heads, AttentionOptions(0.05), step, dtype=dtype, processors=16, fp8=fp8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [20, 128])
+def test_latents_of_576_numbers(heads: int, dtype: torch.dtype) -> None:
+    shape = KVShape(1, 576, 512, values_in_keys=True)
+    compare(Case(shape, heads, AttentionOptions(0.02), ((150, 1), (20, 5)), dtype=dtype, processors=8))
+
+
+def test_latents_with_all_that_a_layer_may_ask_for() -> None:
+    shape, sinks = KVShape(1, 40, 32, values_in_keys=True), torch.linspace(-1, 3, 36)
+    step = ((300, 1), (90, 40), (0, 9))
+    compare(Case(shape, 36, AttentionOptions(0.05, 70, 5.0, sinks), step, processors=16))
+
+
 @pytest.mark.parametrize("fp8", [False, True])
 def test_a_block_that_held_nothing_finite_cannot_exist(fp8: bool) -> None:
     cache = KVCache([SHAPE], 1, 4, dtype=torch.float32, device=CPU, fp8=fp8)
@@ -201,13 +227,23 @@ RECORDED = {
 }
 
 
+LATENT = KVShape(1, 40, 32, values_in_keys=True)
+RECORDED_LAYERS = {
+    "plain": (SHAPE, AttentionOptions(0.125)),
+    "all options": (SHAPE, AttentionOptions(0.125, 40, 5.0, SINKS)),
+    "latent": (LATENT, AttentionOptions(0.125)),
+}
+
+
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("options", [AttentionOptions(0.125), AttentionOptions(0.125, 40, 5.0, SINKS)], ids=str)
-def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOptions, fp8: bool) -> None:
+@pytest.mark.parametrize(("layer", "options"), RECORDED_LAYERS.values(), ids=RECORDED_LAYERS)
+def test_a_recorded_step_has_the_numbers_of_the_step_itself(
+    layer: KVShape, options: AttentionOptions, fp8: bool
+) -> None:
     """Each shape takes all steps one after another, so that what one leaves behind would show in the next."""
     torch.manual_seed(0)
-    scratch, size = 200, 16
-    caches = [KVCache([SHAPE], 201, size, dtype=torch.float32, device=CPU, fp8=fp8) for _ in range(2)]
+    scratch, size, heads = 200, 16, 8
+    caches = [KVCache([layer], 201, size, dtype=torch.float32, device=CPU, fp8=fp8) for _ in range(2)]
     for numbers in zip(*map(stored, caches), strict=True):
         scales = numbers[0].dtype == torch.uint8
         numbers[0].copy_(torch.full(numbers[0].shape, 120) if scales else torch.randn(numbers[0].shape))
@@ -216,7 +252,7 @@ def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOp
     recorded.reserve(SHAPES, 6, 100)
     for shape in SHAPES:
         for step in RECORDED.values():
-            chunks, _ = laid_out(Case(SHAPE, 4, options, step))
+            chunks, _ = laid_out(Case(layer, heads // layer.heads, options, step))
             real = sum(count for _, count in step)
             if shape.only_decodes and real > len(step):
                 continue
@@ -224,7 +260,8 @@ def test_a_recorded_step_has_the_numbers_of_the_step_itself(options: AttentionOp
             for past, count in padding if real < shape.tokens else []:
                 blocks = [scratch] * -(-count // size)
                 chunks.append(ScheduledChunk(make_sequence([1] * count, blocks), past, count))
-            numbers = [torch.randn(shape.tokens, heads, 64) for heads in (2, 2, 8)]
+            sizes = ((layer.heads, layer.key_size), (layer.heads, layer.value_size), (heads, layer.key_size))
+            numbers = [torch.randn(shape.tokens, *each) for each in sizes]
             recorded.fill(flatten(chunks, size), shape)
             recorded.capture(shape)
             found = written_and_attended(recorded, numbers, options)

@@ -26,6 +26,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "global_head_dim": 32,
     },
+    "deepseek_v2": {
+        "hidden_size": 60,
+        "first_k_dense_replace": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 20,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 10,
+    },
 }
 
 

@@ -13,6 +13,7 @@ from engine.cache.layout import KVShape, block_bytes, plan_caches
 
 CPU = torch.device("cpu")
 SHAPES = [KVShape(2, 16, 16), KVShape(1, 32, 8)]
+LATENT = KVShape(1, 576, 512, values_in_keys=True)
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -26,6 +27,26 @@ def test_bytes_of_a_page_are_those_of_the_tensors(fp8: bool) -> None:
     assert not any(tensor.any() for tensor in tensors)
     assert cache.keys[1].shape == (5, 4, 1, 32)
     assert cache.values[1].shape == (5, 4, 1, 8)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_values_that_lie_in_keys_take_no_memory(fp8: bool) -> None:
+    cache = KVCache([LATENT], 5, 4, dtype=torch.bfloat16, device=CPU, fp8=fp8)
+    (keys,), (values,) = cache.keys, cache.values
+    assert keys.shape == (5, 4, 1, 576)
+    assert values.shape == (5, 4, 1, 512)
+    keys.view(torch.uint8).fill_(1)
+    assert values.view(torch.uint8).all()
+    (scales,) = cache.key_scales
+    assert cache.value_scales[0] is scales
+    held = keys.nbytes + (0 if scales is None else scales.nbytes)
+    assert held == 5 * block_bytes([LATENT], 4, torch.bfloat16, fp8=fp8)
+
+
+def test_glm_4_7_flash_takes_54_kilobytes_a_token() -> None:
+    """47 layers, and 20 heads of keys and values of 256 where they are expanded."""
+    assert block_bytes([LATENT] * 47, 1, torch.bfloat16) == 47 * 576 * 2 == 54_144
+    assert block_bytes([KVShape(20, 256, 256)] * 47, 1, torch.bfloat16) == 962_560
 
 
 def test_fp8_holds_nearly_twice_the_tokens() -> None:
