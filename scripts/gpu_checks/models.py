@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.attention.gather import ReferenceAttention
 from engine.model import attention_hook
+from engine.model.latent import keep_latents
 from engine.model.loader import LoadedModel
 from engine.model.probe import probe, set_attention
 from engine.platforms.cuda import CudaPlatform
@@ -136,7 +138,7 @@ def random_model(model_type: str, dtype: torch.dtype, device: torch.device, live
 def loaded(module: Any) -> LoadedModel:
     """The module with its attention switched to the paged one."""
     attention_hook.register()
-    probed = probe(module, module.config.get_text_config())
+    probed = keep_latents(partial(probe, module, module.config.get_text_config()))
     return LoadedModel(module, probed, int(module.config.max_position_embeddings), "", ())
 
 
@@ -258,7 +260,7 @@ class Models:
         # A token reads one row of the embedding, unless it is the head too.
         read = total if head is embedding else total - embedding.numel()
         shapes = [layer.shape for layer in model.probe.layers]
-        kv_numbers = sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes)
+        kv_numbers = sum(shape.numbers for shape in shapes)
         runner = make_runner(self._machine, model, **(_TINY if self._machine.smoke else _REAL))
         size = self._machine.dtype.itemsize
         sampler = make_sampler(self._machine, runner)

@@ -52,9 +52,23 @@ def gpu_runner(
     return runner
 
 
+LATENT = {
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 2,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 16,
+    "head_dim": 8,
+}
+
+
 @pytest.mark.parametrize("graphs", [True, False])
-def test_it_answers_as_a_plain_forward(graphs: bool, tmp_path: Path) -> None:
-    folder = lively_model_folder(tmp_path, "qwen3", num_hidden_layers=2)
+@pytest.mark.parametrize(("family", "sizes"), [("qwen3", {"num_hidden_layers": 2}), ("deepseek_v3", LATENT)])
+def test_it_answers_as_a_plain_forward(family: str, sizes: dict[str, int], graphs: bool, tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path, family, **sizes)
     config = config_of(folder, cuda_graphs=graphs)
     stages: list[str] = []
     runner = gpu_runner(config, eos_ids=(2,), progress=lambda stage, _done: stages.append(stage))

@@ -194,7 +194,8 @@ class Driver:
     def get_current_stream(self, device): return 0
 
 driver.set_active(Driver())
-from engine.attention.triton_kernels import decode_kernel, prefill_kernel, write_kernel
+from engine.attention.triton_kernels import decode_kernel, prefill_kernel
+from engine.attention.triton_write import write_kernel
 from engine.attention.triton_paged import TritonAttention
 from gpu_checks import precompile
 from gpu_checks.machine import Machine

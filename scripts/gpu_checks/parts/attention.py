@@ -50,9 +50,12 @@ FORMS = {
     "head size 512": Form(8, KVShape(1, 512, 512)),
     "no power of two": Form(6, KVShape(2, 80, 80), 33, None, True),
     "keys unlike values": Form(16, KVShape(16, 192, 128)),
+    "glm-4.7-flash": Form(20, KVShape(1, 576, 512, values_in_keys=True)),
+    "deepseek-v3": Form(128, KVShape(1, 576, 512, values_in_keys=True)),
     "llama with fp8": Form(32, KVShape(8, 128, 128), fp8=True),
     "gemma2 with fp8": Form(16, KVShape(8, 256, 256), 300, 50.0, fp8=True),
     "gpt-oss with fp8": Form(64, KVShape(8, 64, 64), 128, None, True, fp8=True),
+    "glm-4.7-flash with fp8": Form(20, KVShape(1, 576, 512, values_in_keys=True), fp8=True),
 }
 Step = tuple[tuple[int, int], ...]
 # Tokens in the cache and new tokens.
@@ -213,6 +216,8 @@ def _formula(inputs: _Inputs, options: AttentionOptions, rows: torch.Tensor) -> 
     clean = [x.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (inputs.keys, inputs.values)]
     if inputs.cache.fp8:
         clean = [dequantise(*quantise(x), torch.float32) for x in clean]
+    if inputs.cache.values_in_keys[0]:
+        clean[1] = clean[0][..., : clean[1].shape[2]]
     group = inputs.query.shape[1] // clean[0].shape[1]
     keys, values = (x.repeat_interleave(group, dim=1) for x in clean)
     scores = torch.einsum("rhd,khd->hrk", inputs.query[rows].float(), keys) * options.scaling

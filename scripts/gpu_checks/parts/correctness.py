@@ -58,6 +58,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "granite": {"attention_multiplier": 0.4},
+    "deepseek_v2": {
+        "first_k_dense_replace": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 16,
+    },
 }
 # For a smoke run: one layer, so that the interpreter is done in seconds.
 SMOKE_FAMILIES = {"gemma2": {**FAMILIES["gemma2"], "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}}
