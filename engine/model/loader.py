@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,17 @@ def _load_weights(
             output_loading_info=True,
         )
         model: nn.Module = module.eval().to(device)
+    if "logits_to_keep" not in signature(type(model).forward).parameters:
+        model.register_forward_hook(_cut_logits, with_kwargs=True)
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")
     return model
+
+
+def _cut_logits(_model: nn.Module, _args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+    """What some models were asked for, of the logits of all tokens that they compute."""
+    output.logits = output.logits[:, keywords["logits_to_keep"]]
 
 
 @contextmanager

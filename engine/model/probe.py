@@ -59,6 +59,7 @@ class DryRunFailed(ModelRefused):
 
 
 class _Call(NamedTuple):
+    query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
     mask: torch.Tensor | None
@@ -94,10 +95,11 @@ def probe(model: Any, text_config: Any) -> Probe:
         key = call.key.float()
         if not torch.allclose(key, key[:, :, :1].expand_as(key), rtol=1e-2, atol=1e-3):
             raise ModelRefused(f"layer {names[module]} mixes neighbouring tokens or ignores position_ids")
-    # The first of all runs again, with the positions that the model counts by itself.
+    # The first run again with the positions that the model counts by itself. Where only distances matter it may count
+    # from anywhere, so scores are compared and not keys.
     own, _ = _record(model, attention_hook.PAGED, text, None)
     for module, (call,) in own.items():
-        if not torch.allclose(call.key.float(), first[module][0].key.float(), rtol=1e-2, atol=1e-3):
+        if not torch.allclose(_scores(call), _scores(first[module][0]), rtol=1e-2, atol=1e-3):
             raise ModelRefused(f"layer {names[module]} does not count the positions of a text from 0")
     return Probe(layers, vocab_size, mixers)
 
@@ -195,7 +197,7 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor | 
         mask: torch.Tensor | None,
         options: AttentionOptions,
     ) -> torch.Tensor:
-        calls.setdefault(module, []).append(_Call(key, value, mask, options))
+        calls.setdefault(module, []).append(_Call(query, key, value, mask, options))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
     set_attention(model, name)
@@ -220,16 +222,24 @@ def _record(model: Any, name: str, ids: torch.Tensor, positions: torch.Tensor | 
     return calls, int(logits.shape[2])
 
 
+def _scores(call: _Call) -> torch.Tensor:
+    """How much each query looks at each key [heads, tokens, tokens]."""
+    key = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], dim=1)
+    return (call.query.float() @ key.float().transpose(2, 3))[0]
+
+
 def set_attention(model: Any, name: str) -> None:
     """Switch the text part of ``model`` to the attention function ``name``; image and audio towers keep theirs."""
-    towers = model.config.sub_configs
-    model.set_attn_implementation({"text_config": name} if "text_config" in towers else name)
+    config = model.config
+    text = config.get_text_config()
+    place = next((key for key in config.sub_configs if getattr(config, key) is text), "")
+    model.set_attn_implementation({place: name})
 
 
 def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
     if len(calls) != 1:
         raise ModelRefused(f"layer {name} attends {len(calls)} times for each token; one is supported")
-    key, value, mask, options = calls[0]
+    _, key, value, mask, options = calls[0]
     if key.shape[0] != 1 or key.shape[2] != _TOKENS:
         raise ModelRefused(f"layer {name} keeps keys of shape {tuple(key.shape)} for {_TOKENS} tokens")
     # The window that the layer passes must be the one of its mask, or it would be lost silently.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.fates import compare, lively_class_folder, texts, tolerance_of
-from support.paged import BLOCK_SIZE, PagedModel, make_sequence, plain_logits
+from support.paged import PagedModel, make_sequence, plain_logits
 
 from engine.api.engine import EngineConfig
 from engine.attention.base import AttentionOptions
@@ -46,6 +46,8 @@ COMPOSITES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral3": ("Mistral3ForConditionalGeneration", {}),
     "muse-glimmer": ("MuseGlimmerForConditionalGeneration", {}),
+    # Its text has no configuration of its own.
+    "phi4-multimodal": ("Phi4MultimodalForCausalLM", {}),
     "qwen2.5-vl": ("Qwen2_5_VLForConditionalGeneration", {}),
     "qwen3-vl": ("Qwen3VLForConditionalGeneration", {}),
     "qwen3-vl-moe": ("Qwen3VLMoeForConditionalGeneration", {}),
@@ -79,23 +81,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("composite", COMPOSITES)
 def test_every_mixture_of_chunks_equals_a_plain_forward(composite: str, small: Any) -> None:
+    """Alone, side by side, and after a prefix that is cached."""
     model = small(composite)
     worst, _ = compare(PagedModel(model.folder), model.plain)
     assert worst < model.tolerance
-
-
-@pytest.mark.parametrize("composite", [name for name in COMPOSITES if not name.startswith("qwen3.5")])
-def test_shared_pages_equal_a_plain_forward(composite: str, small: Any) -> None:
-    model = small(composite)
-    first, _, third = texts()
-    shared = 5 * BLOCK_SIZE
-    pair = [first, first[:shared] + third]
-    paged = PagedModel(model.folder)
-    blocks = paged.take_blocks(len(first))
-    paged.run([first], blocks=[blocks])
-    tables = [blocks[:5] + paged.take_blocks(len(text) - shared) for text in pair]
-    for found, text in zip(paged.run(pair, blocks=tables, cached=shared), pair, strict=True):
-        assert _apart(found, plain_logits(model.plain, text)) < model.tolerance
 
 
 def _apart(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
@@ -103,7 +92,7 @@ def _apart(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
     return max((row - expected[index]).abs().max().item() for index, row in found.items())
 
 
-@pytest.mark.parametrize("composite", ["gemma3", "gemma4", "mistral3", "qwen3-vl"])
+@pytest.mark.parametrize("composite", ["gemma3", "gemma4", "mistral3", "phi4-multimodal", "qwen3-vl"])
 def test_towers_are_loaded_and_keep_their_own_attention(composite: str, small: Any) -> None:
     model = small(composite)
     loaded = load_model(EngineConfig(path=str(model.folder), device="cpu", dtype="float32"), lambda stage, done: None)

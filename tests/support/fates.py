@@ -6,6 +6,7 @@ plain forward of its own.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import random
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from support.paged import PagedModel, plain_logits
 from support.scaled import FIRST_SPECIAL, scaled_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
@@ -99,11 +101,20 @@ def find_fate(name: str) -> Fate:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model"
         try:
-            model_class = lively_class_folder(place, name)
+            model_class, config = small_class(name)
         except NOT_FAILURES:
             raise
         except BaseException as error:
-            return Fate(name, REFUSED, f"cannot be built at a small size: {_cleaned(sentence(error), place)}")
+            return Fate(name, REFUSED, f"its defaults describe no model: {_cleaned(str(error), place)}")
+        try:
+            save_lively(place, model_class, config)
+        except NOT_FAILURES:
+            raise
+        except BaseException:
+            # What cannot be built is refused by its configuration.
+            config.architectures = [name]
+            config.save_pretrained(place)
+            save_file({"none": torch.zeros(1)}, place / "model.safetensors")
         try:
             paged = FastestModel(place)
         except ModelRefused as refusal:
@@ -145,12 +156,24 @@ def class_and_config(name: str) -> tuple[Any, Any]:
     raise LookupError(f"no configuration of transformers leads to {name}")
 
 
-def lively_class_folder(path: Path, name: str, published: dict[str, Any] | None = None) -> Any:
-    """Save the class with random weights, large enough for all that attention does to matter; returns the class."""
+def small_class(name: str, published: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """The class of that name and a small configuration of it."""
     model_class, config_class = class_and_config(name)
+    return model_class, scaled_config(config_class, published)
+
+
+def lively_class_folder(path: Path, name: str, published: dict[str, Any] | None = None) -> Any:
+    """Save a small model of the class; returns the class."""
+    model_class, config = small_class(name, published)
+    save_lively(path, model_class, config)
+    return model_class
+
+
+def save_lively(path: Path, model_class: Any, config: Any) -> None:
+    """Save a model with random weights that are large enough for all that attention does to matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class(scaled_config(config_class, published))
+        model = model_class(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:
@@ -158,7 +181,6 @@ def lively_class_folder(path: Path, name: str, published: dict[str, Any] | None 
                 elif parameter.numel() > 1 and (spread := float(parameter.std())) > 0:
                     parameter.mul_(0.12 / spread)
     model.save_pretrained(path)
-    return model_class
 
 
 def texts() -> list[list[int]]:
@@ -168,18 +190,26 @@ def texts() -> list[list[int]]:
 
 
 def compare(paged: PagedModel, plain: Any) -> tuple[float, float]:
-    """The largest difference of any logits, side by side and alone, and the largest logit."""
+    """The largest difference of any logits, and the largest logit: side by side in chunks, alone, and after a prefix
+    whose pages another sequence has filled."""
     compared = texts()
+    prefix = 16 // paged.block_size * paged.block_size
+    compared.append(compared[0][:prefix] + compared[2])
     expected = [plain_logits(plain, text) for text in compared]
-    runs = [(compared, expected, paged.run(compared, chunk)) for chunk in (2, 9, 64)]
-    runs += [([text], [logits], paged.run([text])) for text, logits in zip(compared, expected, strict=True)]
-    worst, count = 0.0, 0
-    for _, wanted, found in runs:
-        for rows, logits in zip(found, wanted, strict=True):
-            for index, row in rows.items():
-                apart = float((row - logits[index]).abs().max())
-                worst, count = max(worst, apart if apart == apart else float("inf")), count + 1
-    assert count, "nothing was compared"
+    runs = [(range(3), paged.run(compared[:3], chunk)) for chunk in (2, 9, 64)]
+    runs += [((number,), paged.run([compared[number]])) for number in range(3)]
+    filled = paged.take_blocks(len(compared[0]))
+    paged.run([compared[0]], blocks=[filled])
+    tables = [filled[: prefix // paged.block_size] + paged.take_blocks(len(compared[n]) - prefix) for n in (0, 3)]
+    runs.append(((0, 3), paged.run([compared[0], compared[3]], blocks=tables, cached=prefix)))
+    apart = [
+        float((row - expected[number][index]).abs().max())
+        for numbers, found in runs
+        for number, rows in zip(numbers, found, strict=True)
+        for index, row in rows.items()
+    ]
+    assert apart, "nothing was compared"
+    worst = float("inf") if any(map(math.isnan, apart)) else max(apart)
     return worst, max(float(logits.abs().max()) for logits in expected)
 
 

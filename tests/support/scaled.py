@@ -79,6 +79,7 @@ COMPLETED: dict[str, _Config] = {
     "diffusion_gemma_text": {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "step3p5": {"sliding_window": 512},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,
@@ -90,6 +91,13 @@ COMPLETED: dict[str, _Config] = {
 """What published checkpoints say and the defaults of a class do not, by the type of the (sub-)configuration."""
 
 FITTED: dict[str, _Config] = {
+    "apertus1p5": {
+        "image_token_offset": 260,
+        "vision_config": {"codebook_size": 16},
+        "audio_token_offset": 276,
+        "audio_config": {"codebook_size": 16},
+    },
+    "dory": {"n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN // 4}},
     "granite4_vision": {"spatial_target_layers": [0, 1]},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
