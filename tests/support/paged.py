@@ -117,12 +117,14 @@ class PagedModel:
     ) -> list[dict[int, torch.Tensor]]:
         """Compute all texts side by side in random chunks; per text, logits by the index of the token before them.
 
-        The first ``cached`` tokens are taken to lie in ``blocks`` already.
+        The first ``cached`` tokens are taken to lie in ``blocks`` already; all texts begin with them.
         """
         tables = blocks or [self.take_blocks(len(text)) for text in texts]
         sequences = [make_sequence(text, table) for text, table in zip(texts, tables, strict=True)]
         for sequence, slot in zip(sequences, self._random.sample(range(self.NUM_SLOTS), len(texts)), strict=True):
             sequence.state_slot = slot
+        if cached:
+            self._begin_with_states(texts[0][:cached], tables[0], sequences)
         done = [cached] * len(texts)
         found: list[dict[int, torch.Tensor]] = [{} for _ in texts]
         while any(count < len(text) for count, text in zip(done, texts, strict=True)):
@@ -144,3 +146,12 @@ class PagedModel:
                     if chunk.samples:
                         found[i][done[i] - 1] = next(rows).clone()
         return found
+
+    def _begin_with_states(self, prefix: list[int], blocks: list[int], sequences: list[Sequence]) -> None:
+        """Have the sequences continue the states after ``prefix``, which are computed now."""
+        free = [slot for slot in range(self.NUM_SLOTS) if slot not in {one.state_slot for one in sequences}]
+        first = make_sequence([*prefix, 0], blocks)
+        first.state_slot, snapshot = free[:2]
+        self.runner.forward([ScheduledChunk(first, 0, len(prefix), snapshot)])
+        for sequence in sequences:
+            sequence.state_start, sequence.state_source = len(prefix), snapshot

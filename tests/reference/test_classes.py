@@ -1,0 +1,115 @@
+"""The most used classes of transformers at small sizes, made from their own defaults: the fates of docs/models.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+from support.fates import NATIVE, REFUSED, TORCH, Fate, class_names, find_fate
+
+from engine.native import library
+
+pytestmark = pytest.mark.reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+ROW = re.compile(r"^\| (\w+) \| ([^|]+) \| (\w+) \| (.*) \|$", re.MULTILINE)
+# Composites of ``test_composites`` and the families of ``test_families`` are not repeated.
+SERVED = (
+    "AfmoeForCausalLM",
+    "AyaVisionForConditionalGeneration",
+    "Cohere2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Dots1ForCausalLM",
+    "Ernie4_5ForCausalLM",
+    "Ernie4_5_MoeForCausalLM",
+    "Exaone4ForCausalLM",
+    "Gemma3nForCausalLM",
+    "Glm4ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "Glm4vForConditionalGeneration",
+    "GptOssForCausalLM",
+    "GraniteForCausalLM",
+    "GraniteMoeForCausalLM",
+    "HunYuanDenseV1ForCausalLM",
+    "Idefics3ForConditionalGeneration",
+    "InternVLForConditionalGeneration",
+    "LagunaForCausalLM",
+    "LlamaForCausalLM",
+    "LlavaForConditionalGeneration",
+    "MiMoV2FlashForCausalLM",
+    "MiniMaxM2ForCausalLM",
+    "Ministral3ForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Olmo3ForCausalLM",
+    "OlmoeForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen2AudioForConditionalGeneration",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "SeedOssForCausalLM",
+    "SmolLM3ForCausalLM",
+    "SmolVLMForConditionalGeneration",
+    "VoxtralForConditionalGeneration",
+)
+REFUSALS = (
+    "BertLMHeadModel",
+    "BloomForCausalLM",
+    "DiffLlamaForCausalLM",
+    "Florence2ForConditionalGeneration",
+    "GlmMoeDsaForCausalLM",
+    "IdeficsForVisionText2Text",
+    "Kosmos2_5ForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
+    "MiniMaxM3VLForCausalLM",
+    "MusicgenForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+)
+
+
+def _rows() -> list[tuple[str, str, str, str]]:
+    return ROW.findall(PAGE.read_text("utf-8"))
+
+
+def _table() -> dict[str, Fate]:
+    return {name: Fate(name, what, why) for name, _, what, why in _rows()}
+
+
+@pytest.fixture(autouse=True)
+def code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled once for all tests of this process."""
+    cache = tmp_path_factory.getbasetemp() / "native"
+    monkeypatch.setattr("engine.native.build.load_library", lambda _: library.load_library(cache))
+
+
+@pytest.fixture
+def pinned() -> None:
+    """Another release has other classes and other sentences."""
+    if f"\ntransformers {transformers.__version__}: " not in PAGE.read_text("utf-8"):
+        pytest.skip("docs/models.md is about another release of transformers")
+
+
+@pytest.mark.usefixtures("pinned")
+def test_the_table_has_every_class_and_no_other() -> None:
+    assert {name: types.split(", ") for name, types, _, _ in _rows()} == class_names()
+    assert {what for _, _, what, _ in _rows()} == {NATIVE, TORCH, REFUSED}
+
+
+@pytest.mark.usefixtures("pinned")
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_served_is_refused_with_the_sentence_of_the_table(name: str) -> None:
+    fate = find_fate(name)
+    assert fate.what == REFUSED
+    assert fate == _table()[name]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_class_is_computed_like_a_plain_forward(name: str) -> None:
+    """Alone, side by side, in every mixture of chunks; a fate says "wrong" where logits are further apart."""
+    fate = find_fate(name)
+    assert fate.what in (NATIVE, TORCH)
+    assert fate == _table()[name]
