@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import transformers
-from support.fates import NATIVE, REFUSED, TORCH, Fate, class_names, find_fate
+from support.fates import NATIVE, REFUSED, TORCH, Fate, class_names, find_fate, texts
+from support.scaled import scaled_config
+from transformers import CONFIG_MAPPING
 
 from engine.native import library
 
@@ -97,6 +99,22 @@ def pinned() -> None:
 def test_the_table_has_every_class_and_no_other() -> None:
     assert {name: types.split(", ") for name, types, _, _ in _rows()} == class_names()
     assert {what for _, _, what, _ in _rows()} == {NATIVE, TORCH, REFUSED}
+
+
+def test_small_configurations_keep_what_is_no_size() -> None:
+    """Grouped heads, partial rotation, kinds of layers and shared experts; windows that texts are longer than."""
+    gemma = scaled_config(CONFIG_MAPPING["gemma3"]).text_config
+    assert gemma.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert gemma.num_attention_heads // gemma.num_key_value_heads == 2
+    assert gemma.sliding_window < len(texts()[0])
+    glm = scaled_config(CONFIG_MAPPING["glm4_moe"])
+    assert glm.rope_parameters["partial_rotary_factor"] == 0.5
+    assert (glm.n_shared_experts, glm.first_k_dense_replace, glm.num_hidden_layers) == (1, 1, 2)
+    shared = scaled_config(CONFIG_MAPPING["gemma3n_text"])
+    assert shared.num_kv_shared_layers == 2
+    assert shared.layer_types == ["sliding_attention", "full_attention"] * 3
+    latent = scaled_config(CONFIG_MAPPING["deepseek_v3"])
+    assert latent.qk_head_dim == latent.qk_nope_head_dim + latent.qk_rope_head_dim
 
 
 @pytest.mark.usefixtures("pinned")

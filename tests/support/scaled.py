@@ -171,7 +171,7 @@ def _scaled_value(key: str, value: Any, config: _Config, kept: list[int], specia
             value = {**value, "mrope_section": _sections(value, config)}
         return _scaled(value, special) if "model_type" in value or key.endswith("_config") else value
     if key == "num_kv_shared_layers" and value:
-        return len(kept) // 2
+        return sum(layer >= _num_layers(config) - value for layer in kept)
     if LAYER_COUNTS.match(key) and isinstance(value, int):
         return len(kept) if value == _num_layers(config) else min(value, 2)
     if isinstance(value, list | tuple) and value:
