@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from support.digests import make_request, run_to_end
 from support.fates import compare, lively_class_folder, texts, tolerance_of
 from support.paged import PagedModel, make_sequence, plain_logits
+from support.tiny import save_tiny_tokenizer
 
 from engine.api.engine import EngineConfig
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
+from engine.build import build_core
 from engine.model.attention_hook import PAGED
 from engine.model.loader import load_model
 from engine.scheduling.flat_batch import flatten
@@ -85,6 +88,20 @@ def test_every_mixture_of_chunks_equals_a_plain_forward(composite: str, small: A
     model = small(composite)
     worst, _ = compare(PagedModel(model.folder), model.plain)
     assert worst < model.tolerance
+
+
+@pytest.mark.parametrize("composite", ["gemma4-shared-kv", "mistral3", "qwen2.5-vl"])
+def test_the_whole_engine_writes_what_greedy_decoding_writes(composite: str, small: Any) -> None:
+    model = small(composite)
+    save_tiny_tokenizer(model.folder)
+    core = build_core(EngineConfig(path=str(model.folder), device="cpu", kv_memory=2e6, threads=1), lambda *_: None)
+    requests = [make_request(str(n), text, temperature=0.0, stop_ids=()) for n, text in enumerate(texts())]
+    told = run_to_end(core, *requests)
+    for number, text in enumerate(texts()):
+        written = list(text)
+        for _ in range(requests[number].sampling.max_tokens):
+            written.append(int(plain_logits(model.plain, written)[-1].argmax()))
+        assert told[str(number)].tokens[0] == written[len(text) :]
 
 
 def _apart(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
