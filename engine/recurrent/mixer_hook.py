@@ -9,7 +9,8 @@ are independent, and what is bound answers with the states of each sequence.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
@@ -138,6 +139,17 @@ _CALLS = "castor_calls"
 def bind(module: nn.Module, state: MixerState) -> None:
     """Make ``state`` compute the operators of ``module``."""
     setattr(module, _STATE, state)
+
+
+@contextmanager
+def bound(module: nn.Module, state: MixerState) -> Iterator[None]:
+    """Within the block ``state`` computes the operators of ``module``."""
+    before = _bound_to(module)
+    bind(module, state)
+    try:
+        yield
+    finally:
+        bind(module, before)
 
 
 def bind_all(found: Iterable[Mixer], states: RecurrentStates) -> None:

@@ -52,18 +52,18 @@ def _in_chunks(
 ) -> list[torch.Tensor]:
     """The outputs for both texts [1, tokens, hidden], computed side by side."""
     states = make(StateCache(mixer.states, len(texts), texts[0].device))
-    mixer_hook.bind(mixer.module, mixer_hook.SlottedMixer(states, 0))
     request = Request("proof", (0,), SamplingParams(1))
     sequences = [Sequence(request, 0, [0] * text.shape[1], state_slot=slot) for slot, text in enumerate(texts)]
     found: list[list[torch.Tensor]] = [[] for _ in texts]
-    for counts in _CHUNKS:
-        starts = [sum(part.shape[1] for part in parts) for parts in found]
-        chunks = [ScheduledChunk(*chunk) for chunk in zip(sequences, starts, counts, strict=True)]
-        states.prepare(flatten(chunks, 1, num_groups=0, states=True))
-        step = [text[:, start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
-        parts = _output(mixer.module(torch.cat(step, dim=1))).split(counts, dim=1)
-        for done, part in zip(found, parts, strict=True):
-            done.append(part)
+    with mixer_hook.bound(mixer.module, mixer_hook.SlottedMixer(states, 0)):
+        for counts in _CHUNKS:
+            starts = [sum(part.shape[1] for part in parts) for parts in found]
+            chunks = [ScheduledChunk(*chunk) for chunk in zip(sequences, starts, counts, strict=True)]
+            states.prepare(flatten(chunks, 1, num_groups=0, states=True))
+            step = [text[:, start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
+            parts = _output(mixer.module(torch.cat(step, dim=1))).split(counts, dim=1)
+            for done, part in zip(found, parts, strict=True):
+                done.append(part)
     return [torch.cat(parts, dim=1) for parts in found]
 
 

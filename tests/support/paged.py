@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.api.sampling import SamplingParams
 from engine.attention.base import AttentionBackend
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
-from engine.cache.state_tensors import StateCache
+from engine.cache.state_tensors import StateCache, slot_bytes
 from engine.model.loader import LoadedModel, load_model
 from engine.recurrent.states import RecurrentStates
 from engine.runner.torch_runner import ModelRunner
@@ -96,6 +97,7 @@ class PagedModel:
         info = ModelInfo(
             "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, num_blocks, 8, (EOS_ID,)
         )
+        info = replace(info, state_bytes=slot_bytes(loaded.probe.states))
         self.attention = attention
         self.advancing = states
         self.runner = self.make_runner(loaded, cache, info)

@@ -28,6 +28,25 @@ from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.flat_batch import FlatBatch, StepShape
 from engine.scheduling.sequence import ScheduledChunk
 
+HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+RECURRENT = {
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 16,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "falcon_h1": {
+        "mamba_d_ssm": 128,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 2,
+    },
+}
+
 
 def test_sizes_of_the_default() -> None:
     assert batch_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
@@ -82,6 +101,8 @@ class Twins:
         for model in self.models:
             (scratch,) = model.take_blocks(1)
             self.sequences.append([make_sequence(text, model.take_blocks(len(text))) for text in texts])
+            for slot, sequence in enumerate(self.sequences[-1]):
+                sequence.state_slot = slot
         self.recorded, self.plain = (model.runner for model in self.models)
         self.shapes: list[StepShape] = []
         self.recorded.record_steps(scratch, record, silent)
@@ -124,6 +145,25 @@ def test_a_recorded_step_of_any_mixture_equals_the_computed_one(seed: int, tmp_p
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert len({shape for shape in twins.shapes if not shape.only_decodes}) >= 2
     assert twins.shapes[-1] == StepShape(8, only_decodes=True)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_decodes_of_recurrent_layers_are_recorded(family: str, tmp_path: Path) -> None:
+    """A chunk between them changes the states that the next recorded step continues."""
+    texts = [[3 + 11 * n * i % 250 for i in range(1, 40)] for n in range(1, 8)]
+    twins = Twins(lively_model_folder(tmp_path, family, **RECURRENT[family]), texts)
+    assert all(shape.only_decodes for shape in twins.recorded.recorded_shapes)
+    steps, done = [[(number, 0, number + 2, True) for number in range(7)]], [number + 2 for number in range(7)]
+    for step in range(12):
+        steps.append([])
+        for number in range(step % 3, 7):
+            count = 3 if (step, number) == (5, 3) else 1
+            steps[-1].append((number, done[number], count, True))
+            done[number] += count
+    for parts in steps:
+        found, expected = twins.step(parts)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-4)
+    assert len(twins.shapes) == 11
 
 
 def test_a_step_that_no_shape_holds_is_computed(tmp_path: Path) -> None:
@@ -259,7 +299,6 @@ def test_the_stand_in_for_a_recorder_raises_on_what_a_capture_forbids(name: str,
             record(forbidden)
 
 
-HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
