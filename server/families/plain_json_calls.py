@@ -81,8 +81,9 @@ GRANITE = Family(
     call=json_list("<|tool_call|>"),
     thought=THINK,
     markers=("<|tool_call|>", *THINK),
+    markup_fields={"response": {"open_pattern": r"\s*</?response>", "close_pattern": "", "repeats": True}},
 )
-"""Granite 3."""
+"""Granite 3. Told to think, it writes its answer between tags."""
 
 MISTRAL_LIST = Family(
     name="mistral-list",
