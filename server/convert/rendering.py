@@ -99,13 +99,13 @@ class Renderer:
             raise FileNotFoundError(f"{folder} holds no tokenizer.json; a model folder needs a fast tokenizer")
         # Made from tokenizer.json as it is, the same file that the engine decodes with.
         self.tokenizer = library().tokenizers.from_pretrained(str(folder), local_files_only=True)
-        if isinstance(self.tokenizer.chat_template, str):
-            self.tokenizer.chat_template = usable(self.tokenizer.chat_template)
         # An older transformers would silently take this option for a template variable.
         if "sanitize_control_tokens" not in signature(self.tokenizer.apply_chat_template).parameters:
             raise ImportError(
                 "the installed transformers cannot keep control tokens out of the text of users: update it"
             )
+        if isinstance(self.tokenizer.chat_template, str):
+            self.tokenizer.chat_template = usable(self.tokenizer)
         self._clock = clock
         # Special tokens, and others that the template writes.
         template = self.tokenizer.chat_template or ""

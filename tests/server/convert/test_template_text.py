@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.fakes import tokenizer_folder
 
 from server.convert.rendering import ChatMessage, Renderer, TemplateInput
-from server.convert.template_text import usable
 from server.families.table import FAMILIES
 
 QUEUE = """{%- set queue = namespace(names=[]) -%}
@@ -15,23 +15,43 @@ QUEUE = """{%- set queue = namespace(names=[]) -%}
 {%- for message in messages -%}
   {%- set first = queue.names.pop(0) -%}{{ first }}{{ queue.names | length }}
 {%- endfor -%}"""
+CHAT = TemplateInput([ChatMessage(role="user", content=text) for text in "ab"])
+
+
+def renderer(folder: Path, template: str) -> Renderer:
+    tokenizer_folder(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return Renderer(folder)
+
+
+def rendered(folder: Path, template: str) -> str:
+    made = renderer(folder, template)
+    return str(made.tokenizer.decode(made.ids(CHAT)))
 
 
 def test_lists_that_a_template_changes_in_place(tmp_path: Path) -> None:
-    """Nothing else of it changes, and the sandbox lets it."""
-    folder = tokenizer_folder(tmp_path / "model")
-    (folder / "chat_template.jinja").write_text(QUEUE)
-    renderer = Renderer(folder)
-    chat = TemplateInput([ChatMessage(role="user", content=text) for text in "ab"])
-    assert str(renderer.tokenizer.decode(renderer.ids(chat))).endswith("<a>1<b>0")
+    assert rendered(tmp_path, QUEUE).endswith("<a>1<b>0")
 
 
-def test_other_templates_stay_as_they_are() -> None:
-    for template in ("", "{{ messages }}", "{% set x = [1] %}{% set _ = x.append(2) %}", "{% set ns.x = ns.x + [1] %}"):
-        assert usable(template) == template
+def test_a_template_that_was_written_for_functions_only(tmp_path: Path) -> None:
+    template = "{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[0].content }}"
+    assert rendered(tmp_path, template).endswith("a")
 
 
-def test_templates_that_show_no_calls_are_completed() -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages }}",
+        "{% set x = [1] %}{% set _ = x.append(2) %}",
+        "{% if tools is none %}none{% endif %}",
+        "{{ raise_exception('never') }}",
+    ],
+)
+def test_other_templates_stay_as_they_are(tmp_path: Path, template: str) -> None:
+    assert renderer(tmp_path, template).tokenizer.chat_template == template
+
+
+def test_templates_that_show_no_calls_are_completed(tmp_path: Path) -> None:
     (family,) = [family for family in FAMILIES if family.name == "lfm2"]
     text = " ".join(family.incomplete)
-    assert usable(text) == family.opening + text
+    assert renderer(tmp_path, text).tokenizer.chat_template == family.opening + text
