@@ -85,8 +85,10 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
         take_first_memory(device)
     require_room(folder, model_config, num_weights, dtype, device)
     module = _load_weights(folder, model_config, dtype, device, progress)
-    probed = keep_latents(partial(probe, module, model_config.get_text_config()))
-    require_equal_states(probed.mixers, model_config.get_text_config().hidden_size)
+    text_config = model_config.get_text_config()
+    with advised(model_config):
+        probed = keep_latents(partial(probe, module, text_config))
+        require_equal_states(probed.mixers, text_config.hidden_size)
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.api.errors import ModelRefused
+from engine.model.probe import DryRunFailed
 
 _SERVED = (
     "decoders with full or sliding attention, gated delta nets, Mamba-2 or short convolutions are served, such as "
@@ -21,9 +22,14 @@ _ONLY_FLOATS = frozenset({"mxfp4"})
 
 @contextmanager
 def advised(config: Any) -> Iterator[None]:
-    """Have refusals of a model for how it is built name its class, and what is served instead."""
+    """Have refusals of a model for how it is built name its class, and what is served instead.
+
+    An error of the model's own code is passed on: it says nothing of how the model is built.
+    """
     try:
         yield
+    except DryRunFailed:
+        raise
     except ModelRefused as refusal:
         said, known = str(refusal), [config.model_type, *(getattr(config, "architectures", None) or ())]
         if not any(name in said for name in known):

@@ -55,13 +55,11 @@ def rehearse(config: Any) -> Rehearsed:
         model.set_experts_implementation("eager")  # the fused products of experts know no shapes in float32
     with refused_as(f"{config.model_type} cannot be built as its config.json says"):
         _fill_buffers(model)
-    with advised(config):
-        try:
-            with _Shapes():
-                examine = partial(probe, model, config.get_text_config())
-                return Rehearsed(model, keep_latents(examine, proves=False), "")
-        except DryRunFailed as failure:
-            return Rehearsed(model, None, str(failure))
+    try:
+        with advised(config), _Shapes():
+            return Rehearsed(model, keep_latents(partial(probe, model, config.get_text_config()), proves=False), "")
+    except DryRunFailed as failure:
+        return Rehearsed(model, None, str(failure))
 
 
 def _fill_buffers(model: Any) -> None:

@@ -46,7 +46,7 @@ def room_problem(
     advice = advice_on(device)
     if wanted > all_bytes(device):  # whatever else is ended there
         advice = "serve a smaller model" + (", or this one with device: cpu" if device.type == "cuda" else "")
-    if loaded.itemsize > 2:
+    if loaded.itemsize > 2 and wanted * 2 // loaded.itemsize <= all_bytes(device):
         advice += ", or halve its weights with dtype: bfloat16"
     kind = str(loaded).removeprefix("torch.")
     return f"{what} take {size(wanted)} in {kind}, which do not fit: {who_holds(device)}; {advice}"

@@ -59,9 +59,11 @@ def check_source(
         print(json.dumps({**found, **report.as_json(), **chat, "sampling": defaults, "missing": missing}))
     else:
         rows = {**_rows(report), **_chat_rows(chat), "sampling": "" if report.refused else sampling_of(sampling)}
-        rows |= {"not here": ", ".join(missing), "undecided": report.undecided}
+        rows["undecided"] = report.undecided
         _show({name: text for name, text in rows.items() if text})
-        output().print(f"{source} cannot be served: {report.problem}" if report.problem else f"{source} can be served")
+        lacks = f" once it has {' and '.join(missing)}" if missing else ""
+        verdict = f"cannot be served: {report.problem}" if report.problem else f"can be served{lacks}"
+        output().print(f"{source} {verdict}")
     return 1 if report.problem else 0
 
 

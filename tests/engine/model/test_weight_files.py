@@ -58,8 +58,11 @@ def test_the_advice_depends_on_what_would_help(tmp_path: Path, monkeypatch: pyte
     have(monkeypatch, number, 8 * number)
     with pytest.raises(ModelRefused, match="; end what else uses cuda:0, set device to another GPU, or serve a"):
         check(folder, torch.bfloat16, CUDA)
-    have(monkeypatch, number, number)
+    have(monkeypatch, number, 2 * number)
     with pytest.raises(ModelRefused, match="; serve a smaller model, or this one with device: cpu, or halve its"):
+        check(folder, torch.float32, CUDA)
+    have(monkeypatch, number, 2 * number - 1)
+    with pytest.raises(ModelRefused, match=r"; serve a smaller model, or this one with device: cpu$"):
         check(folder, torch.float32, CUDA)
 
 
