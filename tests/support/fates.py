@@ -53,7 +53,7 @@ NATIVE, TORCH, REFUSED, WRONG = "native", "torch", "refused", "wrong"
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """``what`` is one of four words; ``why`` says why a class is refused, or how far off it is."""
+    """``what`` is one of four words; ``why`` says why a class is refused, or what is wrong."""
 
     name: str
     what: str
@@ -80,9 +80,9 @@ def find_fates(names: Iterable[str]) -> Iterator[Fate]:
         child.start()
         sender.close()
         try:
-            yield receiver.recv() if receiver.poll(SECONDS) else Fate(name, REFUSED, f"took more than {SECONDS} s")
+            yield receiver.recv() if receiver.poll(SECONDS) else Fate(name, WRONG, f"takes more than {SECONDS} s")
         except EOFError:
-            yield Fate(name, REFUSED, "the process that computed it died")
+            yield Fate(name, WRONG, "the process that computes it dies")
         finally:
             child.kill()
             child.join()
