@@ -192,8 +192,9 @@ def test_values_that_lie_in_the_keys(key_size: int, value_size: int, heads: int,
     compare(Case(shape, heads, AttentionOptions(0.05), step, dtype=dtype, processors=16, fp8=fp8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("heads", [20, 128])
+@pytest.mark.parametrize(
+    ("heads", "dtype"), [(20, torch.float32), (20, torch.bfloat16), (128, torch.bfloat16)], ids=str
+)
 def test_latents_of_576_numbers(heads: int, dtype: torch.dtype) -> None:
     shape = KVShape(1, 576, 512, values_in_keys=True)
     compare(Case(shape, heads, AttentionOptions(0.02), ((150, 1), (20, 5)), dtype=dtype, processors=8))
@@ -228,15 +229,17 @@ RECORDED = {
 
 
 LATENT = KVShape(1, 40, 32, values_in_keys=True)
+ALL_OPTIONS = AttentionOptions(0.125, 40, 5.0, SINKS)
 RECORDED_LAYERS = {
-    "plain": (SHAPE, AttentionOptions(0.125)),
-    "all options": (SHAPE, AttentionOptions(0.125, 40, 5.0, SINKS)),
-    "latent": (LATENT, AttentionOptions(0.125)),
+    "plain": (SHAPE, AttentionOptions(0.125), False),
+    "plain, fp8": (SHAPE, AttentionOptions(0.125), True),
+    "all options": (SHAPE, ALL_OPTIONS, False),
+    "all options, fp8": (SHAPE, ALL_OPTIONS, True),
+    "latent, fp8": (LATENT, AttentionOptions(0.125), True),
 }
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize(("layer", "options"), RECORDED_LAYERS.values(), ids=RECORDED_LAYERS)
+@pytest.mark.parametrize(("layer", "options", "fp8"), RECORDED_LAYERS.values(), ids=RECORDED_LAYERS)
 def test_a_recorded_step_has_the_numbers_of_the_step_itself(
     layer: KVShape, options: AttentionOptions, fp8: bool
 ) -> None:

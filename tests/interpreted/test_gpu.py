@@ -65,8 +65,15 @@ LATENT = {
 }
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize(("family", "sizes"), [("qwen3", {"num_hidden_layers": 2}), ("deepseek_v3", LATENT)])
+@pytest.mark.parametrize(
+    ("family", "sizes", "graphs"),
+    [
+        ("qwen3", {"num_hidden_layers": 2}, True),
+        ("qwen3", {"num_hidden_layers": 2}, False),
+        ("deepseek_v3", LATENT, True),
+    ],
+    ids=["qwen3-recorded", "qwen3", "deepseek_v3-recorded"],
+)
 def test_it_answers_as_a_plain_forward(family: str, sizes: dict[str, int], graphs: bool, tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path, family, **sizes)
     config = config_of(folder, cuda_graphs=graphs)
