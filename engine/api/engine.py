@@ -87,13 +87,16 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for metrics: sequences running and waiting, KV blocks, counters since the engine started."""
+    """A snapshot for metrics: sequences running and waiting, KV blocks, slots of recurrent states that are used and
+    snapshots of these that are kept, counters since the engine started."""
 
     running: int = 0
     waiting: int = 0
     used_blocks: int = 0
     cached_blocks: int = 0
     total_blocks: int = 0
+    used_slots: int = 0
+    snapshots: int = 0
     preemptions: int = 0
     steps: int = 0
     sampled_tokens: int = 0

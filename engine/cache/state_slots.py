@@ -23,6 +23,11 @@ class StateSlots:
         self._snapshots: OrderedDict[int, int] = OrderedDict()  # the slot by the block's identity
 
     @property
+    def num_used(self) -> int:
+        """Slots that sequences hold."""
+        return self.num_running - len(self._free)
+
+    @property
     def num_kept(self) -> int:
         """Snapshots that can be found."""
         return len(self._snapshots)

@@ -65,10 +65,10 @@ class Core:
         assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
         self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
         info = runner.info
-        slots = StateSlots(info.max_running, info.num_snapshots) if info.state_bytes else None
+        self._slots = StateSlots(info.max_running, info.num_snapshots) if info.state_bytes else None
         stride = self._pool.blocks_for(config.state_stride) * info.block_size
         pacer = StepPacer(config.step_target_ms, cost or CostOverDecodes())
-        self._scheduler = Scheduler(SequenceMemory(self._pool, slots, stride), pacer, info.max_running)
+        self._scheduler = Scheduler(SequenceMemory(self._pool, self._slots, stride), pacer, info.max_running)
         self._requests: dict[str, RequestState] = {}
         self._output = Output(self._requests, self._scheduler, tokenizer, runner.info)
         self._executor = Executor(runner, sampler, pacer, timer, self._requests, self._output.fail)
@@ -153,6 +153,8 @@ class Core:
             used_blocks=self._pool.num_used,
             cached_blocks=self._pool.num_cached,
             total_blocks=self._pool.num_blocks,
+            used_slots=self._slots.num_used if self._slots else 0,
+            snapshots=self._slots.num_kept if self._slots else 0,
             preemptions=self._scheduler.preemptions,
             steps=self._steps,
             sampled_tokens=self._executor.num_sampled,
@@ -166,6 +168,7 @@ class Core:
         assert known == sum(len(state.open) for state in self._requests.values()), "a sequence was lost"
         if not self._requests:
             assert self._pool.num_used == 0, "a block is held by no sequence"
+            assert self.stats().used_slots == 0, "a slot is held by no sequence"
             assert not self._cancelled, "a cancellation outlived its request"
 
     def close(self) -> None:

@@ -136,6 +136,8 @@ _ENGINE_METRICS: tuple[tuple[str, str, bool, Callable[[Health], float]], ...] = 
     ("castor_sequences_waiting", "Sequences that wait for room.", False, lambda h: h.stats.waiting),
     ("castor_kv_blocks_used", "KV blocks that sequences hold.", False, lambda h: h.stats.used_blocks),
     ("castor_kv_blocks_cached", "Free KV blocks that the prefix cache keeps.", False, lambda h: h.stats.cached_blocks),
+    ("castor_state_slots_used", "Slots of recurrent states that sequences hold.", False, lambda h: h.stats.used_slots),
+    ("castor_state_snapshots", "Recurrent states that the prefix cache keeps.", False, lambda h: h.stats.snapshots),
     ("castor_kv_blocks_total", "KV blocks of the pool.", False, lambda h: h.stats.total_blocks),
     ("castor_preemptions", "Sequences put back to be computed again later.", True, lambda h: h.stats.preemptions),
     ("castor_engine_steps", "Steps of the engine.", True, lambda h: h.stats.steps),

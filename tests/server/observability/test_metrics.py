@@ -164,7 +164,7 @@ def test_a_stranger_cannot_grow_the_labels() -> None:
 
 
 def test_engines_are_read_when_somebody_asks() -> None:
-    blocks = {"used_blocks": 10, "cached_blocks": 5, "total_blocks": 64}
+    blocks = {"used_blocks": 10, "cached_blocks": 5, "total_blocks": 64, "used_slots": 3, "snapshots": 7}
     counted = {"preemptions": 7, "steps": 99, "sampled_tokens": 300, "redrawn_tokens": 4}
     stats = EngineStats(running=3, waiting=2, **blocks, **counted)
     busy = Model("busy", Health(EngineState.READY, restarts=1, stats=stats))
@@ -175,6 +175,8 @@ def test_engines_are_read_when_somebody_asks() -> None:
         "castor_sequences_waiting": 2,
         "castor_kv_blocks_used": 10,
         "castor_kv_blocks_cached": 5,
+        "castor_state_slots_used": 3,
+        "castor_state_snapshots": 7,
         "castor_kv_blocks_total": 64,
         "castor_preemptions_total": 7,
         "castor_engine_steps_total": 99,
