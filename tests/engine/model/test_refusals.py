@@ -47,11 +47,11 @@ def test_no_gguf_file_is_advised_where_none_is_read() -> None:
     [
         (
             "its mask is round",
-            "PlaneForCausalLM: its mask is round; decoders with full or sliding attention are served, ",
+            "PlaneForCausalLM: its mask is round; decoders with full or sliding attention, gated ",
         ),
         (
             "layer 0 of plane is round",
-            "layer 0 of plane is round; decoders with full or sliding attention are served, ",
+            "layer 0 of plane is round; decoders with full or sliding attention, gated ",
         ),
         ("plane is round; only flat ones are served", "plane is round; only flat ones are served"),
     ],

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.tiny import SMALL, tiny_model_folder
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DiffLlamaForCausalLM
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.model import attention_hook, loader
+from engine.model.latent import keep_latents
 from engine.model.probe import probe
 from engine.model.rehearsal import LARGEST_BUFFER, rehearse
 
@@ -45,6 +47,9 @@ SERVED = {
     "gpt_oss": {**LAYERS, "num_local_experts": 4, "num_experts_per_tok": 2},
     "glm4_moe_lite": LATENT,
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8},
 }
 REFUSED = {
     "bert": {},
@@ -69,7 +74,8 @@ def test_layers_are_seen_as_with_weights(name: str) -> None:
     assert all(weight.is_meta for weight in rehearsed.model.parameters())
     attention_hook.register()
     with torch.random.fork_rng(devices=[]):
-        loaded = probe(AutoModelForCausalLM.from_config(config).eval(), config.num_hidden_layers)
+        loaded = keep_latents(partial(probe, AutoModelForCausalLM.from_config(config).eval(), config))
+    assert rehearsed.probe.states == loaded.states
     for dry, real in zip(rehearsed.probe.layers, loaded.layers, strict=True):
         assert (dry.name, dry.shape, dry.sliding_window) == (real.name, real.shape, real.sliding_window)
         assert dry.options.scaling == real.options.scaling
@@ -83,7 +89,7 @@ def test_refusals_are_those_with_weights(name: str) -> None:
         rehearse(config)
     attention_hook.register()
     with torch.random.fork_rng(devices=[]), pytest.raises(ModelRefused) as real:
-        probe(AutoModelForCausalLM.from_config(config).eval(), config.num_hidden_layers)
+        probe(AutoModelForCausalLM.from_config(config).eval(), config)
     assert str(real.value) in str(dry.value)
     assert name in str(dry.value).lower()
 
@@ -146,7 +152,7 @@ def test_a_large_model_is_rehearsed_before_its_weights_are_read(
         raise AssertionError("its weights were read")
 
     config = EngineConfig(path=str(tiny_model_folder(tmp_path, "diffllama")), device="cpu")
-    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(DiffLlamaForCausalLM, "from_pretrained", load)
     with pytest.raises(ModelRefused, match="its weights were read"):
         loader.load_model(config, lambda *_: None)
     monkeypatch.setattr(loader, "LARGE", 1)
