@@ -42,8 +42,9 @@ _INTERPRETED = not isinstance(decode_kernel, JITFunction)
 
 def write_options(shape: KVShape, block_size: int, *, fp8: bool = False) -> dict[str, Any]:
     """What ``write_kernel`` is compiled for."""
-    widest = power_of_two(max(shape.key_size, shape.value_size))
-    return {**_sizes(shape, block_size), "PAIRS": max(1, _WRITTEN_NUMBERS // widest), "FP8": fp8, "num_warps": 4}
+    sizes = _sizes(shape, block_size)
+    widest = max(sizes["KEY_WIDTH"], sizes["VALUE_WIDTH"])
+    return {**sizes, "PAIRS": max(1, _WRITTEN_NUMBERS // widest), "FP8": fp8, "num_warps": 4}
 
 
 def decode_options(

@@ -120,10 +120,13 @@ def test_compiles_for_other_types(dtype: torch.dtype, capability: int, fp8: bool
         assert compiled(kernel, constants, pointer, capability).metadata.shared <= SHARED_MEMORY
 
 
+LATENT = KVShape(1, 576, 512, values_in_keys=True)
 WIDE_LOADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "write": (triton_write.write_kernel, write_options(KVShape(8, 128, 128), 16)),
     "decode": (triton_kernels.decode_kernel, decode_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
     "prefill": (triton_kernels.prefill_kernel, prefill_options(KVShape(8, 128, 128), 32, torch.bfloat16, 16, PLAIN)),
+    "decode of latents": (triton_kernels.decode_kernel, decode_options(LATENT, 20, torch.bfloat16, 16, PLAIN)),
+    "prefill of latents": (triton_kernels.prefill_kernel, prefill_options(LATENT, 20, torch.bfloat16, 16, PLAIN)),
     "norm": (
         fused_kernels.norm_kernel,
         {"SIZE": 4096, "WIDTH": 4096, "OFFSET": 1.0, "ROUND_FIRST": True, "num_warps": 8},
