@@ -75,7 +75,7 @@ def plan_caches(
 
     A budget below one sequence of ``max_context`` tokens shortens the context to what fits. Where layers carry states,
     ``bytes_per_slot`` for a sequence, fewer sequences may run than ``max_running`` asks for. Raises ``ModelRefused``
-    where not even one block does, or not one sequence's states.
+    where not even one block does, or not one sequence's states. Blocks of a model that never attends take nothing.
     """
     num_snapshots = 0
     if bytes_per_slot:
@@ -83,7 +83,7 @@ def plan_caches(
         num_snapshots = min(int(budget * SNAPSHOTS_SHARE) // bytes_per_slot, SNAPSHOTS_EACH * max_running)
     per_sequence = -(-max_context // block_size)
     left = budget - (max_running + num_snapshots) * bytes_per_slot
-    fitting = left // bytes_per_block
+    fitting = left // bytes_per_block if bytes_per_block else per_sequence * max_running
     if fitting < 1 or max_running < 1:
         states = f" and the states of one sequence {bytes_per_slot}" if bytes_per_slot else ""
         raise ModelRefused(

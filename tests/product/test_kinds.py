@@ -16,11 +16,11 @@ from support.waiting import wait_until
 pytestmark = [pytest.mark.product, pytest.mark.timeout(600)]
 
 KINDS = {
-    "composite": ("Gemma4ForConditionalGeneration", {}),
-    "delta-net": ("Qwen3_5ForConditionalGeneration", {}),
-    "mamba": ("NemotronHForCausalLM", {}),
-    "convolution": ("Lfm2ForCausalLM", {}),
-    "latent": ("Glm4MoeLiteForCausalLM", {}),
+    "composite": "Gemma4ForConditionalGeneration",
+    "delta-net": "Qwen3_5ForConditionalGeneration",
+    "mamba": "NemotronHForCausalLM",
+    "convolution": "Lfm2ForCausalLM",
+    "latent": "Glm4MoeLiteForCausalLM",
 }
 
 
@@ -29,8 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """All kinds in one server; each is loaded when it is asked for first."""
     place = tmp_path_factory.mktemp("kinds")
     models = {}
-    for name, (model_class, config) in KINDS.items():
-        lively_class_folder(place / name, model_class, config)
+    for name, model_class in KINDS.items():
+        lively_class_folder(place / name, model_class)
         save_tiny_tokenizer(place / name)
         models[name] = {
             "source": str(place / name),

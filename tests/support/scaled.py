@@ -46,6 +46,7 @@ COMPLETED: dict[str, _Config] = {
         for section, types in SECTIONS.items()
         for model_type in types
     },
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
     "chameleon": {"vocabulary_map": {"<image>": 8711}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 5e5}},
@@ -68,6 +69,10 @@ COMPLETED: dict[str, _Config] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [22, 22, 20]}
     },
     "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "4/8"},
+    "granitemoehybrid": {
+        "layer_types": [*["linear_attention"] * 5, "full_attention", *["linear_attention"] * 4] * 4,
+        "num_hidden_layers": 40,
+    },
     "hunyuan_v1_dense": {"head_dim": 128, "num_key_value_heads": 8},
     "hunyuan_v1_moe": {"head_dim": 128, "num_key_value_heads": 8},
     "hunyuan_vl_text": {
@@ -75,6 +80,7 @@ COMPLETED: dict[str, _Config] = {
         "num_key_value_heads": 8,
         "rope_parameters": {"mrope_section": [16, 16, 16, 16]},
     },
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "diffusion_gemma_text": {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704},
     "ministral": {"head_dim": 128},
@@ -217,7 +223,7 @@ def _kept_layers(config: _Config) -> list[int]:
         if not isinstance(value, list | tuple) or not value:
             continue
         if len(value) == count:
-            if len({*map(str, value)}) < count or count < 3:
+            if len({*map(str, value)}) < count or count < 3 or isinstance(value[0], str):
                 marks.append([str(one) for one in value])
         elif LAYER_NUMBERS.search(key) and all(isinstance(one, int) for one in value):
             marks.append([str(layer in value) for layer in range(count)])

@@ -88,7 +88,10 @@ def test_published_numbers_are_found(
             "gpt-oss-20b",
             "gpt_oss has quantised weights (quantization_config: mxfp4), which are not loaded; take a repo",
         ),
-        ("mamba-130m-hf", "layer 0 of mamba (MambaBlock: MambaMixer, MambaRMSNorm) does not send its attention through"),
+        (
+            "mamba-130m-hf",
+            "layer 0 of mamba (MambaBlock: MambaMixer, MambaRMSNorm) does not send its attention through",
+        ),
         ("whisper-tiny", "whisper is an encoder-decoder; only decoder models are served"),
         ("t5-small", "t5 is an encoder-decoder; only decoder models are served"),
         (
