@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.failures import refused_as, sentence
-from engine.model.architecture import SUPPORTED_LAYERS
+from engine.model.architecture import STATE_LAYERS, SUPPORTED_LAYERS
 from engine.model.config_file import read_config
 from engine.model.refusals import quantised
 
@@ -66,7 +66,8 @@ def require_eligible(config: Any) -> None:
     if getattr(config, "quantization_config", None) is not None:
         raise ModelRefused(quantised(config))
     model_class = served_class(config)
-    for index, kind in enumerate(getattr(text, "layer_types", None) or ()):
+    kinds = getattr(text, "layer_types", None) or ()
+    for index, kind in enumerate(kinds):
         if kind not in SUPPORTED_LAYERS:
             raise ModelRefused(
                 f"layer {index} of {config.model_type} is of the type {kind!r}; only {sorted(SUPPORTED_LAYERS)} can be "
@@ -75,9 +76,10 @@ def require_eligible(config: Any) -> None:
     if model_class.is_backend_compatible():
         return
     decoder = _without_memory(model_class, config).get_decoder()  # of a composite the part that reads text
-    # Classes with recurrent layers do not say that they are compatible, although their attention is.
-    through_interface = decoder.is_backend_compatible() if isinstance(decoder, PreTrainedModel) else False
-    if not through_interface and not hasattr(sys.modules[type(decoder).__module__], _INTERFACE):
+    declared = isinstance(decoder, PreTrainedModel) and decoder.is_backend_compatible()
+    # Classes with recurrent layers never declare it, although their attention uses the interface.
+    is_recurrent = not STATE_LAYERS.isdisjoint(kinds) and hasattr(sys.modules[type(decoder).__module__], _INTERFACE)
+    if not declared and not is_recurrent:
         raise ModelRefused(
             f"layer 0 of {config.model_type} ({_first_layer(decoder)}) does not send its attention through "
             "transformers' attention interface, so its cache cannot be paged"
