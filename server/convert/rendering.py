@@ -57,11 +57,13 @@ class ChatMessage(TypedDict):
 Messages = Sequence[ChatMessage]
 _CALL = {"id": "call00000", "type": "function", "function": {"name": "x", "arguments": {}}}
 _QUESTION: Messages = ({"role": "assistant", "content": "x"}, {"role": "user", "content": "x"})
-_RESULT: Messages = (
-    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-    {"role": "tool", "content": "x", "name": "x", "tool_call_id": "call00000"},
+_TOLD: ChatMessage = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "call00000"}
+_RESULT: Messages = ({"role": "assistant", "content": "", "tool_calls": [_CALL]}, _TOLD)
+_THOUGHT_RESULT: Messages = (
+    {"role": "assistant", "content": "", "tool_calls": [_CALL], "reasoning_content": "x", "thinking": "x"},
+    _TOLD,
 )
-"""What may come next in a conversation."""
+"""What may come next in a conversation: clients give back the thoughts before a call, or do not."""
 Declared = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
 Change = Callable[[str, bool], str]
@@ -150,13 +152,14 @@ class Renderer:
     def resume_points(self, chat: TemplateInput, ids: list[int]) -> tuple[int, ...]:
         """How many tokens of a prompt later requests of the conversation have in common with it, ascending.
 
-        What follows is rendered twice: an answer and a question, and where there are functions a call and its result.
+        What may follow is rendered: an answer and a question, and where there are functions a call and its result.
         Their common beginning with the prompt ends at the latest where the answer begins; templates that drop earlier
         thoughts make it shorter. Without a chat template everything is repeated.
         """
         if self.tokenizer.chat_template is None:
             return (len(ids),)
-        return tuple(sorted({*self._repeated(chat, ids, _QUESTION), *self._repeated(chat, ids, _RESULT)}))
+        possible = (_QUESTION, _RESULT, _THOUGHT_RESULT) if chat.tools else (_QUESTION,)
+        return tuple(sorted({point for turn in possible for point in self._repeated(chat, ids, turn)}))
 
     def _repeated(self, chat: TemplateInput, ids: list[int], next_turn: Messages) -> Iterator[int]:
         """The common beginning of a prompt and the same conversation with its ``next_turn``, if that can be rendered.
@@ -164,8 +167,6 @@ class Renderer:
         Tried first with the caller's texts blanked, which is quick: what the template writes after the common beginning
         is usually the same then.
         """
-        if next_turn is _RESULT and not chat.tools:
-            return
         blank = _blank()
         blanked = [_changed(message, blank) for message in chat.messages]
         try:

