@@ -123,8 +123,8 @@ class PagedModel:
         """
         tables = blocks or [self.take_blocks(len(text)) for text in texts]
         sequences = [make_sequence(text, table) for text, table in zip(texts, tables, strict=True)]
-        for sequence, slot in zip(sequences, self._random.sample(range(self.NUM_SLOTS), len(texts)), strict=True):
-            sequence.state_slot = slot
+        for place, sequence in enumerate(sequences):
+            sequence.state_slot = (7 * place + 3) % self.NUM_SLOTS
         if cached:
             self._begin_with_states(texts[0][:cached], tables[0], sequences)
         done = [cached] * len(texts)
