@@ -28,8 +28,11 @@ from engine.scheduling.sequence import ScheduledChunk, Sequence
 BLOCK_SIZE = 4
 
 
-def lively_model_folder(path: Path, model_type: str, **config: Any) -> Path:
-    """A tiny random model whose scores are large enough for caps, scales, windows and sinks to matter."""
+def lively_model_folder(path: Path, model_type: str, liveliness: float = 6.0, **config: Any) -> Path:
+    """A tiny random model whose scores are large enough for caps, scales, windows and sinks to matter.
+
+    ``liveliness`` multiplies its weights; the larger it is, the more rounding is amplified too.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
@@ -40,7 +43,7 @@ def lively_model_folder(path: Path, model_type: str, **config: Any) -> Path:
                 if parameter.ndim == 1:
                     parameter.add_(torch.randn_like(parameter) * 0.3)
                 elif "embed" not in name:
-                    parameter.mul_(6.0)
+                    parameter.mul_(liveliness)
     model.save_pretrained(path)
     save_tiny_tokenizer(path)
     return path
