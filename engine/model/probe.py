@@ -22,8 +22,7 @@ from engine.model import attention_hook
 from engine.model.architecture import ATTENTION_LAYERS, STATE_LAYERS
 from engine.recurrent import mixer_hook
 from engine.recurrent.mixer_hook import Mixer
-from engine.recurrent.recurrences import Arguments, Recurrence
-from engine.recurrent.states import Operator
+from engine.recurrent.recurrences import Arguments, Operator, Recurrence, over_tokens
 
 _TOKENS = 4
 _TEXT_ID = 3  # ids below it are those of padding, begin and end in most vocabularies
@@ -138,7 +137,7 @@ class _EachTokenAlone:
 
     def recur(self, call: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
         alone = {name: arguments[name].transpose(0, 1) for name in recurrence.by_token}
-        out, last = operator(**{**arguments, **alone, recurrence.initial: None, recurrence.final: True})
+        out, last = over_tokens(recurrence, operator, {**arguments, **alone}, None)
         self._shapes[call] = StateShape(tuple(last.shape[1:]), last.dtype)
         found: torch.Tensor = out.transpose(0, 1)
         return found

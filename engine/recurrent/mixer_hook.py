@@ -20,8 +20,8 @@ from transformers.activations import ACT2FN
 
 from engine.api.errors import ModelRefused
 from engine.cache.state_tensors import StateShape
-from engine.recurrent.recurrences import RECURRENCES, Arguments, Recurrence
-from engine.recurrent.states import Operator, RecurrentStates
+from engine.recurrent.recurrences import RECURRENCES, Arguments, Operator, Recurrence
+from engine.recurrent.states import RecurrentStates
 
 CONVOLUTION = "causal_conv1d_fn"
 _KEPT = frozenset({"update_conv_state", "update_recurrent_state"})

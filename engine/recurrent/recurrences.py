@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 Arguments = Mapping[str, Any]
+Operator = Callable[..., Any]
 _L2_EPSILON = 1e-6
 
 
@@ -65,6 +66,18 @@ class Recurrence:
     final: str
     is_wide: bool
     inputs: Callable[[Arguments], Inputs]
+
+
+def over_tokens(recurrence: Recurrence, operator: Operator, arguments: Arguments, state: torch.Tensor | None) -> Any:
+    """The output of an operator for arguments [sequences, tokens, …], and the last state; None begins with zeros.
+
+    Operators pad to whole chunks: one that is told how large these are need not pad a short text to a long one.
+    """
+    given = {**arguments, recurrence.initial: state, recurrence.final: True}
+    if "chunk_size" in arguments:
+        tokens = arguments[recurrence.value].shape[1]
+        given["chunk_size"] = min(arguments["chunk_size"], 1 << (tokens - 1).bit_length())
+    return operator(**given)
 
 
 def delta_inputs(arguments: Arguments) -> DeltaInputs:

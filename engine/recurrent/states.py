@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from engine.cache.state_tensors import StateCache
 from engine.device.staging import StagedNumbers
-from engine.recurrent.recurrences import Arguments, Inputs, Recurrence, advance
+from engine.recurrent.recurrences import Arguments, Inputs, Operator, Recurrence, advance, over_tokens
 from engine.recurrent.step import StateStep, on_device, state_step
 from engine.scheduling.flat_batch import FlatBatch, StepShape
-
-Operator = Callable[..., Any]
 
 
 class RecurrentStates:
@@ -95,8 +92,7 @@ class RecurrentStates:
             out[0, rows] = found.to(out.dtype)
         for start, stop, slot in step.prefills:
             taken = {name: numbers[:, start:stop] for name, numbers in by_token.items()}
-            states_before = {recurrence.initial: states[slot : slot + 1], recurrence.final: True}
-            found, last = operator(**{**arguments, **taken, **states_before})
+            found, last = over_tokens(recurrence, operator, {**arguments, **taken}, states[slot : slot + 1])
             states[slot] = last[0]
             out[:, start:stop] = found
         return out

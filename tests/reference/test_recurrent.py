@@ -29,8 +29,8 @@ from engine.model.loader import load_model
 from engine.native.library import load_library
 from engine.native.states import NativeStates
 from engine.recurrent import proof
-from engine.recurrent.recurrences import Arguments, Recurrence
-from engine.recurrent.states import Operator, RecurrentStates
+from engine.recurrent.recurrences import Arguments, Operator, Recurrence
+from engine.recurrent.states import RecurrentStates
 from engine.scheduling.flat_batch import FlatBatch
 
 pytestmark = pytest.mark.reference
