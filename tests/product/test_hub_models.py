@@ -31,7 +31,7 @@ def castor(*args: str, cache: Path, **environ: str) -> subprocess.CompletedProce
 
 def test_a_new_user_checks_then_fetches_from_a_hub(tmp_path: Path) -> None:
     model = tiny_model_folder(tmp_path / "model", "qwen3")
-    shutil.copy(TEMPLATES / "Qwen-Qwen3-0.6B.jinja", model / "chat_template.jinja")
+    shutil.copy(TEMPLATES / "Qwen3-0.6B.jinja", model / "chat_template.jinja")
     (model / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "do_sample": true}')
     files: dict[str, bytes | int] = {path.name: path.read_bytes() for path in model.iterdir()}
     bert = {**files, "config.json": (CONFIGS / "bert-base-uncased.json").read_bytes(), "model.safetensors": 10**9}
