@@ -101,7 +101,7 @@ def seconds_of(runner: Runner, step: Step) -> float:
         sequence = Sequence(Request(str(number), (), SamplingParams(1)), 0, ids)
         sequence.blocks = list(range(number * pages, (number + 1) * pages))
         chunks.append(ScheduledChunk(sequence, step.start, step.new))
-    assert step.sequences * pages <= runner.info.num_blocks, "the cache is too small"
+    assert step.sequences * pages <= runner.info.groups[0].num_blocks, "the cache is too small"
     taken = []
     for _ in range(3):
         start = time.perf_counter()

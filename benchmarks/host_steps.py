@@ -48,13 +48,13 @@ class Runner:
         self.full_steps = 0  # in a row, all sequences decoding
         self.sampled = torch.zeros(info.max_running, dtype=torch.long)
         device = torch.device("cpu")
-        cache = KVCache([KVShape(8, 16, 16)], info.num_blocks, BLOCK_SIZE, dtype=torch.float32, device=device)
+        cache = KVCache([KVShape(8, 16, 16)], info.groups[0].num_blocks, BLOCK_SIZE, dtype=torch.float32, device=device)
         with torch.inference_mode():
             self.recorded = RecordedSteps(
                 None,
                 TritonAttention(cache),
                 replace(info, vocab_size=VOCAB_SIZE),
-                info.num_blocks - 1,
+                [info.groups[0].num_blocks - 1],
                 record_nothing,
                 self.sampled,
             )

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.harness.programs import ROOT
 from benchmarks.quality import cut, interval
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
@@ -87,7 +88,7 @@ def attention_errors(num_keys: int) -> dict[str, float]:
 
     def attended(dtype: torch.dtype, *, fp8: bool) -> torch.Tensor:
         cache = KVCache([SHAPE], -(-num_keys // BLOCK_SIZE), BLOCK_SIZE, dtype=dtype, device=CPU, fp8=fp8)
-        backend = ReferenceAttention(cache, {None})
+        backend = ReferenceAttention(cache)
         sequence = sequence_of([0] * num_keys)
         backend.prepare(flatten([ScheduledChunk(sequence, 0, num_keys)], BLOCK_SIZE))
         backend.write_kv(0, keys.to(dtype), values.to(dtype))
@@ -132,12 +133,12 @@ def model_differences(folder: Path, windows: list[list[int]]) -> dict[str, Any]:
 
 def next_logprobs(model: LoadedModel, window: list[int], kind: str) -> torch.Tensor:
     """The distributions after each token of ``window`` but the last: [tokens - 1, vocabulary]."""
-    shapes = [layer.shape for layer in model.probe.layers]
+    shapes = model.probe.shapes
     blocks = -(-len(window) // BLOCK_SIZE)
     cache = KVCache(shapes, blocks, BLOCK_SIZE, dtype=torch.float32, device=CPU, fp8=kind == "fp8")
     attention: Callable[..., ReferenceAttention] = Bfloat16Kept if kind == "bfloat16" else ReferenceAttention
-    info = ModelInfo("", 0, "float32", "cpu", model.probe.vocab_size, len(window), BLOCK_SIZE, blocks, 1)
-    runner = ModelRunner(model, attention(cache, model.windows), info)
+    info = ModelInfo("", 0, "float32", "cpu", model.probe.vocab_size, len(window), BLOCK_SIZE, (BlockGroup(blocks),), 1)
+    runner = ModelRunner(model, attention(cache), info)
     batch: FlatBatch = flatten([ScheduledChunk(sequence_of(window), 0, len(window))], BLOCK_SIZE)
     return runner.compute(replace(batch, sample_rows=array("i", range(len(window) - 1)))).log_softmax(-1)
 

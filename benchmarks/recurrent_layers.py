@@ -96,7 +96,7 @@ class Layers:
         )
         for kept in (*cache.keys, *cache.values):
             kept.normal_()
-        attention = ReferenceAttention(cache, {None})
+        attention = ReferenceAttention(cache)
         attention_hook.bind(self.attending, attention_hook.PagedLayer(attention, 0))
         ones = array("i", [1]) * sequences
         starts = array("i", [context - 1]) * sequences

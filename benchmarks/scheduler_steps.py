@@ -16,6 +16,7 @@ from statistics import fmean, median
 
 from tokenizers import Tokenizer
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
@@ -89,7 +90,7 @@ def model_info(vocab_size: int, requests: int, steps: int) -> ModelInfo:
         vocab_size=vocab_size,
         max_context=length,
         block_size=BLOCK_SIZE,
-        num_blocks=(length // BLOCK_SIZE + 1) * (requests + 1),
+        groups=(BlockGroup((length // BLOCK_SIZE + 1) * (requests + 1)),),
         max_running=requests,
     )
 
@@ -105,7 +106,7 @@ def scheduler_seconds(info: ModelInfo, number: int, steps: int) -> list[float]:
     """Seconds of scheduling and committing each step, without the model, the sampler and the text."""
     pacer = StepPacer(1e9, FittedCost())
     pacer.record(0, PROMPT, 1e-6)  # prefill is cheap, so that all sequences decode soon
-    scheduler = Scheduler(SequenceMemory(BlockPool(info.num_blocks, info.block_size)), pacer, number)
+    scheduler = Scheduler(SequenceMemory([BlockPool(info.groups[0].num_blocks, info.block_size)]), pacer, number)
     sequences = [Sequence(request, 0, list(request.prompt)) for request in make_requests(info, number)]
     for sequence in sequences:
         scheduler.add([sequence])

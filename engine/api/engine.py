@@ -8,6 +8,7 @@ from enum import StrEnum
 from math import inf
 from typing import Protocol
 
+from engine.api.block_groups import BlockGroup
 from engine.api.errors import ModelRefused
 from engine.api.events import Event
 from engine.api.requests import Request
@@ -67,8 +68,9 @@ class EngineConfig:
 class ModelInfo:
     """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens.
 
-    ``state_bytes`` are what recurrent layers carry for one sequence, 0 for models without such layers; of these states
-    up to ``num_snapshots`` copies are kept for later sequences.
+    ``groups`` are the blocks of the layers that see equally much of the past. ``state_bytes`` are what recurrent layers
+    carry for one sequence, 0 for models without such layers; of these states up to ``num_snapshots`` copies are kept
+    for later sequences.
     """
 
     model_type: str
@@ -78,7 +80,7 @@ class ModelInfo:
     vocab_size: int
     max_context: int
     block_size: int
-    num_blocks: int
+    groups: tuple[BlockGroup, ...]
     max_running: int
     eos_ids: tuple[int, ...] = ()
     state_bytes: int = 0

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from engine.api.block_groups import Window
 from engine.scheduling.flat_batch import FlatBatch, StepShape
 
 
@@ -15,13 +16,22 @@ class AttentionOptions(NamedTuple):
 
     ``scaling`` multiplies the scores. ``sliding_window`` is the number of keys that a query sees, itself included.
     ``softcap`` bounds the scores to ``softcap * tanh(score / softcap)``. ``sinks`` are one learned score for each
-    query head [heads] that takes its share of the softmax and has no value.
+    query head [heads] that takes its share of the softmax and has no value. ``chunk_size`` has a query see the keys of
+    its own chunk of so many tokens, counted from the first of the sequence; a layer has that or a sliding window.
     """
 
     scaling: float
     sliding_window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    chunk_size: int | None = None
+
+    @property
+    def window(self) -> Window | None:
+        """What a query sees of the past; None: all of it."""
+        if self.chunk_size is not None:
+            return Window(self.chunk_size, chunked=True)
+        return None if self.sliding_window is None else Window(self.sliding_window)
 
 
 class AttentionBackend(Protocol):

@@ -8,12 +8,12 @@ fresh tensors cost five times the copy itself.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
+from engine.api.block_groups import Window
 from engine.attention.base import AttentionOptions
 from engine.cache.fp8 import dequantise, quantise
 from engine.cache.kv_tensors import KVCache
@@ -35,13 +35,13 @@ class _Call(NamedTuple):
 
 
 class ReferenceAttention:
-    """``AttentionBackend`` over a ``KVCache``. ``windows`` are the sliding windows that the model's layers use."""
+    """``AttentionBackend`` over a ``KVCache``."""
 
-    def __init__(self, cache: KVCache, windows: Iterable[int | None]) -> None:
+    def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._windows = frozenset(windows)
-        # By layer group and window; the slots by layer group.
-        self._calls: dict[tuple[int, int | None], list[_Call]] = {}
+        self._batch: FlatBatch | None = None
+        # Of the step, by layer group and window, made for the first layer that asks; the slots by layer group.
+        self._calls: dict[tuple[int, Window | None], list[_Call]] = {}
         self._slots: list[torch.Tensor] = []
         self._scratch: dict[str, torch.Tensor] = {}
 
@@ -52,11 +52,8 @@ class ReferenceAttention:
                 "the same layers"
             )
         self._slots = [self._on_device(blocks.slots) for blocks in batch.groups]
-        self._calls = {
-            (group, window): self._make_calls(batch, blocks, window)
-            for group, blocks in enumerate(batch.groups)
-            for window in self._windows
-        }
+        self._batch = batch
+        self._calls.clear()
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         # A block outlives the sequence that wrote it, and a masked slot still enters the sums as 0 * value: a number
@@ -77,7 +74,7 @@ class ReferenceAttention:
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         cache = self._cache
         out = query.new_empty(query.shape[0], query.shape[1], cache.values[layer].shape[3])
-        for call in self._calls[cache.groups[layer], options.sliding_window]:
+        for call in self._calls_of(cache.groups[layer], options.window):
             # Values in the keys: whole keys are mixed, which torch's kernel for CPUs needs (it wants both of one size),
             # and of the result their part is taken.
             k = v = self._gather("keys", cache.keys[layer], cache.key_scales[layer], call)
@@ -94,16 +91,25 @@ class ReferenceAttention:
             out[call.tokens] = attended[..., : out.shape[2]].transpose(1, 2).flatten(0, 1)
         return out
 
-    def _make_calls(self, batch: FlatBatch, blocks: GroupBlocks, window: int | None) -> list[_Call]:
-        """Decodes whose numbers of blocks have equally many binary digits share a call: at most half is padding."""
+    def _calls_of(self, group: int, window: Window | None) -> list[_Call]:
+        """The calls of this step for the layers of a group that have this window.
+
+        Decodes whose numbers of blocks have equally many binary digits share a call: at most half is padding.
+        """
+        if (group, window) in self._calls:
+            return self._calls[group, window]
+        batch = self._batch
+        assert batch is not None, "prepare comes first"
         decodes: dict[int, list[int]] = {}
         for chunk in batch.decodes:
             digits = len(_seen_blocks(batch, chunk, window, self._cache.block_size)).bit_length()
             decodes.setdefault(digits, []).append(chunk)
         together = [*decodes.values(), *([chunk] for chunk in batch.prefills)]
-        return [self._make_call(batch, blocks, chunks, window) for chunks in together]
+        calls = [self._make_call(batch, batch.groups[group], chunks, window) for chunks in together]
+        self._calls[group, window] = calls
+        return calls
 
-    def _make_call(self, batch: FlatBatch, blocks: GroupBlocks, chunks: list[int], window: int | None) -> _Call:
+    def _make_call(self, batch: FlatBatch, blocks: GroupBlocks, chunks: list[int], window: Window | None) -> _Call:
         """The call of ``chunks``, which have equally many tokens."""
         size, queries = self._cache.block_size, batch.query_lengths[chunks[0]]
         seen = [_seen_blocks(batch, chunk, window, size) for chunk in chunks]
@@ -125,7 +131,7 @@ class ReferenceAttention:
         asked = origins.view(-1, 1, 1, 1) + torch.arange(width * size, device=asking.device)
         hidden = asked >= limit
         if window is not None:
-            hidden |= asked <= asking - window
+            hidden |= asked < _first_seen(asking, window)
         return _Call(
             sequences=len(chunks),
             queries=queries,
@@ -155,10 +161,15 @@ class ReferenceAttention:
         return torch.frombuffer(numbers, dtype=torch.int32).to(self._cache.device, torch.long)
 
 
-def _seen_blocks(batch: FlatBatch, chunk: int, window: int | None, block_size: int) -> range:
+def _first_seen(positions: torch.Tensor, window: Window) -> torch.Tensor:
+    """``Window.first_seen`` of many positions; where that is the first token, a number below it will do."""
+    return positions // window.size * window.size if window.chunked else positions - window.size + 1
+
+
+def _seen_blocks(batch: FlatBatch, chunk: int, window: Window | None, block_size: int) -> range:
     """Which blocks of the sequence's table the chunk's tokens can see."""
     start, num_keys = batch.positions[batch.query_starts[chunk]], batch.num_keys(chunk)
-    first = 0 if window is None else max(0, start - window + 1)
+    first = 0 if window is None else window.first_seen(start)
     return range(first // block_size, (num_keys - 1) // block_size + 1)
 
 

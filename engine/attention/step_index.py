@@ -18,6 +18,7 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
+from engine.api.block_groups import Window
 from engine.scheduling.flat_batch import FlatBatch, GroupBlocks, StepShape
 
 # What one program should have at least: less does not pay for joining the shares.
@@ -64,7 +65,7 @@ def lay_out(
 ) -> tuple[array[int], IndexLayout]:
     """The index of a step, in this ``layout`` or in just as much room as it needs."""
     rows, positions, tables, token_tables = _decodes(batch, blocks)
-    splits, counts = _share(rows, positions, tables, programs)
+    splits, counts = _share(rows, positions, tables, programs, blocks.window)
     chunks = [] if batch.only_decodes else sorted(batch.prefills, key=batch.num_keys, reverse=True)
     starts, lengths = (
         array("i", [numbers[i] for i in chunks]) for numbers in (batch.query_starts, batch.query_lengths)
@@ -106,20 +107,24 @@ def _decodes(batch: FlatBatch, blocks: GroupBlocks) -> tuple[array[int], array[i
     return rows, positions, tables, token_tables
 
 
-def _share(rows: array[int], positions: array[int], tables: array[int], programs: int) -> tuple[array[int], array[int]]:
-    """Divide the decodes that are longer than a share: their items come first, the others follow as they are.
+def _share(
+    rows: array[int], positions: array[int], tables: array[int], programs: int, window: Window | None
+) -> tuple[array[int], array[int]]:
+    """Divide the decodes that see more than a share: their items come first, the others follow as they are.
 
     Changes ``rows``, ``positions`` and ``tables``; returns each item's share and the number of shares of its decode.
     The padding of recorded steps, first tokens, changes no share: a step has the same numbers, recorded or not.
     """
-    size = max(MIN_SHARE, int(_SLACK * sum(positions)) // programs + 1)
-    if not rows or max(positions) < size:
+    # How many tokens each sees beside itself.
+    seen = positions if window is None else [position - window.first_seen(position) for position in positions]
+    size = max(MIN_SHARE, int(_SLACK * sum(seen)) // programs + 1)
+    if not rows or max(seen) < size:
         return array("i", bytes(4 * len(rows))), array("i", [1]) * len(rows)
-    shared = [place for place, position in enumerate(positions) if position >= size]
-    shared.sort(key=positions.__getitem__, reverse=True)
+    shared = [place for place, count in enumerate(seen) if count >= size]
+    shared.sort(key=seen.__getitem__, reverse=True)
     items: tuple[array[int], ...] = tuple(array("i") for _ in range(5))
     for place in shared:
-        count = min(MOST_SPLITS, 1 + positions[place] // size)
+        count = min(MOST_SPLITS, 1 + seen[place] // size)
         for part, number in zip(items, (rows[place], positions[place], tables[place], 0, count), strict=True):
             part.extend(array("i", [number]) * count)
         items[3][-count:] = array("i", range(count))

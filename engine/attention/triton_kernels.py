@@ -37,8 +37,8 @@ def decode_kernel(
     The result of a decode with one share goes to ``out`` [tokens, heads, value size]. Else the share's sum of values
     goes to ``partial`` [split items, heads, value size], its maximum (base 2) and its sum of weights to ``stats``
     [split items, heads, 2], and the program that finishes last, by ``counters`` [split items, kv heads], joins all
-    shares and leaves its counter at 0. ``WINDOW`` 0 means none. ``WIDEN`` multiplies in float32 whatever the type is,
-    for the interpreter, which takes bfloat16 for integers.
+    shares and leaves its counter at 0. ``WINDOW`` 0 means none, and one below 0 chunks of as many tokens. ``WIDEN``
+    multiplies in float32 whatever the type is, for the interpreter, which takes bfloat16 for integers.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     PARTS: tl.constexpr = (GROUP + SPAN - 1) // SPAN
@@ -58,8 +58,8 @@ def decode_kernel(
     best, total, mixed = _nothing_yet(sinks, head, valid & leads, VALUE_WIDTH, SINKS)
     # Whole tiles of keys, from the window's first, in equal shares.
     first = 0
-    if WINDOW > 0:
-        first = tl.maximum(position - WINDOW + 1, 0) // KEYS
+    if WINDOW != 0:
+        first = _first_seen(position, WINDOW) // KEYS
     share = tl.cdiv(tl.cdiv(position + 1, KEYS) - first, splits)
     begin = (first + split * share) * KEYS
     best, total, mixed = _attend(
@@ -172,9 +172,9 @@ def prefill_kernel(
     # The tiles of keys from ``begin`` to ``full`` are seen whole by every query: no masks there.
     end = position + count
     begin, full = 0, (position + 1) // KEYS * KEYS
-    if WINDOW > 0:
-        edge = tl.maximum(position - WINDOW + 1, 0) // KEYS * KEYS
-        begin = tl.cdiv(tl.maximum(end - WINDOW, 0), KEYS) * KEYS
+    if WINDOW != 0:
+        edge = _first_seen(position, WINDOW) // KEYS * KEYS
+        begin = tl.cdiv(_first_seen(end - 1, WINDOW), KEYS) * KEYS
         full = tl.maximum(begin, full)
         best, total, mixed = _attend(
             best, total, mixed, q, rest, keys, values, key_scales, value_scales, table, edge, tl.minimum(begin, end),
@@ -333,9 +333,15 @@ def _capped(scores: "Any", softcap: "Any") -> "Any":
 def _seen(asked: "Any", inside: "Any", asking: "Any", WINDOW: tl.constexpr) -> "Any":
     """Which of the keys at ``asked`` the rows at ``asking`` see."""
     seen = inside[None, :] & (asked[None, :] <= asking[:, None])
-    if WINDOW > 0:
-        seen = seen & (asked[None, :] > asking[:, None] - WINDOW)
+    if WINDOW != 0:
+        seen = seen & (asked[None, :] >= _first_seen(asking, WINDOW)[:, None])
     return seen
+
+
+@triton.jit
+def _first_seen(position: "Any", WINDOW: tl.constexpr) -> "Any":
+    """``engine.api.block_groups.Window.first_seen``."""
+    return position // -WINDOW * -WINDOW if WINDOW < 0 else tl.maximum(position - WINDOW + 1, 0)
 
 
 @triton.jit

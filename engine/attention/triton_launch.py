@@ -145,7 +145,7 @@ def _attend_options(
         "HEADS": heads,
         "ROWS": rows,
         "KEYS": keys or fitting,
-        "WINDOW": options.sliding_window or 0,
+        "WINDOW": -options.chunk_size if options.chunk_size else options.sliding_window or 0,
         "SOFTCAP": options.softcap is not None,
         "SINKS": options.sinks is not None,
         "WIDEN": _INTERPRETED and (dtype == torch.bfloat16 or (fp8 and dtype == torch.float16)),

@@ -1,12 +1,12 @@
 """Attention over the paged cache by our Triton kernels: the path of GPUs.
 
-Everything that a step's kernels have to know crosses to the device as one array of integers (``step_index``); blocks
-are read where they lie.
+Everything that a step's kernels have to know crosses to the device as one array of integers for each layer group
+(``step_index``); blocks are read where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -22,67 +22,66 @@ from engine.scheduling.flat_batch import FlatBatch, StepShape
 
 
 class TritonAttention:
-    """``GraphAttention`` over a ``KVCache``. Windows come with each layer's options; ``_windows`` is for symmetry.
+    """``GraphAttention`` over a ``KVCache``.
 
     ``processors`` is how many programs the device runs at once, by default its number of multiprocessors.
     """
 
-    def __init__(self, cache: KVCache, _windows: Iterable[int | None] = (), processors: int | None = None) -> None:
-        if cache.num_groups != 1:
-            raise NotImplementedError(f"attention by Triton cannot compute layers of {cache.num_groups} groups")
+    def __init__(self, cache: KVCache, processors: int | None = None) -> None:
         self._cache = cache
         fewest_heads = min((keys.shape[2] for keys in cache.keys), default=1)
         latent = any(cache.values_in_keys)
         each = triton_launch.LATENT_PROGRAMS if latent else triton_launch.PROGRAMS_PER_PROCESSOR
         self._programs = max(1, (processors or _processors(cache.device)) * each // fewest_heads)
-        self._eager = StagedNumbers(1024, cache.device)
-        self._static: StagedNumbers | None = None
-        self._index = self._eager.numbers
-        self._layout = IndexLayout(0, 0, 0)
+        # By layer group: buffers of steps that are launched kernel by kernel, those of recorded ones, and the step.
+        self._eager = [StagedNumbers(1024, cache.device) for _ in range(cache.num_groups)]
+        self._static: list[StagedNumbers] = []
+        self._steps = [(staged.numbers, IndexLayout(0, 0, 0)) for staged in self._eager]
         self._layouts: dict[StepShape, IndexLayout] = {}
         self._shares: dict[tuple[int, int], _Shares] = {}
 
     def prepare(self, batch: FlatBatch) -> None:
-        batch.require_none("key_limits", by="attention by Triton")
-        numbers, self._layout = lay_out(batch, batch.only_group("attention by Triton"), self._programs)
-        if len(numbers) > len(self._eager.numbers):
-            self._eager = StagedNumbers(2 * len(numbers), self._cache.device)
-        self._eager.upload(numbers)
-        self._index = self._eager.numbers
+        self._require_fitting(batch)
+        for group, blocks in enumerate(batch.groups):
+            numbers, layout = lay_out(batch, blocks, self._programs)
+            if len(numbers) > len(self._eager[group].numbers):
+                self._eager[group] = StagedNumbers(2 * len(numbers), self._cache.device)
+            self._eager[group].upload(numbers)
+            self._steps[group] = self._eager[group].numbers, layout
 
     def reserve(self, shapes: Sequence[StepShape], max_sequences: int, max_blocks: int) -> None:
         self._layouts = {shape: layout_of(shape, max_sequences, self._programs) for shape in shapes}
         # Beside the tables of all, that of the padding.
-        needed = (
+        needed = max(
             layout.tables_at + max_sequences * max_blocks + -(-shape.tokens // self._cache.block_size)
             for shape, layout in self._layouts.items()
         )
-        self._static = StagedNumbers(max(needed), self._cache.device)
+        self._static = [StagedNumbers(needed, self._cache.device) for _ in self._steps]
 
     def capture(self, shape: StepShape) -> None:
-        assert self._static is not None, "reserve comes first"
-        self._index = self._static.numbers
-        self._layout = self._layouts[shape]
+        assert self._static, "reserve comes first"
+        self._steps = [(staged.numbers, self._layouts[shape]) for staged in self._static]
 
     def fill(self, batch: FlatBatch, shape: StepShape) -> None:
-        assert self._static is not None, "reserve comes first"
-        batch.require_none("key_limits", by="attention by Triton")
-        numbers, _ = lay_out(batch, batch.only_group("attention by Triton"), self._programs, self._layouts[shape])
-        self._static.upload(numbers)
+        assert self._static, "reserve comes first"
+        self._require_fitting(batch)
+        for staged, blocks in zip(self._static, batch.groups, strict=True):
+            staged.upload(lay_out(batch, blocks, self._programs, self._layouts[shape])[0])
 
     def write_kv(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         keys, values = _steadily_strided(keys), _steadily_strided(values)
         cache = self._cache
+        index, layout = self._step(layer)
         options = triton_launch.write_options(self._shape(layer), cache.block_size, fp8=cache.fp8)
         write_kernel[(-(-keys.shape[0] * keys.shape[1] // options["PAIRS"]),)](
-            self._index,
+            index,
             cache.keys[layer],
             cache.values[layer],
             *self._scales(layer),
             keys,
             values,
-            self._layout.tokens,
-            self._layout.tables_at,
+            layout.tokens,
+            layout.tables_at,
             keys.stride(0),
             keys.stride(1),
             values.stride(0),
@@ -93,14 +92,15 @@ class TritonAttention:
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         query = _steadily_strided(query)
         out = query.new_empty(query.shape[0], query.shape[1], self._cache.values[layer].shape[3])
-        if self._layout.work:
+        _, layout = self._step(layer)
+        if layout.work:
             self._attend_decodes(layer, query, options, out)
-        if self._layout.chunks:
+        if layout.chunks:
             self._attend_chunks(layer, query, options, out)
         return out
 
     def _attend_decodes(self, layer: int, query: torch.Tensor, options: AttentionOptions, out: torch.Tensor) -> None:
-        layout, shape, heads = self._layout, self._shape(layer), query.shape[1]
+        (index, layout), shape, heads = self._step(layer), self._shape(layer), query.shape[1]
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         shares = self._shares_of(heads, shape.value_size)
         compiled = triton_launch.decode_options(
@@ -116,7 +116,7 @@ class TritonAttention:
             values,
             *self._scales(layer),
             out if options.sinks is None else options.sinks,
-            self._index,
+            index,
             layout.work_at,
             layout.work,
             layout.tables_at,
@@ -128,7 +128,7 @@ class TritonAttention:
         )
 
     def _attend_chunks(self, layer: int, query: torch.Tensor, options: AttentionOptions, out: torch.Tensor) -> None:
-        layout, shape, heads = self._layout, self._shape(layer), query.shape[1]
+        (index, layout), shape, heads = self._step(layer), self._shape(layer), query.shape[1]
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         compiled = triton_launch.prefill_options(
             shape, heads, self._cache.dtype, self._cache.block_size, options, fp8=self._cache.fp8
@@ -141,7 +141,7 @@ class TritonAttention:
             values,
             *self._scales(layer),
             out if options.sinks is None else options.sinks,
-            self._index,
+            index,
             layout.tokens,
             layout.chunks_at,
             layout.chunks,
@@ -153,10 +153,23 @@ class TritonAttention:
             **compiled,
         )
 
+    def _step(self, layer: int) -> tuple[torch.Tensor, IndexLayout]:
+        """The index of the step for a layer, and how it is laid out."""
+        return self._steps[self._cache.groups[layer]]
+
+    def _require_fitting(self, batch: FlatBatch) -> None:
+        batch.require_none("key_limits", by="attention by Triton")
+        if len(batch.groups) != self._cache.num_groups:
+            raise ValueError(
+                f"the step has {len(batch.groups)} layer groups, and the cache {self._cache.num_groups}; make both of "
+                "the same layers"
+            )
+
     def _scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The scales of keys and values; without fp8, what no kernel looks at."""
         keys, values = self._cache.key_scales[layer], self._cache.value_scales[layer]
-        return (self._index if keys is None else keys), (self._index if values is None else values)
+        index, _ = self._step(layer)
+        return (index if keys is None else keys), (index if values is None else values)
 
     def _shape(self, layer: int) -> KVShape:
         keys, values = self._cache.keys[layer], self._cache.values[layer]

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count
+from hashlib import blake2b
+from itertools import chain
 
-# What identifies a full block: the identity of the block before it (the salt, for the first one) and its tokens.
-_Key = tuple[int | str, tuple[int, ...]]
+from engine.api.block_groups import Window
+
+_KEY_BYTES = 32
+
+
+def extend_keys(keys: list[bytes], count: int, tokens: Sequence[int], block_size: int, salt: str) -> None:
+    """Bring ``keys``, those of the first full blocks of a sequence, to ``count`` of them.
+
+    A key identifies a block's tokens and all tokens before them under a ``salt``: it is a cryptographic digest of the
+    key before it and the block's tokens, so no two contents have the same one.
+    """
+    key = keys[-1] if keys else blake2b(salt.encode(), digest_size=_KEY_BYTES).digest()
+    for index in range(len(keys), count):
+        own = array("q", tokens[index * block_size : (index + 1) * block_size])
+        assert len(own) == block_size, "only full blocks have a key"
+        key = blake2b(key + own.tobytes(), digest_size=_KEY_BYTES).digest()
+        keys.append(key)
 
 
 class BlockPool:
-    """A fixed number of blocks of ``block_size`` tokens, each in one of three places.
+    """A fixed number of blocks of ``block_size`` tokens for layers with one ``window``, each in one of three places.
 
     - used: held by at least one sequence (reference count > 0);
     - cached: held by no sequence, but its content is still indexed; reused for new content, least recently used first;
     - free: without indexed content.
 
-    Every indexed content has an identity that is never used twice, and a block is looked up by its parent's identity
-    together with its own tokens. The dictionary compares both in full, so a hash collision cannot share a wrong block,
-    and a chain of equal keys means an equal prefix under an equal salt. ``on_forgotten`` is called with an identity
-    whose content is indexed no longer.
+    Content is indexed by its key (``extend_keys``). ``on_forgotten`` is called with a key whose content is indexed no
+    longer.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, window: Window | None = None) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.window = window
         self._references = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._index: dict[_Key, int] = {}
-        self._keys: list[_Key | None] = [None] * num_blocks
-        # The identity of a block's content, which may be indexed as another block that was computed at the same time.
-        self._identities = [-1] * num_blocks
-        self._new_identity = count()
-        self._indexed: set[int] = set()
-        self.on_forgotten: Callable[[int], None] = lambda _identity: None
+        self._index: dict[bytes, int] = {}
+        self._keys: list[bytes | None] = [None] * num_blocks
+        self._found: set[int] = set()  # blocks that a second sequence began with
+        self.on_forgotten: Callable[[bytes], None] = lambda _key: None
 
     @property
     def num_free(self) -> int:
@@ -59,17 +72,17 @@ class BlockPool:
         """How many blocks hold that many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def find_prefix(self, tokens: Sequence[int], salt: str) -> list[int]:
-        """The blocks of the longest indexed prefix; never covers the last token, whose logits are always needed."""
-        found: list[int] = []
-        parent: int | str = salt
-        for index in range((len(tokens) - 1) // self.block_size):
-            block = self._index.get((parent, self._tokens_of(tokens, index)))
-            if block is None:
-                break
-            found.append(block)
-            parent = self._identities[block]
-        return found
+    def first_block(self, position: int) -> int:
+        """The first block of its sequence that the token at ``position`` sees."""
+        return self.window.first_seen(position) // self.block_size if self.window else 0
+
+    def most_held(self, launched: int) -> int | None:
+        """The most blocks that a sequence holds of which ``launched`` tokens are computed at once; None: all."""
+        return self.window.most_blocks(launched, self.block_size) if self.window else None
+
+    def find(self, key: bytes) -> int | None:
+        """The block whose content has that key, if it is indexed."""
+        return self._index.get(key)
 
     def can_allocate(self, num_new: int, prefix: Sequence[int] = ()) -> bool:
         """Whether ``allocate`` with the same arguments succeeds."""
@@ -84,37 +97,26 @@ class BlockPool:
             self._share(block)
         return [*prefix, *(self._take() for _ in range(num_new))]
 
-    def register(self, blocks: Sequence[int], index: int, tokens: Sequence[int], salt: str) -> None:
-        """Index block ``index`` of a sequence: it is full and computed, and those before it are registered."""
-        parent = self._identities[blocks[index - 1]] if index else salt
-        key = (parent, self._tokens_of(tokens, index))
-        block = blocks[index]
-        twin = self._index.setdefault(key, block)
-        if twin == block:
+    def register(self, block: int, key: bytes) -> None:
+        """Index a block that is full and computed. Of two with the same content the first one stays indexed."""
+        if self._index.setdefault(key, block) == block:
             self._keys[block] = key
-            self._identities[block] = next(self._new_identity)
-            self._indexed.add(self._identities[block])
-        else:
-            self._identities[block] = self._identities[twin]
-
-    def identity(self, block: int) -> int:
-        """What identifies the content of a registered block, also where that is indexed as another one's."""
-        return self._identities[block]
-
-    def is_indexed(self, identity: int) -> bool:
-        """Whether ``find_prefix`` could find that content."""
-        return identity in self._indexed
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each block of a sequence; its tail will be evicted before its head."""
         for block in reversed(blocks):
-            self._references[block] -= 1
-            if self._references[block]:
-                continue
-            if self._keys[block] is None:
-                self._free.append(block)
-            else:
-                self._cached[block] = None
+            self._drop(block)
+
+    def release_passed(self, blocks: Sequence[int]) -> None:
+        """Drop one reference to each block that a sequence, which goes on, sees no longer.
+
+        They are reused before all others, or one long text would flush what conversations will go on with, unless they
+        were found by a second sequence already.
+        """
+        for block in reversed(blocks):
+            self._drop(block)
+            if block in self._cached and block not in self._found:
+                self._cached.move_to_end(block, last=False)
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Assert that no block is lost or in two places; ``tables`` are the blocks of every sequence that holds any."""
@@ -129,16 +131,22 @@ class BlockPool:
         assert all(self._keys[block] is None for block in self._free), "a free block is indexed"
         assert all(self._keys[block] == key for key, block in self._index.items()), "a stale block is indexed"
         assert len(self._index) == self.num_blocks - self._keys.count(None), "a key leads nowhere"
-        identities = {self._identities[block] for block in self._index.values()}
-        assert self._indexed == identities, "an identity is known of what is not indexed"
-
-    def _tokens_of(self, tokens: Sequence[int], index: int) -> tuple[int, ...]:
-        return tuple(tokens[index * self.block_size : (index + 1) * self.block_size])
+        assert self._found <= set(self._index.values()), "a block was found that is not indexed"
 
     def _share(self, block: int) -> None:
         if not self._references[block]:
             del self._cached[block]
         self._references[block] += 1
+        self._found.add(block)
+
+    def _drop(self, block: int) -> None:
+        self._references[block] -= 1
+        if self._references[block]:
+            return
+        if self._keys[block] is None:
+            self._free.append(block)
+        else:
+            self._cached[block] = None
 
     def _take(self) -> int:
         block = self._free.pop() if self._free else self._evict()
@@ -152,6 +160,6 @@ class BlockPool:
         assert key is not None
         del self._index[key]
         self._keys[block] = None
-        self._indexed.discard(self._identities[block])
-        self.on_forgotten(self._identities[block])
+        self._found.discard(block)
+        self.on_forgotten(key)
         return block

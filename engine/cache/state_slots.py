@@ -10,7 +10,7 @@ from itertools import chain
 class StateSlots:
     """``num_running`` slots for running sequences, and after them ``num_snapshots`` for copies of their states.
 
-    A snapshot is known by the identity of a block's content (``BlockPool``): it is what a sequence carries after the
+    A snapshot is known by the key of a block (``BlockPool``): it is what a sequence carries after the
     tokens up to that block's end. Where all slots for snapshots are taken, the one that was found or kept least
     recently is given up.
     """
@@ -20,7 +20,7 @@ class StateSlots:
         self.num_snapshots = num_snapshots
         self._free = list(range(num_running - 1, -1, -1))
         self._free_snapshots = list(range(num_running + num_snapshots - 1, num_running - 1, -1))
-        self._snapshots: OrderedDict[int, int] = OrderedDict()  # the slot by the block's identity
+        self._snapshots: OrderedDict[bytes, int] = OrderedDict()  # the slot by the block's key
 
     @property
     def num_used(self) -> int:
@@ -40,12 +40,12 @@ class StateSlots:
         """The end of what ``take`` gave."""
         self._free.append(slot)
 
-    def find(self, identity: int) -> int | None:
+    def find(self, key: bytes) -> int | None:
         """The slot of a snapshot; it counts as used now."""
-        if identity not in self._snapshots:
+        if key not in self._snapshots:
             return None
-        self._snapshots.move_to_end(identity)
-        return self._snapshots[identity]
+        self._snapshots.move_to_end(key)
+        return self._snapshots[key]
 
     def reserve(self) -> int | None:
         """A slot for a snapshot that is to be computed; ``keep`` or ``drop`` follows. None where all are reserved."""
@@ -53,20 +53,20 @@ class StateSlots:
             return self._free_snapshots.pop()
         return self._snapshots.popitem(last=False)[1] if self._snapshots else None
 
-    def keep(self, identity: int, slot: int) -> None:
+    def keep(self, key: bytes, slot: int) -> None:
         """The reserved ``slot`` holds the states of a block; of two for the same content the first one stays."""
-        if identity in self._snapshots:
+        if key in self._snapshots:
             self.drop(slot)
         else:
-            self._snapshots[identity] = slot
+            self._snapshots[key] = slot
 
     def drop(self, slot: int) -> None:
         """The reserved ``slot`` is not needed."""
         self._free_snapshots.append(slot)
 
-    def forget(self, identity: int) -> None:
+    def forget(self, key: bytes) -> None:
         """The content of a block is no longer indexed; its snapshot, if there is one, goes with it."""
-        slot = self._snapshots.pop(identity, None)
+        slot = self._snapshots.pop(key, None)
         if slot is not None:
             self._free_snapshots.append(slot)
 
@@ -79,6 +79,6 @@ class StateSlots:
         assert taken == list(expected), "a slot of a snapshot is lost or in two places"
 
     @property
-    def identities(self) -> Iterable[int]:
+    def keys(self) -> Iterable[bytes]:
         """The blocks that have a snapshot."""
         return self._snapshots.keys()

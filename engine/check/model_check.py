@@ -12,7 +12,7 @@ from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.api.model_report import ModelReport
 from engine.cache.kv_tensors import KVCache
-from engine.cache.layout import block_bytes
+from engine.cache.layout import group_demands, plan_caches, sequence_bytes
 from engine.cache.state_tensors import slot_bytes
 from engine.check.model_parts import active_parameters, inputs_of
 from engine.device.device_memory import all_bytes, free_bytes
@@ -128,14 +128,17 @@ def _measure(
         facts["too_large"] = problem
     if rehearsed.probe is None:
         return
-    shapes = [layer.shape for layer in rehearsed.probe.layers]
-    per_block = block_bytes(shapes, config.block_size, loaded, fp8=fp8)
-    facts["kv_bytes_per_token"] = per_block // config.block_size
+    grouped = rehearsed.probe.grouped(context)
+    demands = group_demands(grouped.shapes, grouped.windows, config.block_size, loaded, fp8=fp8)
+    facts["kv_bytes_per_token"] = sum(demand.bytes_per_block for demand in demands) // config.block_size
     facts["state_bytes"] = slot_bytes(rehearsed.probe.states)
-    facts["context_bytes"] = -(-context // config.block_size) * per_block
+    facts["context_bytes"] = sequence_bytes(demands, context, config.block_size)
     if not facts.get("too_large"):
         try:
-            facts["cache_tokens"] = platform.cache_bytes(config.kv_memory, weights) // per_block * config.block_size
+            budget = platform.cache_bytes(config.kv_memory, weights)
+            running = config.max_running or platform.max_running
+            plan = plan_caches(budget, demands, config.block_size, context, running)
+            facts["cache_tokens"] = max(plan.max_context, plan.groups[0].num_blocks * config.block_size)
         except ModelRefused:
             facts["cache_tokens"] = 0  # what is free now does not even hold the weights
     facts["not_native"] = _why_not_native(rehearsed, config, device, loaded)
@@ -159,8 +162,8 @@ def _why_not_native(rehearsed: Rehearsed, config: EngineConfig, device: torch.de
 def _kinds(probe: Probe | None, text: Any) -> tuple[tuple[str, int], ...]:
     """How many layers there are of each kind, as they attend, or else as config.json says."""
     if probe is not None:
-        windows = (layer.sliding_window for layer in probe.layers)
-        counted = Counter(f"sliding window of {window}" if window else "full attention" for window in windows)
+        windows = (layer.window for layer in probe.layers)
+        counted = Counter(str(window) if window else "full attention" for window in windows)
         counted.update(f"recurrent ({type(mixer.module).__name__})" for mixer in probe.mixers)
     else:
         named = getattr(text, "layer_types", None) or ["of an unknown kind"] * text.num_hidden_layers

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
+from engine.api.block_groups import sequence_blocks
 from engine.api.engine import EngineConfig, EngineStats
 from engine.api.events import ErrorKind, RequestEvents
 from engine.api.requests import Request
@@ -24,7 +25,7 @@ from engine.core.grammar_queue import GrammarQueue
 from engine.core.output import Output
 from engine.core.request_state import RequestState, refused
 from engine.failures import NOT_FAILURES
-from engine.scheduling.chunk_budget import CostOverDecodes, StepCost, StepPacer
+from engine.scheduling.chunk_budget import CostOverDecodes, StepCost, StepPacer, most_launched
 from engine.scheduling.contracts import Runner, Sampled, Sampler
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import ScheduledChunk
@@ -61,14 +62,17 @@ class Core:
         self.info = runner.info
         self._config = config
         self._clock = clock
-        capacity = runner.info.num_blocks * runner.info.block_size
-        assert capacity >= runner.info.max_context, "the pool cannot hold one sequence of the longest context"
-        self._pool = BlockPool(runner.info.num_blocks, runner.info.block_size)
         info = runner.info
+        launched = most_launched(ahead=ahead)
+        for num_blocks, window in info.groups:
+            needed = sequence_blocks(window, info.max_context, info.block_size, launched)
+            assert num_blocks >= needed, "a pool cannot hold one sequence of the longest context"
+        self._pools = [BlockPool(group.num_blocks, info.block_size, group.window) for group in info.groups]
         self._slots = StateSlots(info.max_running, info.num_snapshots) if info.state_bytes else None
-        stride = self._pool.blocks_for(config.state_stride) * info.block_size
+        stride = self._pools[0].blocks_for(config.state_stride) * info.block_size
+        memory = SequenceMemory(self._pools, launched, self._slots, stride)
         pacer = StepPacer(config.step_target_ms, cost or CostOverDecodes())
-        self._scheduler = Scheduler(SequenceMemory(self._pool, self._slots, stride), pacer, info.max_running)
+        self._scheduler = Scheduler(memory, pacer, info.max_running)
         self._requests: dict[str, RequestState] = {}
         self._output = Output(self._requests, self._scheduler, tokenizer, runner.info)
         self._executor = Executor(runner, sampler, pacer, timer, self._requests, self._output.fail)
@@ -139,7 +143,7 @@ class Core:
         if was_busy and not self._requests:
             self._in_flight = []  # nothing that it computes is needed
             # The last answer waits for this, so blocks are only counted; ``check`` looks at each of them.
-            blocks, sequences = self._pool.num_used, self._scheduler.num_running + self._scheduler.num_waiting
+            blocks, sequences = self._num_used, self._scheduler.num_running + self._scheduler.num_waiting
             if blocks or sequences:
                 log.error("the engine is idle, but %d blocks and %d sequences were not given back", blocks, sequences)
         return events
@@ -150,9 +154,9 @@ class Core:
         return EngineStats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting + compiling,
-            used_blocks=self._pool.num_used,
-            cached_blocks=self._pool.num_cached,
-            total_blocks=self._pool.num_blocks,
+            used_blocks=self._num_used,
+            cached_blocks=sum(pool.num_cached for pool in self._pools),
+            total_blocks=sum(pool.num_blocks for pool in self._pools),
             used_slots=self._slots.num_used if self._slots else 0,
             snapshots=self._slots.num_kept if self._slots else 0,
             preemptions=self._scheduler.preemptions,
@@ -167,7 +171,7 @@ class Core:
         known = self._scheduler.num_running + self.stats().waiting
         assert known == sum(len(state.open) for state in self._requests.values()), "a sequence was lost"
         if not self._requests:
-            assert self._pool.num_used == 0, "a block is held by no sequence"
+            assert self._num_used == 0, "a block is held by no sequence"
             assert self.stats().used_slots == 0, "a slot is held by no sequence"
             assert not self._cancelled, "a cancellation outlived its request"
 
@@ -176,6 +180,10 @@ class Core:
         self._executor.close()
         if self._grammar_queue is not None:
             self._grammar_queue.close()
+
+    @property
+    def _num_used(self) -> int:
+        return sum(pool.num_used for pool in self._pools)
 
     def _end_expired_and_cancelled(self) -> None:
         now = self._clock()

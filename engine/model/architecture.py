@@ -5,7 +5,7 @@ Names only say where to look. Whether a part computes what its name suggests is 
 
 from __future__ import annotations
 
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "hybrid"})
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "hybrid"})
 STATE_LAYERS = frozenset({"linear_attention", "conv", "hybrid"})
 SUPPORTED_LAYERS = ATTENTION_LAYERS | STATE_LAYERS | {"moe", "mlp"}
 """Layer types of a configuration that can be served: those that attend, those that carry a state from token to token,
@@ -43,6 +43,10 @@ RESIDUAL_SCALE = "residual_multiplier"
 
 ROTATE = "apply_rotary_pos_emb"
 """The function of a family's module that rotates queries and keys by their positions."""
+
+QUERY_SCALE = ("attn_temperature_tuning", "floor_scale", "attn_scale", "use_rope")
+"""Attributes of an attention that scales queries by their position: whether it does, the number of positions with one
+scale, how strongly they grow, and whether it rotates, for only layers that do not scale."""
 
 LATENT_EXPANSION, LATENT_WEIGHTS = "expand_kv", "kv_b_proj"
 """The method of an attention that makes keys and values of latents, and the linear layer that does so."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from engine.api.block_groups import Window
 from engine.api.errors import ModelRefused
 from engine.attention.base import AttentionBackend, AttentionOptions
 
@@ -71,11 +72,19 @@ class Around(Protocol):
 
 
 class PagedLayer:
-    """Attention of one layer through a backend."""
+    """Attention of one layer through a backend.
 
-    def __init__(self, backend: AttentionBackend, layer: int) -> None:
+    ``writes`` is False for a layer that attends to the keys and values of another one, ``layer``, which ran before.
+    ``chunk_size`` is that of its mask: models do not pass it.
+    """
+
+    def __init__(
+        self, backend: AttentionBackend, layer: int, *, writes: bool = True, chunk_size: int | None = None
+    ) -> None:
         self._backend = backend
         self._layer = layer
+        self._writes = writes
+        self._chunk_size = chunk_size
 
     def __call__(
         self,
@@ -86,7 +95,10 @@ class PagedLayer:
         options: AttentionOptions,
     ) -> torch.Tensor:
         assert attention_mask is None, "a mask was made after the probe had shown that none is"
-        self._backend.write_kv(self._layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        if self._writes:
+            self._backend.write_kv(self._layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        if self._chunk_size is not None:
+            options = options._replace(chunk_size=self._chunk_size)
         return self._backend.attend(self._layer, query[0].transpose(0, 1), options)[None]
 
 
@@ -157,12 +169,12 @@ def _attention(
 
 
 def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_: Any) -> torch.Tensor:
-    """Refuse every mask but causal ones, with or without a window; return the window (0: none) as a 4-D tensor.
+    """Refuse every mask but causal ones, with or without a window; return the window as ``window_of`` reads it.
 
     transformers describes a mask by a function of index tensors (batch, head, query, key) that yields booleans.
     """
-    window = getattr(config, "sliding_window", None) or 0
-    length = 2 * window + 2
+    sliding, chunk = (getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size"))
+    length = 2 * max(sliding, chunk) + 2
     keys = torch.arange(length, device=device)[None]
     queries = torch.tensor([0, 1, length // 2, length - 2, length - 1], device=device)[:, None]
     zero = torch.zeros((), dtype=torch.long, device=device)
@@ -173,10 +185,27 @@ def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_
         raise ModelRefused("the model's attention mask depends on more than the order of the tokens") from error
     causal = keys <= queries
     if torch.equal(seen, causal):
-        window = 0
-    elif not torch.equal(seen, causal & (keys > queries - window)):
-        raise ModelRefused("the model's attention mask is neither causal nor causal with the configured sliding window")
-    return torch.full((1, 1, 1, 1), float(window), device=device)
+        found = 0
+    elif sliding and torch.equal(seen, causal & (keys > queries - sliding)):
+        found = sliding
+    elif chunk and torch.equal(seen, causal & (keys // chunk == queries // chunk)):
+        found = -chunk
+    else:
+        raise ModelRefused(
+            "the model's attention mask is neither causal nor causal with the configured sliding window or chunks"
+        )
+    return torch.full((1, 1, 1, 1), float(found), device=device)
+
+
+def window_of(mask: torch.Tensor | None) -> Window | None:
+    """The window of a layer whose mask was examined; None: it sees everything.
+
+    Raises ``ValueError`` for a mask that was not.
+    """
+    if mask is None or mask.shape != (1, 1, 1, 1):
+        raise ValueError("the mask was not made by transformers' functions for masks")
+    size = int(mask.item())
+    return Window(abs(size), chunked=size < 0) if size else None
 
 
 class _TextGoesOn(TorchFunctionMode):  # type: ignore[misc]

@@ -33,6 +33,7 @@ from engine.model.refusals import advised
 from engine.model.rehearsal import rehearse
 from engine.model.weight_files import require_room
 from engine.recurrent.proof import require_equal_states
+from engine.rope.query_scale import scale_queries
 
 LARGE = 1_000_000_000
 """From so many weights on, a dry run without them comes first: it takes a second, and reading them many."""
@@ -52,11 +53,6 @@ class LoadedModel:
     max_context: int
     limit: str
     config_eos_ids: tuple[int, ...]
-
-    @property
-    def windows(self) -> set[int | None]:
-        """The sliding windows of its layers, in tokens; None for layers that see the whole past."""
-        return {layer.sliding_window for layer in self.probe.layers}
 
 
 def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
@@ -87,7 +83,8 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     module = _load_weights(folder, model_config, dtype, device, progress)
     text_config = model_config.get_text_config()
     with advised(model_config):
-        probed = keep_latents(partial(probe, module, text_config))
+        scale_queries(module)
+        probed = keep_latents(partial(probe, module, text_config)).grouped(max_context)
         require_equal_states(probed.mixers, text_config.hidden_size)
     return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from engine.api.block_groups import Window
 from engine.api.errors import ModelRefused
 from engine.attention.base import AttentionOptions
 from engine.cache.layout import KVShape
@@ -30,22 +31,53 @@ _TEXT_ID = 3  # ids below it are those of padding, begin and end in most vocabul
 
 @dataclass(frozen=True, slots=True)
 class ProbedLayer:
-    """One attention layer as the dry run saw it; ``name`` is its path in the model."""
+    """One attention layer as the dry run saw it; ``name`` is its path in the model.
+
+    ``place`` is that of its keys and values among those of all layers. A layer that does not ``writes`` attends to what
+    an earlier one has written there.
+    """
 
     name: str
     module: nn.Module
     shape: KVShape
-    sliding_window: int | None
+    window: Window | None
     options: AttentionOptions
+    place: int = 0
+    writes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The layers that attend in the order in which they run, those that carry a state, and the width of the logits."""
+    """The layers that attend in the order in which they run, those that carry a state, and the width of the logits.
+
+    ``windows`` are those of the layer groups.
+    """
 
     layers: list[ProbedLayer]
     vocab_size: int
     mixers: list[Mixer] = field(default_factory=list)
+    windows: tuple[Window | None, ...] = (None,)
+
+    @property
+    def shapes(self) -> list[KVShape]:
+        """What tokens leave behind, by the layers' places."""
+        return [layer.shape for layer in self.layers if layer.writes]
+
+    def grouped(self, max_context: int) -> Probe:
+        """The same with layers that see equally much of ``max_context`` tokens in one group each.
+
+        Where layers carry states all are in one group: lost states are computed again from the first token on, which
+        needs the keys and values of all tokens.
+        """
+        if self.mixers:
+            return self
+        seen = [layer.window if layer.window and layer.window.size < max_context else None for layer in self.layers]
+        windows = sorted(set(seen), key=lambda window: (window is not None, window or ()))
+        layers = [
+            replace(layer, shape=layer.shape._replace(group=windows.index(window)))
+            for layer, window in zip(self.layers, seen, strict=True)
+        ]
+        return replace(self, layers=layers, windows=tuple(windows) or (None,))
 
     @property
     def states(self) -> list[StateShape]:
@@ -82,7 +114,7 @@ def probe(model: Any, text_config: Any) -> Probe:
     ordered = torch.arange(_TOKENS)[None]
     text = torch.full_like(ordered, _TEXT_ID)
     first, vocab_size = _record(model, attention_hook.PROBE, text, ordered)
-    layers = [_layer(names[module], module, seen) for module, seen in first.items()]
+    layers = _placed([_layer(names[module], module, seen) for module, seen in first.items()], first)
     mixers = [Mixer(names[module], module, state.shapes) for module, state in states.items()]
     _require_all_layers(text_config, layers, mixers)
     # One token repeated at one position: where anything but attention mixes tokens or counts positions, keys differ.
@@ -101,7 +133,25 @@ def probe(model: Any, text_config: Any) -> Probe:
         expected = _scores(first[module][0])
         if not (_scores(call) - expected).abs().max() <= 2e-2 * expected.abs().max():  # nor for NaN
             raise ModelRefused(f"layer {names[module]} does not count the positions of a text from 0")
+    for run in (calls, own):
+        if [layer.place for layer in _placed(layers, run)] != [layer.place for layer in layers]:
+            raise ModelRefused("its layers share keys and values in some steps and not in others")
     return Probe(layers, vocab_size, mixers)
+
+
+def _placed(layers: list[ProbedLayer], calls: _Calls) -> list[ProbedLayer]:
+    """The layers with the places of their keys and values.
+
+    A layer that is given the very tensors of an earlier one, and sees as much of the past, needs none of its own.
+    """
+    places: dict[tuple[object, ...], int] = {}
+    placed = []
+    for layer in layers:
+        (call,) = calls[layer.module]
+        given = (call.key.data_ptr(), call.value.data_ptr(), layer.shape, layer.window)
+        writes = given not in places
+        placed.append(replace(layer, place=places.setdefault(given, len(places)), writes=writes))
+    return placed
 
 
 def _require_all_layers(text_config: Any, layers: list[ProbedLayer], mixers: list[Mixer]) -> None:
@@ -242,12 +292,15 @@ def _layer(name: str, module: nn.Module, calls: list[_Call]) -> ProbedLayer:
     _, key, value, mask, options = calls[0]
     if key.shape[0] != 1 or key.shape[2] != _TOKENS:
         raise ModelRefused(f"layer {name} keeps keys of shape {tuple(key.shape)} for {_TOKENS} tokens")
-    # The window that the layer passes must be the one of its mask, or it would be lost silently.
-    window = options.sliding_window
-    if mask is None or mask.shape != (1, 1, 1, 1):
-        raise ModelRefused(f"layer {name} does not use transformers' causal mask; its attention may not be causal")
-    if int(mask.item()) != (window or 0):
-        raise ModelRefused(f"layer {name} passes the sliding window {window}, but its mask has {int(mask.item())}")
+    try:
+        window = attention_hook.window_of(mask)
+    except ValueError:
+        raise ModelRefused(
+            f"layer {name} does not use transformers' causal mask; its attention may not be causal"
+        ) from None
+    # The window that the layer passes must be the one of its mask, or it would be lost silently. Chunks are not passed.
+    if options.window != (None if window and window.chunked else window):
+        raise ModelRefused(f"layer {name} passes the window {options.window}, but its mask has {window}")
     in_keys = key.data_ptr() == value.data_ptr() and key.shape[1] == 1 and key.shape[3] > value.shape[3]
     shape = KVShape(key.shape[1], key.shape[3], value.shape[3], values_in_keys=in_keys)
     return ProbedLayer(name, module, shape, window, options)

@@ -24,6 +24,7 @@ from engine.model.eligibility import described
 from engine.model.latent import keep_latents
 from engine.model.probe import DryRunFailed, Probe, probe
 from engine.model.refusals import advised
+from engine.rope.query_scale import scale_queries
 
 LARGEST_MODEL = 10**13
 """Weights of a model that is run: its activations, which are as wide as it is, take memory."""
@@ -57,6 +58,7 @@ def rehearse(config: Any) -> Rehearsed:
         _fill_buffers(model)
     try:
         with advised(config), _Shapes():
+            scale_queries(model, proves=False)
             return Rehearsed(model, keep_latents(partial(probe, model, config.get_text_config()), proves=False), "")
     except DryRunFailed as failure:
         return Rehearsed(model, None, str(failure))

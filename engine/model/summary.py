@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from engine.api.block_groups import sequence_blocks
 from engine.api.engine import EngineConfig, ModelInfo
-from engine.cache.layout import CachePlan
+from engine.cache.layout import CachePlan, GroupDemand
 from engine.cache.state_tensors import slot_bytes
 from engine.device.device_memory import idle_bytes
 from engine.model.loader import LoadedModel
@@ -25,7 +26,7 @@ def model_info(model: LoadedModel, plan: CachePlan, config: EngineConfig, eos_id
         vocab_size=model.probe.vocab_size,
         max_context=plan.max_context,
         block_size=config.block_size,
-        num_blocks=plan.num_blocks,
+        groups=plan.groups,
         max_running=plan.max_running,
         eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
         state_bytes=slot_bytes(model.probe.states),
@@ -38,23 +39,34 @@ def log_summary(
     plan: CachePlan,
     config: EngineConfig,
     max_running: int,
-    bytes_per_block: int,
+    demands: Sequence[GroupDemand],
     step_bytes: int = 0,
 ) -> None:
     """Log how much fits, and what limited it.
 
     ``max_running`` is what was asked for, ``step_bytes`` what steps take beside weights and caches.
     """
-    tokens = plan.num_blocks * config.block_size
+    size = config.block_size
+    counts = [group.num_blocks for group in plan.groups]
+    whole = [sequence_blocks(demand.window, plan.max_context, size, 1) for demand in demands]
     _log.info(
         "KV cache: %d tokens of %s in %.0f MiB, %d bytes a token, %.1f sequences at the full context of %d tokens",
-        tokens,
+        counts[0] * size,
         "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
-        plan.num_blocks * bytes_per_block / 2**20,
-        bytes_per_block // config.block_size,
-        tokens / plan.max_context,
+        sum(count * demand.bytes_per_block for count, demand in zip(counts, demands, strict=True)) / 2**20,
+        sum(demand.bytes_per_block for demand in demands) // size,
+        min(count / needed for count, needed in zip(counts, whole, strict=True)),
         plan.max_context,
     )
+    for group, demand, needed in zip(plan.groups, demands, whole, strict=True):
+        if group.window is not None:
+            _log.info(
+                "Layers with a %s keep %d tokens, %d bytes a token, and up to %d of one sequence while it is decoded",
+                group.window,
+                group.num_blocks * size,
+                demand.bytes_per_block // size,
+                needed * size,
+            )
     if per_slot := slot_bytes(model.probe.states):
         _log.info(
             "Recurrent states: %.1f MiB a sequence; %d sequences can run, and %d snapshots are kept, in %.0f MiB",

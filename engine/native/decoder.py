@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from engine.cache.kv_tensors import KVCache
-from engine.cache.layout import KVShape, num_groups
+from engine.cache.layout import KVShape
 from engine.model.architecture import ATTENTION_PARTS, HEAD_NORMS, LAYER_PARTS, MLP_PARTS
 from engine.model.probe import ProbedLayer
 from engine.native import library
@@ -47,9 +47,11 @@ def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Non
     activation = getattr(config, "hidden_act", None)
     if activation != "silu":
         raise NotNative(f"its activation is {activation}, not silu")
-    shapes = {layer.shape for layer in probed}
-    if (groups := num_groups(shapes)) != 1:
-        raise NotNative(f"its layers are of {groups} groups, each with blocks of its own")
+    shapes = {layer.shape._replace(group=0) for layer in probed}
+    if any(layer.window is not None and layer.window.chunked for layer in probed):
+        raise NotNative("its layers attend in chunks")
+    if not all(layer.writes for layer in probed):
+        raise NotNative("some of its layers attend to the keys and values of others")
     if len(shapes) > 1 or any(s.key_size != s.value_size or s.key_size % PANEL for s in shapes):
         raise NotNative(f"its heads are not all of one size that is a multiple of {PANEL}")
     if cache.block_size % PANEL:
@@ -174,7 +176,8 @@ class _Description:
                 key_norm=self._vector(norms["k_norm"].weight) if norms["k_norm"] else None,
                 keys=self._cache.keys[index].data_ptr(),
                 values=self._cache.values[index].data_ptr(),
-                window=seen.sliding_window or 0,
+                window=seen.window.size if seen.window is not None else 0,
+                group=seen.shape.group,
             )
 
     def _vector(self, values: torch.Tensor) -> int:

@@ -14,6 +14,7 @@ typedef struct {
     const float *query_norm, *key_norm; /* one for all heads, or NULL */
     float *keys, *values;
     int32_t window; /* 0: sees everything */
+    int32_t group; /* whose block tables it has */
 } Layer;
 
 typedef struct {
@@ -26,8 +27,8 @@ typedef struct {
 } Model;
 
 typedef struct {
-    int32_t tokens, wanted;
-    const int32_t *positions, *tables, *table_starts; /* see Attention */
+    int32_t tokens, wanted, table_size;
+    const int32_t *positions, *tables, *table_starts; /* see Attention; the tables of each group take table_size */
     const int32_t *rows;                              /* [wanted]: the tokens whose logits are asked for */
     float *states;                                    /* [tokens, hidden]: the embeddings; used up */
     float *logits;                                    /* [wanted, vocabulary, full panels] */
@@ -104,6 +105,10 @@ static void turn_head(const Model *model, float *head, const float *norm, int po
     }
 }
 
+static const int32_t *tables_of(const Batch *batch, const Layer *layer) {
+    return batch->tables + (int64_t)layer->group * batch->table_size;
+}
+
 /* Rotate the queries and keys of a token, and write its key and value into their page. Numbers that are not finite would
  * outlive the sequence in the page; none is written. */
 static void place_token(void *argument, int token, int thread) {
@@ -117,7 +122,7 @@ static void place_token(void *argument, int token, int thread) {
     float *row = engine->qkv + (int64_t)token * width;
     int position = batch->positions[token], slot = position % model->block_size;
     for (int head = 0; head < model->heads; head++) turn_head(model, row + head * size, layer->query_norm, position);
-    const int32_t *table = batch->tables + batch->table_starts[token];
+    const int32_t *table = tables_of(batch, layer) + batch->table_starts[token];
     int64_t page = (int64_t)table[position / model->block_size] * model->kv_heads * size * model->block_size;
     for (int head = 0; head < model->kv_heads; head++, page += (int64_t)size * model->block_size) {
         float *key = row + (model->heads + head) * size, *value = key + model->kv_heads * size;
@@ -134,7 +139,7 @@ static void attend_all(Engine *engine, const Layer *layer) {
     const Batch *batch = engine->batch;
     Attention attention = {
         .query = engine->qkv, .out = engine->mixed, .keys = layer->keys, .values = layer->values,
-        .positions = batch->positions, .tables = batch->tables, .table_starts = batch->table_starts,
+        .positions = batch->positions, .tables = tables_of(batch, layer), .table_starts = batch->table_starts,
         .groups = engine->groups, .scratch = engine->scratch, .stride = (model->heads + 2 * model->kv_heads) * model->size,
         .heads = model->heads, .kv_heads = model->kv_heads, .size = model->size, .block_size = model->block_size,
         .window = layer->window, .scaling = model->scaling,

@@ -47,6 +47,7 @@ class Layer(Structure):
         *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
         *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm", "keys", "values")),
         ("window", c_int32),
+        ("group", c_int32),
     )
 
 
@@ -68,6 +69,7 @@ class Batch(Structure):
     _fields_ = (
         ("tokens", c_int32),
         ("wanted", c_int32),
+        ("table_size", c_int32),
         *((name, c_void_p) for name in ("positions", "tables", "table_starts", "rows", "states", "logits")),
     )
 

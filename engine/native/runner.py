@@ -37,7 +37,7 @@ class NativeRunner:
 
     def forward(self, chunks: Chunks[ScheduledChunk]) -> torch.Tensor:
         """Logits in float32, one row for each chunk that samples: [rows, vocabulary]. Valid until the next call."""
-        return self.compute(flatten(chunks, self.info.block_size))
+        return self.compute(flatten(chunks, self.info.block_size, [group.window for group in self.info.groups]))
 
     def compute(self, batch: FlatBatch) -> torch.Tensor:
         """``forward`` of a step that is laid out already.
@@ -46,15 +46,18 @@ class NativeRunner:
         code does not compute.
         """
         batch.require_none("position_axes", "key_limits", by="the native forward")
-        blocks = batch.only_group("the native forward")
         # The C code writes where it is told to: what lies outside of the cache is an error and not a crash.
-        least, most = torch.frombuffer(blocks.tables, dtype=torch.int32).aminmax()
-        if least < 0 or most >= self.info.num_blocks or max(batch.positions) >= self.info.max_context:
-            raise IndexError("a step reaches beyond the blocks of the cache, or beyond the context")
-        starts = blocks.table_starts
+        tables = array("i")
+        for blocks, group in zip(batch.groups, self.info.groups, strict=True):
+            least, most = torch.frombuffer(blocks.tables, dtype=torch.int32).aminmax()
+            if least < 0 or most >= group.num_blocks or max(batch.positions) >= self.info.max_context:
+                raise IndexError("a step reaches beyond the blocks of the cache, or beyond the context")
+            tables += blocks.tables
+        # The tables of all groups are as long, and begin at the same places.
+        starts = batch.groups[0].table_starts
         if not batch.only_decodes:  # the C code takes one for each token
             starts = array("i")
-            for start, length in zip(blocks.table_starts, batch.query_lengths, strict=True):
+            for start, length in zip(batch.groups[0].table_starts, batch.query_lengths, strict=True):
                 starts.extend(array("i", [start]) * length)
         with torch.inference_mode():
             states = self._embedding(torch.frombuffer(batch.tokens, dtype=torch.int32)).float().contiguous()
@@ -66,7 +69,8 @@ class NativeRunner:
         step = library.Batch(
             len(batch.tokens),
             wanted,
-            *(values.buffer_info()[0] for values in (batch.positions, blocks.tables, starts, batch.sample_rows)),
+            len(batch.groups[0].tables),
+            *(values.buffer_info()[0] for values in (batch.positions, tables, starts, batch.sample_rows)),
             states.data_ptr(),
             self._logits.data_ptr(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine.api.engine import EngineConfig, ModelInfo
@@ -65,8 +66,9 @@ class Platform(Protocol):
         """
         ...
 
-    def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
-        """Record the steps of a runner that ``bind`` returned, where the platform replays them."""
+    def capture(self, runner: Runner, scratch_blocks: Sequence[int], config: EngineConfig, progress: Progress) -> None:
+        """Record the steps of a runner that ``bind`` returned, where the platform replays them; ``scratch_blocks`` are
+        one of each layer group."""
         ...
 
     def sampler(self, runner: Runner, config: EngineConfig, /) -> Sampler:

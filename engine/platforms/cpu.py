@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import ModelRefused
@@ -84,9 +85,9 @@ class CpuPlatform:
                 advancing = native_states(model, states, config)
             except NotNative as reason:
                 _log.log(level, "Recurrent states are advanced by torch, which is slower: %s", str(reason))
-        return ModelRunner(model, attention(cache, model.windows), info, advancing)
+        return ModelRunner(model, attention(cache), info, advancing)
 
-    def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
+    def capture(self, runner: Runner, scratch_blocks: Sequence[int], config: EngineConfig, progress: Progress) -> None:
         """Nothing: a CPU has no launches to save."""
 
     def sampler(self, _runner: Runner, _config: EngineConfig, /) -> Sampler:

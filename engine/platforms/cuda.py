@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -101,15 +102,15 @@ class CudaPlatform:
         _progress: Progress,
         /,
     ) -> Runner:
-        return ModelRunner(model, attention(cache, model.windows), info, RecurrentStates(states))
+        return ModelRunner(model, attention(cache), info, RecurrentStates(states))
 
-    def capture(self, runner: Runner, scratch_block: int, config: EngineConfig, progress: Progress) -> None:
+    def capture(self, runner: Runner, scratch_blocks: Sequence[int], config: EngineConfig, progress: Progress) -> None:
         """Steps that cannot be recorded are launched kernel by kernel."""
         if not config.cuda_graphs:
             return
         assert isinstance(runner, ModelRunner)
         try:
-            runner.record_steps(scratch_block, self._record or CudaRecorder(), progress)
+            runner.record_steps(scratch_blocks, self._record or CudaRecorder(), progress)
         except RuntimeError as error:
             _warn("Steps with prefill" if runner.recorded_shapes else "Steps", error, runner)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.cache.kv_tensors import KVCache
-from engine.cache.layout import CachePlan, block_bytes, plan_caches
+from engine.cache.layout import CachePlan, GroupDemand, group_demands, plan_caches
 from engine.cache.state_tensors import StateCache, slot_bytes
 from engine.device.device_memory import (
     advice_on,
@@ -29,6 +30,7 @@ from engine.platforms.cpu import CpuPlatform
 from engine.platforms.cuda import CudaPlatform
 from engine.recurrent.states import RecurrentStates
 from engine.runner.torch_runner import ModelRunner
+from engine.scheduling.chunk_budget import most_launched
 from engine.scheduling.contracts import Runner
 
 _log = logging.getLogger(__name__)
@@ -60,15 +62,17 @@ def start_model(
     with refused_without_memory("joining weights", device, advice_on(device)):
         platform.rewrite(model, progress)
 
-    unplanned = model_info(model, CachePlan(1, model.max_context, max_running), config, eos_ids)
+    no_blocks = tuple(BlockGroup(1, window) for window in model.probe.windows)
+    unplanned = model_info(model, CachePlan(no_blocks, model.max_context, max_running), config, eos_ids)
     attention, reserved = platform.profile(model, unplanned, config, progress)
 
     progress("allocating cache", 0.0)
-    shapes = [layer.shape for layer in model.probe.layers]
-    per_block = block_bytes(shapes, config.block_size, dtype, fp8=config.kv_dtype == "fp8")
-    plan, cache, states = _allocate_caches(model, config, max_running, platform, per_block, reserved)
+    demands = group_demands(
+        model.probe.shapes, model.probe.windows, config.block_size, dtype, fp8=config.kv_dtype == "fp8"
+    )
+    plan, cache, states = _allocate_caches(model, config, max_running, platform, demands, reserved)
     info = model_info(model, plan, config, eos_ids)
-    log_summary(model, plan, config, max_running, per_block, reserved)
+    log_summary(model, plan, config, max_running, demands, reserved)
 
     held = held_bytes(device)
     try:
@@ -76,7 +80,7 @@ def start_model(
     except WeightsGone as error:
         reason = str(error)  # as text: keeping the exception would keep the packed weights that its frames hold
     else:
-        platform.capture(runner, plan.num_blocks, config, progress)
+        platform.capture(runner, [group.num_blocks for group in plan.groups], config, progress)
         try:
             hold_bytes(device, reserved - (held_bytes(device) - held))  # recordings have taken their part of it
         except torch.OutOfMemoryError:
@@ -88,32 +92,46 @@ def start_model(
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
     del model
     model = load()
-    return ModelRunner(model, attention(cache, model.windows), info, RecurrentStates(states))
+    return ModelRunner(model, attention(cache), info, RecurrentStates(states))
 
 
 def _allocate_caches(
-    model: LoadedModel, config: EngineConfig, max_running: int, platform: Platform, per_block: int, reserved: int
+    model: LoadedModel,
+    config: EngineConfig,
+    max_running: int,
+    platform: Platform,
+    demands: list[GroupDemand],
+    reserved: int,
 ) -> tuple[CachePlan, KVCache, StateCache]:
-    """As many blocks of ``per_block`` bytes as the memory allows, and recurrent states. Raises ``ModelRefused``.
+    """As many blocks as the memory allows, and recurrent states. Raises ``ModelRefused``.
 
     Servers that start at once on one GPU find the same memory free. The one that comes second measures again, once.
     """
     device, measured_again = model.module.device, False
-    shapes = [layer.shape for layer in model.probe.layers]
     per_slot, scratch = slot_bytes(model.probe.states), platform.scratch_blocks
+    every_block = sum(demand.bytes_per_block for demand in demands)
     while True:
-        budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - scratch * (per_block + per_slot))
+        budget = max(0, platform.cache_bytes(config.kv_memory, reserved) - scratch * (every_block + per_slot))
         try:
-            plan = plan_caches(budget, per_block, config.block_size, model.max_context, max_running, per_slot)
+            plan = plan_caches(
+                budget,
+                demands,
+                config.block_size,
+                model.max_context,
+                max_running,
+                launched=most_launched(ahead=platform.runs_ahead),
+                bytes_per_slot=per_slot,
+            )
         except ModelRefused as refusal:
             raise ModelRefused(f"{refusal}; {who_holds(device)}") from None
-        num_blocks, num_slots = plan.num_blocks + scratch, plan.num_slots + scratch
-        cache_size = size(num_blocks * per_block + num_slots * per_slot)
+        num_blocks, num_slots = [group.num_blocks + scratch for group in plan.groups], plan.num_slots + scratch
+        block_bytes = sum(count * demand.bytes_per_block for count, demand in zip(num_blocks, demands, strict=True))
+        cache_size = size(block_bytes + num_slots * per_slot)
         purpose = f"a KV cache of {cache_size} beside {size(reserved)} for steps"
         with refused_without_memory(purpose, device, f"lower kv_memory, or free memory on {device}"):
             try:
                 cache = KVCache(
-                    shapes,
+                    model.probe.shapes,
                     num_blocks,
                     config.block_size,
                     dtype=model.module.dtype,

@@ -59,7 +59,7 @@ def _in_chunks(
         for counts in _CHUNKS:
             starts = [sum(part.shape[1] for part in parts) for parts in found]
             chunks = [ScheduledChunk(*chunk) for chunk in zip(sequences, starts, counts, strict=True)]
-            states.prepare(flatten(chunks, 1, num_groups=0, states=True))
+            states.prepare(flatten(chunks, 1, windows=(), states=True))
             step = [text[:, start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
             parts = _output(mixer.module(torch.cat(step, dim=1))).split(counts, dim=1)
             for done, part in zip(found, parts, strict=True):

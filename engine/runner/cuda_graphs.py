@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -59,9 +59,9 @@ def known_ids(tokens: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
 class RecordedSteps:
     """The recorded steps of one model.
 
-    ``scratch_block`` is the block of the padding, ``sampled`` what negative tokens stand for (``known_ids``).
-    ``logits`` [max_running, vocabulary] in float32 never moves: every recorded step leaves there, from row 0 on, those
-    of the rows that sample, and after them what padding made.
+    ``scratch_blocks`` are the blocks of the padding in each layer group, ``sampled`` what negative tokens stand for
+    (``known_ids``). ``logits`` [max_running, vocabulary] in float32 never moves: every recorded step leaves there, from
+    row 0 on, those of the rows that sample, and after them what padding made.
 
     Call inside of ``torch.inference_mode``.
     """
@@ -71,16 +71,17 @@ class RecordedSteps:
         module: Any,
         attention: GraphAttention,
         info: ModelInfo,
-        scratch_block: int,
+        scratch_blocks: Sequence[int],
         record: Recorder,
         sampled: torch.Tensor,
         states: RecurrentStates | None = None,
     ) -> None:
         self._module = module
         self._attention = attention
-        self._scratch_block = scratch_block
+        self._scratch_blocks = scratch_blocks
         self._record = record
         self._block_size = info.block_size
+        self._windows = [group.window for group in info.groups]
         self._max_rows = info.max_running
         self._sampled = sampled
         self._device = torch.device(info.device)
@@ -112,7 +113,7 @@ class RecordedSteps:
             replays: dict[StepShape, Callable[[], None]] = {}
             for shape in reversed(kind):
                 progress("recording steps", (len(self._replays) + len(replays)) / total)
-                self._fill(flatten([], self._block_size), shape)
+                self._fill(flatten([], self._block_size, self._windows), shape)
                 replays[shape] = self._record(partial(self._compute, shape))
             self._replays |= replays
         progress("recording steps", 1.0)
@@ -121,7 +122,7 @@ class RecordedSteps:
         """How long the device takes for each recorded shape, with short sequences and without sampling: measured."""
         found = {}
         for shape, replay in self._replays.items():
-            self._fill(flatten([], self._block_size), shape)
+            self._fill(flatten([], self._block_size, self._windows), shape)
             replay()  # once before, because the first replay also brings the recording to the device
             self._wait()
             started = time.perf_counter()
@@ -145,7 +146,7 @@ class RecordedSteps:
         return self.logits[: len(batch.sample_rows)]
 
     def _fill(self, batch: FlatBatch, shape: StepShape) -> None:
-        padded = batch.padded(shape, self._scratch_block, self._block_size, self._scratch_slot)
+        padded = batch.padded(shape, self._scratch_blocks, self._block_size, self._scratch_slot)
         rows = batch.sample_rows
         no_rows = array("i", [0]) * (self._num_rows(shape) - len(rows))
         self._inputs.upload(padded.tokens + padded.positions + rows + no_rows)

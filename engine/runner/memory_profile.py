@@ -6,7 +6,7 @@ The cache gets what is left. Kernels are compiled here too, so that the first re
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 _log = logging.getLogger(__name__)
 
-Attention = Callable[[KVCache, Iterable[int | None]], AttentionBackend]
+Attention = Callable[[KVCache], AttentionBackend]
 _REMEDY = "at run time Triton needs a C compiler (cc, gcc or clang, or what CC names) and the headers of Python"
 # All tokens are equally likely in the profile, so that the sampler must look at the whole vocabulary.
 _SAMPLING = everything_on()
@@ -74,12 +74,11 @@ def step_bytes(model: LoadedModel, info: ModelInfo, config: EngineConfig, attent
     with prefill, because one may not fit into the pieces of the other; and the largest recorded sampling. The model is
     left bound to caches of one block and one slot that all tokens share, so its results are meaningless.
     """
-    layers = model.probe.layers
     device = torch.device(info.device)
-    shapes, fp8 = [layer.shape for layer in layers], config.kv_dtype == "fp8"
-    cache = KVCache(shapes, 1, info.block_size, dtype=model.module.dtype, device=device, fp8=fp8)
+    fp8 = config.kv_dtype == "fp8"
+    cache = KVCache(model.probe.shapes, 1, info.block_size, dtype=model.module.dtype, device=device, fp8=fp8)
     states = RecurrentStates(StateCache(model.probe.states, 1, device))
-    runner = ModelRunner(model, attention(cache, model.windows), info, states)
+    runner = ModelRunner(model, attention(cache), info, states)
     _memory_of(lambda: runner.forward(decode_step(info)[:1]), device)  # small steps may have kernels of their own
     recorded = 0
     for step in filter(None, [decode_step(info), recorded_prefill_step(info)] if config.cuda_graphs else []):
@@ -117,7 +116,8 @@ def _chunk(info: ModelInfo, num_tokens: int) -> ScheduledChunk:
     blocks = [0] * -(-num_tokens // info.block_size)
     # Penalties count distinct tokens, and the more there are, the more memory that takes.
     tokens = [index % info.vocab_size for index in range(num_tokens)]
-    return ScheduledChunk(Sequence(Request("profile", (0,), _SAMPLING), 0, tokens, blocks=blocks), 0, num_tokens)
+    request, others = Request("profile", (0,), _SAMPLING), (blocks,) * (len(info.groups) - 1)
+    return ScheduledChunk(Sequence(request, 0, tokens, blocks=blocks, other_tables=others), 0, num_tokens)
 
 
 def _recorded_sampling(runner: ModelRunner) -> None:

@@ -10,7 +10,6 @@ import torch
 from engine.api.engine import ModelInfo
 from engine.api.errors import OutOfMemory
 from engine.attention.base import AttentionBackend, GraphAttention
-from engine.cache.layout import num_groups
 from engine.device.cuda_health import require_device
 from engine.device.device_memory import ran_out, release_idle, step_ran_out
 from engine.model import attention_hook
@@ -41,12 +40,14 @@ class ModelRunner:
         self._model = model.module
         self.attention = attention
         self._device = torch.device(info.device)
-        self._num_groups = num_groups(layer.shape for layer in model.probe.layers)
+        self._windows = model.probe.windows
         self.sampled = torch.zeros(info.max_running, dtype=torch.long, device=self._device)
         self.recorded: RecordedSteps | None = None
         self._is_short = False  # a step has just failed for want of memory
-        for index, layer in enumerate(model.probe.layers):
-            attention_hook.bind(layer.module, attention_hook.PagedLayer(attention, index))
+        for layer in model.probe.layers:
+            chunk_size = layer.window.size if layer.window and layer.window.chunked else None
+            paged = attention_hook.PagedLayer(attention, layer.place, writes=layer.writes, chunk_size=chunk_size)
+            attention_hook.bind(layer.module, paged)
         self._states = states if model.probe.mixers else None
         if self._states is not None:
             mixer_hook.bind_all(model.probe.mixers, self._states)
@@ -56,8 +57,9 @@ class ModelRunner:
         """The shapes of the steps that are replayed."""
         return self.recorded.shapes if self.recorded is not None else []
 
-    def record_steps(self, scratch_block: int, record: Recorder, progress: Progress) -> None:
-        """Record steps and replay them from now on, if the attention can; ``scratch_block`` takes padding.
+    def record_steps(self, scratch_blocks: Chunks[int], record: Recorder, progress: Progress) -> None:
+        """Record steps and replay them from now on, if the attention can; ``scratch_blocks``, one of each layer group,
+        take padding.
 
         Raises ``RuntimeError`` where the model does what cannot be recorded. ``recorded_shapes`` says what is replayed
         all the same: decodes, where only steps with prefill failed.
@@ -66,7 +68,7 @@ class ModelRunner:
             return
         with torch.inference_mode():
             recorded = RecordedSteps(
-                self._model, self.attention, self.info, scratch_block, record, self.sampled, self._states
+                self._model, self.attention, self.info, scratch_blocks, record, self.sampled, self._states
             )
             try:
                 recorded.capture(progress)
@@ -84,7 +86,7 @@ class ModelRunner:
         They are valid until the next call.
         """
         has_states = self._states is not None
-        return self.compute(flatten(chunks, self.info.block_size, self._num_groups, states=has_states))
+        return self.compute(flatten(chunks, self.info.block_size, self._windows, states=has_states))
 
     def compute(self, batch: FlatBatch) -> torch.Tensor:
         """``forward`` of a step that is laid out already, with all that it brings beside token ids."""

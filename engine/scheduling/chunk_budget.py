@@ -13,6 +13,8 @@ FIRST_CHUNKS = (32, 64)
 MIN_CHUNK = 16
 # Past this a GPU gains nothing, while activations grow and a wrong estimate costs more.
 MAX_CHUNK = 4096
+# Where steps are launched before the one before is read, so many are under way.
+AHEAD = 2
 # A chunk is at most this many times as large as the largest one measured: nothing is extrapolated far.
 GROWTH = 2
 # How many times as long as a decode-only step a step with decodes and prefill should take. Steps vary, so this keeps
@@ -62,6 +64,11 @@ class StepPacer:
     def record(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
         self._cost.add(num_decodes, num_prefill_tokens, max(seconds, _TICK))
+
+
+def most_launched(*, ahead: bool) -> int:
+    """The most tokens of one sequence that may be computed and not committed, with steps launched ``ahead`` or not."""
+    return AHEAD * MAX_CHUNK if ahead else MAX_CHUNK
 
 
 class StepCost(ABC):

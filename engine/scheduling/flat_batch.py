@@ -13,6 +13,7 @@ from itertools import accumulate, compress
 from operator import add, eq
 from typing import Any, NamedTuple
 
+from engine.api.block_groups import Window
 from engine.scheduling.sequence import ScheduledChunk
 from engine.scheduling.sequence import Sequence as OneSequence
 
@@ -22,7 +23,7 @@ class GroupBlocks(NamedTuple):
 
     ``tables`` are the block tables of the chunks one after another, each up to the chunk's last token; that of chunk
     ``i`` begins at ``table_starts[i]``. A block holds ``block_size`` tokens. Each chunk has ``lengths[i]`` tokens from
-    position ``starts[i]`` on.
+    position ``starts[i]`` on. What none of them sees through the group's ``window`` may be of others by now.
     """
 
     tables: array[int]
@@ -30,6 +31,7 @@ class GroupBlocks(NamedTuple):
     block_size: int
     starts: array[int]
     lengths: array[int]
+    window: Window | None = None
 
     @property
     def slots(self) -> array[int]:
@@ -157,8 +159,11 @@ class FlatBatch:
             )
         return self.groups[0]
 
-    def padded(self, shape: StepShape, scratch_block: int, block_size: int, scratch_slot: int = 0) -> FlatBatch:
-        """This step with as many tokens as ``shape``; the keys and values of the missing ones go to ``scratch_block``.
+    def padded(
+        self, shape: StepShape, scratch_blocks: Sequence[int], block_size: int, scratch_slot: int = 0
+    ) -> FlatBatch:
+        """This step with as many tokens as ``shape``; the keys and values of the missing ones go to the scratch block
+        of each layer group.
 
         Missing decodes are the first token of a sequence each. Otherwise all missing tokens together are one chunk from
         position 0 on, whose block table repeats the scratch block. Where the step has states, theirs are those in
@@ -171,7 +176,6 @@ class FlatBatch:
         assert missing > 0, "the step has more tokens than the shape"
         assert self.only_decodes or not shape.only_decodes, "a chunk is no decode"
         self.require_none("position_axes", "embeddings", "key_limits", by="a recorded step")
-        blocks = self.only_group("a recorded step")
         zeros = array("i", [0]) * missing
         if shape.only_decodes:
             chunks, positions, num_blocks = missing, zeros, 1
@@ -185,14 +189,16 @@ class FlatBatch:
             query_starts=query_starts,
             query_lengths=lengths,
             sample_rows=self.sample_rows,
-            groups=(
+            groups=tuple(
                 GroupBlocks(
                     tables=blocks.tables + array("i", [scratch_block]) * num_blocks,
                     table_starts=blocks.table_starts + array("i", [len(blocks.tables)]) * chunks,
                     block_size=block_size,
                     starts=blocks.starts + zeros[:chunks],
                     lengths=lengths,
-                ),
+                    window=blocks.window,
+                )
+                for blocks, scratch_block in zip(self.groups, scratch_blocks, strict=True)
             ),
             state_slots=self.state_slots + array("i", [scratch_slot]) * chunks,
             state_loads=self.state_loads,
@@ -203,14 +209,14 @@ class FlatBatch:
 def flatten(
     chunks: Sequence[ScheduledChunk],
     block_size: int,
-    num_groups: int = 1,
+    windows: Sequence[Window | None] = (None,),
     *,
     states: bool = False,
     position_axes: tuple[array[int], ...] | None = None,
     embeddings: EmbeddingRows | None = None,
     key_limits: array[int] | None = None,
 ) -> FlatBatch:
-    """Lay out the tokens of ``chunks``, their blocks in each of ``num_groups`` layer groups, and their ``states``.
+    """Lay out the tokens of ``chunks``, their blocks in the layer groups with these ``windows``, and their ``states``.
 
     Raises ``IndexError`` where a chunk reaches beyond the tokens or the block table of its sequence.
     """
@@ -239,10 +245,10 @@ def flatten(
     samples = map(eq, stops, [len(sequence.tokens) + sequence.num_unread for sequence in sequences])
     firsts, lengths = array("i", starts), array("i", counts)
     groups = []
-    for group in range(num_groups):
+    for group, window in enumerate(windows):
         blocks = [sequence.other_tables[group - 1] if group else sequence.blocks for sequence in sequences]
         tables, table_starts = _joined_tables(blocks, stops, block_size)
-        groups.append(GroupBlocks(tables, table_starts, block_size, firsts, lengths))
+        groups.append(GroupBlocks(tables, table_starts, block_size, firsts, lengths, window))
     return FlatBatch(
         tokens,
         positions,

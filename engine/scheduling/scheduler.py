@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from operator import gt
 
 from engine.scheduling.chunk_budget import StepPacer
 from engine.scheduling.sequence import ScheduledChunk, Sequence
@@ -13,15 +14,18 @@ class Scheduler:
     """Decides what each step computes and moves sequences between three places.
 
     - waiting: first come, first served; preempted sequences return to the front;
-    - running: in order of admission; holds the memory of all its known tokens, so a prefill never waits for it;
+    - running: in order of admission; holds the memory of all its known tokens or, in layer groups with a window, of as
+      many as are ever held at once, so that a prefill seldom waits for it;
     - parked: other candidates of a prompt that candidate 0 is still computing; they will find it in the prefix cache.
 
     A step may be scheduled while the one before it is in flight: it then begins after what that one computes. A
     sequence whose last token has to be read first is left out. One whose states were advanced by something that was
     discarded is preempted, and computed again from the last snapshot of them.
 
-    When a decode finds the pool dry, the youngest running sequence gives its blocks back and is computed again later.
-    The oldest one therefore always advances, and alone it always fits: nothing can deadlock.
+    When a sequence finds a pool dry, the youngest running one gives its blocks back and is computed again later.
+    Nothing can deadlock: the oldest one takes from all others until it advances, and alone it fits, because the pool of
+    each layer group has as many blocks as one sequence of the longest context ever holds there, and what no sequence
+    holds can be handed out. It ends after finitely many steps, and then another one is the oldest.
     """
 
     def __init__(self, memory: SequenceMemory, pacer: StepPacer, max_running: int) -> None:
@@ -33,7 +37,7 @@ class Scheduler:
         self._running: dict[Sequence, None] = {}
         self._parked: dict[str, dict[Sequence, None]] = {}
         self._preempted: set[Sequence] = set()
-        self._blocked_head: tuple[Sequence, int] | None = None
+        self._blocked_head: tuple[Sequence, tuple[int, ...]] | None = None
 
     @property
     def num_running(self) -> int:
@@ -80,10 +84,10 @@ class Scheduler:
         batch, num_unread = self._decodes()
         num_prompts = self.num_running + self.num_waiting - len(batch) - num_unread
         budget = self._pacer.prefill_budget(len(batch), num_prompts)
-        for sequence in self._running:
+        for sequence in list(self._running):
             if budget <= 0:
                 break
-            if sequence.num_known - sequence.num_launched > 1:
+            if sequence in self._running and sequence.num_known - sequence.num_launched > 1:
                 budget -= self._add_chunk(batch, sequence, budget)
         while budget > 0 and self._waiting and len(self._running) < self._max_running:
             sequence = next(iter(self._waiting))
@@ -114,14 +118,15 @@ class Scheduler:
 
     def _decodes(self) -> tuple[list[ScheduledChunk], int]:
         """The decodes of the next step, and how many sequences are left out because their last token is not read."""
-        batch, left_out = [], 0
+        batch: list[ScheduledChunk] = []
+        left_out = 0
         for sequence in list(self._running):
             start = sequence.num_launched
             if len(sequence.tokens) + sequence.num_unread - start != 1 or sequence not in self._running:
                 continue  # still in prefill, or preempted for one before it
             if sequence.num_unread and not sequence.runs_ahead:
                 left_out += 1
-            elif self._memory.has_room(sequence, start + 1) or self._grow(sequence):
+            elif start < sequence.reach or self._make_room(batch, sequence, start + 1):
                 batch.append(self._memory.chunk(sequence, start, 1))
         return batch, left_out
 
@@ -129,7 +134,8 @@ class Scheduler:
         """Move the first waiting sequence to the running ones, if the pool has room for it."""
         available = self._memory.num_available
         # Looking up a long prompt is not free: a head of the queue that found no room is retried only if there is more.
-        if self._blocked_head and self._blocked_head[0] is sequence and available <= self._blocked_head[1]:
+        before = self._blocked_head[1] if self._blocked_head and self._blocked_head[0] is sequence else None
+        if before and not any(map(gt, available, before)):
             return False
         # One spare block for each running sequence, or the newcomer would soon be preempted for them; this also keeps
         # out one that was preempted in this very step.
@@ -143,14 +149,18 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_computed
         return True
 
-    def _grow(self, sequence: Sequence) -> bool:
-        """Give a decode its next block, preempting the youngest if need be; False if it is itself preempted."""
-        while not self._memory.grow(sequence):
-            assert len(self._running) > 1, "the pool cannot hold one sequence"
+    def _make_room(self, batch: list[ScheduledChunk], sequence: Sequence, stop: int) -> bool:
+        """Have a sequence hold the blocks of its tokens up to ``stop``, preempting the youngest if need be.
+
+        False if it is itself preempted. Chunks of ``batch`` whose sequence is preempted are left out of it.
+        """
+        while not self._memory.extend(sequence, stop):
+            assert len(self._running) > 1, "the pools cannot hold one sequence"
             youngest = next(reversed(self._running))
             self._preempt(youngest)
             if youngest is sequence:
                 return False
+            batch[:] = [chunk for chunk in batch if chunk.sequence is not youngest]
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -176,5 +186,7 @@ class Scheduler:
     def _add_chunk(self, batch: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
         start = sequence.num_launched
         chunk = self._memory.chunk(sequence, start, min(budget, len(sequence.tokens) - start))
+        if not self._make_room(batch, sequence, start + chunk.num_tokens):
+            return 0
         batch.append(chunk)
         return chunk.num_tokens

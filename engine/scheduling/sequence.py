@@ -17,8 +17,10 @@ class Sequence:
     ``tokens`` is the prompt followed by the sampled tokens. The keys and values of the first ``num_computed`` of
     them are in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. ``blocks`` is an
     array because each step copies it whole, which takes milliseconds from a list if contexts are long. It is the table
-    of layer group 0; ``other_tables`` are those of the further groups, laid out alike. ``num_cached_tokens`` is the
-    part of the prompt that was found in the prefix cache.
+    of layer group 0; ``other_tables`` are those of the further groups, laid out alike. Of each group's table, the first
+    ``passed`` entries are no longer held: the group's window sees them no more. All tables reach up
+    to token ``reach``. ``block_keys`` identify the content of its first full blocks, as far as that was asked for.
+    ``num_cached_tokens`` is the part of the prompt that was found in the prefix cache.
 
     Where steps are launched ahead, ``num_launched`` counts the tokens that are computed once the launched steps are
     done, and ``num_unread`` (0 or 1) those that a launched step samples and the host has not read: the newest one is
@@ -43,10 +45,18 @@ class Sequence:
     num_cached_tokens: int = 0
     blocks: MutableSequence[int] = field(default_factory=lambda: array("i"))
     other_tables: tuple[MutableSequence[int], ...] = ()
+    passed: list[int] = field(default_factory=list)
+    reach: int = 0
+    block_keys: list[bytes] = field(default_factory=list)
     state_slot: int = 0
     state_start: int = 0
     state_source: int | None = None
     has_lost_states: bool = False
+
+    @property
+    def tables(self) -> tuple[MutableSequence[int], ...]:
+        """The block tables of all layer groups."""
+        return (self.blocks, *self.other_tables)
 
     @property
     def num_prompt(self) -> int:

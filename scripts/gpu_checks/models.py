@@ -195,10 +195,11 @@ def problem_of(machine: Machine, runner: ModelRunner) -> str:
 
 
 class Pages:
-    """Hands out the blocks of a runner's cache."""
+    """Hands out the blocks of a runner's cache, in all layer groups those of all tokens."""
 
     def __init__(self, runner: ModelRunner) -> None:
-        self._free = list(range(runner.info.num_blocks))
+        self._groups = runner.info.groups
+        self._free = list(range(min(group.num_blocks for group in self._groups)))
 
     def holds(self, sequences: int, tokens: int) -> bool:
         """Whether ``sequences`` sequences of ``tokens`` tokens fit."""
@@ -207,7 +208,8 @@ class Pages:
     def sequence(self, tokens: list[int], room: int) -> Sequence:
         """A sequence with blocks for ``room`` tokens."""
         blocks = array("i", [self._free.pop() for _ in range(-(-room // BLOCK_SIZE))])
-        return Sequence(Request("check", (tokens[0],), GREEDY), 0, list(tokens), blocks=blocks)
+        others = tuple(blocks[:] for _ in self._groups[1:])
+        return Sequence(Request("check", (tokens[0],), GREEDY), 0, list(tokens), blocks=blocks, other_tables=others)
 
 
 def random_tokens(seed: int, count: int, vocab_size: int) -> list[int]:
@@ -259,8 +261,7 @@ class Models:
         ends = {id(weight): weight.numel() for weight in (embedding, head)}
         # A token reads one row of the embedding, unless it is the head too.
         read = total if head is embedding else total - embedding.numel()
-        shapes = [layer.shape for layer in model.probe.layers]
-        kv_numbers = sum(shape.numbers for shape in shapes)
+        kv_numbers = sum(shape.numbers for shape in model.probe.shapes)
         runner = make_runner(self._machine, model, **(_TINY if self._machine.smoke else _REAL))
         size = self._machine.dtype.itemsize
         sampler = make_sampler(self._machine, runner)

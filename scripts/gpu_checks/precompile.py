@@ -142,7 +142,7 @@ def _launch(
     chunks = laid_out(((20, 1), (0, 100)), BLOCK_SIZE)
     blocks = 1 + sum(len(chunk.sequence.blocks) for chunk in chunks)
     cache = KVCache([shape], blocks, BLOCK_SIZE, dtype=dtype, device=machine.device, fp8=fp8)
-    backend = machine.attention(cache, {options.sliding_window})
+    backend = machine.attention(cache)
     backend.prepare(flatten(chunks, BLOCK_SIZE))
     sizes = (shape.heads, shape.key_size), (shape.heads, shape.value_size), (heads, shape.key_size)
     keys, values, query = (torch.zeros(101, *size, dtype=dtype, device=machine.device) for size in sizes)

@@ -15,6 +15,7 @@ from support.attention_bounds import assert_within, attended
 from support.examples import examples
 from support.paged import make_sequence
 
+from engine.api.block_groups import Window
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
 from engine.attention.step_index import MOST_SPLITS
@@ -84,7 +85,7 @@ def compare(case: Case) -> None:
     keys[-1] *= 1000
     values[0] /= 1000
     query = torch.randn(heads, tokens, case.shape.key_size).to(case.dtype).transpose(0, 1)
-    reference = ReferenceAttention(theirs, {case.options.sliding_window})
+    reference = ReferenceAttention(theirs)
     triton = TritonAttention(ours, processors=case.processors)
     for backend in (reference, triton):
         backend.prepare(flatten(chunks, case.block_size))
@@ -297,7 +298,5 @@ def test_what_the_kernels_do_not_compute_is_refused() -> None:
     chunks = [ScheduledChunk(sequence, 0, 2)]
     with pytest.raises(NotImplementedError, match="attention by Triton cannot compute a step with key_limits"):
         backend.prepare(flatten(chunks, 4, key_limits=array("i", [2, 2])))
-    with pytest.raises(NotImplementedError, match="attention by Triton cannot compute a step of 2 layer groups"):
-        backend.prepare(flatten(chunks, 4, 2))
-    with pytest.raises(NotImplementedError, match="layers of 2 groups"):
-        TritonAttention(KVCache([SHAPE, SHAPE._replace(group=1)], 1, 4, dtype=torch.float32, device=CPU))
+    with pytest.raises(ValueError, match="the step has 2 layer groups, and the cache 1"):
+        backend.prepare(flatten(chunks, 4, [None, Window(4)]))

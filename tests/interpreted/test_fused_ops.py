@@ -147,7 +147,7 @@ def test_models_are_the_same(family: str, tmp_path: Path) -> None:
     assert install_fused_ops(loaded) in (0, places - (places > 0))
 
     def attention(cache: KVCache, windows: set[int | None]) -> ReferenceAttention:
-        return ReferenceAttention(cache, windows)
+        return ReferenceAttention(cache)
 
     model = PagedModel(folder, attention, change=lambda module: install_fused_ops(replace(loaded, module=module)))
     (found,) = model.run([text])

@@ -11,6 +11,7 @@ import torch
 from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
 from support.recording import record
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig
 from engine.api.errors import EngineUnavailable, ModelRefused
 from engine.api.requests import Request
@@ -96,7 +97,7 @@ def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path
     per_block = 2 * 2 * 2 * 16 * 16 * 4
     config = config_of(folder, kv_memory=float(4 * per_block))
     runner = gpu_runner(config)
-    assert runner.info.num_blocks == 3
+    assert runner.info.groups == (BlockGroup(3),)
     assert runner.info.max_context == 48
     config = config_of(folder, kv_memory=float(per_block))
     with pytest.raises(ModelRefused, match="kv_memory"):

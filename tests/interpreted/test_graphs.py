@@ -38,7 +38,7 @@ def prefilled(model: PagedModel) -> list[Sequence]:
     sequences = []
     for length in LENGTHS:
         tokens = [3 + (7 * i + length) % 250 for i in range(length + 4)]
-        sequences.append(make_sequence(tokens, model.take_blocks(len(tokens))))
+        sequences.append(model.sequence(tokens, model.take_blocks(len(tokens))))
     model.runner.forward(
         [ScheduledChunk(sequence, 0, length) for sequence, length in zip(sequences, LENGTHS, strict=True)]
     )
@@ -59,7 +59,7 @@ def test_a_padded_step_equals_the_step_itself(folder: Path) -> None:
         PagedModel(folder, TritonAttention, max_context=CONTEXT),
         PagedModel(folder, TritonAttention, max_context=CONTEXT),
     )
-    (scratch,) = recorded.take_blocks(1)
+    scratch = recorded.take_scratch()
     plain.take_blocks(1)
     expected, found = prefilled(plain), prefilled(recorded)
     recorded.runner.record_steps(scratch, record, silent)
@@ -82,9 +82,9 @@ def test_a_step_with_prefill_equals_the_step_itself(seed: int, folder: Path) -> 
     rnd = random.Random(seed)
     texts = [[3 + rnd.randrange(250) for _ in range(rnd.choice((2, 20, 60)))] for _ in range(6)]
     models = [PagedModel(folder, TritonAttention, max_context=CONTEXT) for _ in range(2)]
-    (scratch,), _ = (model.take_blocks(1) for model in models)
+    scratch, _ = (model.take_scratch() for model in models)
     models[0].runner.record_steps(scratch, record, silent)
-    pairs = [[make_sequence(text, model.take_blocks(len(text))) for model in models] for text in texts]
+    pairs = [[model.sequence(text, model.take_blocks(len(text))) for model in models] for text in texts]
     done, sizes = [0] * len(texts), []
     while any(count < len(text) for count, text in zip(done, texts, strict=True)):
         chunks: tuple[list[ScheduledChunk], ...] = ([], [])
@@ -106,28 +106,30 @@ def test_a_step_with_prefill_equals_the_step_itself(seed: int, folder: Path) -> 
 @pytest.mark.parametrize("with_prefill", [False, True])
 def test_padding_writes_into_its_own_block_only(with_prefill: bool, folder: Path) -> None:
     model = PagedModel(folder, TritonAttention, max_context=CONTEXT)
-    (scratch,) = model.take_blocks(1)
+    scratch = model.take_scratch()
     sequences = prefilled(model)
     cache = model.cache
     before = [blocks.clone() for blocks in (*cache.keys, *cache.values)]
     model.runner.record_steps(scratch, record, silent)
     chunks = decodes(sequences, 0)[:3]
     if with_prefill:
-        new = make_sequence([7] * 5, model.take_blocks(5))
+        new = model.sequence([7] * 5, model.take_blocks(5))
         chunks.append(ScheduledChunk(new, 0, 5))
     model.runner.forward(chunks)
-    taken = {
-        chunk.sequence.blocks[(chunk.start + i) // BLOCK_SIZE] for chunk in chunks for i in range(chunk.num_tokens)
-    }
-    for blocks, past in zip((*cache.keys, *cache.values), before, strict=True):
+    for blocks, past, group in zip((*cache.keys, *cache.values), before, cache.groups * 2, strict=True):
+        taken = {
+            chunk.sequence.tables[group][(chunk.start + i) // BLOCK_SIZE]
+            for chunk in chunks
+            for i in range(chunk.num_tokens)
+        }
         changed = {int(block) for block in (blocks != past).flatten(1).any(1).nonzero()}
-        assert changed <= taken | {scratch}
+        assert changed <= taken | {scratch[group]}
         assert taken <= changed
 
 
 def test_works_that_do_not_sample_have_no_row(folder: Path) -> None:
     model = PagedModel(folder, TritonAttention, max_context=CONTEXT)
-    (scratch,) = model.take_blocks(1)
+    scratch = model.take_scratch()
     sequences = prefilled(model)
     model.runner.record_steps(scratch, record, silent)
     chunks = decodes(sequences, 0)
@@ -140,14 +142,14 @@ def test_works_that_do_not_sample_have_no_row(folder: Path) -> None:
 def test_a_decode_of_more_than_text_is_not_replayed(folder: Path) -> None:
     """It is computed, with what it brings."""
     model = PagedModel(folder, TritonAttention, max_context=CONTEXT)
-    (scratch,) = model.take_blocks(1)
+    scratch = model.take_scratch()
     sequences = prefilled(model)
     runner = model.runner
     assert isinstance(runner, ModelRunner)
     chunks, row = decodes(sequences, 0), array("i", [2])
     plain = runner.forward(chunks).clone()
     vectors = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
-    batch = flatten(chunks, BLOCK_SIZE, embeddings=EmbeddingRows(row, vectors))
+    batch = flatten(chunks, BLOCK_SIZE, model.windows, embeddings=EmbeddingRows(row, vectors))
     expected = runner.compute(batch).clone()
     runner.record_steps(scratch, record, silent)
     torch.testing.assert_close(runner.compute(batch), expected)
@@ -163,7 +165,7 @@ def test_the_buffers_hold_as_many_sequences_as_run_at_their_longest() -> None:
     backend.reserve([pair], 2, 3)
     longest = [ScheduledChunk(make_sequence([1] * 12, [3 * i, 3 * i + 1, 3 * i + 2]), 11, 1) for i in range(2)]
     for batch in (longest, longest[:1], []):
-        backend.fill(flatten(batch, BLOCK_SIZE).padded(pair, 7, BLOCK_SIZE), pair)
+        backend.fill(flatten(batch, BLOCK_SIZE).padded(pair, [7], BLOCK_SIZE), pair)
 
 
 def test_what_cannot_be_recorded_is_computed(folder: Path) -> None:
@@ -173,5 +175,5 @@ def test_what_cannot_be_recorded_is_computed(folder: Path) -> None:
     model = PagedModel(folder, TritonAttention, max_context=CONTEXT)
     sequences = prefilled(model)
     with pytest.raises(RuntimeError, match="capturing"):
-        model.runner.record_steps(model.take_blocks(1)[0], refuse, silent)
+        model.runner.record_steps(model.take_scratch(), refuse, silent)
     assert model.runner.forward(decodes(sequences, 0)).shape == (len(LENGTHS), 320)

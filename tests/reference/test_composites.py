@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.digests import make_request, run_to_end
 from support.fates import compare, lively_class_folder, texts, tolerance_of
-from support.paged import PagedModel, make_sequence, plain_logits
+from support.paged import PagedModel, plain_logits
 from support.tiny import save_tiny_tokenizer
 
 from engine.api.engine import EngineConfig
@@ -133,11 +133,11 @@ def test_text_counts_the_same_on_all_axes(composite: str, small: Any) -> None:
     paged = PagedModel(model.folder)
 
     def last_logits(*axes: list[int]) -> torch.Tensor:
-        sequence = make_sequence(text, paged.take_blocks(len(text)))
+        sequence = paged.sequence(text, paged.take_blocks(len(text)))
         batch = flatten(
             [ScheduledChunk(sequence, 0, len(text))],
             paged.block_size,
-            len(sequence.other_tables) + 1,
+            paged.windows,
             position_axes=tuple(array("i", axis) for axis in axes) or None,
         )
         return paged.runner.compute(batch)[0]

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.paged import PagedModel, lively_model_folder, make_sequence, plain_logits, plain_model
 
+from engine.api.block_groups import Window
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.events import Delta, RequestFinished
 from engine.api.requests import Request
@@ -41,6 +42,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, biases": ("qwen2", {}),
     "qwen3, norms of heads": ("qwen3", {}),
     "mistral, a window": ("mistral", {"sliding_window": 8}),
+    "qwen2, windows in some layers": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    ),
     "one head": ("llama", {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}),
     "three queries for a key": ("llama", {"num_attention_heads": 6, "hidden_size": 192}),
     "nine queries for a key": (
@@ -262,18 +267,16 @@ def test_what_the_code_does_not_compute_is_refused(tmp_path: Path) -> None:
         native.runner.compute(flatten(chunks, BLOCK_SIZE, key_limits=limits))
     with pytest.raises(NotImplementedError, match="the native forward cannot compute a step with position_axes"):
         native.runner.compute(flatten(chunks, BLOCK_SIZE, position_axes=axes))
-    chunks[0].sequence.other_tables = ([0],)
-    with pytest.raises(NotImplementedError, match="the native forward cannot compute a step of 2 layer groups"):
-        native.runner.compute(flatten(chunks, BLOCK_SIZE, 2))
 
 
-def test_layers_of_several_groups_are_left_to_torch(tmp_path: Path) -> None:
+def test_chunks_and_shared_keys_are_left_to_torch(tmp_path: Path) -> None:
     loaded = load_model(EngineConfig(str(lively_model_folder(tmp_path / "model", "llama"))), lambda stage, done: None)
-    shape = loaded.probe.layers[0].shape
-    cache = KVCache([shape] * 4, 1, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
-    layers = [replace(x, shape=shape._replace(group=i % 2)) for i, x in enumerate(loaded.probe.layers)]
-    with pytest.raises(NotNative, match="its layers are of 2 groups"):
-        require_known(loaded.module, layers, cache)
+    cache = KVCache(loaded.probe.shapes, 1, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
+    first, *others = loaded.probe.layers
+    with pytest.raises(NotNative, match="its layers attend in chunks"):
+        require_known(loaded.module, [replace(first, window=Window(8, chunked=True)), *others], cache)
+    with pytest.raises(NotNative, match="attend to the keys and values of others"):
+        require_known(loaded.module, [first, *(replace(layer, writes=False) for layer in others)], cache)
 
 
 def test_blocks_of_another_size_are_left_to_torch(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.build import build_core
 from engine.cache import layout
-from engine.cache.layout import block_bytes, plan_caches
+from engine.cache.layout import GroupDemand, block_bytes, plan_caches
 from engine.cache.state_tensors import StateCache, slot_bytes
 from engine.model.loader import load_model
 from engine.native.library import load_library
@@ -246,7 +246,7 @@ def _memory(folder: Path) -> float:
     per_block = block_bytes([layer.shape for layer in probe.layers], 4, torch.float32)
     per_slot = slot_bytes(probe.states)
     for budget in count(15 * per_slot + per_block, per_block):
-        plan = plan_caches(budget, per_block, 4, 512, 6, per_slot)
-        if plan.max_running == 6 and plan.num_blocks >= 40:
+        plan = plan_caches(budget, [GroupDemand(per_block)], 4, 512, 6, bytes_per_slot=per_slot)
+        if plan.max_running == 6 and plan.groups[0].num_blocks >= 40:
             return float(budget)
     raise AssertionError("no memory is enough")

@@ -9,6 +9,7 @@ from zlib import crc32
 
 from support.tiny import EOS_ID, VOCAB_SIZE, tiny_tokenizer
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import OutOfMemory
 from engine.api.events import (
@@ -65,7 +66,7 @@ class DigestRunner:
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
-        self.slots: dict[int, int] = {}
+        self.slots: dict[tuple[int, int], int] = {}  # by layer group and slot
         self.states: dict[int, int | None] = {}
         self.sampled: list[int] = []
         self.batches: list[list[ScheduledChunk]] = []
@@ -82,14 +83,15 @@ class DigestRunner:
         self.states.update(carried)
         self.seconds += sum(chunk.num_tokens for chunk in batch)
         self._expect_what_was_computed(batch)
-        written: set[int] = set()
+        written: set[tuple[int, int]] = set()
         for chunk in batch:
             digests = self._digests(chunk.sequence)
             for position in range(chunk.start, chunk.start + chunk.num_tokens):
-                slot = self._slot(chunk.sequence, position)
-                expect(slot not in written, "two chunks write one slot")
-                written.add(slot)
-                self.slots[slot] = digests[position]
+                for group in range(len(self.info.groups)):
+                    slot = self._slot(chunk.sequence, group, position)
+                    expect(slot not in written, "two chunks write one slot")
+                    written.add(slot)
+                    self.slots[slot] = digests[position]
         self._expect_what_was_computed(batch)
         return [self._digests(chunk.sequence)[-1] for chunk in batch if chunk.samples]
 
@@ -117,14 +119,17 @@ class DigestRunner:
     def _expect_what_was_computed(self, batch: Iterable[ScheduledChunk]) -> None:
         for chunk in batch:
             expect(chunk.start == chunk.sequence.num_launched, "chunk does not begin where the last one ended")
-            for position, digest in enumerate(self._digests(chunk.sequence)[: chunk.start]):
-                held = self.slots.get(self._slot(chunk.sequence, position))
-                expect(held == digest, "a page holds another content")
+            digests = self._digests(chunk.sequence)
+            for group, (_, window) in enumerate(self.info.groups):
+                for position in range(window.first_seen(chunk.start) if window else 0, chunk.start):
+                    held = self.slots.get(self._slot(chunk.sequence, group, position))
+                    expect(held == digests[position], "a page holds another content")
 
-    def _slot(self, sequence: Sequence, position: int) -> int:
-        block = sequence.blocks[position // self.info.block_size]
-        expect(0 <= block < self.info.num_blocks, "no such block")
-        return block * self.info.block_size + position % self.info.block_size
+    def _slot(self, sequence: Sequence, group: int, position: int) -> tuple[int, int]:
+        block = sequence.tables[group][position // self.info.block_size]
+        expect(0 <= block < self.info.groups[group].num_blocks, "no such block")
+        expect(position // self.info.block_size >= sequence.passed[group], "a block was given back that is still seen")
+        return group, block * self.info.block_size + position % self.info.block_size
 
 
 def nearest(token: int, mask: Mask | None) -> int:
@@ -188,10 +193,15 @@ class ScriptedSampler(DigestSampler):
 
 
 def model_info(
-    num_blocks: int = 64, block_size: int = 4, max_context: int = 128, snapshots: int | None = None
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_context: int = 128,
+    snapshots: int | None = None,
+    groups: tuple[BlockGroup, ...] = (),
 ) -> ModelInfo:
-    """With a number of ``snapshots`` the model has recurrent states."""
-    info = ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, num_blocks, 8, (EOS_ID,))
+    """With a number of ``snapshots`` the model has recurrent states. ``groups`` replace the one of ``num_blocks``."""
+    groups = groups or (BlockGroup(num_blocks),)
+    info = ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, groups, 8, (EOS_ID,))
     return info if snapshots is None else replace(info, state_bytes=1, num_snapshots=snapshots)
 
 

@@ -15,6 +15,7 @@ import httpx
 from support.tiny import EOS_ID, save_tiny_tokenizer, tiny_tokenizer
 from support.waiting import PATIENCE
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, EngineState, Health, ModelInfo
 from engine.api.errors import EngineError, EngineUnavailable
 from engine.api.events import (
@@ -44,7 +45,7 @@ INFO = ModelInfo(
     vocab_size=320,
     max_context=512,
     block_size=16,
-    num_blocks=64,
+    groups=(BlockGroup(64),),
     max_running=4,
     eos_ids=(EOS_ID,),
 )

@@ -12,6 +12,7 @@ import torch
 from support.tiny import EOS_ID, SMALL, save_tiny_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine.api.block_groups import BlockGroup, Window
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
@@ -76,7 +77,7 @@ class PagedModel:
     def __init__(
         self,
         folder: Path,
-        attention: Callable[[KVCache, set[int | None]], AttentionBackend] = ReferenceAttention,
+        attention: Callable[[KVCache], AttentionBackend] = ReferenceAttention,
         num_blocks: int = 256,
         block_size: int = BLOCK_SIZE,
         change: Callable[[Any], object] = lambda module: None,
@@ -87,18 +88,18 @@ class PagedModel:
         self.block_size = block_size
         loaded = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
         change(loaded.module)
-        layers = loaded.probe.layers
         device = torch.device("cpu")
         self.cache = cache = KVCache(
-            [x.shape for x in layers], num_blocks, block_size, dtype=loaded.module.dtype, device=device, fp8=fp8
+            loaded.probe.shapes, num_blocks, block_size, dtype=loaded.module.dtype, device=device, fp8=fp8
         )
         for blocks in (*cache.keys, *cache.values):
             blocks.fill_(min(self.STALE, torch.finfo(blocks.dtype).max))
         for scales in (*cache.key_scales, *cache.value_scales):
             if scales is not None:
                 scales.fill_(128)
+        groups = tuple(BlockGroup(num_blocks, window) for window in loaded.probe.windows)
         info = ModelInfo(
-            "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, num_blocks, 8, (EOS_ID,)
+            "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, groups, 8, (EOS_ID,)
         )
         info = replace(info, state_bytes=slot_bytes(loaded.probe.states))
         self.attention = attention
@@ -106,13 +107,38 @@ class PagedModel:
         self.runner = self.make_runner(loaded, cache, info)
         self._random = random.Random(2)
         self._free = self._random.sample(range(num_blocks), num_blocks)
+        # Further layer groups have, for each block of the first one, another one of their own.
+        self._others = [self._random.sample(range(num_blocks), num_blocks) for _ in groups[1:]]
 
     def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> Runner:
-        windows = {None, *(layer.sliding_window for layer in loaded.probe.layers)}
         states = StateCache(loaded.probe.states, self.NUM_SLOTS, torch.device("cpu"))
         for kept in states.states:
             kept.fill_(self.STALE)
-        return ModelRunner(loaded, self.attention(cache, windows), info, self.advancing(states))
+        return ModelRunner(loaded, self.attention(cache), info, self.advancing(states))
+
+    @property
+    def windows(self) -> list[Window | None]:
+        """Those of the layer groups."""
+        return [group.window for group in self.runner.info.groups]
+
+    def sequence(self, text: list[int], table: list[int]) -> Sequence:
+        """A sequence with these blocks in the first layer group, and those for them in the others."""
+        sequence = make_sequence(text, table)
+        sequence.other_tables = tuple([others[block] for block in table] for others in self._others)
+        return sequence
+
+    def spoil_what_is_passed(self, sequence: Sequence, done: int) -> None:
+        """Fill the blocks that no token from ``done`` on sees, as if others had got them."""
+        for group, table in enumerate(sequence.tables):
+            window = self.runner.info.groups[group].window
+            passed = table[: window.first_seen(done) // self.block_size] if window else []
+            for layer in (place for place, own in enumerate(self.cache.groups) if own == group):
+                for blocks in (self.cache.keys[layer], self.cache.values[layer]):
+                    blocks[list(passed)] = min(self.STALE, torch.finfo(blocks.dtype).max)
+
+    def take_scratch(self) -> list[int]:
+        """A block of each layer group for the padding of recorded steps."""
+        return [table[0] for table in self.sequence([0], self.take_blocks(1)).tables]
 
     def take_blocks(self, num_tokens: int) -> list[int]:
         return [self._free.pop() for _ in range(-(-num_tokens // self.block_size))]
@@ -125,7 +151,7 @@ class PagedModel:
         The first ``cached`` tokens are taken to lie in ``blocks`` already; all texts begin with them.
         """
         tables = blocks or [self.take_blocks(len(text)) for text in texts]
-        sequences = [make_sequence(text, table) for text, table in zip(texts, tables, strict=True)]
+        sequences = [self.sequence(text, table) for text, table in zip(texts, tables, strict=True)]
         for place, sequence in enumerate(sequences):
             sequence.state_slot = (7 * place + 3) % self.NUM_SLOTS
         if cached:
@@ -150,12 +176,14 @@ class PagedModel:
                 for i, chunk in zip(owners, chunks, strict=True):
                     if chunk.samples:
                         found[i][done[i] - 1] = next(rows).clone()
+                    if blocks is None:
+                        self.spoil_what_is_passed(chunk.sequence, done[i])
         return found
 
     def _begin_with_states(self, prefix: list[int], blocks: list[int], sequences: list[Sequence]) -> None:
         """Have the sequences continue the states after ``prefix``, which are computed now."""
         free = [slot for slot in range(self.NUM_SLOTS) if slot not in {one.state_slot for one in sequences}]
-        first = make_sequence([*prefix, 0], blocks)
+        first = self.sequence([*prefix, 0], blocks)
         first.state_slot, snapshot = free[:2]
         self.runner.forward([ScheduledChunk(first, 0, len(prefix), snapshot)])
         for sequence in sequences:

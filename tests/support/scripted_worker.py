@@ -11,6 +11,7 @@ import time
 from enum import IntEnum
 from pathlib import Path
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, EngineStats, ModelInfo
 from engine.api.errors import ModelRefused
 from engine.api.events import (
@@ -49,7 +50,7 @@ class Panic(BaseException):
 class ScriptedCore:
     def __init__(self, config: EngineConfig) -> None:
         self.info = ModelInfo(
-            "scripted", 0, "float32", "cpu", 512, 4096, 16, 256, config.max_running or 64, eos_ids=(2,)
+            "scripted", 0, "float32", "cpu", 512, 4096, 16, (BlockGroup(256),), config.max_running or 64, eos_ids=(2,)
         )
         self._live: dict[str, tuple[Request, int]] = {}
         self._cancelled: set[str] = set()

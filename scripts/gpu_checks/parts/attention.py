@@ -166,7 +166,7 @@ def _step_difference(machine: Machine, form: Form, options: AttentionOptions, dt
     for mine, other in zip(stored(ours.cache), stored(exact), strict=True):
         other.copy_(mine)
     found = _attended(machine, ours, options)
-    reference = ReferenceAttention(exact, {options.sliding_window})
+    reference = ReferenceAttention(exact)
     reference.prepare(flatten(ours.chunks, BLOCK_SIZE))
     reference.write_kv(0, ours.keys.float(), ours.values.float())
     exact_sinks = None if options.sinks is None else options.sinks.float()
@@ -193,7 +193,7 @@ def stored(cache: KVCache) -> list[torch.Tensor]:
 
 
 def _attended(machine: Machine, inputs: _Inputs, options: AttentionOptions) -> torch.Tensor:
-    backend = machine.attention(inputs.cache, {options.sliding_window})
+    backend = machine.attention(inputs.cache)
     backend.prepare(flatten(inputs.chunks, BLOCK_SIZE))
     backend.write_kv(0, inputs.keys, inputs.values)
     return backend.attend(0, inputs.query, options).float()

@@ -84,7 +84,7 @@ def run(check: Check) -> None:
     pages = Pages(made.runner)
     most = next((batch for batch in load.batches if pages.holds(batch, load.room)), None)
     if most is None:
-        check.report.failed(PART, made.name, f"the cache holds {made.runner.info.num_blocks} blocks")
+        check.report.failed(PART, made.name, f"the cache holds {made.runner.info.groups[0].num_blocks} blocks")
         return
     vocab_size = made.runner.info.vocab_size
     sequences = [pages.sequence(random_tokens(n, load.prompt, vocab_size), load.room) for n in range(most)]

@@ -204,7 +204,7 @@ def _decode_seconds(check: Check, form: Form, step: Step, share: int, layers: in
     shapes = [form.shape] * layers
     cache = KVCache(shapes, blocks, BLOCK_SIZE, dtype=machine.dtype, device=machine.device, fp8=form.fp8)
     fill(cache)
-    backend, chosen = machine.attention(cache, {None}), step_index.MIN_SHARE
+    backend, chosen = machine.attention(cache), step_index.MIN_SHARE
     step_index.MIN_SHARE = share
     try:
         backend.prepare(flatten(works, BLOCK_SIZE))
@@ -285,7 +285,7 @@ def _our_prefill_seconds(
     cache = KVCache([form.shape], 1 + len(work.sequence.blocks), BLOCK_SIZE, dtype=machine.dtype, device=machine.device)
     for numbers in (*cache.keys, *cache.values):
         numbers.normal_()
-    backend = machine.attention(cache, {None})
+    backend = machine.attention(cache)
     backend.prepare(flatten([work], BLOCK_SIZE))
     query = machine.random(tokens, form.heads, form.shape.key_size)
     attend = partial(backend.attend, 0, query, AttentionOptions(form.shape.key_size**-0.5))

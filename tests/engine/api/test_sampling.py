@@ -6,13 +6,16 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.requests import Request
 from engine.api.sampling import SAMPLING_FIELDS, Range, SamplingField, SamplingParams, everything_on
 from engine.api.validation import refusal
 
 BY_THEMSELVES = {"max_tokens", "seed", "logprobs"}
-INFO = ModelInfo("llama", 0, "float32", "cpu", vocab_size=9, max_context=8, block_size=4, num_blocks=4, max_running=2)
+INFO = ModelInfo(
+    "llama", 0, "float32", "cpu", vocab_size=9, max_context=8, block_size=4, groups=(BlockGroup(4),), max_running=2
+)
 
 
 def test_every_number_is_in_the_table_or_has_a_rule_of_its_own() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams, Thinking
 from engine.api.validation import refusal
 
-INFO = ModelInfo("llama", 0, "float32", "cpu", vocab_size=100, max_context=8, block_size=4, num_blocks=4, max_running=2)
+INFO = ModelInfo(
+    "llama", 0, "float32", "cpu", vocab_size=100, max_context=8, block_size=4, groups=(BlockGroup(4),), max_running=2
+)
 CONFIG = EngineConfig(path="", max_running=2, max_waiting=3)
 GOOD = Request("r", (0, 99), SamplingParams(max_tokens=1))
 

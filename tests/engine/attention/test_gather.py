@@ -35,7 +35,7 @@ OPTIONS = {
 def test_decodes_and_chunks_of_one_batch(options: AttentionOptions, fp8: bool) -> None:
     torch.manual_seed(0)
     cache = KVCache([SHAPE], 64, BLOCK, dtype=torch.float32, device=torch.device("cpu"), fp8=fp8)
-    backend = ReferenceAttention(cache, {options.sliding_window})
+    backend = ReferenceAttention(cache)
     rnd = random.Random(0)
     free = rnd.sample(range(64), 64)
     chunks = []
@@ -68,7 +68,7 @@ def test_decodes_and_chunks_of_one_batch(options: AttentionOptions, fp8: bool) -
 @pytest.mark.parametrize("fp8", [False, True])
 def test_numbers_that_are_not_finite_do_not_reach_the_next_owner_of_a_block(fp8: bool) -> None:
     cache = KVCache([SHAPE], 1, BLOCK, dtype=torch.float32, device=torch.device("cpu"), fp8=fp8)
-    backend = ReferenceAttention(cache, {None})
+    backend = ReferenceAttention(cache)
     broken = torch.full((BLOCK, 2, 8), math.nan)
     backend.prepare(flatten([ScheduledChunk(make_sequence([1] * BLOCK, [0]), 0, BLOCK)], BLOCK))
     backend.write_kv(0, broken, torch.full((BLOCK, 2, 6), math.inf))
@@ -87,7 +87,7 @@ def test_key_limits_equal_a_plain_masked_attention(window: int | None) -> None:
     torch.manual_seed(0)
     past, count = 6, 11
     cache = KVCache([SHAPE], 8, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
-    backend = ReferenceAttention(cache, {window})
+    backend = ReferenceAttention(cache)
     limits = [past + 9 if 4 <= i < 9 else past + i + 1 for i in range(count)]
     keys, values = torch.randn(past + count, 2, 8), torch.randn(past + count, 2, 6)
     query = torch.randn(count, HEADS, 8)
@@ -112,4 +112,4 @@ def test_key_limits_equal_a_plain_masked_attention(window: int | None) -> None:
 def test_a_step_of_other_layer_groups_than_the_cache_is_refused() -> None:
     cache = KVCache([SHAPE, SHAPE._replace(group=1)], 2, BLOCK, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="the step has 1 layer groups, and the cache 2"):
-        ReferenceAttention(cache, {None}).prepare(flatten([ScheduledChunk(make_sequence([1], [0]), 0, 1)], BLOCK))
+        ReferenceAttention(cache).prepare(flatten([ScheduledChunk(make_sequence([1], [0]), 0, 1)], BLOCK))

@@ -454,7 +454,7 @@ def test_a_device_that_fails_with_any_error_is_asked_whether_it_is_lost() -> Non
 
 def test_a_leak_is_logged_when_idle_and_raised_by_check(caplog: pytest.LogCaptureFixture) -> None:
     core, _ = make_core(ScriptedSampler([]))
-    core._pool.allocate(1)
+    core._pools[0].allocate(1)
     core.submit(make_request())
     while core.has_work:
         core.step()

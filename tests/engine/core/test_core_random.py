@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.digests import DigestSampler, Told, make_core, make_request, model_info, run_to_end, tell
 from support.examples import examples
 
+from engine.api.block_groups import BlockGroup, Window, sequence_blocks
 from engine.api.events import ErrorKind, FinishReason
 from engine.api.requests import Request
+from engine.scheduling import chunk_budget
+from engine.scheduling.chunk_budget import most_launched
 from engine.scheduling.sequence import ScheduledChunk
 
 CONTEXT = 48
@@ -81,9 +85,13 @@ def serve(
     ahead: bool,
     redraws: int = 0,
     snapshots: int | None = None,
+    windows: tuple[Window | None, ...] = (None,),
 ) -> dict[str, Told]:
     step = 0
-    info = model_info(num_blocks=CONTEXT // 4 + spare_blocks, max_context=CONTEXT, snapshots=snapshots)
+    launched = most_launched(ahead=ahead)
+    needed = [sequence_blocks(window, CONTEXT, 4, launched) for window in windows]
+    groups = tuple(BlockGroup(count + spare_blocks, window) for count, window in zip(needed, windows, strict=True))
+    info = model_info(max_context=CONTEXT, snapshots=snapshots, groups=groups)
     core, runner = make_core(
         DigestSampler(redraws=redraws),
         info=info,
@@ -167,6 +175,50 @@ def test_random_traffic(
         redraws=redraws or 0,
         snapshots=snapshots,
     )
+    assert set(told) == {guest.request.id for guest in plan}
+    for guest in plan:
+        expect_a_reason(guest, told[guest.request.id])
+        expect_as_alone(guest, told[guest.request.id])
+
+
+WINDOWS = [
+    (None, Window(6)),
+    (Window(7),),
+    (None, Window(5), Window(8, chunked=True)),
+    (Window(1), Window(3, chunked=True)),
+]
+
+
+@settings(max_examples=examples(160))
+@given(
+    guests(),
+    st.integers(0, 8),
+    st.integers(1, 6),
+    st.sampled_from([1e-6, 1e9]),
+    st.sampled_from([None, 0, 2, 5]),
+    st.sampled_from(WINDOWS),
+)
+def test_random_traffic_over_windows(
+    plan: list[Guest],
+    spare_blocks: int,
+    max_running: int,
+    step_target_ms: float,
+    redraws: int | None,
+    windows: tuple[Window | None, ...],
+) -> None:
+    """Each pool has as many blocks as one sequence ever holds, and a few more: nothing may be lost or wait for ever."""
+    ahead = redraws is not None
+    with patch.object(chunk_budget, "MAX_CHUNK", 8):
+        told = serve(
+            plan,
+            spare_blocks,
+            max_running,
+            step_target_ms,
+            early=False,
+            ahead=ahead,
+            redraws=redraws or 0,
+            windows=windows,
+        )
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])

@@ -27,7 +27,9 @@ class Loop:
         info = model_info()
         pacer = StepPacer(1e9, CostOverDecodes())
         self.runner = DigestRunner(info)
-        self.scheduler = Scheduler(SequenceMemory(BlockPool(info.num_blocks, info.block_size)), pacer, info.max_running)
+        self.scheduler = Scheduler(
+            SequenceMemory([BlockPool(info.groups[0].num_blocks, info.block_size)]), pacer, info.max_running
+        )
         self.requests: dict[str, RequestState] = {}
         self.output = Output(self.requests, self.scheduler, TOKENIZER, info)
         self.failed: list[str] = []

@@ -14,6 +14,7 @@ from support.paged import make_sequence
 from support.tiny import EOS_ID, save_tiny_tokenizer, tiny_model_folder
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from engine.api.block_groups import BlockGroup, Window
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.api.events import ErrorKind
@@ -44,11 +45,6 @@ TINY = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attent
         ("mamba", {"state_size": 4}, r"layer 0 of mamba \(MambaBlock.*attention interface"),
         ("bloom", {}, r"layer 0 of bloom \(BloomBlock.*attention interface"),
         ("falcon", {"alibi": True}, r"layer 0 of falcon \(FalconDecoderLayer.*attention interface"),
-        (
-            "llama4_text",
-            {"head_dim": 16, "num_local_experts": 1, "layer_types": ["full_attention", "chunked_attention"]},
-            r"layer 1 of llama4_text is of the type 'chunked_attention'",
-        ),
         ("bert", {"intermediate_size": 32}, r"attention mask is neither causal"),
     ],
 )
@@ -177,7 +173,7 @@ def test_the_text_part_of_a_composite_model_is_served(tmp_path: Path) -> None:
     model_config = CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, mm_tokens_per_image=4)
     AutoModelForCausalLM.from_config(model_config).save_pretrained(tmp_path)
     layers = _load(tmp_path).probe.layers
-    assert [layer.sliding_window for layer in layers] == [8, None]
+    assert [layer.window for layer in layers] == [Window(8), None]
     assert all("language_model" in layer.name for layer in layers)
 
 
@@ -188,7 +184,7 @@ def test_model_info_tells_what_was_loaded(tmp_path: Path) -> None:
     info = build_runner(config, lambda stage, done: stages.append((stage, done)), load_tokenizer(folder)).info
     assert (info.model_type, info.dtype, info.device) == ("llama", "float32", "cpu")
     assert info.vocab_size == 320
-    assert (info.max_context, info.block_size, info.num_blocks) == (512, 8, 4 * 512 // 8)
+    assert (info.max_context, info.block_size, info.groups) == (512, 8, (BlockGroup(4 * 512 // 8),))
     assert info.eos_ids == (EOS_ID,)
     assert info.num_parameters > 0
     assert ("loading weights", 0.0) in stages

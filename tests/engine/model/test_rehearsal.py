@@ -77,7 +77,7 @@ def test_layers_are_seen_as_with_weights(name: str) -> None:
         loaded = keep_latents(partial(probe, AutoModelForCausalLM.from_config(config).eval(), config))
     assert rehearsed.probe.states == loaded.states
     for dry, real in zip(rehearsed.probe.layers, loaded.layers, strict=True):
-        assert (dry.name, dry.shape, dry.sliding_window) == (real.name, real.shape, real.sliding_window)
+        assert (dry.name, dry.shape, dry.window) == (real.name, real.shape, real.window)
         assert dry.options.scaling == real.options.scaling
     assert rehearsed.probe.vocab_size == loaded.vocab_size
 

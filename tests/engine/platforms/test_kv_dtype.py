@@ -142,7 +142,9 @@ def test_the_log_says_the_type_and_the_cache_holds_more(tmp_path: Path, caplog: 
     platform = CudaPlatform(torch.device("cpu"), attention=ReferenceAttention)
     with caplog.at_level("INFO"):
         blocks = [
-            start_model(lambda: loaded(folder), replace(config, kv_dtype=kind), (), silent, platform).info.num_blocks
+            start_model(lambda: loaded(folder), replace(config, kv_dtype=kind), (), silent, platform)
+            .info.groups[0]
+            .num_blocks
             for kind in ("auto", "fp8")
         ]
     assert blocks[1] > 3.5 * blocks[0]  # beside float32

@@ -51,10 +51,10 @@ def test_a_cache_that_another_server_was_quicker_to_take_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([4 << 20, 1 << 20])
-    asked: list[int] = []
+    asked: list[list[int]] = []
     released: list[torch.device] = []
 
-    def allocate(shapes: list[KVShape], num_blocks: int, *given: Any, **more: Any) -> KVCache:
+    def allocate(shapes: list[KVShape], num_blocks: list[int], *given: Any, **more: Any) -> KVCache:
         asked.append(num_blocks)
         if len(asked) == 1:
             run_out()
@@ -64,7 +64,7 @@ def test_a_cache_that_another_server_was_quicker_to_take_is_measured_again(
     monkeypatch.setattr(recipe, "KVCache", allocate)
     monkeypatch.setattr(recipe, "release_idle", released.append)
     load(tmp_path, max_context=4096, max_running=64)
-    assert asked[0] == 4 * asked[1]
+    assert asked[0] == [4 * blocks for blocks in asked[1]]
     assert released == [torch.device("cpu")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine.api.block_groups import BlockGroup, Window
 from engine.api.engine import EngineConfig, EngineStats, ModelInfo
 from engine.api.events import (
     CandidateFinished,
@@ -56,7 +57,9 @@ EVENTS = RequestEvents(
     RequestFinished(3, 2, 2, RequestError(ErrorKind.DEADLINE, "too late")),
 )
 STATS = EngineStats(1, 2, 3, 4, 5, 6, 7)
-INFO = ModelInfo("llama", 10**12, "bfloat16", "cuda:0", 49152, 8192, 16, 4096, 64, (2, 7))
+INFO = ModelInfo(
+    "llama", 10**12, "bfloat16", "cuda:0", 49152, 8192, 16, (BlockGroup(4096), BlockGroup(512, Window(128))), 64, (2, 7)
+)
 
 
 @pytest.mark.parametrize("message", [Cancel("r1"), Stop()])

@@ -17,10 +17,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.paged import PagedModel, lively_model_folder, make_sequence
+from support.paged import PagedModel, lively_model_folder
 from support.recording import ForbiddenError, record
 from support.tiny import tiny_model_folder
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import ModelInfo
 from engine.attention.gather import ReferenceAttention
 from engine.runner.cuda_graphs import PREFILL_SIZES, CudaRecorder, Recorder, batch_sizes, recorded_shapes
@@ -64,7 +65,7 @@ def test_every_number_of_sequences_has_a_size(max_running: int) -> None:
 
 
 def test_every_step_with_prefill_has_a_shape_that_a_sequence_could_fill() -> None:
-    info = ModelInfo("", 0, "float32", "cpu", 320, 100_000, 16, 1, 256)
+    info = ModelInfo("", 0, "float32", "cpu", 320, 100_000, 16, (BlockGroup(1),), 256)
     _, prefills = recorded_shapes(info)
     assert [shape.tokens for shape in prefills] == list(PREFILL_SIZES)
     assert max(PREFILL_SIZES) == 1024
@@ -85,6 +86,8 @@ class GraphGather(ReferenceAttention):
         assert len(batch.tokens) == shape.tokens
         self._filled = shape
         self.prepare(batch)
+        for group, blocks in enumerate(batch.groups):
+            self._calls_of(group, blocks.window)
 
 
 def silent(_stage: str, _done: float) -> None:
@@ -99,8 +102,8 @@ class Twins:
         self.texts = texts
         self.sequences = []
         for model in self.models:
-            (scratch,) = model.take_blocks(1)
-            self.sequences.append([make_sequence(text, model.take_blocks(len(text))) for text in texts])
+            scratch = model.take_scratch()
+            self.sequences.append([model.sequence(text, model.take_blocks(len(text))) for text in texts])
             for slot, sequence in enumerate(self.sequences[-1]):
                 sequence.state_slot = slot
         self.recorded, self.plain = (model.runner for model in self.models)
@@ -198,8 +201,8 @@ def test_a_token_that_only_the_device_knows_is_looked_up_there(recorded: bool, c
     model = PagedModel(tiny_model_folder(tmp_path), GraphGather)
     runner = model.runner
     assert isinstance(runner, ModelRunner)
-    (scratch,) = model.take_blocks(1)
-    first, second = (make_sequence(text, model.take_blocks(len(text))) for _ in range(2))
+    scratch = model.take_scratch()
+    first, second = (model.sequence(text, model.take_blocks(len(text))) for _ in range(2))
     runner.forward([ScheduledChunk(sequence, 0, 6) for sequence in (first, second)])
     if recorded:
         runner.record_steps(scratch, record, silent)
@@ -233,32 +236,32 @@ def test_decodes_stay_recorded_where_prefill_cannot_be_and_not_the_other_way_rou
     model = PagedModel(folder, GraphGather)
     # The largest with prefill is recorded and the next one fails: then neither is replayed.
     with pytest.raises(RuntimeError, match="synchronizing"):
-        model.runner.record_steps(0, refusing(lambda number: number > len(decodes)), silent)
+        model.runner.record_steps(model.take_scratch(), refusing(lambda number: number > len(decodes)), silent)
     assert sorted(model.runner.recorded_shapes) == decodes
-    sequence = make_sequence([5, 6, 7], model.take_blocks(3))
+    sequence = model.sequence([5, 6, 7], model.take_blocks(3))
     assert model.runner.forward([ScheduledChunk(sequence, 0, 3)]).shape == (1, 320)
     model, tried = PagedModel(folder, GraphGather), []
     with pytest.raises(RuntimeError, match="synchronizing"):
-        model.runner.record_steps(0, refusing(lambda number: tried.append(number) or number == 2), silent)
+        model.runner.record_steps(model.take_scratch(), refusing(lambda number: tried.append(number) or number == 2), silent)
     assert tried == [0, 1, 2]
     assert model.runner.recorded_shapes == []
 
 
 def test_how_long_recorded_steps_take_is_measured_on_padding_alone(tmp_path: Path) -> None:
     model = PagedModel(tiny_model_folder(tmp_path), GraphGather)
-    (scratch,) = model.take_blocks(1)
+    scratch = model.take_scratch()
     assert model.runner.recorded_seconds() == {}
     model.runner.record_steps(scratch, record, silent)
     seconds = model.runner.recorded_seconds()
     assert seconds.keys() == set(model.runner.recorded_shapes)
     assert all(taken > 0 for taken in seconds.values())
     for blocks in (*model.cache.keys, *model.cache.values):
-        assert {int(block) for block in (blocks != model.STALE).flatten(1).any(1).nonzero()} == {scratch}
+        assert {int(block) for block in (blocks != model.STALE).flatten(1).any(1).nonzero()} == {*scratch}
 
 
 def test_an_attention_that_cannot_be_recorded_is_left_alone(tmp_path: Path) -> None:
     model = PagedModel(tiny_model_folder(tmp_path))
-    model.runner.record_steps(0, lambda compute: pytest.fail("recorded"), silent)
+    model.runner.record_steps(model.take_scratch(), lambda compute: pytest.fail("recorded"), silent)
     assert model.runner.recorded_shapes == []
 
 
@@ -316,7 +319,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def test_all_steps_of_this_family_can_be_recorded(family: str, tmp_path: Path) -> None:
     """A recording forbids to wait for the device and to bring numbers to it; on a CPU the operators for that show."""
     model = PagedModel(tiny_model_folder(tmp_path, family, **FAMILIES[family]), GraphGather)
-    model.runner.record_steps(0, record, silent)
+    model.runner.record_steps(model.take_scratch(), record, silent)
     assert len(model.runner.recorded_shapes) == len(batch_sizes(8)) + 6
 
 
@@ -326,7 +329,7 @@ def test_experts_that_are_chosen_on_the_host_are_not_recorded(tmp_path: Path) ->
     )
     model = PagedModel(folder, GraphGather, change=lambda module: module.set_experts_implementation("eager"))
     with pytest.raises(ForbiddenError):
-        model.runner.record_steps(0, record, silent)
+        model.runner.record_steps(model.take_scratch(), record, silent)
     assert model.runner.recorded_shapes == []
 
 

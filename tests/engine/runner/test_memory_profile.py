@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.tiny import tiny_model_folder
 
+from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.api.errors import EngineUnavailable
 from engine.attention.gather import ReferenceAttention
@@ -28,7 +29,7 @@ from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.chunk_budget import MAX_CHUNK
 from engine.scheduling.sequence import ScheduledChunk
 
-INFO = ModelInfo("llama", 0, "float32", "cpu", 320, 512, 16, 1, 8)
+INFO = ModelInfo("llama", 0, "float32", "cpu", 320, 512, 16, (BlockGroup(1),), 8)
 
 
 @pytest.mark.parametrize("max_context", [3, 512, 5000, 100_000])
@@ -45,7 +46,7 @@ def test_no_step_of_the_scheduler_is_larger(max_context: int, max_running: int) 
 
 
 class Broken(ReferenceAttention):
-    def __init__(self, cache: KVCache, windows: Iterable[int | None]) -> None:
+    def __init__(self, cache: KVCache) -> None:
         raise ValueError("out of resource: shared memory\nmore")
 
 

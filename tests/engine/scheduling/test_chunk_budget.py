@@ -124,7 +124,7 @@ def test_many_short_prompts_do_not_pay_for_a_step_each() -> None:
     """64 clients, 128 tokens in and out, on a 0.6B: 19,800 tok/s if their prompts are computed at once."""
     machine = GPUS["0.6B on an H100"]
     pool, pacer = BlockPool(64 * 17 + 1, 16), StepPacer(150, FittedCost())
-    scheduler, seconds, answered = Scheduler(SequenceMemory(pool), pacer, 256), 0.0, 0
+    scheduler, seconds, answered = Scheduler(SequenceMemory([pool]), pacer, 256), 0.0, 0
 
     def arrive(number: int) -> None:
         sampling = SamplingParams(max_tokens=128)

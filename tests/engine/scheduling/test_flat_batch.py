@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.api.block_groups import Window
 from engine.api.requests import Request, SamplingParams
 from engine.scheduling.flat_batch import EmbeddingRows, FlatBatch, StepShape, flatten
 from engine.scheduling.sequence import ScheduledChunk, Sequence
+
+WINDOWS: list[Window | None] = [None, Window(3), Window(4, chunked=True)]
 
 
 def chunk_of(past: int, count: int, tables: list[list[int]], *, further: int = 0) -> ScheduledChunk:
@@ -40,7 +43,7 @@ def steps(draw: st.DrawFn) -> tuple[list[ScheduledChunk], int, int]:
 @given(step=steps())
 def test_every_part_is_what_its_definition_says(step: tuple[list[ScheduledChunk], int, int]) -> None:
     chunks, size, num_groups = step
-    batch = flatten(chunks, size, num_groups)
+    batch = flatten(chunks, size, WINDOWS[:num_groups])
     places = [(chunk, i) for chunk in chunks for i in range(chunk.start, chunk.start + chunk.num_tokens)]
     assert list(batch.tokens) == [chunk.sequence.tokens[i] for chunk, i in places]
     assert list(batch.positions) == [i for _, i in places]
@@ -52,7 +55,7 @@ def test_every_part_is_what_its_definition_says(step: tuple[list[ScheduledChunk]
     assert batch.decodes == [i for i, chunk in enumerate(chunks) if chunk.num_tokens == 1]
     assert sorted(batch.decodes + batch.prefills) == list(range(len(chunks)))
     assert batch.only_decodes == (not batch.prefills)
-    assert len(batch.groups) == num_groups
+    assert [blocks.window for blocks in batch.groups] == WINDOWS[:num_groups]
     for group, blocks in enumerate(batch.groups):
         tables = [[chunk.sequence.blocks, *chunk.sequence.other_tables][group] for chunk in chunks]
         own = {id(chunk): table for chunk, table in zip(chunks, tables, strict=True)}
@@ -66,7 +69,7 @@ def test_a_chunk_beyond_its_blocks_or_tokens_is_refused() -> None:
     with pytest.raises(IndexError, match="9 tokens need 3 blocks of 4 and have 2"):
         flatten([chunk_of(8, 1, [[5, 6]])], 4)
     with pytest.raises(IndexError, match="9 tokens need 3 blocks of 4 and have 1"):
-        flatten([chunk_of(3, 6, [[5, 6, 7], [1]])], 4, 2)
+        flatten([chunk_of(3, 6, [[5, 6, 7], [1]])], 4, WINDOWS[:2])
     beyond = chunk_of(3, 6, [[5, 6, 7]])
     with pytest.raises(IndexError, match="beyond the tokens"):
         flatten([beyond._replace(num_tokens=8)], 4)
@@ -74,7 +77,7 @@ def test_a_chunk_beyond_its_blocks_or_tokens_is_refused() -> None:
 
 def test_missing_decodes_are_the_first_token_in_the_scratch_block() -> None:
     batch = flatten([chunk_of(5, 1, [[3, 4]]), chunk_of(0, 1, [[7]])], 4)
-    padded = batch.padded(StepShape(4, only_decodes=True), 9, 4)
+    padded = batch.padded(StepShape(4, only_decodes=True), [9], 4)
     assert [list(part) for part in (padded.tokens, padded.positions)] == [[505, 0, 0, 0], [5, 0, 0, 0]]
     assert list(padded.query_starts) == [0, 1, 2, 3]
     assert padded.only_decodes
@@ -82,15 +85,15 @@ def test_missing_decodes_are_the_first_token_in_the_scratch_block() -> None:
     (blocks,) = padded.groups
     assert list(blocks.slots) == [17, 28, 36, 36]
     assert [blocks.tables[start] for start in blocks.table_starts] == [3, 7, 9, 9]
-    assert batch.padded(StepShape(2, only_decodes=True), 9, 4) is batch
+    assert batch.padded(StepShape(2, only_decodes=True), [9], 4) is batch
 
 
 @given(step=steps(), missing=st.integers(0, 20))
 def test_what_a_step_with_prefill_misses_is_one_chunk_within_the_scratch_block(
     step: tuple[list[ScheduledChunk], int, int], missing: int
 ) -> None:
-    chunks, size, _ = step
-    batch, scratch = flatten(chunks, size), 1000
+    chunks, size, num_groups = step
+    batch, scratch = flatten(chunks, size, WINDOWS[:num_groups]), [1000, 1001, 1002][:num_groups]
     padded = batch.padded(StepShape(len(batch.tokens) + missing, only_decodes=False), scratch, size)
     count = len(batch.tokens)
     assert padded.tokens == batch.tokens + array("i", [0] * missing)
@@ -98,12 +101,13 @@ def test_what_a_step_with_prefill_misses_is_one_chunk_within_the_scratch_block(
     assert padded.sample_rows == batch.sample_rows
     assert list(padded.query_lengths) == [*batch.query_lengths, *([missing] if missing else [])]
     assert list(padded.query_starts) == [*batch.query_starts, *([count] if missing else [])]
-    (blocks,), (own,) = padded.groups, batch.groups
-    assert blocks.slots[:count] == own.slots
-    assert list(blocks.slots[count:]) == [scratch * size + i % size for i in range(missing)]
-    table = blocks.tables[len(own.tables) :]
-    assert list(table) == [scratch] * -(-missing // size)
-    assert list(blocks.table_starts) == [*own.table_starts, *([len(own.tables)] if missing else [])]
+    for blocks, own, block in zip(padded.groups, batch.groups, scratch, strict=True):
+        assert blocks.window == own.window
+        assert blocks.slots[:count] == own.slots
+        assert list(blocks.slots[count:]) == [block * size + i % size for i in range(missing)]
+        table = blocks.tables[len(own.tables) :]
+        assert list(table) == [block] * -(-missing // size)
+        assert list(blocks.table_starts) == [*own.table_starts, *([len(own.tables)] if missing else [])]
 
 
 def test_a_step_is_not_padded_to_a_shape_that_it_does_not_fit() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
+from engine.api.block_groups import Window
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.cache.block_pool import BlockPool
@@ -20,7 +21,7 @@ FIRST_CHUNK = FIRST_CHUNKS[0]
 
 def make_scheduler(num_blocks: int = 100, block_size: int = 4, max_running: int = 8) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(num_blocks, block_size)
-    return Scheduler(SequenceMemory(pool), StepPacer(150, FittedCost()), max_running), pool
+    return Scheduler(SequenceMemory([pool]), StepPacer(150, FittedCost()), max_running), pool
 
 
 def make_sequences(name: str, prompt: list[int], candidates: int = 1) -> list[Sequence]:
@@ -150,6 +151,26 @@ def test_a_long_prompt_at_the_head_is_not_overtaken() -> None:
     assert names(run(scheduler)) == [("a", 15, 1)]
     scheduler.remove(first)
     assert names(run(scheduler))[0] == ("b", 0, 25)
+
+
+def test_a_prefill_that_others_share_with_takes_the_blocks_of_the_youngest_out_of_the_step() -> None:
+    """The window of a prompt's prefill passes blocks that a later sequence holds, so that nothing becomes free."""
+    pools = [BlockPool(100, 4), BlockPool(7, 4, Window(8))]
+    scheduler = Scheduler(SequenceMemory(pools, most_launched=8), StepPacer(150, FittedCost()), 8)
+    (first,) = make_sequences("first", list(range(40)))
+    scheduler.add([first])
+    assert [names(run(scheduler)) for _ in range(2)] == [[("first", 0, 8)], [("first", 8, 8)]]
+    (second,) = make_sequences("second", list(range(17)))
+    scheduler.add([second])
+    assert names(run(scheduler)) == [("first", 16, 8), ("second", 16, 1)]
+    assert set(first.tables[1][2:4]) == set(second.tables[1][2:4])
+    # The decode of the second is scheduled before the chunk that needs its blocks.
+    assert names(run(scheduler)) == [("first", 24, 8)]
+    assert scheduler.preemptions == 1
+    for _ in range(4):
+        assert names(run(scheduler))[0][0] == "first"
+    scheduler.remove(first)
+    assert names(run(scheduler))[0][0] == "second"
 
 
 def test_a_pool_that_cannot_hold_one_sequence_is_noticed() -> None:
