@@ -68,7 +68,8 @@ class ModelInfo:
     """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens.
 
     ``state_bytes`` are what recurrent layers carry for one sequence, 0 for models without such layers; of these states
-    up to ``num_snapshots`` copies are kept for later sequences.
+    up to ``num_snapshots`` copies are kept for later sequences. Where a sequence of more than ``original_context``
+    tokens is rotated by other frequencies than a shorter one (LongRoPE), that is above 0.
     """
 
     model_type: str
@@ -83,6 +84,7 @@ class ModelInfo:
     eos_ids: tuple[int, ...] = ()
     state_bytes: int = 0
     num_snapshots: int = 0
+    original_context: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, count
 
 # What identifies a full block: the identity of the block before it (the salt, for the first one) and its tokens.
-_Key = tuple[int | str, tuple[int, ...]]
+_Key = tuple[Hashable, tuple[int, ...]]
 
 
 class BlockPool:
@@ -59,10 +59,10 @@ class BlockPool:
         """How many blocks hold that many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def find_prefix(self, tokens: Sequence[int], salt: str) -> list[int]:
+    def find_prefix(self, tokens: Sequence[int], salt: Hashable) -> list[int]:
         """The blocks of the longest indexed prefix; never covers the last token, whose logits are always needed."""
         found: list[int] = []
-        parent: int | str = salt
+        parent = salt
         for index in range((len(tokens) - 1) // self.block_size):
             block = self._index.get((parent, self._tokens_of(tokens, index)))
             if block is None:
@@ -84,7 +84,7 @@ class BlockPool:
             self._share(block)
         return [*prefix, *(self._take() for _ in range(num_new))]
 
-    def register(self, blocks: Sequence[int], index: int, tokens: Sequence[int], salt: str) -> None:
+    def register(self, blocks: Sequence[int], index: int, tokens: Sequence[int], salt: Hashable) -> None:
         """Index block ``index`` of a sequence: it is full and computed, and those before it are registered."""
         parent = self._identities[blocks[index - 1]] if index else salt
         key = (parent, self._tokens_of(tokens, index))

@@ -68,7 +68,8 @@ class Core:
         self._slots = StateSlots(info.max_running, info.num_snapshots) if info.state_bytes else None
         stride = self._pool.blocks_for(config.state_stride) * info.block_size
         pacer = StepPacer(config.step_target_ms, cost or CostOverDecodes())
-        self._scheduler = Scheduler(SequenceMemory(self._pool, self._slots, stride), pacer, info.max_running)
+        memory = SequenceMemory(self._pool, self._slots, stride, info.original_context)
+        self._scheduler = Scheduler(memory, pacer, info.max_running)
         self._requests: dict[str, RequestState] = {}
         self._output = Output(self._requests, self._scheduler, tokenizer, runner.info)
         self._executor = Executor(runner, sampler, pacer, timer, self._requests, self._output.fail)

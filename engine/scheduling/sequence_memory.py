@@ -16,10 +16,16 @@ class SequenceMemory:
     sequence is likely to begin: every ``stride`` tokens (a multiple of the block size), at the end of what the next
     turn of a conversation repeats, and for several candidates at the end of their prompt. A chunk ends there. Each
     running sequence has a slot of its own, and as many may run as there are slots, so these are never waited for.
+
+    An ``original_context`` above 0 is the number of tokens beyond which all tokens of a sequence have other keys. What
+    was computed before is worth nothing then: ``has_outgrown`` says of which sequence.
     """
 
-    def __init__(self, pool: BlockPool, slots: StateSlots | None = None, stride: int = 0) -> None:
+    def __init__(
+        self, pool: BlockPool, slots: StateSlots | None = None, stride: int = 0, original_context: int = 0
+    ) -> None:
         self._pool = pool
+        self.original_context = original_context
         self._slots = slots
         self._stride = stride
         # Slots for snapshots of chunks that are scheduled and not committed, by the number of tokens at their end.
@@ -40,7 +46,8 @@ class SequenceMemory:
 
     def start(self, sequence: Sequence, spare: int) -> bool:
         """Give a sequence all that its known tokens need, if ``spare`` blocks are left then; finds its prefix."""
-        prefix = self._pool.find_prefix(sequence.tokens, sequence.request.salt)
+        sequence.is_long = 0 < self.original_context < len(sequence.tokens)
+        prefix = self._pool.find_prefix(sequence.tokens, sequence.salt)
         source = None
         while prefix and self._slots is not None:
             source = self._slots.find(self._pool.identity(prefix[-1]))
@@ -57,6 +64,14 @@ class SequenceMemory:
             sequence.state_start, sequence.state_source = sequence.num_computed, source
             sequence.has_lost_states = False
         return True
+
+    def has_outgrown(self, sequence: Sequence) -> bool:
+        """Whether a running sequence was begun within the original context and has more tokens, known or unread."""
+        return 0 < self.original_context < sequence.num_known and not sequence.is_long
+
+    def is_at_its_prompt(self, sequence: Sequence) -> bool:
+        """Whether a block of its prompt that another candidate could share is still to be computed."""
+        return sequence.num_prompt - sequence.num_computed > self._pool.block_size
 
     def has_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether its blocks hold ``num_tokens`` tokens."""
@@ -95,7 +110,7 @@ class SequenceMemory:
         sequence, size = chunk.sequence, self._pool.block_size
         stop = chunk.start + chunk.num_tokens
         for index in range(before // size, stop // size):
-            self._pool.register(sequence.blocks, index, sequence.tokens, sequence.request.salt)
+            self._pool.register(sequence.blocks, index, sequence.tokens, sequence.salt)
         if self._slots is None or chunk.snapshot is None:
             return
         reserved = self._reserved[sequence]

@@ -47,16 +47,17 @@ def expect(condition: bool, problem: str) -> None:
 
 
 def prefix_digests(sequence: Sequence, unread: Iterable[int] = ()) -> list[int]:
-    """For each token, what stands for all tokens up to it, under the request's salt."""
-    digest = crc32(sequence.request.salt.encode())  # the same in every process, unlike the hash of a text
+    """For each token, what stands for all tokens up to it, under the request's salt, and for how it is rotated."""
+    digest = crc32(sequence.request.salt.encode()) ^ sequence.is_long  # the same in every process, unlike hash(text)
     return [digest := hash((digest, token)) for token in (*sequence.tokens, *unread)]
 
 
 class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
-    A model with recurrent states carries the digest of the last token in the sequence's slot for states; a batch that
-    fails leaves there what means nothing.
+    All tokens of a sequence beyond the original context have other digests. A model with recurrent
+    states carries the digest of the last token in the sequence's slot for states; a batch that fails leaves there what
+    means nothing.
 
     ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
     batch fail, and ``check`` as if the device were lost; ``shortage`` may name memory as the reason. Each token takes a
@@ -115,8 +116,12 @@ class DigestRunner:
         return prefix_digests(sequence, [self.sampled[sequence.unread_row]] if sequence.num_unread else [])
 
     def _expect_what_was_computed(self, batch: Iterable[ScheduledChunk]) -> None:
+        original = self.info.original_context
         for chunk in batch:
             expect(chunk.start == chunk.sequence.num_launched, "chunk does not begin where the last one ended")
+            expect(
+                chunk.sequence.is_long == (0 < original < chunk.sequence.num_known), "a chunk is rotated as if shorter"
+            )
             for position, digest in enumerate(self._digests(chunk.sequence)[: chunk.start]):
                 held = self.slots.get(self._slot(chunk.sequence, position))
                 expect(held == digest, "a page holds another content")
@@ -188,10 +193,15 @@ class ScriptedSampler(DigestSampler):
 
 
 def model_info(
-    num_blocks: int = 64, block_size: int = 4, max_context: int = 128, snapshots: int | None = None
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_context: int = 128,
+    snapshots: int | None = None,
+    original_context: int = 0,
 ) -> ModelInfo:
     """With a number of ``snapshots`` the model has recurrent states."""
     info = ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, num_blocks, 8, (EOS_ID,))
+    info = replace(info, original_context=original_context)
     return info if snapshots is None else replace(info, state_bytes=1, num_snapshots=snapshots)
 
 

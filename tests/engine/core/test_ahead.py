@@ -224,9 +224,11 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @settings(max_examples=examples(120))
-@given(plans(), st.integers(0, 10), st.sampled_from([0, 2, 3]))
-def test_masks_thoughts_and_redraws_change_no_answer(plan: Plan, spare_blocks: int, redraws: int) -> None:
-    info = model_info(num_blocks=16 + spare_blocks, max_context=64)
+@given(plans(), st.integers(0, 10), st.sampled_from([0, 2, 3]), st.sampled_from([0, 0, 12, 33]))
+def test_masks_thoughts_and_redraws_change_no_answer(
+    plan: Plan, spare_blocks: int, redraws: int, original_context: int
+) -> None:
+    info = model_info(num_blocks=16 + spare_blocks, max_context=64, original_context=original_context)
 
     def told_by(core: Core) -> dict[str, Told]:
         told: dict[str, Told] = {}

@@ -66,8 +66,8 @@ def refuse_poison(batch: list[ScheduledChunk]) -> None:
 
 
 @cache
-def alone(request: Request) -> Told:
-    core, _ = make_core(info=model_info(max_context=CONTEXT))
+def alone(request: Request, original_context: int) -> Told:
+    core, _ = make_core(info=model_info(max_context=CONTEXT, original_context=original_context))
     return run_to_end(core, replace(request))[request.id]
 
 
@@ -81,9 +81,10 @@ def serve(
     ahead: bool,
     redraws: int = 0,
     snapshots: int | None = None,
+    original_context: int = 0,
 ) -> dict[str, Told]:
     step = 0
-    info = model_info(num_blocks=CONTEXT // 4 + spare_blocks, max_context=CONTEXT, snapshots=snapshots)
+    info = model_info(CONTEXT // 4 + spare_blocks, 4, CONTEXT, snapshots, original_context)
     core, runner = make_core(
         DigestSampler(redraws=redraws),
         info=info,
@@ -110,9 +111,9 @@ def serve(
     return told
 
 
-def expect_as_alone(guest: Guest, told: Told) -> None:
+def expect_as_alone(guest: Guest, told: Told, original_context: int) -> None:
     assert told.done is not None
-    expected = alone(guest.request)
+    expected = alone(guest.request, original_context)
     if told.done.error is None:
         assert (told.tokens, told.text, told.reasons) == (expected.tokens, expected.text, expected.reasons)
         return
@@ -145,6 +146,7 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     st.booleans(),
     st.sampled_from([None, 0, 2, 5]),
     st.sampled_from([None, 0, 1, 2, 9]),
+    st.sampled_from([0, 0, 7, 24, 40]),
 )
 def test_random_traffic(
     plan: list[Guest],
@@ -154,9 +156,10 @@ def test_random_traffic(
     early: bool,
     redraws: int | None,
     snapshots: int | None,
+    original_context: int,
 ) -> None:
     """``redraws`` is None where each step is read before the next one is launched, ``snapshots`` for a model without
-    recurrent states."""
+    recurrent states. Beyond an ``original_context`` above 0 sequences begin again."""
     told = serve(
         plan,
         spare_blocks,
@@ -166,8 +169,9 @@ def test_random_traffic(
         ahead=redraws is not None,
         redraws=redraws or 0,
         snapshots=snapshots,
+        original_context=original_context,
     )
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])
-        expect_as_alone(guest, told[guest.request.id])
+        expect_as_alone(guest, told[guest.request.id], original_context)
