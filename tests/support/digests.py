@@ -22,8 +22,8 @@ from engine.api.events import (
 )
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
-from engine.constraints.contracts import Grammars
-from engine.constraints.masks import Mask, allows
+from engine.constraints.contracts import Grammars, Matcher
+from engine.constraints.masks import Mask, allows, only
 from engine.core.core import Core
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.sequence import ScheduledChunk, Sequence
@@ -130,6 +130,46 @@ class DigestRunner:
         block = sequence.blocks[position // self.info.block_size]
         expect(0 <= block < self.info.num_blocks, "no such block")
         return block * self.info.block_size + position % self.info.block_size
+
+
+@dataclass
+class LowTokens:
+    """A grammar of ``length`` tokens from the lower half of the bytes."""
+
+    length: int
+    count: int = 0
+    error: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.count >= self.length
+
+    @property
+    def accepting(self) -> bool:
+        return self.stopped
+
+    def mask(self) -> Mask:
+        return only(range(FIRST_BYTE, FIRST_BYTE + 128), VOCAB_SIZE)
+
+    def allows(self, token_id: int) -> bool:
+        return FIRST_BYTE <= token_id < FIRST_BYTE + 128
+
+    def consume(self, token_id: int) -> None:
+        assert self.allows(token_id)
+        self.count += 1
+
+    def restart(self) -> None:
+        self.count = 0
+
+    def copy(self) -> LowTokens:
+        return replace(self)
+
+
+class LowGrammars:
+    """Builds ``LowTokens`` of the length that the grammar says."""
+
+    def build(self, grammar: str) -> Matcher:
+        return LowTokens(int(grammar))
 
 
 def nearest(token: int, mask: Mask | None) -> int:

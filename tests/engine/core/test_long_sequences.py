@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.digests import (
     DigestRunner,
     DigestSampler,
+    LowGrammars,
     Told,
     WrongPage,
     make_core,
@@ -18,7 +19,6 @@ from support.digests import (
     run_to_end,
 )
 from support.examples import examples
-from test_ahead import LowGrammars
 
 from engine.api.requests import Request
 from engine.scheduling.sequence import Sequence
