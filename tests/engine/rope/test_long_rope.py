@@ -95,6 +95,18 @@ def test_each_token_is_rotated_as_its_text(family: str, name: str, config: str) 
         assert torch.equal(cosines_and_sines(ours, positions, layer_type)[..., 1:4, :], expected[1]), "short by itself"
 
 
+def test_a_token_with_several_positions_is_rotated_as_its_text() -> None:
+    known = ("qwen3_vl", "Qwen3VLTextRotaryEmbedding", "Qwen3VLTextConfig")
+    own, ours = (rotary(*known, CLASSES[known]) for _ in range(2))
+    rotating = rotate_by_text(model_of(ours), ORIGINAL, LONGEST)
+    short = torch.tensor([[[3, 4, 5]], [[3, 3, 4]], [[3, 6, 7]]])
+    long = torch.tensor([[[30, 31]], [[2, 2]], [[30, 33]]])
+    with rotating.rotating(torch.tensor([False] * 3 + [True] * 2)):
+        found = torch.stack(ours(torch.zeros(1), torch.cat([short, long], dim=-1)))
+    expected = [torch.stack(own(torch.zeros(1), positions)) for positions in (short, long)]
+    assert torch.equal(found, torch.cat(expected, dim=-2))
+
+
 def test_another_original_context_is_refused_by_name() -> None:
     longer = {**LONG, "original_max_position_embeddings": 2 * ORIGINAL}
     module = rotary("gemma3", "Gemma3RotaryEmbedding", "Gemma3TextConfig", {**LAYERED, "sliding_attention": longer})
