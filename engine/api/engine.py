@@ -66,11 +66,13 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens.
+    """What a loaded engine can do. ``max_context`` counts prompt and answer together, in tokens; ``context_limit`` says
+    why the model allows no more, where its positions do not tell.
 
     ``groups`` are the blocks of the layers that see equally much of the past. ``state_bytes`` are what recurrent layers
     carry for one sequence, 0 for models without such layers; of these states up to ``num_snapshots`` copies are kept
-    for later sequences.
+    for later sequences. Where a sequence of more than ``original_context`` tokens is rotated by other frequencies than
+    a shorter one (LongRoPE), that is above 0.
     """
 
     model_type: str
@@ -85,6 +87,8 @@ class ModelInfo:
     eos_ids: tuple[int, ...] = ()
     state_bytes: int = 0
     num_snapshots: int = 0
+    original_context: int = 0
+    context_limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

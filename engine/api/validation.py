@@ -30,9 +30,10 @@ def _problems(request: Request, info: ModelInfo, config: EngineConfig) -> Iterat
         yield "prompt is empty; give at least one token."
         return
     if len(prompt) >= info.max_context:
+        because = f" ({info.context_limit})" if info.context_limit else ""
         yield (
-            f"prompt has {len(prompt)} tokens, but the context holds {info.max_context}, prompt and answer together; "
-            f"shorten it to at most {info.max_context - 1}."
+            f"prompt has {len(prompt)} tokens, but the context holds {info.max_context}, prompt and answer together"
+            f"{because}; shorten it to at most {info.max_context - 1}."
         )
     outside = min(prompt) if min(prompt) < 0 else max(prompt)
     if not 0 <= outside < info.vocab_size:

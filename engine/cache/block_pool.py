@@ -13,13 +13,19 @@ from engine.api.block_groups import Window
 _KEY_BYTES = 32
 
 
-def extend_keys(keys: list[bytes], count: int, tokens: Sequence[int], block_size: int, salt: str) -> None:
+def extend_keys(
+    keys: list[bytes], count: int, tokens: Sequence[int], block_size: int, salt: str, *, is_long: bool = False
+) -> None:
     """Bring ``keys``, those of the first full blocks of a sequence, to ``count`` of them.
 
-    A key identifies a block's tokens and all tokens before them under a ``salt``: it is a cryptographic digest of the
-    key before it and the block's tokens, so no two contents have the same one.
+    A key identifies a block's tokens and all tokens before them under a ``salt``, and whether they are computed as
+    those of a long text (``Sequence.is_long``): it is a cryptographic digest of the key before it and the block's
+    tokens, so no two contents have the same one.
     """
-    key = keys[-1] if keys else blake2b(salt.encode(), digest_size=_KEY_BYTES).digest()
+    if keys:
+        key = keys[-1]
+    else:
+        key = blake2b(salt.encode(), digest_size=_KEY_BYTES, person=b"long" if is_long else b"").digest()
     for index in range(len(keys), count):
         own = array("q", tokens[index * block_size : (index + 1) * block_size])
         assert len(own) == block_size, "only full blocks have a key"

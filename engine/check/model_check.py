@@ -17,13 +17,20 @@ from engine.cache.state_tensors import slot_bytes
 from engine.check.model_parts import active_parameters, inputs_of
 from engine.device.device_memory import all_bytes, free_bytes
 from engine.model.config_file import read_config
-from engine.model.eligibility import config_of, described, longest_context, require_eligible, require_weights
+from engine.model.eligibility import (
+    config_of,
+    described,
+    longest_context,
+    original_context,
+    require_eligible,
+    require_weights,
+)
 from engine.model.loader import loading_dtype, resolve_device
 from engine.model.probe import Probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import Rehearsed, rehearse
 from engine.model.weight_files import loaded_dtype, room_problem, stored_dtype
-from engine.native.decoder import require_known
+from engine.native.decoder import require_known, require_one_rotation
 from engine.native.errors import NotNative
 from engine.native.library import find_compiler
 from engine.platforms.recipe import platform_of
@@ -141,11 +148,13 @@ def _measure(
             facts["cache_tokens"] = max(plan.max_context, plan.groups[0].num_blocks * config.block_size)
         except ModelRefused:
             facts["cache_tokens"] = 0  # what is free now does not even hold the weights
-    facts["not_native"] = _why_not_native(rehearsed, config, device, loaded)
+    facts["not_native"] = _why_not_native(rehearsed, config, context, device, loaded)
     facts["native"] = not facts["not_native"]
 
 
-def _why_not_native(rehearsed: Rehearsed, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+def _why_not_native(
+    rehearsed: Rehearsed, config: EngineConfig, context: int, device: torch.device, dtype: torch.dtype
+) -> str:
     """Why the model is computed by torch; empty where it is built so that C code computes it."""
     assert rehearsed.probe is not None
     if not config.native:
@@ -153,6 +162,7 @@ def _why_not_native(rehearsed: Rehearsed, config: EngineConfig, device: torch.de
     try:
         no_blocks = KVCache([], 1, config.block_size, dtype=dtype, device=device)
         require_known(rehearsed.model, rehearsed.probe.layers, no_blocks)
+        require_one_rotation(original_context(rehearsed.model.config), context)
         find_compiler()
     except NotNative as reason:
         return str(reason)

@@ -70,7 +70,7 @@ class Core:
         self._pools = [BlockPool(group.num_blocks, info.block_size, group.window) for group in info.groups]
         self._slots = StateSlots(info.max_running, info.num_snapshots) if info.state_bytes else None
         stride = self._pools[0].blocks_for(config.state_stride) * info.block_size
-        memory = SequenceMemory(self._pools, launched, self._slots, stride)
+        memory = SequenceMemory(self._pools, launched, self._slots, stride, info.original_context)
         pacer = StepPacer(config.step_target_ms, cost or CostOverDecodes())
         self._scheduler = Scheduler(memory, pacer, info.max_running)
         self._requests: dict[str, RequestState] = {}

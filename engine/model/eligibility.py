@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.failures import refused_as, sentence
 from engine.model.architecture import STATE_LAYERS, SUPPORTED_LAYERS
 from engine.model.config_file import read_config
 from engine.model.refusals import quantised
+from engine.rope.long_rope import takes_long_factors
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 """What transformers calls the interface in the modules of models that use it."""
@@ -130,23 +132,32 @@ def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:
             f"{text.model_type} names no max_position_embeddings; set max_context to the tokens that it was trained on"
         )
     reason = ""
-    original = _position_limit_of_stretched_rope(text)
-    if original is not None and original < limit:
-        limit, reason = original, f"its rotary embedding changes beyond {original} tokens, for all sequences of a step"
+    original = _original_context(text, lambda rope: rope.get("rope_type") == "dynamic" and not rope.get("alpha"))
+    if original is not None and original <= limit:
+        limit = original
+        reason = f"its rotary embedding is dynamic: beyond {original} tokens every further one changes it for all"
     if config.max_context is None:
         return limit, reason
     if not 1 <= config.max_context <= limit:
-        raise ModelRefused(f"max_context is {config.max_context}, but {text.model_type} allows 1 to {limit} tokens")
-    return config.max_context, ""
+        because = f", because {reason}" if reason else ""
+        raise ModelRefused(
+            f"max_context is {config.max_context}, but {text.model_type} allows 1 to {limit} tokens{because}"
+        )
+    return config.max_context, reason if config.max_context == limit else ""
 
 
-def _position_limit_of_stretched_rope(text: Any) -> int | None:
-    """The length beyond which the longest sequence of a batch changes the rotary frequencies of all; None if never."""
+def original_context(model_config: Any) -> int | None:
+    """The tokens beyond which a text is rotated otherwise, all of it and once (LongRoPE); None if no text is."""
+    return _original_context(model_config.get_text_config(), takes_long_factors)
+
+
+def _original_context(text: Any, is_meant: Callable[[dict[str, Any]], bool]) -> int | None:
+    """The shortest original context of the rotary embeddings that are meant; None if none is."""
     parameters = getattr(text, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     limits = [
         rope.get("original_max_position_embeddings") or text.max_position_embeddings
         for rope in (nested or [parameters])
-        if rope.get("rope_type") in ("longrope", "dynamic")
+        if is_meant(rope)
     ]
     return min(limits, default=None)

@@ -26,13 +26,21 @@ from engine.device.allocator import take_first_memory
 from engine.device.device_memory import advice_on, refused_without_memory
 from engine.failures import refused_as
 from engine.model import attention_hook
-from engine.model.eligibility import config_of, longest_context, require_eligible, require_weights, served_class
+from engine.model.eligibility import (
+    config_of,
+    longest_context,
+    original_context,
+    require_eligible,
+    require_weights,
+    served_class,
+)
 from engine.model.latent import keep_latents
 from engine.model.probe import Probe, probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import rehearse
 from engine.model.weight_files import require_room
 from engine.recurrent.proof import require_equal_states
+from engine.rope.long_rope import LongRope, rotate_by_text
 from engine.rope.query_scale import scale_queries
 
 LARGE = 1_000_000_000
@@ -46,6 +54,7 @@ class LoadedModel:
     """A model on its device, in evaluation mode, switched to the paged attention but not bound to a backend yet.
 
     ``max_context`` is what the model's positions allow, in tokens; ``limit`` says what shortened it, if anything did.
+    ``long_rope`` rotates the tokens of its steps, where texts within that context are rotated in two ways.
     """
 
     module: Any
@@ -53,6 +62,7 @@ class LoadedModel:
     max_context: int
     limit: str
     config_eos_ids: tuple[int, ...]
+    long_rope: LongRope | None = None
 
 
 def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
@@ -86,7 +96,10 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
         scale_queries(module)
         probed = keep_latents(partial(probe, module, text_config)).grouped(max_context)
         require_equal_states(probed.mixers, text_config.hidden_size)
-    return LoadedModel(module, probed, max_context, limit, _eos_ids(module))
+        original, long_rope = original_context(model_config), None
+        if original is not None and original < max_context:
+            long_rope = rotate_by_text(module, original, max_context)
+    return LoadedModel(module, probed, max_context, limit, _eos_ids(module), long_rope)
 
 
 def resolve_device(name: str) -> torch.device:

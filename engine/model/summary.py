@@ -31,6 +31,8 @@ def model_info(model: LoadedModel, plan: CachePlan, config: EngineConfig, eos_id
         eos_ids=tuple(sorted(token for token in eos_ids if 0 <= token < model.probe.vocab_size)),
         state_bytes=slot_bytes(model.probe.states),
         num_snapshots=plan.num_snapshots,
+        original_context=0 if model.long_rope is None else model.long_rope.original,
+        context_limit=model.limit if plan.max_context == model.max_context else "",
     )
 
 
@@ -87,6 +89,11 @@ def log_summary(
             "Beside weights and cache, the largest steps take up to %.0f MiB; torch holds %.0f MiB that nothing uses",
             step_bytes / 2**20,
             idle_bytes(model.module.device) / 2**20,
+        )
+    if model.long_rope is not None:
+        _log.info(
+            "Texts of more than %d tokens are rotated by the long factors; one that grows beyond is computed again",
+            model.long_rope.original,
         )
     if model.limit:
         _log.warning("The context is %d tokens: %s", model.max_context, model.limit)

@@ -18,7 +18,7 @@ from engine.closeness import difference
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.model.probe import set_attention
-from engine.native.decoder import describe, require_known
+from engine.native.decoder import describe, require_known, require_one_rotation
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.native.library import load_library
 from engine.native.runner import NativeRunner
@@ -46,6 +46,7 @@ def native_runner(
         if not config.native:
             raise NotNative("native is off in the configuration")
         require_known(model.module, model.probe.layers, cache)
+        require_one_rotation(info.original_context, info.max_context)
         turns = read_turns(model.module, info.max_context, model.probe.layers[0].shape.key_size)
         require_formula(model.module, model.probe.layers, turns)
         progress("compiling", 0.0)

@@ -65,6 +65,18 @@ def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Non
     _require_sizes(module, config.hidden_size, probed[0].shape)
 
 
+def require_one_rotation(original_context: int | None, max_context: int) -> None:
+    """Raises ``NotNative`` where a text of ``max_context`` tokens is rotated otherwise than a short one (LongRoPE).
+
+    The C code has one table of cosines and sines, by position; two would be a second look-up for every token.
+    """
+    if original_context and original_context < max_context:
+        raise NotNative(
+            f"beyond {original_context} tokens its texts are rotated by other factors (longrope), and the C code has "
+            f"one table of angles; a max_context of {original_context} leaves it one"
+        )
+
+
 def _require_sizes(module: Any, hidden: int, shape: KVShape) -> None:
     """All layers must have the size of the first one: the C code has one set of buffers for all of them."""
     body, head, size = module.model, module.get_output_embeddings(), shape.key_size

@@ -45,7 +45,7 @@ class NativeRunner:
         Raises ``IndexError`` for a step beyond the cache or the context, and ``NotImplementedError`` for what the C
         code does not compute.
         """
-        batch.require_none("position_axes", "key_limits", by="the native forward")
+        batch.require_none("position_axes", "key_limits", "long_tokens", by="the native forward")
         # The C code writes where it is told to: what lies outside of the cache is an error and not a crash.
         tables = array("i")
         for blocks, group in zip(batch.groups, self.info.groups, strict=True):

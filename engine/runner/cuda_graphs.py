@@ -1,7 +1,7 @@
 """Steps that are recorded once for each shape and replayed: one launch, where Python would launch kernel by kernel.
 
-What a step is (tokens, positions, rows that sample, slots, block tables) lies in buffers that never move. A step of
-fewer tokens than were recorded is padded; what pads it lives in a block that no sequence owns.
+What a step is (tokens, positions, rows that sample, slots, block tables, tokens of long texts) lies in buffers that
+never move. A step of fewer tokens than were recorded is padded; what pads it lives in a block that no sequence owns.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine.attention.base import GraphAttention
 from engine.device.staging import StagedNumbers
 from engine.model.loader import Progress
 from engine.recurrent.states import RecurrentStates
+from engine.rope.long_rope import LongRope
 from engine.scheduling.flat_batch import FlatBatch, StepShape, flatten
 
 # Runs a computation once and returns what runs it again, on the same tensors.
@@ -75,6 +76,7 @@ class RecordedSteps:
         record: Recorder,
         sampled: torch.Tensor,
         states: RecurrentStates | None = None,
+        long_rope: LongRope | None = None,
     ) -> None:
         self._module = module
         self._attention = attention
@@ -86,6 +88,8 @@ class RecordedSteps:
         self._sampled = sampled
         self._device = torch.device(info.device)
         self._states = states
+        self._long_rope = long_rope
+        self._nothing = flatten([], info.block_size, self._windows, long_rope=long_rope is not None)
         self._scratch_slot = info.max_running + info.num_snapshots
         self._decodes, self._prefills = recorded_shapes(info)
         if states is not None:
@@ -93,7 +97,7 @@ class RecordedSteps:
         shapes = self._decodes + self._prefills
         attention.reserve(shapes, info.max_running, -(-info.max_context // info.block_size))
         most = max(shape.tokens for shape in shapes)
-        self._inputs = StagedNumbers(2 * most + info.max_running, self._device)
+        self._inputs = StagedNumbers((2 if long_rope is None else 3) * most + info.max_running, self._device)
         self.logits = torch.zeros(info.max_running, info.vocab_size, device=self._device)
         self._replays: dict[StepShape, Callable[[], None]] = {}
 
@@ -113,7 +117,7 @@ class RecordedSteps:
             replays: dict[StepShape, Callable[[], None]] = {}
             for shape in reversed(kind):
                 progress("recording steps", (len(self._replays) + len(replays)) / total)
-                self._fill(flatten([], self._block_size, self._windows), shape)
+                self._fill(self._nothing, shape)
                 replays[shape] = self._record(partial(self._compute, shape))
             self._replays |= replays
         progress("recording steps", 1.0)
@@ -122,7 +126,7 @@ class RecordedSteps:
         """How long the device takes for each recorded shape, with short sequences and without sampling: measured."""
         found = {}
         for shape, replay in self._replays.items():
-            self._fill(flatten([], self._block_size, self._windows), shape)
+            self._fill(self._nothing, shape)
             replay()  # once before, because the first replay also brings the recording to the device
             self._wait()
             started = time.perf_counter()
@@ -149,7 +153,8 @@ class RecordedSteps:
         padded = batch.padded(shape, self._scratch_blocks, self._block_size, self._scratch_slot)
         rows = batch.sample_rows
         no_rows = array("i", [0]) * (self._num_rows(shape) - len(rows))
-        self._inputs.upload(padded.tokens + padded.positions + rows + no_rows)
+        numbers = padded.tokens + padded.positions + rows + no_rows
+        self._inputs.upload(numbers if padded.long_tokens is None else numbers + padded.long_tokens)
         self._attention.fill(padded, shape)
         if self._states is not None:
             self._states.fill(padded)
@@ -160,12 +165,17 @@ class RecordedSteps:
             self._states.capture(shape)
         count, num_rows = shape.tokens, self._num_rows(shape)
         tokens, positions, rows = self._inputs.numbers[: 2 * count + num_rows].long().split((count, count, num_rows))
-        output = self._module(
-            input_ids=known_ids(tokens, self._sampled)[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=rows,
-        )
+        rotating: AbstractContextManager[None] = nullcontext()
+        if self._long_rope is not None:
+            start = 2 * count + num_rows
+            rotating = self._long_rope.rotating(self._inputs.numbers[start : start + count].bool())
+        with rotating:
+            output = self._module(
+                input_ids=known_ids(tokens, self._sampled)[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=rows,
+            )
         self.logits[:num_rows].copy_(output.logits[0])
 
     def _num_rows(self, shape: StepShape) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Chunks
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -43,6 +44,7 @@ class ModelRunner:
         self._windows = model.probe.windows
         self.sampled = torch.zeros(info.max_running, dtype=torch.long, device=self._device)
         self.recorded: RecordedSteps | None = None
+        self._long_rope = model.long_rope
         self._is_short = False  # a step has just failed for want of memory
         for layer in model.probe.layers:
             chunk_size = layer.window.size if layer.window and layer.window.chunked else None
@@ -68,7 +70,14 @@ class ModelRunner:
             return
         with torch.inference_mode():
             recorded = RecordedSteps(
-                self._model, self.attention, self.info, scratch_blocks, record, self.sampled, self._states
+                self._model,
+                self.attention,
+                self.info,
+                scratch_blocks,
+                record,
+                self.sampled,
+                self._states,
+                self._long_rope,
             )
             try:
                 recorded.capture(progress)
@@ -85,12 +94,18 @@ class ModelRunner:
 
         They are valid until the next call.
         """
-        has_states = self._states is not None
-        return self.compute(flatten(chunks, self.info.block_size, self._windows, states=has_states))
+        has_states, long_rope = self._states is not None, self._long_rope is not None
+        batch = flatten(chunks, self.info.block_size, self._windows, states=has_states, long_rope=long_rope)
+        return self.compute(batch)
 
     def compute(self, batch: FlatBatch) -> torch.Tensor:
-        """``forward`` of a step that is laid out already, with all that it brings beside token ids."""
+        """``forward`` of a step that is laid out already, with all that it brings beside token ids.
+
+        Raises ``ValueError`` where it does not say which tokens are of long texts, and the model has to know.
+        """
         logits: torch.Tensor
+        if self._long_rope is not None and batch.long_tokens is None:
+            raise ValueError("the step has no long_tokens, by which this model is rotated; lay it out with long_rope")
         if self._is_short:
             # Only here nothing keeps the tensors of the step that failed: its error did.
             self._is_short = False
@@ -117,9 +132,10 @@ class ModelRunner:
                     self._on_device(batch.positions) if axes is None else torch.stack([*map(self._on_device, axes)])
                 )
                 rows_kept = self._on_device(batch.sample_rows)
-                output = self._model(
-                    **inputs, position_ids=positions[..., None, :], use_cache=False, logits_to_keep=rows_kept
-                )
+                with self._rotating(batch):
+                    output = self._model(
+                        **inputs, position_ids=positions[..., None, :], use_cache=False, logits_to_keep=rows_kept
+                    )
                 logits = output.logits[0].float()
             if self._states is not None:
                 self._states.keep(batch)
@@ -135,6 +151,11 @@ class ModelRunner:
     def check(self) -> None:
         """Raises ``EngineUnavailable`` if the device is lost."""
         require_device(self._device)
+
+    def _rotating(self, batch: FlatBatch) -> AbstractContextManager[None]:
+        if self._long_rope is None or batch.long_tokens is None:
+            return nullcontext()
+        return self._long_rope.rotating(self._on_device(batch.long_tokens).bool())
 
     def _on_device(self, numbers: array[int]) -> torch.Tensor:
         if not numbers:

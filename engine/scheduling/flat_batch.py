@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, compress
+from itertools import accumulate, chain, compress, repeat
 from operator import add, eq
 from typing import Any, NamedTuple
 
@@ -86,6 +86,8 @@ class FlatBatch:
     ``state_loads`` (source, slot) brings the states of a sequence that begins with it into its slot: those of another
     slot, or with the source None zeros. After the step, each of ``state_saves`` (slot, target) keeps a copy.
 
+    Where long texts are rotated otherwise, ``long_tokens`` [tokens] is 1 for each token of one and else 0.
+
     Raises ``ValueError`` where one of these does not fit the tokens.
     """
 
@@ -101,6 +103,7 @@ class FlatBatch:
     state_slots: array[int] = field(default_factory=lambda: array("i"))
     state_loads: tuple[tuple[int | None, int], ...] = ()
     state_saves: tuple[tuple[int, int], ...] = ()
+    long_tokens: array[int] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
@@ -109,6 +112,8 @@ class FlatBatch:
                 raise ValueError(
                     f"position_axes[{axis}] has {len(numbers)} positions for {count} tokens; give each one"
                 )
+        if self.long_tokens is not None and len(self.long_tokens) != count:
+            raise ValueError(f"long_tokens has {len(self.long_tokens)} entries for {count} tokens; give each one")
         if self.embeddings is not None:
             rows, vectors = self.embeddings
             if len(rows) != len(vectors):
@@ -150,14 +155,6 @@ class FlatBatch:
         for name in fields:
             if getattr(self, name) is not None:
                 raise NotImplementedError(f"{by} cannot compute a step with {name}; torch and gathered attention can")
-
-    def only_group(self, by: str) -> GroupBlocks:
-        """The blocks of the one layer group. Raises ``NotImplementedError`` where there are more than ``by`` knows."""
-        if len(self.groups) != 1:
-            raise NotImplementedError(
-                f"{by} cannot compute a step of {len(self.groups)} layer groups; torch and gathered attention can"
-            )
-        return self.groups[0]
 
     def padded(
         self, shape: StepShape, scratch_blocks: Sequence[int], block_size: int, scratch_slot: int = 0
@@ -203,6 +200,7 @@ class FlatBatch:
             state_slots=self.state_slots + array("i", [scratch_slot]) * chunks,
             state_loads=self.state_loads,
             state_saves=self.state_saves,
+            long_tokens=None if self.long_tokens is None else self.long_tokens + zeros,
         )
 
 
@@ -212,11 +210,13 @@ def flatten(
     windows: Sequence[Window | None] = (None,),
     *,
     states: bool = False,
+    long_rope: bool = False,
     position_axes: tuple[array[int], ...] | None = None,
     embeddings: EmbeddingRows | None = None,
     key_limits: array[int] | None = None,
 ) -> FlatBatch:
-    """Lay out the tokens of ``chunks``, their blocks in the layer groups with these ``windows``, and their ``states``.
+    """Lay out the tokens of ``chunks``, their blocks in the layer groups with these ``windows``, their ``states``, and
+    with ``long_rope`` whether they are of long texts.
 
     Raises ``IndexError`` where a chunk reaches beyond the tokens or the block table of its sequence.
     """
@@ -259,7 +259,8 @@ def flatten(
         position_axes,
         embeddings,
         key_limits,
-        *(_state_moves(sequences, starts, snapshots) if states else ()),
+        *(_state_moves(sequences, starts, snapshots) if states else (array("i"), (), ())),
+        array("i", chain.from_iterable(map(repeat, [s.is_long for s in sequences], counts))) if long_rope else None,
     )
 
 

@@ -26,6 +26,9 @@ class Scheduler:
     Nothing can deadlock: the oldest one takes from all others until it advances, and alone it fits, because the pool of
     each layer group has as many blocks as one sequence of the longest context ever holds there, and what no sequence
     holds can be handed out. It ends after finitely many steps, and then another one is the oldest.
+
+    A sequence that outgrows the original context, where there is one, is computed again from its first token on: once,
+    and without losing its place. Of several candidates one goes first, so that the others find the prompt.
     """
 
     def __init__(self, memory: SequenceMemory, pacer: StepPacer, max_running: int) -> None:
@@ -81,6 +84,8 @@ class Scheduler:
         if self._memory.has_states:
             for sequence in [one for one in reversed(self._running) if one.has_lost_states]:
                 self._preempt(sequence)
+        if self._memory.original_context:
+            self._begin_outgrown_again()
         batch, num_unread = self._decodes()
         num_prompts = self.num_running + self.num_waiting - len(batch) - num_unread
         budget = self._pacer.prefill_budget(len(batch), num_prompts)
@@ -117,14 +122,15 @@ class Scheduler:
         assert self._blocked_head is None or self._blocked_head[0] in known, "a sequence that ended is remembered"
 
     def _decodes(self) -> tuple[list[ScheduledChunk], int]:
-        """The decodes of the next step, and how many sequences are left out because their last token is not read."""
+        """The decodes of the next step, and how many sequences are left out because their last token is not read, or
+        because they begin again once another candidate has computed their prompt."""
         batch: list[ScheduledChunk] = []
         left_out = 0
         for sequence in list(self._running):
             start = sequence.num_launched
             if len(sequence.tokens) + sequence.num_unread - start != 1 or sequence not in self._running:
                 continue  # still in prefill, or preempted for one before it
-            if sequence.num_unread and not sequence.runs_ahead:
+            if (sequence.num_unread and not sequence.runs_ahead) or self._memory.has_outgrown(sequence):
                 left_out += 1
             elif start < sequence.reach or self._make_room(batch, sequence, start + 1):
                 batch.append(self._memory.chunk(sequence, start, 1))
@@ -163,9 +169,32 @@ class Scheduler:
             batch[:] = [chunk for chunk in batch if chunk.sequence is not youngest]
         return True
 
+    def _begin_outgrown_again(self) -> None:
+        first = {one.request.id for one in self._running if one.is_long and self._memory.is_at_its_prompt(one)}
+        for sequence in [one for one in self._running if not one.num_unread and self._memory.has_outgrown(one)]:
+            if sequence.request.id in first or sequence not in self._running:
+                continue  # it will find the prompt, or was preempted for one before it
+            self._release(sequence)
+            if self._start_in_place(sequence) and self._memory.is_at_its_prompt(sequence):
+                first.add(sequence.request.id)
+
+    def _start_in_place(self, sequence: Sequence) -> bool:
+        """Give a running sequence that holds nothing what it needs, preempting the youngest if need be; False if it has
+        to wait itself."""
+        while not self._memory.start(sequence, spare=0):
+            youngest = next(reversed(self._running))
+            if youngest is sequence:
+                self._put_back(sequence)
+                return False
+            self._preempt(youngest)
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
-        del self._running[sequence]
         self._release(sequence)
+        self._put_back(sequence)
+
+    def _put_back(self, sequence: Sequence) -> None:
+        del self._running[sequence]
         self._preempted.add(sequence)
         self._queue_first(sequence)
         self.preemptions += 1

@@ -30,6 +30,8 @@ class Sequence:
     Where layers carry states, they are in ``state_slot`` while it runs. The chunk that begins at ``state_start`` finds
     there what is in slot ``state_source``, or with None zeros. With ``has_lost_states`` something that was discarded
     has advanced them, so that they are no longer those of its computed tokens.
+
+    With ``is_long`` all of its tokens are computed as those of a text beyond the model's original context (LongRoPE).
     """
 
     request: Request
@@ -52,6 +54,7 @@ class Sequence:
     state_start: int = 0
     state_source: int | None = None
     has_lost_states: bool = False
+    is_long: bool = False
 
     @property
     def tables(self) -> tuple[MutableSequence[int], ...]:

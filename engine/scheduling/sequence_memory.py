@@ -28,11 +28,20 @@ class SequenceMemory:
     sequence is likely to begin: every ``stride`` tokens (a multiple of the block size), at the end of what the next
     turn of a conversation repeats, and for several candidates at the end of their prompt. A chunk ends there. Each
     running sequence has a slot of its own, and as many may run as there are slots, so these are never waited for.
+
+    An ``original_context`` above 0 is the number of tokens beyond which all tokens of a sequence have other keys. What
+    was computed before is worth nothing then: ``has_outgrown`` says of which sequence.
     """
 
     def __init__(
-        self, pools: Several[BlockPool], most_launched: int = 0, slots: StateSlots | None = None, stride: int = 0
+        self,
+        pools: Several[BlockPool],
+        most_launched: int = 0,
+        slots: StateSlots | None = None,
+        stride: int = 0,
+        original_context: int = 0,
     ) -> None:
+        self.original_context = original_context
         self._pools = pools
         self._size = pools[0].block_size
         self._most_launched = most_launched
@@ -59,9 +68,13 @@ class SequenceMemory:
     def start(self, sequence: Sequence, spare: int) -> bool:
         """Give a sequence what its known tokens need, if ``spare`` blocks of each group are left then; finds its
         prefix."""
+        is_long = 0 < self.original_context < len(sequence.tokens)
+        if is_long != sequence.is_long:
+            sequence.is_long = is_long
+            sequence.block_keys.clear()
         # Never all of its tokens: the logits of the last one are always needed.
         keys, count = sequence.block_keys, (len(sequence.tokens) - 1) // self._size
-        extend_keys(keys, count, sequence.tokens, self._size, sequence.request.salt)
+        self._extend_keys(sequence, count)
         found, source = self._find_prefix(keys[:count])
         position, taken = found * self._size, []
         for group, pool in enumerate(self._pools):
@@ -84,8 +97,17 @@ class SequenceMemory:
             sequence.has_lost_states = False
         return True
 
+    def has_outgrown(self, sequence: Sequence) -> bool:
+        """Whether a running sequence was begun within the original context and has more tokens, known or unread."""
+        return 0 < self.original_context < sequence.num_known and not sequence.is_long
+
+    def is_at_its_prompt(self, sequence: Sequence) -> bool:
+        """Whether a block of its prompt that another candidate could share is still to be computed."""
+        return sequence.num_prompt - sequence.num_computed > self._size
+
     def extend(self, sequence: Sequence, stop: int) -> bool:
         """Have a running sequence hold the blocks of its tokens up to ``stop``; False where a group has none left.
+
 
         What windows have passed is given back on the way.
         """
@@ -135,7 +157,7 @@ class SequenceMemory:
         """Index the blocks that a sequence with ``before`` computed tokens has filled by ``chunk``."""
         sequence, size = chunk.sequence, self._size
         stop, keys = (chunk.start + chunk.num_tokens) // size, sequence.block_keys
-        extend_keys(keys, stop, sequence.tokens, size, sequence.request.salt)
+        self._extend_keys(sequence, stop)
         for pool, table in zip(self._pools, sequence.tables, strict=True):
             for index in range(before // size, stop):
                 pool.register(table[index], keys[index])
@@ -163,6 +185,10 @@ class SequenceMemory:
             found = map(self._pools[0].find, self._slots.keys)
             assert all(block is not None for block in found), "a snapshot outlived its block"
             assert self._reserved.keys() <= set(running), "a snapshot is reserved by a sequence that ended"
+
+    def _extend_keys(self, sequence: Sequence, count: int) -> None:
+        salt, is_long = sequence.request.salt, sequence.is_long
+        extend_keys(sequence.block_keys, count, sequence.tokens, self._size, salt, is_long=is_long)
 
     def _find_prefix(self, keys: Several[bytes]) -> tuple[int, int | None]:
         """How many of the blocks with these keys need not be computed, and the slot of the states after them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from engine.api.engine import ModelInfo
 from engine.api.sampling import Thinking
 from server.config.models_file import ModelSpec
 from server.convert.chat_tokenizer import ChatTokenizer, TooManyTokens
@@ -92,23 +93,25 @@ async def prompt_tokens(context: int, conversation: Conversation, tokenizer: Cha
     return total, await _document_tokens(total, conversation, tokenizer)
 
 
-async def prompt_within(context: int, conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list[int], int]:
-    """The prompt, if it leaves room for an answer in a context of ``context`` tokens, and how many of its tokens its
-    documents brought. Raises ``InvalidArgument``.
+async def prompt_within(info: ModelInfo, conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[list[int], int]:
+    """The prompt, if it leaves room for an answer in the model's context, and how many of its tokens its documents
+    brought. Raises ``InvalidArgument``.
 
     Texts that cannot fit are refused before they are encoded, which takes seconds and gigabytes for the longest.
     """
-    most = context - 1
+    context = info.max_context
+    most, because = context - 1, f" This model holds no more: {info.context_limit}." if info.context_limit else ""
     if not tokenizer.fits(conversation.characters, context):
         raise InvalidArgument(
-            f"The input of {conversation.characters} characters exceeds the maximum number of tokens allowed ({most})."
+            f"The input of {conversation.characters} characters exceeds the maximum number of tokens allowed "
+            f"({most}).{because}"
         )
     try:
         prompt = await tokenizer.render(conversation.chat, owner=conversation.owner, most=most)
     except TooManyTokens as too_long:
         raise InvalidArgument(
             f"The input token count ({too_long.count}) exceeds the maximum number of tokens allowed ({most}): "
-            f"the model's context of {context} tokens holds the input and at least one token of the answer."
+            f"the model's context of {context} tokens holds the input and at least one token of the answer.{because}"
         ) from None
     return prompt, await _document_tokens(len(prompt), conversation, tokenizer)
 

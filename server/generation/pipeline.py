@@ -160,7 +160,7 @@ class Pipeline:
             caller.ignored.extend(capped(config, entry.spec, info))
             grammar = await self._grammar(config, chat, tokenizer, entry.spec.strict_schemas)
             caller.ignored.extend(grammar.ignored if grammar else ())
-            prompt, document_tokens = await prompt_within(info.max_context, chat, tokenizer)
+            prompt, document_tokens = await prompt_within(info, chat, tokenizer)
             resumed = await tokenizer.resume_points(chat.chat, prompt, owner=chat.owner) if info.state_bytes else ()
         thinking = with_open_thought(chat.thinking, prompt, tokenizer)
         sampling = sampling_params(config, entry.spec, info, tokenizer.end_ids, len(prompt))

@@ -26,6 +26,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "global_head_dim": 32,
     },
+    # One text is rotated by the short factors, two by the long ones.
+    "phi3": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1 + 0.05 * i for i in range(8)],
+            "long_factor": [2 + 0.7 * i for i in range(8)],
+            "original_max_position_embeddings": 16,
+        },
+        "original_max_position_embeddings": 16,
+    },
     "deepseek_v2": {
         "hidden_size": 60,
         "first_k_dense_replace": 2,

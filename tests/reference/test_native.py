@@ -103,10 +103,14 @@ class NativeModel(PagedModel):
     runner: NativeRunner
 
     def __init__(
-        self, folder: Path, block_size: int = BLOCK_SIZE, change: Callable[[Any], object] = lambda module: None
+        self,
+        folder: Path,
+        block_size: int = BLOCK_SIZE,
+        change: Callable[[Any], object] = lambda module: None,
+        max_context: int = 512,
     ) -> None:
         self.folder = folder
-        super().__init__(folder, block_size=block_size, change=change)
+        super().__init__(folder, block_size=block_size, change=change, max_context=max_context)
 
     def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> NativeRunner:
         torch.set_num_threads(2)
@@ -267,6 +271,27 @@ def test_what_the_code_does_not_compute_is_refused(tmp_path: Path) -> None:
         native.runner.compute(flatten(chunks, BLOCK_SIZE, key_limits=limits))
     with pytest.raises(NotImplementedError, match="the native forward cannot compute a step with position_axes"):
         native.runner.compute(flatten(chunks, BLOCK_SIZE, position_axes=axes))
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 40,
+}
+
+
+def test_texts_that_are_rotated_in_two_ways_are_left_to_torch(tmp_path: Path) -> None:
+    folder = lively_model_folder(tmp_path / "model", "llama", rope_parameters=LONGROPE)
+    with pytest.raises(NotNative, match=r"beyond 40 tokens .*\(longrope\), .* a max_context of 40 leaves it one"):
+        NativeModel(folder)
+    within, plain = NativeModel(folder, max_context=40), plain_model(folder)
+    for text, found in zip(texts_of(40, 7), within.run(texts_of(40, 7)), strict=True):
+        assert max((row - plain_logits(plain, text)[i]).abs().max() for i, row in found.items()) < TOLERANCE
+    chunk = ScheduledChunk(make_sequence([3, 4], [0]), 0, 2)
+    with pytest.raises(NotImplementedError, match="the native forward cannot compute a step with long_tokens"):
+        within.runner.compute(flatten([chunk], BLOCK_SIZE, long_rope=True))
 
 
 def test_chunks_and_shared_keys_are_left_to_torch(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from engine.api.events import (
 )
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
-from engine.constraints.contracts import Grammars
-from engine.constraints.masks import Mask, allows
+from engine.constraints.contracts import Grammars, Matcher
+from engine.constraints.masks import Mask, allows, only
 from engine.core.core import Core
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.sequence import ScheduledChunk, Sequence
@@ -48,16 +48,17 @@ def expect(condition: bool, problem: str) -> None:
 
 
 def prefix_digests(sequence: Sequence, unread: Iterable[int] = ()) -> list[int]:
-    """For each token, what stands for all tokens up to it, under the request's salt."""
-    digest = crc32(sequence.request.salt.encode())  # the same in every process, unlike the hash of a text
+    """For each token, what stands for all tokens up to it, under the request's salt, and for how it is rotated."""
+    digest = crc32(sequence.request.salt.encode()) ^ sequence.is_long  # the same in every process, unlike hash(text)
     return [digest := hash((digest, token)) for token in (*sequence.tokens, *unread)]
 
 
 class DigestRunner:
     """Writes each token's prefix digest into its slot and checks every slot that attention would read.
 
-    A model with recurrent states carries the digest of the last token in the sequence's slot for states; a batch that
-    fails leaves there what means nothing.
+    All tokens of a sequence beyond the original context have other digests. A model with recurrent
+    states carries the digest of the last token in the sequence's slot for states; a batch that fails leaves there what
+    means nothing.
 
     ``sampled`` are the tokens of the step before, where the host has not read them. ``refuse`` may raise to make a
     batch fail, and ``check`` as if the device were lost; ``shortage`` may name memory as the reason. Each token takes a
@@ -117,8 +118,12 @@ class DigestRunner:
         return prefix_digests(sequence, [self.sampled[sequence.unread_row]] if sequence.num_unread else [])
 
     def _expect_what_was_computed(self, batch: Iterable[ScheduledChunk]) -> None:
+        original = self.info.original_context
         for chunk in batch:
             expect(chunk.start == chunk.sequence.num_launched, "chunk does not begin where the last one ended")
+            expect(
+                chunk.sequence.is_long == (0 < original < chunk.sequence.num_known), "a chunk is rotated as if shorter"
+            )
             digests = self._digests(chunk.sequence)
             for group, (_, window) in enumerate(self.info.groups):
                 for position in range(window.first_seen(chunk.start) if window else 0, chunk.start):
@@ -130,6 +135,46 @@ class DigestRunner:
         expect(0 <= block < self.info.groups[group].num_blocks, "no such block")
         expect(position // self.info.block_size >= sequence.passed[group], "a block was given back that is still seen")
         return group, block * self.info.block_size + position % self.info.block_size
+
+
+@dataclass
+class LowTokens:
+    """A grammar of ``length`` tokens from the lower half of the bytes."""
+
+    length: int
+    count: int = 0
+    error: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.count >= self.length
+
+    @property
+    def accepting(self) -> bool:
+        return self.stopped
+
+    def mask(self) -> Mask:
+        return only(range(FIRST_BYTE, FIRST_BYTE + 128), VOCAB_SIZE)
+
+    def allows(self, token_id: int) -> bool:
+        return FIRST_BYTE <= token_id < FIRST_BYTE + 128
+
+    def consume(self, token_id: int) -> None:
+        assert self.allows(token_id)
+        self.count += 1
+
+    def restart(self) -> None:
+        self.count = 0
+
+    def copy(self) -> LowTokens:
+        return replace(self)
+
+
+class LowGrammars:
+    """Builds ``LowTokens`` of the length that the grammar says."""
+
+    def build(self, grammar: str) -> Matcher:
+        return LowTokens(int(grammar))
 
 
 def nearest(token: int, mask: Mask | None) -> int:
@@ -198,10 +243,12 @@ def model_info(
     max_context: int = 128,
     snapshots: int | None = None,
     groups: tuple[BlockGroup, ...] = (),
+    original_context: int = 0,
 ) -> ModelInfo:
     """With a number of ``snapshots`` the model has recurrent states. ``groups`` replace the one of ``num_blocks``."""
     groups = groups or (BlockGroup(num_blocks),)
     info = ModelInfo("digests", 0, "none", "cpu", VOCAB_SIZE, max_context, block_size, groups, 8, (EOS_ID,))
+    info = replace(info, original_context=original_context)
     return info if snapshots is None else replace(info, state_bytes=1, num_snapshots=snapshots)
 
 

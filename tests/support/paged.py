@@ -101,7 +101,8 @@ class PagedModel:
         info = ModelInfo(
             "", 0, "float32", "cpu", loaded.probe.vocab_size, max_context, block_size, groups, 8, (EOS_ID,)
         )
-        info = replace(info, state_bytes=slot_bytes(loaded.probe.states))
+        self.original = 0 if loaded.long_rope is None else loaded.long_rope.original
+        info = replace(info, state_bytes=slot_bytes(loaded.probe.states), original_context=self.original)
         self.attention = attention
         self.advancing = states
         self.runner = self.make_runner(loaded, cache, info)
@@ -154,6 +155,7 @@ class PagedModel:
         sequences = [self.sequence(text, table) for text, table in zip(texts, tables, strict=True)]
         for place, sequence in enumerate(sequences):
             sequence.state_slot = (7 * place + 3) % self.NUM_SLOTS
+            sequence.is_long = 0 < self.original < len(sequence.tokens)
         if cached:
             self._begin_with_states(texts[0][:cached], tables[0], sequences)
         done = [cached] * len(texts)
@@ -185,6 +187,7 @@ class PagedModel:
         free = [slot for slot in range(self.NUM_SLOTS) if slot not in {one.state_slot for one in sequences}]
         first = self.sequence([*prefix, 0], blocks)
         first.state_slot, snapshot = free[:2]
+        first.is_long = sequences[0].is_long
         self.runner.forward([ScheduledChunk(first, 0, len(prefix), snapshot)])
         for sequence in sequences:
             sequence.state_start, sequence.state_source = len(prefix), snapshot

@@ -15,6 +15,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from engine.attention.gather import ReferenceAttention
+from engine.scheduling.flat_batch import FlatBatch, StepShape
+
 # Operators that read numbers of the device on the host, or whose result is as large as those numbers say.
 READING = {
     "item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
@@ -106,3 +109,20 @@ def record(compute: Callable[[], None]) -> Callable[[], None]:
 
     replay()
     return replay
+
+
+class GraphGather(ReferenceAttention):
+    """``GraphAttention`` by gathering: ``fill`` prepares, and what is "replayed" reads what it prepared."""
+
+    def reserve(self, shapes: list[StepShape], max_sequences: int, max_blocks: int) -> None:
+        self.reserved = shapes, max_sequences, max_blocks
+
+    def capture(self, shape: StepShape) -> None:
+        assert shape == self._filled, "a step of another shape was filled in"
+
+    def fill(self, batch: FlatBatch, shape: StepShape) -> None:
+        assert len(batch.tokens) == shape.tokens
+        self._filled = shape
+        self.prepare(batch)
+        for group, blocks in enumerate(batch.groups):
+            self._calls_of(group, blocks.window)

@@ -28,6 +28,13 @@ def refuse(**changes: Any) -> str | None:
     return refusal(request, INFO, CONFIG)
 
 
+def test_a_model_that_holds_no_more_says_why() -> None:
+    info = replace(INFO, context_limit="its rotary embedding is dynamic")
+    said = refusal(replace(GOOD, prompt=(0,) * 8), info, CONFIG)
+    assert said is not None
+    assert "holds 8, prompt and answer together (its rotary embedding is dynamic); shorten it to at most 7" in said
+
+
 @pytest.mark.parametrize(
     "changes",
     [

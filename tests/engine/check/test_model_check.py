@@ -52,6 +52,22 @@ def short(folder: Path, **settings: Any) -> ModelReport:
     return report_on(EngineConfig(**{"path": str(described(folder)), "device": "cpu", **settings}))
 
 
+def test_a_context_that_ends_with_a_rotation_says_so(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 4096}
+    found = report_on(EngineConfig(str(described(tmp_path, rope_scaling=rope)), device="cpu"))
+    assert (found.longest_context, found.context) == (4096, 4096)
+    assert found.context_limit.startswith("its rotary embedding is dynamic: beyond 4096 tokens")
+
+
+def test_longrope_leaves_the_context_whole_and_c_code_the_original_one(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "original_max_position_embeddings": 4096}
+    folder = described(tmp_path, rope_scaling={"rope_type": "longrope", "rope_theta": 1e6, **factors})
+    found = report_on(EngineConfig(str(folder), device="cpu"))
+    assert (found.problem, found.longest_context, found.context_limit) == ("", 40_960, "")
+    assert "beyond 4096 tokens its texts are rotated by other factors" in found.not_native
+    assert report_on(EngineConfig(str(folder), device="cpu", max_context=4096)).native
+
+
 @pytest.mark.parametrize(
     ("name", "count", "active", "layers", "per_token"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.digests import (
-    FIRST_BYTE,
     DigestRunner,
     DigestSampler,
+    LowGrammars,
     ScriptedSampler,
     Told,
     ids,
@@ -23,13 +23,11 @@ from support.digests import (
     tell,
 )
 from support.examples import examples
-from support.tiny import EOS_ID, VOCAB_SIZE
+from support.tiny import EOS_ID
 
 from engine.api.events import FinishReason
 from engine.api.requests import Request
 from engine.api.sampling import Thinking
-from engine.constraints import masks
-from engine.constraints.contracts import Matcher
 from engine.constraints.masks import Mask
 from engine.core.core import Core
 from engine.scheduling.contracts import Sampled
@@ -52,46 +50,6 @@ class Recorded(DigestSampler):
     def finish(self, launched: list[Sampled]) -> list[Sampled]:
         self.log.append("read")
         return super().finish(launched)
-
-
-@dataclass
-class LowTokens:
-    """A grammar of ``length`` tokens from the lower half of the bytes."""
-
-    length: int
-    count: int = 0
-    error: str = ""
-
-    @property
-    def stopped(self) -> bool:
-        return self.count >= self.length
-
-    @property
-    def accepting(self) -> bool:
-        return self.stopped
-
-    def mask(self) -> Mask:
-        return masks.only(range(FIRST_BYTE, FIRST_BYTE + 128), VOCAB_SIZE)
-
-    def allows(self, token_id: int) -> bool:
-        return FIRST_BYTE <= token_id < FIRST_BYTE + 128
-
-    def consume(self, token_id: int) -> None:
-        assert self.allows(token_id)
-        self.count += 1
-
-    def restart(self) -> None:
-        self.count = 0
-
-    def copy(self) -> LowTokens:
-        return replace(self)
-
-
-class LowGrammars:
-    """Builds ``LowTokens`` of the length that the grammar says."""
-
-    def build(self, grammar: str) -> Matcher:
-        return LowTokens(int(grammar))
 
 
 def batches_of(runner: DigestRunner) -> list[list[str]]:
@@ -224,9 +182,11 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @settings(max_examples=examples(120))
-@given(plans(), st.integers(0, 10), st.sampled_from([0, 2, 3]))
-def test_masks_thoughts_and_redraws_change_no_answer(plan: Plan, spare_blocks: int, redraws: int) -> None:
-    info = model_info(num_blocks=16 + spare_blocks, max_context=64)
+@given(plans(), st.integers(0, 10), st.sampled_from([0, 2, 3]), st.sampled_from([0, 0, 12, 33]))
+def test_masks_thoughts_and_redraws_change_no_answer(
+    plan: Plan, spare_blocks: int, redraws: int, original_context: int
+) -> None:
+    info = model_info(num_blocks=16 + spare_blocks, max_context=64, original_context=original_context)
 
     def told_by(core: Core) -> dict[str, Told]:
         told: dict[str, Told] = {}

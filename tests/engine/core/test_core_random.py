@@ -70,8 +70,8 @@ def refuse_poison(batch: list[ScheduledChunk]) -> None:
 
 
 @cache
-def alone(request: Request) -> Told:
-    core, _ = make_core(info=model_info(max_context=CONTEXT))
+def alone(request: Request, original_context: int) -> Told:
+    core, _ = make_core(info=model_info(max_context=CONTEXT, original_context=original_context))
     return run_to_end(core, replace(request))[request.id]
 
 
@@ -86,12 +86,13 @@ def serve(
     redraws: int = 0,
     snapshots: int | None = None,
     windows: tuple[Window | None, ...] = (None,),
+    original_context: int = 0,
 ) -> dict[str, Told]:
     step = 0
     launched = most_launched(ahead=ahead)
     needed = [sequence_blocks(window, CONTEXT, 4, launched) for window in windows]
     groups = tuple(BlockGroup(count + spare_blocks, window) for count, window in zip(needed, windows, strict=True))
-    info = model_info(max_context=CONTEXT, snapshots=snapshots, groups=groups)
+    info = model_info(max_context=CONTEXT, snapshots=snapshots, groups=groups, original_context=original_context)
     core, runner = make_core(
         DigestSampler(redraws=redraws),
         info=info,
@@ -118,9 +119,9 @@ def serve(
     return told
 
 
-def expect_as_alone(guest: Guest, told: Told) -> None:
+def expect_as_alone(guest: Guest, told: Told, original_context: int) -> None:
     assert told.done is not None
-    expected = alone(guest.request)
+    expected = alone(guest.request, original_context)
     if told.done.error is None:
         assert (told.tokens, told.text, told.reasons) == (expected.tokens, expected.text, expected.reasons)
         return
@@ -153,6 +154,7 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     st.booleans(),
     st.sampled_from([None, 0, 2, 5]),
     st.sampled_from([None, 0, 1, 2, 9]),
+    st.sampled_from([0, 0, 7, 24, 40]),
 )
 def test_random_traffic(
     plan: list[Guest],
@@ -162,9 +164,10 @@ def test_random_traffic(
     early: bool,
     redraws: int | None,
     snapshots: int | None,
+    original_context: int,
 ) -> None:
     """``redraws`` is None where each step is read before the next one is launched, ``snapshots`` for a model without
-    recurrent states."""
+    recurrent states. Beyond an ``original_context`` above 0 sequences begin again."""
     told = serve(
         plan,
         spare_blocks,
@@ -174,11 +177,12 @@ def test_random_traffic(
         ahead=redraws is not None,
         redraws=redraws or 0,
         snapshots=snapshots,
+        original_context=original_context,
     )
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])
-        expect_as_alone(guest, told[guest.request.id])
+        expect_as_alone(guest, told[guest.request.id], original_context)
 
 
 WINDOWS = [
@@ -197,6 +201,7 @@ WINDOWS = [
     st.sampled_from([1e-6, 1e9]),
     st.sampled_from([None, 0, 2, 5]),
     st.sampled_from(WINDOWS),
+    st.sampled_from([0, 20]),
 )
 def test_random_traffic_over_windows(
     plan: list[Guest],
@@ -205,6 +210,7 @@ def test_random_traffic_over_windows(
     step_target_ms: float,
     redraws: int | None,
     windows: tuple[Window | None, ...],
+    original_context: int,
 ) -> None:
     """Each pool has as many blocks as one sequence ever holds, and a few more: nothing may be lost or wait for ever."""
     ahead = redraws is not None
@@ -218,8 +224,9 @@ def test_random_traffic_over_windows(
             ahead=ahead,
             redraws=redraws or 0,
             windows=windows,
+            original_context=original_context,
         )
     assert set(told) == {guest.request.id for guest in plan}
     for guest in plan:
         expect_a_reason(guest, told[guest.request.id])
-        expect_as_alone(guest, told[guest.request.id])
+        expect_as_alone(guest, told[guest.request.id], original_context)

@@ -20,6 +20,7 @@ from engine.api.errors import ModelRefused
 from engine.api.events import ErrorKind
 from engine.build import build_core, build_runner, load_tokenizer
 from engine.model.loader import load_model
+from engine.rope import long_rope
 from engine.scheduling.sequence import ScheduledChunk
 
 
@@ -137,19 +138,33 @@ def test_devices_that_are_not_here_are_refused(device: str, tmp_path: Path) -> N
         load_model(EngineConfig(path=str(tiny_model_folder(tmp_path)), device=device), _silent)
 
 
-def test_the_context_ends_where_one_sequence_would_change_the_rotation_of_others(tmp_path: Path) -> None:
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 8,
-        "long_factor": [4.0] * 8,
-        "factor": 4.0,
-        "original_max_position_embeddings": 128,
-    }
-    folder = tiny_model_folder(tmp_path, "phi3", rope_parameters=rope, original_max_position_embeddings=128)
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "original_max_position_embeddings": 128,
+}
+
+
+def test_texts_beyond_the_original_context_are_rotated_by_themselves(tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=128)
     loaded = _load(folder)
-    assert loaded.max_context == 128
-    assert "128" in loaded.limit
+    assert (loaded.max_context, loaded.limit) == (512, "")
+    assert loaded.long_rope is not None
+    assert loaded.long_rope.original == 128
+    within = _load(folder, max_context=128)
+    assert (within.max_context, within.long_rope) == (128, None)
+
+
+def test_rotations_that_cannot_stand_side_by_side_are_refused_beyond_the_original_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model_folder(tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=128)
+    monkeypatch.setattr(long_rope._Rotations, "of", lambda rotations, is_long: rotations.short)
+    with pytest.raises(ModelRefused, match=r"rotary_emb \(Phi3RotaryEmbedding\).*set max_context to 128 or less"):
+        _load(folder)
+    assert _load(folder, max_context=128).max_context == 128
 
 
 def test_the_text_part_of_a_composite_model_is_served(tmp_path: Path) -> None:

@@ -18,15 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paged import PagedModel, lively_model_folder
-from support.recording import ForbiddenError, record
+from support.recording import ForbiddenError, GraphGather, record
 from support.tiny import tiny_model_folder
 
 from engine.api.block_groups import BlockGroup
 from engine.api.engine import ModelInfo
-from engine.attention.gather import ReferenceAttention
 from engine.runner.cuda_graphs import PREFILL_SIZES, CudaRecorder, Recorder, batch_sizes, recorded_shapes
 from engine.runner.torch_runner import ModelRunner
-from engine.scheduling.flat_batch import FlatBatch, StepShape
+from engine.scheduling.flat_batch import StepShape
 from engine.scheduling.sequence import ScheduledChunk
 
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -71,23 +70,6 @@ def test_every_step_with_prefill_has_a_shape_that_a_sequence_could_fill() -> Non
     assert max(PREFILL_SIZES) == 1024
     _, prefills = recorded_shapes(replace(info, max_context=300))
     assert [shape.tokens for shape in prefills] == [16, 64, 128, 256]
-
-
-class GraphGather(ReferenceAttention):
-    """``GraphAttention`` by gathering: ``fill`` prepares, and what is "replayed" reads what it prepared."""
-
-    def reserve(self, shapes: list[StepShape], max_sequences: int, max_blocks: int) -> None:
-        self.reserved = shapes, max_sequences, max_blocks
-
-    def capture(self, shape: StepShape) -> None:
-        assert shape == self._filled, "a step of another shape was filled in"
-
-    def fill(self, batch: FlatBatch, shape: StepShape) -> None:
-        assert len(batch.tokens) == shape.tokens
-        self._filled = shape
-        self.prepare(batch)
-        for group, blocks in enumerate(batch.groups):
-            self._calls_of(group, blocks.window)
 
 
 def silent(_stage: str, _done: float) -> None:
@@ -242,7 +224,9 @@ def test_decodes_stay_recorded_where_prefill_cannot_be_and_not_the_other_way_rou
     assert model.runner.forward([ScheduledChunk(sequence, 0, 3)]).shape == (1, 320)
     model, tried = PagedModel(folder, GraphGather), []
     with pytest.raises(RuntimeError, match="synchronizing"):
-        model.runner.record_steps(model.take_scratch(), refusing(lambda number: tried.append(number) or number == 2), silent)
+        model.runner.record_steps(
+            model.take_scratch(), refusing(lambda number: tried.append(number) or number == 2), silent
+        )
     assert tried == [0, 1, 2]
     assert model.runner.recorded_shapes == []
 

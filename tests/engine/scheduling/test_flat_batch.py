@@ -110,17 +110,31 @@ def test_what_a_step_with_prefill_misses_is_one_chunk_within_the_scratch_block(
         assert list(blocks.table_starts) == [*own.table_starts, *([len(own.tables)] if missing else [])]
 
 
+@pytest.mark.parametrize("only_decodes", [False, True])
+def test_tokens_of_long_texts_are_marked_and_padding_is_short(only_decodes: bool) -> None:
+    chunks = [chunk_of(5, 1, [[3, 4]]), chunk_of(2, 1 if only_decodes else 3, [[7, 8]]), chunk_of(8, 1, [[1, 2, 5]])]
+    for chunk, is_long in zip(chunks, (True, False, True), strict=True):
+        chunk.sequence.is_long = is_long
+    assert flatten(chunks, 4).long_tokens is None
+    batch = flatten(chunks, 4, long_rope=True)
+    marks = [1, 0, 1] if only_decodes else [1, 0, 0, 0, 1]
+    assert batch.long_tokens == array("i", marks)
+    assert batch.padded(StepShape(8, only_decodes), [9], 4).long_tokens == array("i", [*marks, *[0] * (8 - len(marks))])
+    assert flatten([], 4, long_rope=True).long_tokens == array("i")
+
+
 def test_a_step_is_not_padded_to_a_shape_that_it_does_not_fit() -> None:
     batch = flatten([chunk_of(0, 3, [[0]])], 4)
     for shape in (StepShape(2, only_decodes=False), StepShape(4, only_decodes=True)):
         with pytest.raises(AssertionError):
-            batch.padded(shape, 9, 4)
+            batch.padded(shape, [9], 4)
 
 
 OPTIONAL: dict[str, Any] = {
     "position_axes": (array("i", [0, 1]),) * 3,
     "embeddings": EmbeddingRows(array("i", [1]), [[0.5]]),
     "key_limits": array("i", [2, 2]),
+    "long_tokens": array("i", [1, 1]),
 }
 
 
@@ -130,8 +144,6 @@ def test_who_cannot_compute_an_optional_field_refuses_it(name: str) -> None:
     batch.require_none(*(OPTIONAL.keys() - {name}), by="this")
     with pytest.raises(NotImplementedError, match=f"^this cannot compute a step with {name}"):
         batch.require_none(*OPTIONAL, by="this")
-    with pytest.raises(NotImplementedError, match=r"^this cannot compute a step of 2 layer groups"):
-        replace(batch, groups=batch.groups * 2).only_group("this")
 
 
 @pytest.mark.parametrize(
@@ -150,3 +162,8 @@ def test_who_cannot_compute_an_optional_field_refuses_it(name: str) -> None:
 def test_what_does_not_fit_the_tokens_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         flatten([chunk_of(6, 2, [[0, 1]])], 4, **fields)
+
+
+def test_marks_that_do_not_fit_the_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="long_tokens has 1 entries for 2 tokens"):
+        replace(flatten([chunk_of(6, 2, [[0, 1]])], 4), long_tokens=array("i", [1]))

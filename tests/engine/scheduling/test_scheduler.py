@@ -19,9 +19,12 @@ from engine.scheduling.sequence_memory import SequenceMemory
 FIRST_CHUNK = FIRST_CHUNKS[0]
 
 
-def make_scheduler(num_blocks: int = 100, block_size: int = 4, max_running: int = 8) -> tuple[Scheduler, BlockPool]:
+def make_scheduler(
+    num_blocks: int = 100, block_size: int = 4, max_running: int = 8, original_context: int = 0
+) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(num_blocks, block_size)
-    return Scheduler(SequenceMemory([pool]), StepPacer(150, FittedCost()), max_running), pool
+    memory = SequenceMemory([pool], original_context=original_context)
+    return Scheduler(memory, StepPacer(150, FittedCost()), max_running), pool
 
 
 def make_sequences(name: str, prompt: list[int], candidates: int = 1) -> list[Sequence]:
@@ -171,6 +174,33 @@ def test_a_prefill_that_others_share_with_takes_the_blocks_of_the_youngest_out_o
         assert names(run(scheduler))[0][0] == "first"
     scheduler.remove(first)
     assert names(run(scheduler))[0][0] == "second"
+
+
+def test_who_outgrows_the_original_context_begins_again_in_its_place() -> None:
+    scheduler, pool = make_scheduler(original_context=9)
+    for name, length in (("a", 7), ("b", 2), ("c", 7)):
+        add(scheduler, name, length)
+    run(scheduler)
+    assert names(run(scheduler)) == [("a", 7, 1), ("b", 2, 1), ("c", 7, 1)]
+    assert names(run(scheduler)) == [("a", 8, 1), ("b", 3, 1), ("c", 8, 1)]
+    assert names(run(scheduler)) == [("b", 4, 1), ("a", 0, 10), ("c", 0, 10)]
+    assert names(run(scheduler)) == [("a", 10, 1), ("b", 5, 1), ("c", 10, 1)]
+    assert scheduler.preemptions == 0
+    assert pool.num_used == 3 + 2 + 3
+
+
+def test_who_outgrows_it_waits_for_its_newest_token() -> None:
+    scheduler, _ = make_scheduler(original_context=9)
+    (sequence,) = add(scheduler, "a", 9)
+    sequence.runs_ahead = True
+    (chunk,) = scheduler.schedule()
+    sequence.num_launched, sequence.num_unread = 9, 1
+    assert scheduler.schedule() == [], "the step before knows its tenth token"
+    scheduler.commit(chunk)
+    sequence.num_unread = 0
+    sequence.tokens.append(5)
+    assert names(scheduler.schedule()) == [("a", 0, 10)]
+    assert sequence.is_long
 
 
 def test_a_pool_that_cannot_hold_one_sequence_is_noticed() -> None:

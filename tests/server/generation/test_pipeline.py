@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ async def test_ignored_fields_are_known_although_the_request_fails_later(harness
     with pytest.raises(InvalidArgument, match="exceeds the maximum number of tokens"):
         await prepared(harness, {"contents": "x" * INFO.max_context, "labels": {"a": "b"}}, caller)
     assert caller.ignored == ["labels"]
+
+
+async def test_a_prompt_beyond_the_context_says_what_limits_it(harness: Harness) -> None:
+    harness.engine.info = replace(INFO, context_limit="its rotary embedding is dynamic")
+    for length in (INFO.max_context, 100 * INFO.max_context):
+        with pytest.raises(InvalidArgument, match=r"\(511\).* holds no more: its rotary embedding is dynamic\.$"):
+            await prepared(harness, {"contents": "x" * length})
 
 
 async def test_a_large_request_is_prepared_like_a_small_one(harness: Harness) -> None:
