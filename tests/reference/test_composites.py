@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.digests import make_request, run_to_end
-from support.fates import compare, lively_class_folder, texts, tolerance_of
+from support.fates import compare, lively_class_folder, plain_class, texts, tolerance_of
 from support.paged import PagedModel, make_sequence, plain_logits
 from support.tiny import save_tiny_tokenizer
 
@@ -48,6 +48,8 @@ COMPOSITES: dict[str, tuple[str, dict[str, Any]]] = {
         {"text_config": {"use_bidirectional_attention": "vision"}},
     ),
     "mistral3": ("Mistral3ForConditionalGeneration", {}),
+    # Mistral Small 4: latent attention and experts under the same class.
+    "mistral3-latent": ("Mistral3ForConditionalGeneration", {"text_config": {"model_type": "mistral4"}}),
     "muse-glimmer": ("MuseGlimmerForConditionalGeneration", {}),
     # Its text has no configuration of its own.
     "phi4-multimodal": ("Phi4MultimodalForCausalLM", {}),
@@ -76,7 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder = tmp_path_factory.mktemp("composites") / composite
         name, published = COMPOSITES[composite]
         model_class = lively_class_folder(folder, name, published)
-        plain = model_class.from_pretrained(folder, attn_implementation="eager").eval()
+        plain = plain_class(folder, model_class)
         return _Small(folder, plain, tolerance_of(plain.config))
 
     return make
@@ -120,6 +122,13 @@ def test_towers_are_loaded_and_keep_their_own_attention(composite: str, small: A
     assert loaded.module.config.get_text_config()._attn_implementation == PAGED
     assert loaded.module.config.vision_config._attn_implementation == "eager"
     assert all("vision" not in layer.name and "visual" not in layer.name for layer in loaded.probe.layers)
+
+
+def test_latents_of_a_composite_are_kept(small: Any) -> None:
+    text = small("mistral3-latent").plain.config.get_text_config()
+    cache = PagedModel(small("mistral3-latent").folder).cache
+    assert cache.values_in_keys == [True] * text.num_hidden_layers
+    assert {keys.shape[2:] for keys in cache.keys} == {(1, text.kv_lora_rank + text.qk_rope_head_dim)}
 
 
 # --- Positions of several axes -------------------------------------------------------------------

@@ -96,12 +96,12 @@ def _send_fate(name: str, sender: Any) -> None:
         raise
 
 
-def find_fate(name: str) -> Fate:
-    """Build, load and compare the class."""
+def find_fate(name: str, published: dict[str, Any] | None = None) -> Fate:
+    """Build, load and compare the class: with its defaults, or as ``published``, a checkpoint's configuration, says."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model"
         try:
-            model_class, config = small_class(name)
+            model_class, config = small_class(name, published)
         except NOT_FAILURES:
             raise
         except BaseException as error:
@@ -119,7 +119,7 @@ def find_fate(name: str) -> Fate:
             paged = FastestModel(place)
         except ModelRefused as refusal:
             return Fate(name, REFUSED, _cleaned(str(refusal), place))
-        worst, scale = compare(paged, model_class.from_pretrained(place, attn_implementation="eager").eval())
+        worst, scale = compare(paged, plain_class(place, model_class))
         if worst > tolerance_of(paged.config):
             return Fate(name, WRONG, f"logits up to {scale:.1f} are {worst:.1e} apart")
         return Fate(name, NATIVE if paged.is_native else TORCH, "")
@@ -157,7 +157,7 @@ def class_and_config(name: str) -> tuple[Any, Any]:
 
 
 def small_class(name: str, published: dict[str, Any] | None = None) -> tuple[Any, Any]:
-    """The class of that name and a small configuration of it."""
+    """The class of that name and a small configuration of it; ``published`` as for ``scaled_config``."""
     model_class, config_class = class_and_config(name)
     return model_class, scaled_config(config_class, published)
 
@@ -167,6 +167,11 @@ def lively_class_folder(path: Path, name: str, published: dict[str, Any] | None 
     model_class, config = small_class(name, published)
     save_lively(path, model_class, config)
     return model_class
+
+
+def plain_class(folder: Path, model_class: Any) -> Any:
+    """The model as transformers runs it: eager attention, float32, no cache."""
+    return model_class.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
 def save_lively(path: Path, model_class: Any, config: Any) -> None:
