@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
 from support.recording import record
+from support.tiny import LATENT
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import EngineUnavailable, ModelRefused
@@ -50,19 +51,6 @@ def gpu_runner(
     runner = start_model(lambda: load_model(config, silent), config, eos_ids, progress, platform)
     assert isinstance(runner, ModelRunner)
     return runner
-
-
-LATENT = {
-    "num_hidden_layers": 2,
-    "first_k_dense_replace": 2,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 20,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 16,
-    "head_dim": 8,
-}
 
 
 @pytest.mark.parametrize(

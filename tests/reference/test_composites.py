@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from support.digests import make_request, run_to_end
-from support.fates import compare, lively_class_folder, plain_class, texts, tolerance_of
-from support.paged import PagedModel, make_sequence, plain_logits
+from support.fates import compare, lively_class_folder, plain_class, tolerance_of
+from support.paged import PagedModel, apart, make_sequence, plain_logits, texts
 from support.tiny import save_tiny_tokenizer
 
 from engine.api.engine import EngineConfig
@@ -106,11 +106,6 @@ def test_the_whole_engine_writes_what_greedy_decoding_writes(composite: str, sma
         assert told[str(number)].tokens[0] == written[len(text) :]
 
 
-def _apart(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
-    assert found, "nothing was compared"
-    return max((row - expected[index]).abs().max().item() for index, row in found.items())
-
-
 @pytest.mark.parametrize("composite", ["gemma3", "gemma4", "mistral3", "phi4-multimodal", "qwen3-vl"])
 def test_towers_are_loaded_and_keep_their_own_attention(composite: str, small: Any) -> None:
     model = small(composite)
@@ -164,7 +159,7 @@ def test_what_a_model_keeps_of_an_image_moves_no_text(composite: str, small: Any
     model = small(composite)
     paged = PagedModel(model.folder, change=_leave_an_offset)
     for found, text in zip(paged.run(texts()), texts(), strict=True):
-        assert _apart(found, plain_logits(model.plain, text)) < model.tolerance
+        assert apart(found, plain_logits(model.plain, text)) < model.tolerance
 
 
 def _leave_an_offset(module: Any) -> None:
@@ -212,7 +207,7 @@ class _ValuesAreKeys(ReferenceAttention):
 def test_the_comparison_sees_what_a_backend_loses(composite: str, broken: type[ReferenceAttention], small: Any) -> None:
     model = small(composite)
     found = PagedModel(model.folder, broken).run(texts())
-    assert _apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance
+    assert apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance
 
 
 @pytest.mark.parametrize(
@@ -230,4 +225,4 @@ def test_the_comparison_sees_a_part_that_is_left_out(composite: str, part: str, 
                 weight.zero_()
 
     found = PagedModel(model.folder, change=empty).run(texts())
-    assert _apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance
+    assert apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance

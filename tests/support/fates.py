@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import random
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from support.paged import PagedModel, plain_logits
-from support.scaled import FIRST_SPECIAL, scaled_config
+from support.paged import MOE_TOLERANCE, TOLERANCE, PagedModel, plain_logits, texts
+from support.scaled import scaled_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.models.auto import modeling_auto
 
@@ -32,9 +31,6 @@ from engine.native.build import native_runner
 from engine.native.errors import NotNative
 from engine.scheduling.contracts import Runner
 
-TOLERANCE = 1e-4
-MOE_TOLERANCE = 5e-4
-"""Experts with random weights are nearly tied: rounding sends a token to another one."""
 SECONDS = 120
 """That a class may take."""
 
@@ -186,12 +182,6 @@ def save_lively(path: Path, model_class: Any, config: Any) -> None:
                 elif parameter.numel() > 1 and (spread := float(parameter.std())) > 0:
                     parameter.mul_(0.12 / spread)
     model.save_pretrained(path)
-
-
-def texts() -> list[list[int]]:
-    """Without special tokens, longer than the windows of small models, shorter than them, and in between."""
-    rnd = random.Random(1)
-    return [[rnd.randrange(3, FIRST_SPECIAL) for _ in range(length)] for length in (37, 5, 19)]
 
 
 def compare(paged: PagedModel, plain: Any) -> tuple[float, float]:
