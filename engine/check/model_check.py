@@ -78,7 +78,14 @@ def _collect(config: EngineConfig, held: int | None, details: Path | None, facts
         )
     facts["parameters"] = count
     text = model_config.get_text_config()
-    rehearsed = rehearse(model_config)
+    try:
+        device = resolve_device(config.device)
+    except ModelRefused as refusal:
+        facts["no_device"] = str(refusal)
+        device = torch.device("cpu")
+    stored = torch.float32 if path.is_file() else _stored(path, model_config, has_weights, count, held)
+    loaded = loaded_dtype(model_config, loading_dtype(config.dtype, device), stored)
+    rehearsed = rehearse(model_config, loaded)
     facts |= {
         "class_name": type(rehearsed.model).__name__,
         "undecided": rehearsed.undecided,
@@ -87,14 +94,8 @@ def _collect(config: EngineConfig, held: int | None, details: Path | None, facts
     }
     facts["longest_context"], facts["context_limit"] = longest_context(EngineConfig(path=config.path), model_config)
     context, _ = longest_context(config, model_config)
-    try:
-        device = resolve_device(config.device)
-    except ModelRefused as refusal:
-        facts["no_device"] = str(refusal)
-        return
-    stored = torch.float32 if path.is_file() else _stored(path, model_config, has_weights, count, held)
-    loaded = loaded_dtype(model_config, loading_dtype(config.dtype, device), stored)
-    _measure(config, rehearsed, context, device, stored, loaded, facts)
+    if "no_device" not in facts:
+        _measure(config, rehearsed, context, device, stored, loaded, facts)
 
 
 def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int | None) -> torch.dtype:

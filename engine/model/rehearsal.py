@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+from transformers.modeling_utils import local_torch_dtype
 
 from engine.api.errors import ModelRefused
 from engine.failures import refused_as
@@ -43,13 +44,15 @@ class Rehearsed(NamedTuple):
     undecided: str
 
 
-def rehearse(config: Any) -> Rehearsed:
-    """Build the model of an eligible configuration without memory and probe it.
+def rehearse(config: Any, dtype: torch.dtype = torch.float32) -> Rehearsed:
+    """Build the model of an eligible configuration without memory and probe it as if its weights were ``dtype``: of the
+    same type are some recurrent states.
 
     Raises ``ModelRefused`` where it cannot be built, and as the probe does: naming the layer and the reason.
     """
     attention_hook.register()
-    model: Any = described(deepcopy(config)).eval()  # what is set on the model lands in its configuration
+    with local_torch_dtype(dtype):
+        model: Any = described(deepcopy(config)).eval()  # what is set on the model lands in its configuration
     if (count := sum(weight.numel() for weight in model.parameters())) > LARGEST_MODEL:
         raise ModelRefused(f"the config.json of {config.model_type} describes {count} weights; no model has so many")
     if model._can_set_experts_implementation():

@@ -26,7 +26,8 @@ from engine.recurrent.states import RecurrentStates
 CONVOLUTION = "causal_conv1d_fn"
 _KEPT = frozenset({"update_conv_state", "update_recurrent_state"})
 """What a mixer calls of its cache: the signs of one."""
-_CACHES = ("cache_params", "past_key_values")
+_CACHES = ("cache", "cache_params", "past_key_values")
+"""By which name a mixer takes its cache: the first since transformers 5.24."""
 _STATE = "castor_mixer"
 
 
@@ -83,11 +84,13 @@ class _NothingKept:
 def mixers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The mixers of a model with their paths, in the order of its modules.
 
-    Raises ``ModelRefused`` for one that keeps a state by other operators than those that we know.
+    Raises ``ModelRefused`` for one that keeps a state by other operators than those that we know, or in a cache that it
+    takes by another name.
     """
     found = []
     for path, module in model.named_modules():
-        called = set(_code_of(module).co_names)
+        code = _code_of(module)
+        called = set(code.co_names)
         if not called & _KEPT:
             continue
         recurrences = called & RECURRENCES.keys()
@@ -95,6 +98,11 @@ def mixers(model: nn.Module) -> list[tuple[str, nn.Module]]:
             raise ModelRefused(
                 f"layer {path} ({type(module).__name__}) keeps a state, but not by {CONVOLUTION} and one of "
                 f"{', '.join(RECURRENCES)}; other recurrent layers are not served"
+            )
+        if not set(code.co_varnames).intersection(_CACHES):
+            raise ModelRefused(
+                f"layer {path} ({type(module).__name__}) keeps a state in a cache that it takes by none of the names "
+                f"{', '.join(_CACHES)}; take the release of transformers that Castor pins"
             )
         found.append((path, module))
     return found

@@ -154,8 +154,7 @@ def test_types(dtype: torch.dtype, fp8: bool) -> None:
     compare(Case(SHAPE, 4, AttentionOptions(0.125, 40, 5.0, SINKS), STEP, dtype=dtype, processors=8, fp8=fp8))
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("processors", [1, 4, 16, 10_000])
+@pytest.mark.parametrize(("processors", "fp8"), [(1, False), (4, True), (16, False), (10_000, True)])
 def test_splits_of_a_long_context(processors: int, fp8: bool) -> None:
     compare(Case(SHAPE, 4, AttentionOptions(0.125), ((4_000, 1), (3, 1)), processors=processors, fp8=fp8))
 
@@ -165,29 +164,30 @@ def test_more_splits_than_keys_and_sinks_counted_once() -> None:
     compare(Case(SHAPE, 4, options, ((0, 1), (1, 1), (63, 1), (64, 1)), processors=MOST_SPLITS * 8))
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("window", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize(("window", "fp8"), [(1, True), (63, False), (64, False), (64, True), (65, False), (200, True)])
 def test_windows_at_the_borders_of_tiles(window: int, fp8: bool) -> None:
     step = ((500, 1), (190, 70), (0, 130))
     compare(Case(SHAPE, 2, AttentionOptions(0.125, window), step, processors=16, fp8=fp8))
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [80, 128, 192, 256])
-def test_wide_heads(size: int, dtype: torch.dtype, fp8: bool) -> None:
+# Every two of size, type and fp8 meet: each pair of a type and fp8 with two of four sizes.
+PAIRED = [(place, dtype, (place + (dtype is torch.bfloat16)) % 2 == 1) for place in range(4) for dtype in TYPES[::2]]
+
+
+@pytest.mark.parametrize(("place", "dtype", "fp8"), PAIRED, ids=str)
+def test_wide_heads(place: int, dtype: torch.dtype, fp8: bool) -> None:
+    size = (80, 128, 192, 256)[place]
     step = ((90, 1), (10, 40))
     compare(Case(KVShape(1, size, size), 4, AttentionOptions(0.06), step, dtype=dtype, processors=4, fp8=fp8))
 
 
-LATENTS = {"24/16": (24, 16, 7), "40/32": (40, 32, 20), "28/20": (28, 20, 4), "320/256": (320, 256, 40)}
+LATENTS = ((24, 16, 7), (40, 32, 20), (28, 20, 4), (320, 256, 40))
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("key_size", "value_size", "heads"), LATENTS.values(), ids=LATENTS)
-def test_values_that_lie_in_the_keys(key_size: int, value_size: int, heads: int, dtype: torch.dtype, fp8: bool) -> None:
+@pytest.mark.parametrize(("place", "dtype", "fp8"), PAIRED, ids=str)
+def test_values_that_lie_in_the_keys(place: int, dtype: torch.dtype, fp8: bool) -> None:
     """Decodes alone and shared, and chunks with and without a past; more query heads than rows, and odd numbers."""
+    key_size, value_size, heads = LATENTS[place]
     shape = KVShape(1, key_size, value_size, values_in_keys=True)
     step = STEP if key_size < 100 else ((300, 1), (10, 11))
     compare(Case(shape, heads, AttentionOptions(0.05), step, dtype=dtype, processors=16, fp8=fp8))

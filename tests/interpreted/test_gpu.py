@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.paged import lively_model_folder, make_sequence, plain_logits, plain_model
 from support.recording import record
+from support.tiny import LATENT
 
 from engine.api.block_groups import BlockGroup
 from engine.api.engine import EngineConfig
@@ -35,7 +36,8 @@ def silent(_stage: str, _done: float) -> None:
 
 
 def config_of(folder: Path, **config: float | str) -> EngineConfig:
-    given = {"max_context": 64, "max_running": 2, "kv_memory": 1e6, **config}
+    # The steps that are profiled and recorded are as long as the context, and interpreted.
+    given = {"max_context": 48, "max_running": 2, "kv_memory": 1e6, **config}
     return EngineConfig(path=str(folder), device="cpu", **given)  # type: ignore[arg-type]
 
 
@@ -51,19 +53,6 @@ def gpu_runner(
     runner = start_model(lambda: load_model(config, silent), config, eos_ids, progress, platform)
     assert isinstance(runner, ModelRunner)
     return runner
-
-
-LATENT = {
-    "num_hidden_layers": 2,
-    "first_k_dense_replace": 2,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 20,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 16,
-    "head_dim": 8,
-}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +84,7 @@ def test_it_answers_as_a_plain_forward(family: str, sizes: dict[str, int], graph
 def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
     per_block = 2 * 2 * 2 * 16 * 16 * 4
-    config = config_of(folder, kv_memory=float(4 * per_block))
+    config = config_of(folder, kv_memory=float(4 * per_block), max_context=64)
     runner = gpu_runner(config)
     assert runner.info.groups == (BlockGroup(3),)
     assert runner.info.max_context == 48
@@ -133,7 +122,7 @@ def answers(core: Core) -> dict[str, tuple[int, ...]]:
         penalty = 0.5 * (number == 3)
         temperature = float(number % 2)
         sampling = SamplingParams(6 + number, temperature, seed=number, frequency_penalty=penalty)
-        prompt = tuple(5 + (i * i + number) % 200 for i in range(11 * number + 1))
+        prompt = tuple(5 + (i * i + number) % 200 for i in range(8 * number + 1))
         core.submit(Request(f"r{number}", prompt, sampling, candidates=1 + number % 2))
         for _ in range(2 if number < 4 else 200):
             for events in core.step():

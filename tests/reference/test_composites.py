@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from support.digests import make_request, run_to_end
-from support.fates import compare, lively_class_folder, texts, tolerance_of
-from support.paged import PagedModel, plain_logits
+from support.fates import compare, lively_class_folder, plain_class, tolerance_of
+from support.paged import PagedModel, apart, plain_logits, texts
 from support.tiny import save_tiny_tokenizer
 
 from engine.api.engine import EngineConfig
@@ -48,6 +48,8 @@ COMPOSITES: dict[str, tuple[str, dict[str, Any]]] = {
         {"text_config": {"use_bidirectional_attention": "vision"}},
     ),
     "mistral3": ("Mistral3ForConditionalGeneration", {}),
+    # Mistral Small 4: latent attention and experts under the same class.
+    "mistral3-latent": ("Mistral3ForConditionalGeneration", {"text_config": {"model_type": "mistral4"}}),
     "muse-glimmer": ("MuseGlimmerForConditionalGeneration", {}),
     # Its text has no configuration of its own.
     "phi4-multimodal": ("Phi4MultimodalForCausalLM", {}),
@@ -76,7 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder = tmp_path_factory.mktemp("composites") / composite
         name, published = COMPOSITES[composite]
         model_class = lively_class_folder(folder, name, published)
-        plain = model_class.from_pretrained(folder, attn_implementation="eager").eval()
+        plain = plain_class(folder, model_class)
         return _Small(folder, plain, tolerance_of(plain.config))
 
     return make
@@ -104,11 +106,6 @@ def test_the_whole_engine_writes_what_greedy_decoding_writes(composite: str, sma
         assert told[str(number)].tokens[0] == written[len(text) :]
 
 
-def _apart(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
-    assert found, "nothing was compared"
-    return max((row - expected[index]).abs().max().item() for index, row in found.items())
-
-
 @pytest.mark.parametrize("composite", ["gemma3", "gemma4", "mistral3", "phi4-multimodal", "qwen3-vl"])
 def test_towers_are_loaded_and_keep_their_own_attention(composite: str, small: Any) -> None:
     model = small(composite)
@@ -120,6 +117,13 @@ def test_towers_are_loaded_and_keep_their_own_attention(composite: str, small: A
     assert loaded.module.config.get_text_config()._attn_implementation == PAGED
     assert loaded.module.config.vision_config._attn_implementation == "eager"
     assert all("vision" not in layer.name and "visual" not in layer.name for layer in loaded.probe.layers)
+
+
+def test_latents_of_a_composite_are_kept(small: Any) -> None:
+    text = small("mistral3-latent").plain.config.get_text_config()
+    cache = PagedModel(small("mistral3-latent").folder).cache
+    assert cache.values_in_keys == [True] * text.num_hidden_layers
+    assert {keys.shape[2:] for keys in cache.keys} == {(1, text.kv_lora_rank + text.qk_rope_head_dim)}
 
 
 # --- Positions of several axes -------------------------------------------------------------------
@@ -155,7 +159,7 @@ def test_what_a_model_keeps_of_an_image_moves_no_text(composite: str, small: Any
     model = small(composite)
     paged = PagedModel(model.folder, change=_leave_an_offset)
     for found, text in zip(paged.run(texts()), texts(), strict=True):
-        assert _apart(found, plain_logits(model.plain, text)) < model.tolerance
+        assert apart(found, plain_logits(model.plain, text)) < model.tolerance
 
 
 def _leave_an_offset(module: Any) -> None:
@@ -203,7 +207,7 @@ class _ValuesAreKeys(ReferenceAttention):
 def test_the_comparison_sees_what_a_backend_loses(composite: str, broken: type[ReferenceAttention], small: Any) -> None:
     model = small(composite)
     found = PagedModel(model.folder, broken).run(texts())
-    assert _apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance
+    assert apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance
 
 
 @pytest.mark.parametrize(
@@ -221,4 +225,4 @@ def test_the_comparison_sees_a_part_that_is_left_out(composite: str, part: str, 
                 weight.zero_()
 
     found = PagedModel(model.folder, change=empty).run(texts())
-    assert _apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance
+    assert apart(found[0], plain_logits(model.plain, texts()[0])) > 100 * model.tolerance

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, plain_logits, plain_model
+from support.paged import (
+    TOLERANCE,
+    PagedModel,
+    apart,
+    apart_after_shared_pages,
+    apart_in_chunks,
+    lively_model_folder,
+    plain_logits,
+    plain_model,
+    texts,
+)
 
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
 
 pytestmark = pytest.mark.reference
 
-TOLERANCE = 1e-4
 HYBRID = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 SHARED_KV = {"num_kv_shared_layers": 2, "vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8}
 # Scales that are not 1/sqrt(head size), caps that bite: what a backend could lose without a tiny model noticing.
@@ -46,16 +54,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _texts() -> list[list[int]]:
-    rnd = random.Random(1)
-    return [[rnd.randrange(3, 256) for _ in range(length)] for length in (37, 5, 19)]
-
-
-def _worst(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
-    assert found, "nothing was compared"
-    return max((row - expected[index]).abs().max().item() for index, row in found.items())
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
@@ -69,31 +67,13 @@ def _folder(folders: Path, family: str) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_mixture_of_chunks_equals_a_plain_forward(family: str, folders: Path) -> None:
     folder = _folder(folders, family)
-    texts = _texts()
-    plain = plain_model(folder)
-    expected = [plain_logits(plain, text) for text in texts]
-    paged = PagedModel(folder)
-    for chunk in (1, 4, 9, 64):
-        for found, logits in zip(paged.run(texts, max(chunk, 2)), expected, strict=True):
-            assert _worst(found, logits) < TOLERANCE
-    for text, logits in zip(texts, expected, strict=True):
-        assert _worst(paged.run([text])[0], logits) < TOLERANCE
+    assert apart_in_chunks(PagedModel(folder), plain_model(folder), texts(), (2, 4, 9, 64)) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_pages_equal_a_plain_forward(family: str, folders: Path) -> None:
     folder = _folder(folders, family)
-    first, _, third = _texts()
-    shared = 5 * BLOCK_SIZE
-    second = first[:shared] + third
-    paged = PagedModel(folder)
-    blocks = paged.take_blocks(len(first))
-    paged.run([first], blocks=[blocks])
-    pair = [first, second]
-    tables = [blocks[:5] + paged.take_blocks(len(text) - shared) for text in pair]
-    plain = plain_model(folder)
-    for found, text in zip(paged.run(pair, blocks=tables, cached=shared), pair, strict=True):
-        assert _worst(found, plain_logits(plain, text)) < TOLERANCE
+    assert apart_after_shared_pages(PagedModel(folder), plain_model(folder)) < TOLERANCE
 
 
 class _NoSoftcap(ReferenceAttention):
@@ -134,7 +114,5 @@ class _NoSinks(ReferenceAttention):
 )
 def test_the_comparison_sees_what_a_backend_loses(family: str, broken: type[ReferenceAttention], folders: Path) -> None:
     folder = _folder(folders, family)
-    texts = _texts()
-    plain = plain_model(folder)
-    found = PagedModel(folder, broken).run(texts)
-    assert _worst(found[0], plain_logits(plain, texts[0])) > 100 * TOLERANCE
+    found = PagedModel(folder, broken).run(texts())
+    assert apart(found[0], plain_logits(plain_model(folder), texts()[0])) > 100 * TOLERANCE

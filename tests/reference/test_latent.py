@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.paged import BLOCK_SIZE, PagedModel, lively_model_folder, plain_logits, plain_model
+from support.paged import (
+    MOE_TOLERANCE,
+    TOLERANCE,
+    PagedModel,
+    apart,
+    apart_after_shared_pages,
+    apart_in_chunks,
+    lively_model_folder,
+    plain_logits,
+    plain_model,
+    texts,
+)
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
@@ -19,8 +29,6 @@ from engine.cache.layout import KVShape
 
 pytestmark = pytest.mark.reference
 
-# Rounding may send a token to another expert of a random model, whose scores lie close together.
-TOLERANCE, MOE_TOLERANCE = 1e-4, 5e-4
 LATENT, ROTATED = 20, 8
 # No two sizes alike, so that none can stand for another.
 SIZES: dict[str, Any] = {
@@ -95,16 +103,6 @@ def _folder(folders: Path, family: str) -> Path:
     return folder
 
 
-def _texts() -> list[list[int]]:
-    rnd = random.Random(1)
-    return [[rnd.randrange(3, 256) for _ in range(length)] for length in (37, 5, 19)]
-
-
-def _worst(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
-    assert found, "nothing was compared"
-    return max((row - expected[index]).abs().max().item() for index, row in found.items())
-
-
 def _tolerance(family: str) -> float:
     return MOE_TOLERANCE if FAMILIES[family] else TOLERANCE
 
@@ -112,33 +110,16 @@ def _tolerance(family: str) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_mixture_of_chunks_equals_a_plain_forward(family: str, folders: Path) -> None:
     folder = _folder(folders, family)
-    texts = _texts()
-    plain = plain_model(folder)
-    expected = [plain_logits(plain, text) for text in texts]
     paged = PagedModel(folder)
     assert {tuple(keys.shape[2:]) for keys in paged.cache.keys} == {(1, LATENT + ROTATED)}
     assert paged.cache.values_in_keys == [True] * len(paged.cache.keys)
-    for chunk in (1, 4, 9, 64):
-        for found, logits in zip(paged.run(texts, max(chunk, 2)), expected, strict=True):
-            assert _worst(found, logits) < _tolerance(family)
-    for text, logits in zip(texts, expected, strict=True):
-        assert _worst(paged.run([text])[0], logits) < _tolerance(family)
+    assert apart_in_chunks(paged, plain_model(folder), texts(), (2, 4, 9, 64)) < _tolerance(family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_pages_equal_a_plain_forward(family: str, folders: Path) -> None:
     folder = _folder(folders, family)
-    first, _, third = _texts()
-    shared = 5 * BLOCK_SIZE
-    second = first[:shared] + third
-    paged = PagedModel(folder)
-    blocks = paged.take_blocks(len(first))
-    paged.run([first], blocks=[blocks])
-    pair = [first, second]
-    tables = [blocks[:5] + paged.take_blocks(len(text) - shared) for text in pair]
-    plain = plain_model(folder)
-    for found, text in zip(paged.run(pair, blocks=tables, cached=shared), pair, strict=True):
-        assert _worst(found, plain_logits(plain, text)) < _tolerance(family)
+    assert apart_after_shared_pages(PagedModel(folder), plain_model(folder)) < _tolerance(family)
 
 
 class _ScaledBySize(ReferenceAttention):
@@ -161,9 +142,8 @@ class _OnlyLatents(ReferenceAttention):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_comparison_sees_what_a_backend_loses(family: str, broken: type[ReferenceAttention], folders: Path) -> None:
     folder = _folder(folders, family)
-    texts = _texts()
-    found = PagedModel(folder, broken).run(texts)
-    assert _worst(found[0], plain_logits(plain_model(folder), texts[0])) > 100 * _tolerance(family)
+    found = PagedModel(folder, broken).run(texts())
+    assert apart(found[0], plain_logits(plain_model(folder), texts()[0])) > 100 * _tolerance(family)
 
 
 def test_glm_4_7_flash_leaves_54_kilobytes_a_token(tmp_path: Path) -> None:
@@ -181,5 +161,5 @@ def test_glm_4_7_flash_leaves_54_kilobytes_a_token(tmp_path: Path) -> None:
     heads, key_size = real.num_attention_heads, real.qk_nope_head_dim + real.qk_rope_head_dim
     expanded = KVShape(heads, key_size, real.v_head_dim)
     assert real.num_hidden_layers * expanded.numbers * bfloat16 == 962_560
-    text = _texts()[0]
-    assert _worst(paged.run([text])[0], plain_logits(plain_model(folder), text)) < MOE_TOLERANCE
+    text = texts()[0]
+    assert apart(paged.run([text])[0], plain_logits(plain_model(folder), text)) < MOE_TOLERANCE

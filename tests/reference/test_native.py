@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import weakref
 from array import array
 from collections.abc import Callable, Iterator
@@ -14,7 +13,16 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.paged import PagedModel, lively_model_folder, make_sequence, plain_logits, plain_model
+from support.paged import (
+    TOLERANCE,
+    PagedModel,
+    apart,
+    lively_model_folder,
+    make_sequence,
+    plain_logits,
+    plain_model,
+    texts,
+)
 
 from engine.api.block_groups import Window
 from engine.api.engine import EngineConfig, ModelInfo
@@ -35,7 +43,6 @@ from engine.weights.sources import BLOCKS_FILE
 
 pytestmark = pytest.mark.reference
 
-TOLERANCE = 1e-4
 BLOCK_SIZE = 16
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -136,37 +143,30 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     return request.param
 
 
-def texts_of(*lengths: int) -> list[list[int]]:
-    rnd = random.Random(1)
-    return [[rnd.randrange(3, 256) for _ in range(length)] for length in lengths]
-
-
-def assert_equal(folder: Path, texts: list[list[int]], chunks: tuple[int, ...] = (2, 4, 9, 64)) -> None:
+def assert_equal(folder: Path, compared: list[list[int]], chunks: tuple[int, ...] = (2, 4, 9, 64)) -> None:
     plain, native = plain_model(folder), NativeModel(folder)
-    expected = [plain_logits(plain, text) for text in texts]
+    expected = [plain_logits(plain, text) for text in compared]
     for chunk in chunks:
-        for found, logits in zip(native.run(texts, chunk), expected, strict=True):
-            assert found, "nothing was compared"
-            for index, row in found.items():
-                assert (row - logits[index]).abs().max() < TOLERANCE
+        for found, logits in zip(native.run(compared, chunk), expected, strict=True):
+            assert apart(found, logits) < TOLERANCE
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_mixture_of_chunks_equals_a_plain_forward(shape: str, tmp_path: Path) -> None:
     family, config = SHAPES[shape]
-    assert_equal(lively_model_folder(tmp_path / "model", family, **config), texts_of(37, 5, 19))
+    assert_equal(lively_model_folder(tmp_path / "model", family, **config), texts(37, 5, 19))
 
 
 def test_many_sequences_and_long_ones(tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path / "model", "llama")
-    assert_equal(folder, texts_of(*([300] + [3, 17, 33, 48] * 6)), chunks=(40, 200))
+    assert_equal(folder, texts(*([300] + [3, 17, 33, 48] * 6)), chunks=(40, 200))
 
 
 @pytest.mark.parametrize("packed", ["Q4_0", "Q4_1", "Q8_0", "bfloat16", "mixed"])
 def test_packed_weights_are_the_same_weights(packed: str, target: str, tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path / "model", "llama")
     repack(folder, packed)
-    assert_equal(folder, texts_of(37, 5, 19, 4, 4, 4, 4, 4, 4), chunks=(2, 64))
+    assert_equal(folder, texts(37, 5, 19, 4, 4, 4, 4, 4, 4), chunks=(2, 64))
 
 
 def repack(folder: Path, packed: str) -> None:
@@ -194,10 +194,10 @@ def test_neighbours_change_nothing_at_all(shape: str, target: str, tmp_path: Pat
     folder = lively_model_folder(tmp_path / "model", family, **config)
     repack(folder, "Q4_1")
     native = NativeModel(folder)
-    texts = texts_of(37, 5, 19, 30, 30)
-    alone = [native.run([text], 30)[0] for text in texts]
+    compared = texts(37, 5, 19, 30, 30)
+    alone = [native.run([text], 30)[0] for text in compared]
     for chunk in (9, 4):
-        for found, other in zip(native.run(texts, chunk), alone, strict=True):
+        for found, other in zip(native.run(compared, chunk), alone, strict=True):
             assert found.keys() & other.keys()
             for index in found.keys() & other.keys():
                 assert torch.equal(found[index], other[index])
@@ -218,7 +218,7 @@ def test_queries_that_grow_far_away_are_seen(tmp_path: Path) -> None:
     with pytest.raises(NotNative, match=r"q_proj of .* differs from the formula"):
         NativeModel(folder)
     grown = {**GROWING, "original_max_position_embeddings": 512}
-    assert_equal(lively_model_folder(tmp_path / "other", "ministral3", rope_parameters=grown), texts_of(300), (64,))
+    assert_equal(lively_model_folder(tmp_path / "other", "ministral3", rope_parameters=grown), texts(300), (64,))
 
 
 def test_wrong_numbers_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_layer_of_another_size_is_left_to_torch(other: str, tmp_path: Path) ->
 
 def test_steps_beyond_the_cache_are_errors(tmp_path: Path) -> None:
     native = NativeModel(lively_model_folder(tmp_path / "model", "llama"))
-    tokens = texts_of(40)[0]
+    tokens = texts(40)[0]
     for blocks, start in (([0, 1, 256], 0), ([0, -1, 2], 0), ([0, 1], 0), ([0] * 40, 500)):
         with pytest.raises(IndexError, match="a step reaches beyond"):
             native.runner.forward([ScheduledChunk(make_sequence([3] * start + tokens, blocks), start, len(tokens))])
@@ -250,7 +250,7 @@ def test_steps_beyond_the_cache_are_errors(tmp_path: Path) -> None:
 def test_vectors_take_the_place_of_embeddings(tmp_path: Path) -> None:
     folder = lively_model_folder(tmp_path / "model", "llama")
     plain, native = plain_model(folder), NativeModel(folder)
-    (text,) = texts_of(21)
+    (text,) = texts(21)
     vectors = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     embedded = plain.get_input_embeddings()(torch.tensor([text])).detach()
     embedded[0, [4, 5, 20]] = vectors
@@ -287,7 +287,7 @@ def test_texts_that_are_rotated_in_two_ways_are_left_to_torch(tmp_path: Path) ->
     with pytest.raises(NotNative, match=r"beyond 40 tokens .*\(longrope\), .* a max_context of 40 leaves it one"):
         NativeModel(folder)
     within, plain = NativeModel(folder, max_context=40), plain_model(folder)
-    for text, found in zip(texts_of(40, 7), within.run(texts_of(40, 7)), strict=True):
+    for text, found in zip(texts(40, 7), within.run(texts(40, 7)), strict=True):
         assert max((row - plain_logits(plain, text)[i]).abs().max() for i, row in found.items()) < TOLERANCE
     chunk = ScheduledChunk(make_sequence([3, 4], [0]), 0, 2)
     with pytest.raises(NotImplementedError, match="the native forward cannot compute a step with long_tokens"):
@@ -354,7 +354,7 @@ def refuse(*_: object) -> None:
 def answer(folder: Path, native: bool) -> list[tuple[int, ...]]:
     config = EngineConfig(path=str(folder), device="cpu", native=native, kv_memory=4e6, threads=2)
     core = build_core(config, lambda stage, done: None)
-    core.submit(Request("r", tuple(texts_of(20)[0]), SamplingParams(max_tokens=20, temperature=0.0)))
+    core.submit(Request("r", tuple(texts(20)[0]), SamplingParams(max_tokens=20, temperature=0.0)))
     events = []
     while core.has_work:
         events += [event for told in core.step() for event in told]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from array import array
 from collections.abc import Callable
 from contextlib import closing
@@ -15,7 +14,17 @@ from typing import Any
 import pytest
 import torch
 from support.digests import Told, run_to_end
-from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+from support.paged import (
+    MOE_TOLERANCE,
+    TOLERANCE,
+    PagedModel,
+    apart,
+    apart_in_chunks,
+    lively_model_folder,
+    plain_logits,
+    plain_model,
+    texts,
+)
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
@@ -35,9 +44,7 @@ from engine.scheduling.flat_batch import FlatBatch
 
 pytestmark = pytest.mark.reference
 
-TOLERANCE = 1e-4
-MOE_TOLERANCE = 5e-4
-"""Random experts: a difference in the last bits sometimes chooses another one."""
+LENGTHS = (37, 5, 19, 70)
 DELTA = {
     "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
@@ -90,16 +97,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _texts() -> list[list[int]]:
-    rnd = random.Random(1)
-    return [[rnd.randrange(3, 256) for _ in range(length)] for length in (37, 5, 19, 70)]
-
-
-def _worst(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
-    assert found, "nothing was compared"
-    return max((row - expected[index]).abs().max().item() for index, row in found.items())
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
@@ -125,15 +122,8 @@ def test_every_mixture_of_chunks_equals_a_plain_forward(
     family: str, code: str, in_c: Callable[[StateCache], RecurrentStates], folders: Path
 ) -> None:
     folder = _folder(folders, family)
-    texts = _texts()
-    plain = plain_model(folder)
-    expected = [plain_logits(plain, text) for text in texts]
     paged = PagedModel(folder, states=in_c if code == "C" else RecurrentStates)
-    for chunk in (2, 9, 64, 100):
-        for found, logits in zip(paged.run(texts, chunk), expected, strict=True):
-            assert _worst(found, logits) < _tolerance(family)
-    for text, logits in zip(texts, expected, strict=True):
-        assert _worst(paged.run([text])[0], logits) < _tolerance(family)
+    assert apart_in_chunks(paged, plain_model(folder), texts(*LENGTHS), (2, 9, 64, 100)) < _tolerance(family)
 
 
 class _ForgetsConvolutions(RecurrentStates):
@@ -174,9 +164,9 @@ class _NeverBegins(RecurrentStates):
 )
 def test_the_comparison_sees_what_is_lost(family: str, broken: type[RecurrentStates], folders: Path) -> None:
     folder = _folder(folders, family)
-    texts = _texts()
-    found = PagedModel(folder, states=broken).run(texts)
-    assert _worst(found[3], plain_logits(plain_model(folder), texts[3])) > 5 * _tolerance(family)
+    compared = texts(*LENGTHS)
+    found = PagedModel(folder, states=broken).run(compared)
+    assert apart(found[3], plain_logits(plain_model(folder), compared[3])) > 5 * _tolerance(family)
 
 
 def test_a_mixer_that_computes_something_else_is_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +185,7 @@ def test_the_core_answers_with_the_numbers_of_a_plain_forward(
     monkeypatch.setattr(layout, "SNAPSHOTS_SHARE", 0.4)
     folder = _folder(folders, family)
     plain = plain_model(folder)
-    long, short, middle, longest = _texts()
+    long, short, middle, longest = texts(*LENGTHS)
     # Six short ones start at once and outgrow their blocks together.
     beginnings = [short] * 6 + [long, longest, middle, longest]
     requests = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import random
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from support.paged import PagedModel, plain_logits
-from support.scaled import FIRST_SPECIAL, scaled_config
+from support.paged import MOE_TOLERANCE, TOLERANCE, PagedModel, plain_logits, texts
+from support.scaled import scaled_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.models.auto import modeling_auto
 
@@ -32,9 +31,6 @@ from engine.native.build import native_runner
 from engine.native.errors import NotNative
 from engine.scheduling.contracts import Runner
 
-TOLERANCE = 1e-4
-MOE_TOLERANCE = 5e-4
-"""Experts with random weights are nearly tied: rounding sends a token to another one."""
 SECONDS = 120
 """That a class may take."""
 
@@ -96,12 +92,12 @@ def _send_fate(name: str, sender: Any) -> None:
         raise
 
 
-def find_fate(name: str) -> Fate:
-    """Build, load and compare the class."""
+def find_fate(name: str, published: dict[str, Any] | None = None) -> Fate:
+    """Build, load and compare the class: with its defaults, or as ``published``, a checkpoint's configuration, says."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model"
         try:
-            model_class, config = small_class(name)
+            model_class, config = small_class(name, published)
         except NOT_FAILURES:
             raise
         except BaseException as error:
@@ -119,7 +115,7 @@ def find_fate(name: str) -> Fate:
             paged = FastestModel(place)
         except ModelRefused as refusal:
             return Fate(name, REFUSED, _cleaned(str(refusal), place))
-        worst, scale = compare(paged, model_class.from_pretrained(place, attn_implementation="eager").eval())
+        worst, scale = compare(paged, plain_class(place, model_class))
         if worst > tolerance_of(paged.config):
             return Fate(name, WRONG, f"logits up to {scale:.1f} are {worst:.1e} apart")
         return Fate(name, NATIVE if paged.is_native else TORCH, "")
@@ -157,7 +153,7 @@ def class_and_config(name: str) -> tuple[Any, Any]:
 
 
 def small_class(name: str, published: dict[str, Any] | None = None) -> tuple[Any, Any]:
-    """The class of that name and a small configuration of it."""
+    """The class of that name and a small configuration of it; ``published`` as for ``scaled_config``."""
     model_class, config_class = class_and_config(name)
     return model_class, scaled_config(config_class, published)
 
@@ -167,6 +163,11 @@ def lively_class_folder(path: Path, name: str, published: dict[str, Any] | None 
     model_class, config = small_class(name, published)
     save_lively(path, model_class, config)
     return model_class
+
+
+def plain_class(folder: Path, model_class: Any) -> Any:
+    """The model as transformers runs it: eager attention, float32, no cache."""
+    return model_class.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
 def save_lively(path: Path, model_class: Any, config: Any) -> None:
@@ -181,12 +182,6 @@ def save_lively(path: Path, model_class: Any, config: Any) -> None:
                 elif parameter.numel() > 1 and (spread := float(parameter.std())) > 0:
                     parameter.mul_(0.12 / spread)
     model.save_pretrained(path)
-
-
-def texts() -> list[list[int]]:
-    """Without special tokens, longer than the windows of small models, shorter than them, and in between."""
-    rnd = random.Random(1)
-    return [[rnd.randrange(3, FIRST_SPECIAL) for _ in range(length)] for length in (37, 5, 19)]
 
 
 def compare(paged: PagedModel, plain: Any) -> tuple[float, float]:

@@ -27,6 +27,9 @@ from engine.scheduling.contracts import Runner
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 
 BLOCK_SIZE = 4
+TOLERANCE = 1e-4
+MOE_TOLERANCE = 5e-4
+"""Experts with random weights are nearly tied: rounding sends a token to another one."""
 
 
 def lively_model_folder(path: Path, model_type: str, liveliness: float = 6.0, **config: Any) -> Path:
@@ -60,6 +63,19 @@ def plain_logits(model: Any, tokens: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
     return logits
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    """Random texts without special tokens: by default longer than the windows of small models, shorter than them, and
+    in between."""
+    rnd = random.Random(1)
+    return [[rnd.randrange(3, 256) for _ in range(length)] for length in lengths or (37, 5, 19)]
+
+
+def apart(found: dict[int, torch.Tensor], expected: torch.Tensor) -> float:
+    """The largest difference of any logits from those that ``plain_logits`` gives."""
+    assert found, "nothing was compared"
+    return max((row - expected[index]).abs().max().item() for index, row in found.items())
 
 
 def make_sequence(tokens: list[int], blocks: list[int], sampling: SamplingParams | None = None) -> Sequence:
@@ -191,3 +207,27 @@ class PagedModel:
         self.runner.forward([ScheduledChunk(first, 0, len(prefix), snapshot)])
         for sequence in sequences:
             sequence.state_start, sequence.state_source = len(prefix), snapshot
+
+
+def apart_in_chunks(paged: PagedModel, plain: Any, compared: list[list[int]], chunks: tuple[int, ...]) -> float:
+    """How far logits are from a plain forward: side by side in chunks of at most so many tokens, and alone."""
+    expected = [plain_logits(plain, text) for text in compared]
+    worst = [
+        apart(found, logits)
+        for chunk in chunks
+        for found, logits in zip(paged.run(compared, chunk), expected, strict=True)
+    ]
+    worst += [apart(paged.run([text])[0], logits) for text, logits in zip(compared, expected, strict=True)]
+    return max(worst)
+
+
+def apart_after_shared_pages(paged: PagedModel, plain: Any) -> float:
+    """How far the logits of two texts are that begin with five blocks which another sequence has filled."""
+    first, _, third = texts()
+    shared = 5 * BLOCK_SIZE
+    blocks = paged.take_blocks(len(first))
+    paged.run([first], blocks=[blocks])
+    pair = [first, first[:shared] + third]
+    tables = [blocks[:5] + paged.take_blocks(len(text) - shared) for text in pair]
+    found = paged.run(pair, blocks=tables, cached=shared)
+    return max(apart(rows, plain_logits(plain, text)) for rows, text in zip(found, pair, strict=True))

@@ -123,7 +123,7 @@ def scaled_config(config_class: Any, published: _Config | None = None) -> Any:
         for name, kind in config_class.sub_configs.items()
         if getattr(default, name, 0) is None and issubclass(kind, PreTrainedConfig) and name not in (published or {})
     }
-    small = _scaled(config_class(**known, **published or {}).to_dict(), _Special())
+    small = _scaled(config_class(**known, **published or {}).to_dict(), _Special(), published or {})
     return config_class(**{key: value for key, value in small.items() if key != "model_type"})
 
 
@@ -150,19 +150,22 @@ class _Special:
         return self._given.setdefault(token, VOCAB_SIZE - 1 - len(self._given))
 
 
-def _scaled(config: _Config, special: _Special) -> _Config:
+def _scaled(config: _Config, special: _Special, published: _Config) -> _Config:
     model_type = config.get("model_type", "")
-    config = _merged(config, COMPLETED.get(model_type, {}))
+    completed = {key: value for key, value in COMPLETED.get(model_type, {}).items() if key not in published}
+    config = _merged(config, completed)
     kept = _kept_layers(config)
     small = {
-        key: _scaled_value(key, value, config, kept, special)
+        key: _scaled_value(key, value, config, kept, special, published.get(key))
         for key, value in config.items()
         if key not in ("transformers_version", "id2label", "label2id")
     }
     return _merged(small, FITTED.get(model_type, {}))
 
 
-def _scaled_value(key: str, value: Any, config: _Config, kept: list[int], special: _Special) -> Any:
+def _scaled_value(
+    key: str, value: Any, config: _Config, kept: list[int], special: _Special, published: Any = None
+) -> Any:
     if key == "per_layer_config" and value:
         overrides = {int(layer): override for layer, override in value.items()}
         return {
@@ -175,7 +178,8 @@ def _scaled_value(key: str, value: Any, config: _Config, kept: list[int], specia
     if isinstance(value, dict):
         if "mrope_section" in value:
             value = {**value, "mrope_section": _sections(value, config)}
-        return _scaled(value, special) if "model_type" in value or key.endswith("_config") else value
+        inner = published if isinstance(published, dict) else {}
+        return _scaled(value, special, inner) if "model_type" in value or key.endswith("_config") else value
     if key == "num_kv_shared_layers" and value:
         return sum(layer >= _num_layers(config) - value for layer in kept)
     if LAYER_COUNTS.match(key) and isinstance(value, int):

@@ -31,6 +31,18 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": EOS_ID,
 }
+LATENT: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 2,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 16,
+    "head_dim": 8,
+}
+"""Of a dense DeepSeek V3 beside ``SMALL``; no two sizes alike, so that none can stand for another."""
 
 
 def tiny_tokenizer() -> Tokenizer:

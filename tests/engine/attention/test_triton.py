@@ -26,16 +26,21 @@ from engine.cache.layout import KVShape  # noqa: E402
 from engine.fused import kernels as fused_kernels  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
-INTERPRETED = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
+FILES = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
+# The longest alone, so that several workers share the work; the others in one process, which imports torch once.
+LONGEST = ("test_attention", "test_gpu", "test_graphs")
+INTERPRETED = {name.removeprefix("test_"): [path for path in FILES if path.stem == name] for name in LONGEST}
+INTERPRETED["others"] = [path for path in FILES if path.stem not in LONGEST]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem.removeprefix("test_"))
-def test_interpreted(path: Path) -> None:
+@pytest.mark.parametrize("group", INTERPRETED)
+def test_interpreted(group: str) -> None:
+    assert INTERPRETED[group]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
-        [*command, "-o", "timeout=1700", str(path)],
+        [*command, "-o", "timeout=1700", *map(str, INTERPRETED[group])],
         env={**environment, "TRITON_INTERPRET": "1"},
         cwd=ROOT,
         capture_output=True,

@@ -134,6 +134,12 @@ def test_towers_are_named_and_the_text_part_is_measured(tmp_path: Path) -> None:
     assert short(tmp_path).inputs == ("text",)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
+def test_states_are_told_in_the_type_of_the_weights(tmp_path: Path, dtype: str, size: int) -> None:
+    """Each of ten convolutions over three tokens keeps two."""
+    assert looked_at(tmp_path, "LFM2.5-1.2B-Instruct", dtype=dtype).state_bytes == 10 * 2 * 2048 * size
+
+
 def test_how_it_is_computed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = short(tmp_path)
     assert (found.native, found.not_native) == (True, "")

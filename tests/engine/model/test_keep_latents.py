@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+from support.tiny import LATENT
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
@@ -24,18 +25,7 @@ from engine.platforms.cpu import CpuPlatform
 from engine.platforms.cuda import CudaPlatform
 from engine.platforms.recipe import start_model
 
-SIZES: dict[str, Any] = {
-    "num_hidden_layers": 2,
-    "first_k_dense_replace": 2,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 20,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 16,
-    "head_dim": 8,
-}
-LATENT, EXPANDED = KVShape(1, 28, 20, values_in_keys=True), KVShape(4, 20, 16)
+KEPT, EXPANDED = KVShape(1, 28, 20, values_in_keys=True), KVShape(4, 20, 16)
 TEXT = [3 + (i * i) % 250 for i in range(21)]
 Expand = Callable[[Any, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 EXPAND: Expand = DeepseekV3Attention.expand_kv
@@ -43,7 +33,7 @@ EXPAND: Expand = DeepseekV3Attention.expand_kv
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lively_model_folder(tmp_path_factory.mktemp("latent"), "deepseek_v3", **SIZES)
+    return lively_model_folder(tmp_path_factory.mktemp("latent"), "deepseek_v3", **LATENT)
 
 
 def silent(_stage: str, _done: float) -> None:
@@ -62,7 +52,7 @@ def shapes(model: LoadedModel) -> list[KVShape]:
 def test_latents_are_kept_in_every_type(folder: Path, dtype: str, caplog: pytest.LogCaptureFixture) -> None:
     """The proof is computed in float32, whatever the weights are."""
     with caplog.at_level("INFO"):
-        assert shapes(load(folder, dtype)) == [LATENT] * 2
+        assert shapes(load(folder, dtype)) == [KEPT] * 2
     assert "2 of 2 latent attentions keep latents" in caplog.messages
 
 
@@ -132,7 +122,7 @@ def test_keys_that_are_changed_before_the_attention_stay_expanded(
 
 
 def test_latents_that_are_no_smaller_stay_expanded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = lively_model_folder(tmp_path, "deepseek_v3", **{**SIZES, "kv_lora_rank": 136})
+    folder = lively_model_folder(tmp_path, "deepseek_v3", **{**LATENT, "kv_lora_rank": 136})
     assert shapes(load(folder)) == [EXPANDED] * 2
     assert "latents are not smaller: 144 numbers for 144" in caplog.text
 

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DiffLlamaForCausa
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.model import attention_hook, loader
+from engine.model.config_file import read_config
 from engine.model.latent import keep_latents
 from engine.model.probe import probe
 from engine.model.rehearsal import LARGEST_BUFFER, rehearse
@@ -80,6 +81,16 @@ def test_layers_are_seen_as_with_weights(name: str) -> None:
         assert (dry.name, dry.shape, dry.window) == (real.name, real.shape, real.window)
         assert dry.options.scaling == real.options.scaling
     assert rehearsed.probe.vocab_size == loaded.vocab_size
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "falcon_h1"])
+def test_states_have_the_types_that_they_have_with_weights(name: str, tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path, name, **SERVED[name])
+    loaded = loader.load_model(EngineConfig(path=str(folder), device="cpu", dtype="bfloat16"), lambda *_: None).probe
+    rehearsed = rehearse(read_config(folder), torch.bfloat16).probe
+    assert rehearsed is not None
+    assert rehearsed.states == loaded.states
+    assert torch.bfloat16 in {state.dtype for state in loaded.states}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.paged import PagedModel, lively_model_folder, plain_logits, plain_model
+from support.tiny import LATENT
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
@@ -57,19 +58,6 @@ def test_every_mixture_of_chunks_computes_the_model_with_rounded_keys_and_values
             for place, logits in found.items():
                 torch.testing.assert_close(logits, expected[place].float(), rtol=1e-4, atol=1e-4)
             assert max((logits - exact[place]).abs().max() for place, logits in found.items()) > 0.01
-
-
-LATENT = {
-    "num_hidden_layers": 2,
-    "first_k_dense_replace": 2,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 20,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 16,
-    "head_dim": 8,
-}
 
 
 def test_latents_are_rounded_together_with_their_rotated_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,15 @@ class Unknown(nn.Module):
         return kept
 
 
+class Renamed(nn.Module):
+    """Takes its cache by a name of its own."""
+
+    def forward(self, hidden_states: torch.Tensor, memory: Any = None) -> torch.Tensor:
+        memory.update_conv_state(hidden_states, 0)
+        out: torch.Tensor = causal_conv1d_fn(hidden_states, hidden_states)
+        return out
+
+
 def short_convolution() -> Lfm2ShortConv:
     config = Lfm2Config(hidden_size=8, conv_L_cache=3, num_hidden_layers=1, layer_types=["conv"])
     return Lfm2ShortConv(config, 0).eval()
@@ -48,6 +57,11 @@ def test_only_modules_that_keep_a_state_are_mixers() -> None:
 def test_another_operator_is_refused_by_name() -> None:
     with pytest.raises(ModelRefused, match=r"layer odd \(Unknown\) keeps a state, but not by causal_conv1d_fn and one"):
         mixer_hook.mixers(nn.ModuleDict({"odd": Unknown()}))
+
+
+def test_a_cache_of_another_name_is_refused_by_name() -> None:
+    with pytest.raises(ModelRefused, match=r"layer odd \(Renamed\) .* by none of the names cache, cache_params"):
+        mixer_hook.mixers(nn.ModuleDict({"odd": Renamed()}))
 
 
 def test_models_of_one_class_do_not_share_what_is_bound() -> None:
