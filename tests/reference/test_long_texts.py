@@ -208,7 +208,8 @@ def _core(folder: Path, *, ahead: bool, num_blocks: int) -> Core:
     assert bool(runner.recorded_shapes) == ahead
     assert runner.info.original_context == ORIGINAL
     sampler = platform.sampler(runner, config)
-    return Core(runner, sampler, load_tokenizer(folder), config, cost=platform.step_cost(runner), ahead=ahead)
+    timer = map(float, count()).__next__  # so that chunks, and who is preempted, are the same in every run
+    return Core(runner, sampler, load_tokenizer(folder), config, ahead=ahead, timer=timer)
 
 
 def _requests() -> list[Request]:
@@ -250,7 +251,7 @@ def test_the_core_answers_with_the_numbers_of_a_plain_forward(
     monkeypatch.setattr(layout, "SNAPSHOTS_SHARE", 0.4)
     folder, requests = _folder(folders, family, num_hidden_layers=2), _requests()
     if family == "falcon_h1":  # its operators take their time
-        requests = requests[1:4]
+        requests = requests[:4]
     plain = plain_model(folder)
     with closing(_core(folder, ahead=ahead, num_blocks=26)) as core:
         told = run_to_end(core, *requests, cancelled=["r6"])
