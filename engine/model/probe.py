@@ -24,6 +24,7 @@ from engine.model.architecture import ATTENTION_LAYERS, STATE_LAYERS
 from engine.recurrent import mixer_hook
 from engine.recurrent.mixer_hook import Mixer
 from engine.recurrent.recurrences import Arguments, Operator, Recurrence, over_tokens
+from engine.recurrent.states import activated
 
 _TOKENS = 4
 _TEXT_ID = 3  # ids below it are those of padding, begin and end in most vocabularies
@@ -180,10 +181,12 @@ class _EachTokenAlone:
     def shapes(self) -> list[StateShape]:
         return [self._shapes[call] for call in range(len(self._shapes))]
 
-    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def convolve(
+        self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+    ) -> torch.Tensor:
         self._shapes[call] = StateShape((weight.shape[1] - 1, weight.shape[0]), x.dtype)
         out = x * weight[:, -1:]
-        return (out if bias is None else out + bias.unsqueeze(-1)).to(x.dtype)
+        return activated((out if bias is None else out + bias.unsqueeze(-1)).to(x.dtype), activation)
 
     def recur(self, call: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
         alone = {name: arguments[name].transpose(0, 1) for name in recurrence.by_token}

@@ -11,7 +11,7 @@ import torch
 from engine.cache.state_tensors import StateCache
 from engine.native import library
 from engine.recurrent.recurrences import DeltaInputs, Inputs
-from engine.recurrent.states import RecurrentStates
+from engine.recurrent.states import RecurrentStates, activated
 from engine.recurrent.step import on_device
 from engine.scheduling.flat_batch import FlatBatch
 
@@ -42,10 +42,17 @@ class NativeStates(RecurrentStates):
             for numbers in (batch.query_starts, batch.query_lengths, batch.state_slots)
         )
 
-    def convolve(self, index: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def convolve(
+        self,
+        index: int,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+    ) -> torch.Tensor:
         states = self._cache.states[index]
         if {x.dtype, weight.dtype, states.dtype} != {torch.float32} or weight.shape[1] > MOST_TAPS:
-            return super().convolve(index, x, weight, bias)
+            return super().convolve(index, x, weight, bias, activation)
         if index not in self._weights:
             self._weights[index] = weight.T.contiguous()
         tokens = x[0].T.contiguous()
@@ -59,7 +66,7 @@ class NativeStates(RecurrentStates):
             weight.shape[1],
         )
         self._code.castor_convolution(self._pool, ctypes.byref(step))
-        return out.T.unsqueeze(0)
+        return activated(out.T.unsqueeze(0), activation)
 
     def advance(self, index: int, inputs: Inputs, slots: torch.Tensor) -> torch.Tensor:
         states = self._cache.states[index]

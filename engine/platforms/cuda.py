@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -12,11 +13,13 @@ from engine.api.errors import ModelRefused
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.state_tensors import StateCache
+from engine.device.cuda_health import DeviceError, device_errors
 from engine.device.device_memory import advice_on, free_bytes, size, who_holds
 from engine.failures import first_line
 from engine.fused.linear import FuseLinears
 from engine.model.loader import LoadedModel, Progress
 from engine.model.rewrites import apply_rewrites
+from engine.recurrent.proof import require_equal_states
 from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import CudaRecorder, Recorder, batch_sizes
 from engine.runner.memory_profile import Attention, profile_steps
@@ -102,7 +105,7 @@ class CudaPlatform:
         _progress: Progress,
         /,
     ) -> Runner:
-        return ModelRunner(model, attention(cache), info, RecurrentStates(states))
+        return ModelRunner(model, attention(cache), info, advancing(model, states))
 
     def capture(self, runner: Runner, scratch_blocks: Sequence[int], config: EngineConfig, progress: Progress) -> None:
         """Steps that cannot be recorded are launched kernel by kernel."""
@@ -154,3 +157,46 @@ def triton_attention() -> Attention:
         _log.warning("Triton cannot be imported (%s): attention copies the whole past at each step, slowly", error)
         return ReferenceAttention
     return TritonAttention
+
+
+Advancing = Callable[[StateCache], RecurrentStates]
+
+
+def advancing(model: LoadedModel, cache: StateCache) -> RecurrentStates:
+    """What advances the recurrent states of a model: the fastest that is proved equal to its own mixers."""
+    if not model.probe.mixers:
+        return RecurrentStates(cache)
+    hidden_size = model.module.config.get_text_config().hidden_size
+    for what, make in _ways_to_advance(cache.device):
+        try:
+            with device_errors(cache.device):
+                require_equal_states(model.probe.mixers, hidden_size, make)
+        except (ModelRefused, DeviceError) as error:
+            _log.warning("Recurrent layers are not computed by %s: %s", what, error)
+        else:
+            _log.info("Recurrent layers are computed by %s", what)
+            return make(cache)
+    _log.warning("Recurrent layers are computed by torch, slowly")
+    return RecurrentStates(cache)
+
+
+def _ways_to_advance(device: torch.device) -> Iterator[tuple[str, Advancing]]:
+    """The kernels that can be imported, fastest first, each with what the log calls it."""
+    try:
+        from engine.recurrent.flash_chunks import FlashChunks
+        from engine.recurrent.triton_states import TritonStates
+    except ImportError as error:
+        _log.warning("Triton cannot be imported (%s)", error)
+        return
+    try:
+        with device_errors(device):
+            flash = FlashChunks()
+    except DeviceError as error:
+        _log.warning(
+            "Recurrent layers compute chunks of prompts by torch, slowly: flash-linear-attention cannot be imported "
+            "(%s); docs/gpu.md says how to install it",
+            error,
+        )
+    else:
+        yield "our kernels and flash-linear-attention", partial(TritonStates, flash=flash)
+    yield "our kernels", TritonStates

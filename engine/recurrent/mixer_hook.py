@@ -9,14 +9,14 @@ are independent, and what is bound answers with the states of each sequence.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 
 from engine.api.errors import ModelRefused
 from engine.cache.state_tensors import StateShape
@@ -42,7 +42,9 @@ class Mixer(NamedTuple):
 class MixerState(Protocol):
     """What computes the operators of a mixer, numbered by the order of their calls in its forward."""
 
-    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def convolve(
+        self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+    ) -> torch.Tensor:
         """``RecurrentStates.convolve`` of the mixer's state ``call``."""
         ...
 
@@ -58,8 +60,10 @@ class SlottedMixer:
         self._states = states
         self._first = first
 
-    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return self._states.convolve(self._first + call, x, weight, bias)
+    def convolve(
+        self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+    ) -> torch.Tensor:
+        return self._states.convolve(self._first + call, x, weight, bias, activation)
 
     def recur(self, call: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
         return self._states.recur(self._first + call, recurrence, operator, arguments)
@@ -116,18 +120,10 @@ def install(module: nn.Module) -> None:
     signature = inspect.signature(original)
     cache = next(name for name in _CACHES if name in signature.parameters)
     operators = {
-        name: _operator(module, name, original.__globals__[name])
-        for name in RECURRENCES.keys() & set(original.__code__.co_names)
+        name: _convolution(module, operator) if name == CONVOLUTION else _operator(module, name, operator)
+        for name, operator in _operators_of(original).items()
     }
-    operators[CONVOLUTION] = _convolution(module, original.__globals__[CONVOLUTION])
-    copy = FunctionType(
-        original.__code__,
-        {**original.__globals__, **operators},
-        original.__name__,
-        original.__defaults__,
-        original.__closure__,
-    )
-    copy.__kwdefaults__ = original.__kwdefaults__
+    copy = _with_operators(original, operators)
 
     def forward(*inputs: Any, **keywords: Any) -> Any:
         arguments = signature.bind(module, *inputs, **keywords).arguments
@@ -138,6 +134,35 @@ def install(module: nn.Module) -> None:
         return copy(**{**arguments, **more, cache: _NothingKept()})
 
     module.forward = forward
+
+
+def own_forward(module: nn.Module) -> Callable[[torch.Tensor], Any]:
+    """The forward of a mixer's class by the operators that transformers has in torch.
+
+    Where another package is installed that has one of them (flash-linear-attention, causal-conv1d, mamba-ssm), the
+    class itself calls that, whatever the device.
+    """
+    original: Any = inspect.unwrap(type(module).forward)
+    return partial(_with_operators(original, _operators_of(original)), module)
+
+
+def _operators_of(forward: Any) -> dict[str, Operator]:
+    """What mixes tokens in a mixer's ``forward``, by name: the functions in torch, whatever stands in for them."""
+    names = {CONVOLUTION, *RECURRENCES}.intersection(forward.__code__.co_names)
+    return {name: inspect.unwrap(forward.__globals__[name]) for name in names}
+
+
+def _with_operators(forward: Any, operators: dict[str, Operator]) -> FunctionType:
+    """A copy of ``forward`` in whose globals these names lead to ``operators``."""
+    copy = FunctionType(
+        forward.__code__,
+        {**forward.__globals__, **operators},
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
 
 
 _CALLS = "castor_calls"
@@ -174,9 +199,9 @@ def _convolution(module: nn.Module, original: Operator) -> Operator:
     def convolve(*inputs: Any, **keywords: Any) -> torch.Tensor:
         arguments = signature.bind(*inputs, **keywords).arguments
         x, weight = (arguments.pop(name) for name in list(signature.parameters)[:2])
-        out: torch.Tensor = _bound_to(module).convolve(_next_call(module), x, weight, arguments.get("bias"))
-        activation = arguments.get("activation")
-        return out if activation is None else ACT2FN[activation](out)
+        return _bound_to(module).convolve(
+            _next_call(module), x, weight, arguments.get("bias"), arguments.get("activation")
+        )
 
     return convolve
 

@@ -33,11 +33,11 @@ def require_equal_states(
     One mixer of each class is compared, on random numbers, with what ``make`` makes, by default ``RecurrentStates``.
     """
     for mixer in {type(mixer.module): mixer for mixer in mixers}.values():
-        weight = next(mixer.module.parameters())
+        weight, own_forward = next(mixer.module.parameters()), mixer_hook.own_forward(mixer.module)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(0)
             texts = [torch.randn(1, length, hidden_size).to(weight) for length in _LENGTHS]
-            expected = torch.cat([_output(type(mixer.module).forward(mixer.module, text)) for text in texts], dim=1)
+            expected = torch.cat([_output(own_forward(text)) for text in texts], dim=1)
             found = torch.cat(_in_chunks(mixer, texts, make or RecurrentStates), dim=1)
         apart, limit = difference(found, expected), _TOLERANCE.get(weight.dtype, 0.0)
         if apart > limit:

@@ -123,7 +123,7 @@ def advance(inputs: Inputs, state: torch.Tensor) -> torch.Tensor:
     return out if inputs.skip is None else out + inputs.skip.unsqueeze(-1) * inputs.x
 
 
-_DELTA = Recurrence(
+DELTA = Recurrence(
     by_token=frozenset({"query", "key", "value", "g", "beta"}),
     value="value",
     initial="initial_state",
@@ -131,7 +131,7 @@ _DELTA = Recurrence(
     is_wide=False,
     inputs=delta_inputs,
 )
-_MAMBA2 = Recurrence(
+MAMBA2 = Recurrence(
     by_token=frozenset({"hidden_states", "dt", "B", "C"}),
     value="hidden_states",
     initial="initial_states",
@@ -141,8 +141,8 @@ _MAMBA2 = Recurrence(
 )
 
 RECURRENCES: Mapping[str, Recurrence] = {
-    "torch_chunk_gated_delta_rule": _DELTA,
-    "chunk_kimi_delta_attention": _DELTA,
-    "mamba2_chunk_scan": _MAMBA2,
+    "torch_chunk_gated_delta_rule": DELTA,
+    "chunk_kimi_delta_attention": DELTA,
+    "mamba2_chunk_scan": MAMBA2,
 }
 """By the name of the operator in the module of a model."""

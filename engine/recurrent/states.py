@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
+from transformers.activations import ACT2FN
 
 from engine.cache.state_tensors import StateCache
 from engine.device.staging import StagedNumbers
@@ -57,11 +58,18 @@ class RecurrentStates:
         """Copy the states that are to be kept as they are after this step."""
         self._copy(batch.state_saves)
 
-    def convolve(self, index: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def convolve(
+        self,
+        index: int,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+    ) -> torch.Tensor:
         """A causal convolution of each channel over the tokens of each sequence: x [1, channels, tokens], the same out.
 
-        weight [channels, width], bias [channels] or None. The state is the last ``width - 1`` tokens of x, [width - 1,
-        channels].
+        weight [channels, width], bias [channels] or None; ``activation`` is one of transformers', by name, or None. The
+        state is the last ``width - 1`` tokens of x, [width - 1, channels].
         """
         states, step, tokens = self._cache.states[index], self._step, x[0].T
         out = torch.empty_like(tokens)
@@ -77,25 +85,36 @@ class RecurrentStates:
             out[start:stop] = functional.conv1d(
                 seen.T.to(weight.dtype), weight.unsqueeze(1), bias, groups=len(weight)
             ).T
-        return out.T.unsqueeze(0)
+        return activated(out.T.unsqueeze(0), activation)
 
     def recur(self, index: int, recurrence: Recurrence, operator: Operator, arguments: Arguments) -> torch.Tensor:
         """A recurrence over the tokens of each sequence: arguments by token are [1, tokens, …], as is the output."""
-        states, step = self._cache.states[index], self._step
-        by_token = {name: arguments[name] for name in recurrence.by_token}
-        value = by_token[recurrence.value]
-        out = torch.empty_like(value, dtype=torch.float32 if recurrence.is_wide else None)
-        if len(step.slots):
-            rows = slice(None) if step.rows is None else step.rows
-            taken = {name: numbers[0, rows] for name, numbers in by_token.items()}
-            found = self.advance(index, recurrence.inputs({**arguments, **taken}), step.slots)
-            out[0, rows] = found.to(out.dtype)
-        for start, stop, slot in step.prefills:
-            taken = {name: numbers[:, start:stop] for name, numbers in by_token.items()}
+        value = arguments[recurrence.value]
+        out = value.new_empty(value.shape, dtype=torch.float32 if recurrence.is_wide else value.dtype)
+        if len(self._step.slots):
+            self.decode(index, recurrence, arguments, out)
+        if self._step.prefills:
+            self.prefill(index, recurrence, operator, arguments, out)
+        return out
+
+    def decode(self, index: int, recurrence: Recurrence, arguments: Arguments, out: torch.Tensor) -> None:
+        """The decodes of ``recur``, into their rows of ``out``."""
+        step = self._step
+        rows = slice(None) if step.rows is None else step.rows
+        taken = {name: arguments[name][0, rows] for name in recurrence.by_token}
+        found = self.advance(index, recurrence.inputs({**arguments, **taken}), step.slots)
+        out[0, rows] = found.to(out.dtype)
+
+    def prefill(
+        self, index: int, recurrence: Recurrence, operator: Operator, arguments: Arguments, out: torch.Tensor
+    ) -> None:
+        """The chunks of ``recur``, into their rows of ``out``."""
+        states = self._cache.states[index]
+        for start, stop, slot in self._step.prefills:
+            taken = {name: arguments[name][:, start:stop] for name in recurrence.by_token}
             found, last = over_tokens(recurrence, operator, {**arguments, **taken}, states[slot : slot + 1])
             states[slot] = last[0]
             out[:, start:stop] = found
-        return out
 
     def advance(self, index: int, inputs: Inputs, slots: torch.Tensor) -> torch.Tensor:
         """One token of the sequences in ``slots``: ``recurrences.advance`` where their states lie."""
@@ -109,3 +128,11 @@ class RecurrentStates:
         if pairs:
             sources, targets = (on_device(array("i", slots), self._cache.device) for slots in zip(*pairs, strict=True))
             self._cache.copy(sources, targets)
+
+
+def activated(numbers: torch.Tensor, activation: str | None) -> torch.Tensor:
+    """``activation`` of ``numbers``, by transformers' name for it."""
+    if activation is None:
+        return numbers
+    out: torch.Tensor = ACT2FN[activation](numbers)
+    return out

@@ -146,7 +146,7 @@ def test_models_are_the_same(family: str, tmp_path: Path) -> None:
     assert install_fused_ops(loaded) == places
     assert install_fused_ops(loaded) in (0, places - (places > 0))
 
-    def attention(cache: KVCache, windows: set[int | None]) -> ReferenceAttention:
+    def attention(cache: KVCache) -> ReferenceAttention:
         return ReferenceAttention(cache)
 
     model = PagedModel(folder, attention, change=lambda module: install_fused_ops(replace(loaded, module=module)))

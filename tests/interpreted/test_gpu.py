@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,10 +62,14 @@ def gpu_runner(
         ("qwen3", {"num_hidden_layers": 2}, True),
         ("qwen3", {"num_hidden_layers": 2}, False),
         ("deepseek_v3", LATENT, True),
+        ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, True),
     ],
-    ids=["qwen3-recorded", "qwen3", "deepseek_v3-recorded"],
+    ids=["qwen3-recorded", "qwen3", "deepseek_v3-recorded", "lfm2-recorded"],
 )
-def test_it_answers_as_a_plain_forward(family: str, sizes: dict[str, int], graphs: bool, tmp_path: Path) -> None:
+def test_it_answers_as_a_plain_forward(
+    family: str, sizes: dict[str, Any], graphs: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     folder = lively_model_folder(tmp_path, family, **sizes)
     config = config_of(folder, cuda_graphs=graphs)
     stages: list[str] = []
@@ -73,7 +78,9 @@ def test_it_answers_as_a_plain_forward(family: str, sizes: dict[str, int], graph
     assert stages[:3] == ["joining weights", "profiling the largest step", "allocating cache"]
     assert ("recording steps" in stages) is graphs
     text = [5 + (i * i) % 200 for i in range(40)]
+    assert ("Recurrent layers are computed by our kernels" in caplog.messages) is (family == "lfm2")
     sequence = make_sequence(text[:37], [2, 0, 1])
+    sequence.state_slot = 1
     found = [runner.forward([ScheduledChunk(sequence, 0, 37)])[0].clone()]
     for length in (38, 39, 40):
         sequence.tokens = text[:length]

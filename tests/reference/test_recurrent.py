@@ -127,9 +127,9 @@ def test_every_mixture_of_chunks_equals_a_plain_forward(
 
 
 class _ForgetsConvolutions(RecurrentStates):
-    def convolve(self, index: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def convolve(self, index: int, *given: Any) -> torch.Tensor:
         self._cache.states[index].zero_()
-        return super().convolve(index, x, weight, bias)
+        return super().convolve(index, *given)
 
 
 class _ForgetsRecurrences(RecurrentStates):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
+from inspect import unwrap
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.models.lfm2 import modeling_lfm2
 from transformers.models.lfm2.configuration_lfm2 import Lfm2Config
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv, causal_conv1d_fn
 
@@ -20,7 +23,7 @@ class Constant:
     def __init__(self, number: float) -> None:
         self.number = number
 
-    def convolve(self, call: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def convolve(self, call: int, x: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.full_like(x, self.number)
 
     def recur(self, *_: Any) -> torch.Tensor:
@@ -76,6 +79,23 @@ def test_models_of_one_class_do_not_share_what_is_bound() -> None:
         single, double, own = one(x), two(x), plain(x)
     assert torch.allclose(2 * single, double)
     assert not torch.allclose(single, own)
+
+
+def test_what_another_package_stands_in_for_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where causal-conv1d is installed: the numbers that all is compared with are those of torch."""
+    module, x = short_convolution(), torch.randn(1, 4, 8)
+    with torch.inference_mode():
+        expected = module(x)
+
+    @wraps(unwrap(causal_conv1d_fn))
+    def standing_in(*_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("this runs on a GPU only")
+
+    monkeypatch.setattr(modeling_lfm2, "causal_conv1d_fn", standing_in)
+    with torch.inference_mode():
+        assert torch.equal(mixer_hook.own_forward(module)(x), expected)
+        with pytest.raises(AssertionError, match="on a GPU only"):
+            module(x)
 
 
 def test_padding_is_refused() -> None:
