@@ -33,18 +33,25 @@ def require_equal_states(
     One mixer of each class is compared, on random numbers, with what ``make`` makes, by default ``RecurrentStates``.
     """
     for mixer in {type(mixer.module): mixer for mixer in mixers}.values():
-        weight, own_forward = next(mixer.module.parameters()), mixer_hook.own_forward(mixer.module)
-        with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            torch.manual_seed(0)
-            texts = [torch.randn(1, length, hidden_size).to(weight) for length in _LENGTHS]
-            expected = torch.cat([_output(own_forward(text)) for text in texts], dim=1)
-            found = torch.cat(_in_chunks(mixer, texts, make or RecurrentStates), dim=1)
-        apart, limit = difference(found, expected), _TOLERANCE.get(weight.dtype, 0.0)
+        apart, limit = apart_from_own(mixer, hidden_size, make or RecurrentStates)
         if apart > limit:
             raise ModelRefused(
                 f"layer {mixer.name} ({type(mixer.module).__name__}) computes in chunks what differs from its own "
                 f"forward by {apart:.1e} of the largest number; rounding explains {limit:.0e}"
             )
+
+
+def apart_from_own(
+    mixer: Mixer, hidden_size: int, make: Callable[[StateCache], RecurrentStates]
+) -> tuple[float, float]:
+    """How far a mixer is from its own forward, as a share of the largest number, and how far rounding may bring it."""
+    weight, own_forward = next(mixer.module.parameters()), mixer_hook.own_forward(mixer.module)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        texts = [torch.randn(1, length, hidden_size).to(weight) for length in _LENGTHS]
+        expected = torch.cat([_output(own_forward(text)) for text in texts], dim=1)
+        found = torch.cat(_in_chunks(mixer, texts, make), dim=1)
+    return difference(found, expected), _TOLERANCE.get(weight.dtype, 0.0)
 
 
 def _in_chunks(

@@ -74,6 +74,7 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
     assert server["note"].startswith("missing here: msgspec, pyzmq, llguidance, pydantic, ")
     measured = {finding["name"] for finding in found["findings"] if finding["state"] == "measured"}
     assert {
+        "qwen3_5_text, a decode of 2 by our kernels",
         "decode attention, 64 sequences, shares of at least 512 keys",
         "prefill attention, 24 tokens after 5, ours",
         "1 sequences, sampled",
@@ -84,7 +85,7 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
     profile, _ = [finding for finding in found["findings"] if finding["name"].startswith("profile")]
     assert {"name", "on", "count", "device_us", "host_us"} == set(profile["data"]["by host"][0])
     assert "the cache holds" not in run.stdout
-    assert "comparisons: 7 right, 0 wrong" in run.stdout
+    assert "comparisons: 8 right, 0 wrong" in run.stdout
 
 
 @pytest.mark.timeout(600)

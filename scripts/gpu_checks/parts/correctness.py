@@ -29,6 +29,7 @@ from gpu_checks.models import (
     sure_module,
 )
 from gpu_checks.parts.attention import PART, compare_attention, difference, plain_products
+from gpu_checks.parts.recurrent import compare_recurrent
 from gpu_checks.report import reason_of
 
 Build = Callable[[], LoadedModel]
@@ -91,6 +92,7 @@ def run(check: Check) -> None:
             build = partial(random_model, family, torch.float32, machine.device, True, **{**SMALL, **extra})
             lengths = SMOKE_LENGTHS if machine.smoke else LENGTHS
             compare_model(check, family, build, 1e-3, lengths)
+        compare_recurrent(check)
         if not machine.smoke:
             _compare_models_of_bfloat16(check)
     name = "Qwen3-0.6B, greedy tokens"
