@@ -60,7 +60,7 @@ def gpu_runner(
     ("family", "sizes", "graphs"),
     [
         ("qwen3", {"num_hidden_layers": 2}, True),
-        ("qwen3", {"num_hidden_layers": 2}, False),
+        ("qwen3", {"num_hidden_layers": 1}, False),
         ("deepseek_v3", LATENT, True),
         ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, True),
     ],
@@ -89,8 +89,8 @@ def test_it_answers_as_a_plain_forward(
 
 
 def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path) -> None:
-    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
-    per_block = 2 * 2 * 2 * 16 * 16 * 4
+    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
+    per_block = 2 * 2 * 16 * 16 * 4
     config = config_of(folder, kv_memory=float(4 * per_block), max_context=64)
     runner = gpu_runner(config)
     assert runner.info.groups == (BlockGroup(3),)
@@ -105,7 +105,7 @@ def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
 
 
 def test_a_model_that_cannot_be_recorded_is_served_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
+    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=1))
     runner = gpu_runner(config, record=refuse)
     assert not runner.recorded_shapes
     assert "not recorded and will be slower: called a synchronizing CUDA operation" in caplog.text
@@ -117,7 +117,7 @@ def test_a_device_that_is_lost_while_it_records_is_not_served(tmp_path: Path, mo
         raise EngineUnavailable("the device is lost")
 
     monkeypatch.setattr(ModelRunner, "check", be_lost)
-    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
+    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=1))
     with pytest.raises(EngineUnavailable):
         gpu_runner(config, record=refuse)
 

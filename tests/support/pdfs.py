@@ -30,9 +30,12 @@ def pdf(*pages: str | bytes, deflate: bool = False) -> bytes:
 @lru_cache(maxsize=1)
 def bomb(megabytes: int) -> bytes:
     """A page whose content is a few kilobytes, deflated three times over, and grows to ``megabytes``."""
-    packer = zlib.compressobj(9)
-    zeros = b" " * 2**20
-    data = b"".join(packer.compress(zeros) for _ in range(megabytes)) + packer.flush()
+    # What is flushed in full depends on nothing before it, so that one megabyte is compressed for all (RFC 1950, 1951).
+    packer = zlib.compressobj(9, wbits=-15)
+    block = packer.compress(b" " * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)
+    size = megabytes * 2**20
+    adler = (size + 16 * size * (size + 1)) % 65521 << 16 | (1 + 32 * size) % 65521  # of that many spaces
+    data = b"\x78\xda" + megabytes * block + b"\x03\x00" + adler.to_bytes(4, "big")
     data = zlib.compress(zlib.compress(data, 9), 9)
     head = b"<< /Length %d /Filter [/FlateDecode /FlateDecode /FlateDecode] >>\nstream\n%s\nendstream"
     return _file(
