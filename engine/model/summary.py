@@ -48,27 +48,7 @@ def log_summary(
 
     ``max_running`` is what was asked for, ``step_bytes`` what steps take beside weights and caches.
     """
-    size = config.block_size
-    counts = [group.num_blocks for group in plan.groups]
-    whole = [sequence_blocks(demand.window, plan.max_context, size, 1) for demand in demands]
-    _log.info(
-        "KV cache: %d tokens of %s in %.0f MiB, %d bytes a token, %.1f sequences at the full context of %d tokens",
-        counts[0] * size,
-        "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
-        sum(count * demand.bytes_per_block for count, demand in zip(counts, demands, strict=True)) / 2**20,
-        sum(demand.bytes_per_block for demand in demands) // size,
-        min(count / needed for count, needed in zip(counts, whole, strict=True)),
-        plan.max_context,
-    )
-    for group, demand, needed in zip(plan.groups, demands, whole, strict=True):
-        if group.window is not None:
-            _log.info(
-                "Layers with a %s keep %d tokens, %d bytes a token, and up to %d of one sequence while it is decoded",
-                group.window,
-                group.num_blocks * size,
-                demand.bytes_per_block // size,
-                needed * size,
-            )
+    _log_blocks(model, plan, config, demands)
     if per_slot := slot_bytes(model.probe.states):
         _log.info(
             "Recurrent states: %.1f MiB a sequence; %d sequences can run, and %d snapshots are kept, in %.0f MiB",
@@ -103,3 +83,27 @@ def log_summary(
             model.max_context,
             plan.max_context,
         )
+
+
+def _log_blocks(model: LoadedModel, plan: CachePlan, config: EngineConfig, demands: Sequence[GroupDemand]) -> None:
+    size = config.block_size
+    counts = [group.num_blocks for group in plan.groups]
+    whole = [sequence_blocks(demand.window, plan.max_context, size, 1) for demand in demands]
+    _log.info(
+        "KV cache: %d tokens of %s in %.0f MiB, %d bytes a token, %.1f sequences at the full context of %d tokens",
+        counts[0] * size,
+        "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
+        sum(count * demand.bytes_per_block for count, demand in zip(counts, demands, strict=True)) / 2**20,
+        sum(demand.bytes_per_block for demand in demands) // size,
+        min(count / needed for count, needed in zip(counts, whole, strict=True)),
+        plan.max_context,
+    )
+    for group, demand, needed in zip(plan.groups, demands, whole, strict=True):
+        if group.window is not None:
+            _log.info(
+                "Layers with a %s keep %d tokens, %d bytes a token, and up to %d of one sequence while it is decoded",
+                group.window,
+                group.num_blocks * size,
+                demand.bytes_per_block // size,
+                needed * size,
+            )
