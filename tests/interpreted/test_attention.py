@@ -50,11 +50,13 @@ def cases(draw: st.DrawFn) -> Case:
     group = draw(st.sampled_from((1, 2, 3, 7, 16, 20)))
     kv_heads = draw(st.integers(1, 3))
     sinks = torch.randn(kv_heads * group, generator=torch.Generator().manual_seed(0)) if draw(st.booleans()) else None
+    seen = draw(st.none() | st.builds(Window, st.integers(1, 90), st.booleans()))
     options = AttentionOptions(
         scaling=draw(st.sampled_from((0.05, 0.25, 1.0))),
-        sliding_window=draw(st.none() | st.integers(1, 90)),
+        sliding_window=seen.size if seen and not seen.chunked else None,
         softcap=draw(st.none() | st.sampled_from((1.5, 50.0))),
         sinks=sinks,
+        chunk_size=seen.size if seen and seen.chunked else None,
     )
     chunk = st.tuples(st.integers(0, 150), st.just(1) | st.integers(2, 40))
     return Case(
@@ -88,7 +90,7 @@ def compare(case: Case) -> None:
     reference = ReferenceAttention(theirs)
     triton = TritonAttention(ours, processors=case.processors)
     for backend in (reference, triton):
-        backend.prepare(flatten(chunks, case.block_size))
+        backend.prepare(flatten(chunks, case.block_size, [case.options.window]))
         backend.write_kv(0, keys, values)
     for mine, other in zip(stored(ours), stored(theirs), strict=True):
         assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))

@@ -21,6 +21,7 @@ KINDS = {
     "mamba": "NemotronHForCausalLM",
     "convolution": "Lfm2ForCausalLM",
     "latent": "Glm4MoeLiteForCausalLM",
+    "windows": "GptOssForCausalLM",
 }
 
 

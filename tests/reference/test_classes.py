@@ -38,6 +38,7 @@ SERVED = (
     "Idefics3ForConditionalGeneration",
     "InternVLForConditionalGeneration",
     "LagunaForCausalLM",
+    "Llama4ForConditionalGeneration",
     "LlavaForConditionalGeneration",
     "MiMoV2FlashForCausalLM",
     "MiniMaxM2ForCausalLM",
@@ -59,7 +60,6 @@ REFUSALS = (
     "GlmMoeDsaForCausalLM",
     "IdeficsForVisionText2Text",
     "Kosmos2_5ForConditionalGeneration",
-    "Llama4ForConditionalGeneration",
     "MiniMaxM3VLForCausalLM",
     "MusicgenForCausalLM",
 )

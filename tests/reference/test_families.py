@@ -21,6 +21,8 @@ from support.paged import (
 
 from engine.attention.base import AttentionOptions
 from engine.attention.gather import ReferenceAttention
+from engine.model import loader
+from engine.scheduling.sequence import Sequence
 
 pytestmark = pytest.mark.reference
 
@@ -51,6 +53,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "smollm3": {},
     "starcoder2": {"sliding_window": 8},
+    "llama4_text": {
+        "head_dim": 16,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 64,
+        "attention_chunk_size": 8,
+        "layer_types": ["chunked_attention", "chunked_attention", "full_attention", "chunked_attention"],
+        "no_rope_layers": [1, 1, 0, 1],
+        "floor_scale": 4,
+        "attn_scale": 0.7,
+    },
 }
 
 
@@ -91,6 +104,11 @@ class _NoWindow(ReferenceAttention):
         return super().attend(layer, query, options._replace(sliding_window=None))
 
 
+class _NoChunks(ReferenceAttention):
+    def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        return super().attend(layer, query, options._replace(chunk_size=None))
+
+
 class _NoSinks(ReferenceAttention):
     def attend(self, layer: int, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         return super().attend(layer, query, options._replace(sinks=None))
@@ -110,9 +128,40 @@ class _NoSinks(ReferenceAttention):
         ("starcoder2", _NoWindow),
         ("gpt_oss", _NoSinks),
         ("gpt_oss", _NoWindow),
+        ("llama4_text", _NoChunks),
     ],
 )
 def test_the_comparison_sees_what_a_backend_loses(family: str, broken: type[ReferenceAttention], folders: Path) -> None:
     folder = _folder(folders, family)
     found = PagedModel(folder, broken).run(texts())
+    assert apart(found[0], plain_logits(plain_model(folder), texts()[0])) > 100 * TOLERANCE
+
+
+class _Hasty(PagedModel):
+    """Loses a block that the window still sees."""
+
+    def spoil_what_is_passed(self, sequence: Sequence, done: int) -> None:
+        super().spoil_what_is_passed(sequence, done + self.block_size)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "gpt_oss", "llama4_text"])
+def test_the_comparison_sees_a_block_that_is_given_back_too_early(family: str, folders: Path) -> None:
+    folder = _folder(folders, family)
+    found = _Hasty(folder).run(texts())
+    assert apart(found[0], plain_logits(plain_model(folder), texts()[0])) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_layers_that_share_keys_and_values_keep_one_copy(family: str, folders: Path) -> None:
+    folder = _folder(folders, family)
+    paged = PagedModel(folder)
+    assert len(paged.cache.keys) == 2
+
+
+def test_the_comparison_sees_queries_that_are_scaled_by_their_rows(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "scale_queries", lambda module: None)
+    folder = _folder(folders, "llama4_text")
+    found = PagedModel(folder).run(texts())
     assert apart(found[0], plain_logits(plain_model(folder), texts()[0])) > 100 * TOLERANCE

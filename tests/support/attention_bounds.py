@@ -39,6 +39,8 @@ def attended(
     seen = asked <= asking
     if options.sliding_window is not None:
         seen = seen & (asked > asking - options.sliding_window)
+    if options.chunk_size is not None:
+        seen = seen & (asked // options.chunk_size == asking // options.chunk_size)
     scores, error = scores.masked_fill(~seen, -torch.inf), error * seen
     # A sink is a score more, without a value.
     sinks = torch.full(q.shape[1:3], -torch.inf) if options.sinks is None else options.sinks.view(q.shape[1:3])

@@ -24,6 +24,7 @@ SHAPE = KVShape(heads=2, key_size=8, value_size=6)
 OPTIONS = {
     "plain": AttentionOptions(0.3),
     "window": AttentionOptions(0.3, sliding_window=5),
+    "chunks": AttentionOptions(0.3, chunk_size=6),
     "softcap": AttentionOptions(0.7, softcap=1.5),
     "sinks": AttentionOptions(0.3, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
     "all": AttentionOptions(0.7, sliding_window=6, softcap=2.0, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),

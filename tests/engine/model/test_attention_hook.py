@@ -10,25 +10,37 @@ import pytest
 import torch
 from transformers import masking_utils as masks
 
+from engine.api.block_groups import Window
 from engine.api.errors import ModelRefused
-from engine.model.attention_hook import _examined_mask
+from engine.model.attention_hook import _examined_mask, window_of
 
-WINDOW = 1000
+WINDOW, CHUNK = 1000, 300
 TEXT = torch.full((1, 4), -1)
 """Of the four tokens of a dry run, none lies in an image."""
 IMAGE = torch.tensor([[-1, 0, 0, -1]])
 
 
-def _examine(function: Callable[..., Any]) -> int:
-    config = SimpleNamespace(sliding_window=WINDOW)
-    return int(_examined_mask(mask_function=function, config=config, device=torch.device("cpu")).item())
+def _examine(function: Callable[..., Any]) -> Window | None:
+    config = SimpleNamespace(sliding_window=WINDOW, attention_chunk_size=CHUNK)
+    return window_of(_examined_mask(mask_function=function, config=config, device=torch.device("cpu")))
+
+
+def _chunks_of(size: int) -> Callable[..., Any]:
+    function: Callable[..., Any] = masks.chunked_causal_mask_function(size, torch.zeros(1, dtype=torch.long))
+    return function
 
 
 def test_a_table_of_text_changes_no_mask() -> None:
     spans = masks.blockwise_overlay(TEXT)
-    assert _examine(masks.or_masks(masks.causal_mask_function, spans)) == 0
+    assert _examine(masks.or_masks(masks.causal_mask_function, spans)) is None
     windowed = masks.and_masks(masks.or_masks(masks.causal_mask_function, spans), masks.sliding_window_overlay(WINDOW))
-    assert _examine(windowed) == WINDOW
+    assert _examine(windowed) == Window(WINDOW)
+
+
+def test_chunks_are_told_from_a_window() -> None:
+    assert _examine(_chunks_of(CHUNK)) == Window(CHUNK, chunked=True)
+    with pytest.raises(ValueError, match="not made by transformers"):
+        window_of(torch.zeros(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -39,10 +51,10 @@ def test_a_table_of_text_changes_no_mask() -> None:
         masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(torch.zeros(1, 4, dtype=torch.long))),
         masks.and_masks(masks.causal_mask_function, masks.packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1]]))),
         masks.and_masks(masks.causal_mask_function, masks.sliding_window_overlay(WINDOW - 1)),
-        masks.chunked_causal_mask_function(WINDOW, torch.zeros(1, dtype=torch.long)),
+        _chunks_of(WINDOW),
         masks.bidirectional_mask_function,
     ],
-    ids=["span", "only-span", "packed", "other-window", "chunks", "two-way"],
+    ids=["span", "only-span", "packed", "other-window", "other-chunks", "two-way"],
 )
 def test_masks_that_see_more_or_less_are_refused(function: Callable[..., Any]) -> None:
     with pytest.raises(ModelRefused, match="attention mask"):
