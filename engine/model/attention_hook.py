@@ -7,6 +7,7 @@ What to compute is an attribute of the attention module itself, so several model
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -185,11 +186,14 @@ def _examined_mask(*, mask_function: Any, config: Any, device: torch.device, **_
         raise ModelRefused("the model's attention mask depends on more than the order of the tokens") from error
     causal = keys <= queries
     if torch.equal(seen, causal):
-        found = 0
+        found = 0.0
     elif sliding and torch.equal(seen, causal & (keys > queries - sliding)):
         found = sliding
     elif chunk and torch.equal(seen, causal & (keys // chunk == queries // chunk)):
         found = -chunk
+    elif not seen.any():
+        # Made of a window of 0 by models that make all masks and then use none of these (Qwen2-MoE).
+        found = math.nan
     else:
         raise ModelRefused(
             "the model's attention mask is neither causal nor causal with the configured sliding window or chunks"
@@ -202,8 +206,8 @@ def window_of(mask: torch.Tensor | None) -> Window | None:
 
     Raises ``ValueError`` for a mask that was not.
     """
-    if mask is None or mask.shape != (1, 1, 1, 1):
-        raise ValueError("the mask was not made by transformers' functions for masks")
+    if mask is None or mask.shape != (1, 1, 1, 1) or mask.isnan():
+        raise ValueError("the mask was not made by transformers' functions for masks, or hides everything")
     size = int(mask.item())
     return Window(abs(size), chunked=size < 0) if size else None
 

@@ -1,1 +1,1 @@
-"""Rotary embeddings that rotate a long text otherwise than a short one: each token of a step by its own frequencies."""
+"""What depends on positions beyond one rotation for all: long texts (LongRoPE), and queries that grow (Llama 4)."""

@@ -48,6 +48,7 @@ SERVED = (
     "OlmoHybridForCausalLM",
     "OlmoeForCausalLM",
     "Qwen2AudioForConditionalGeneration",
+    "Qwen2MoeForCausalLM",
     "Qwen3OmniMoeThinkerForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
     "VoxtralForConditionalGeneration",

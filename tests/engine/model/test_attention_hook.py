@@ -37,6 +37,14 @@ def test_a_table_of_text_changes_no_mask() -> None:
     assert _examine(windowed) == Window(WINDOW)
 
 
+def test_a_mask_that_hides_everything_may_be_made_but_no_layer_may_use_it() -> None:
+    nothing = masks.sliding_window_causal_mask_function(0)
+    config = SimpleNamespace(sliding_window=0)
+    mask = _examined_mask(mask_function=nothing, config=config, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="hides everything"):
+        window_of(mask)
+
+
 def test_chunks_are_told_from_a_window() -> None:
     assert _examine(_chunks_of(CHUNK)) == Window(CHUNK, chunked=True)
     with pytest.raises(ValueError, match="not made by transformers"):
