@@ -125,12 +125,14 @@ class Scheduler:
         """The decodes of the next step, and how many sequences are left out because their last token is not read, or
         because they begin again once another candidate has computed their prompt."""
         batch: list[ScheduledChunk] = []
-        left_out = 0
+        left_out, may_outgrow = 0, self._memory.original_context > 0
         for sequence in list(self._running):
             start = sequence.num_launched
             if len(sequence.tokens) + sequence.num_unread - start != 1 or sequence not in self._running:
                 continue  # still in prefill, or preempted for one before it
-            if (sequence.num_unread and not sequence.runs_ahead) or self._memory.has_outgrown(sequence):
+            if (sequence.num_unread and not sequence.runs_ahead) or (
+                may_outgrow and self._memory.has_outgrown(sequence)
+            ):
                 left_out += 1
             elif start < sequence.reach or self._make_room(batch, sequence, start + 1):
                 batch.append(self._memory.chunk(sequence, start, 1))

@@ -156,10 +156,13 @@ class SequenceMemory:
     def commit(self, chunk: ScheduledChunk, before: int) -> None:
         """Index the blocks that a sequence with ``before`` computed tokens has filled by ``chunk``."""
         sequence, size = chunk.sequence, self._size
-        stop, keys = (chunk.start + chunk.num_tokens) // size, sequence.block_keys
+        begin, stop = before // size, (chunk.start + chunk.num_tokens) // size
+        if begin == stop:
+            return  # most decodes fill no block
         self._extend_keys(sequence, stop)
+        keys = sequence.block_keys
         for pool, table in zip(self._pools, sequence.tables, strict=True):
-            for index in range(before // size, stop):
+            for index in range(begin, stop):
                 pool.register(table[index], keys[index])
         if self._slots is None or chunk.snapshot is None:
             return
