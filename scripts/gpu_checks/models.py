@@ -7,7 +7,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -132,7 +132,8 @@ def random_model(model_type: str, dtype: torch.dtype, device: torch.device, live
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             elif "embed" not in name:
                 parameter.mul_(6.0)
-    return loaded(module)
+    model = loaded(module)
+    return replace(model, probe=model.probe.grouped(model.max_context))
 
 
 def loaded(module: Any) -> LoadedModel:
