@@ -38,7 +38,7 @@ SERVED = (
     "Idefics3ForConditionalGeneration",
     "InternVLForConditionalGeneration",
     "LagunaForCausalLM",
-    "Llama4ForConditionalGeneration",
+    "Llama4ForCausalLM",
     "LlavaForConditionalGeneration",
     "MiMoV2FlashForCausalLM",
     "MiniMaxM2ForCausalLM",

@@ -180,9 +180,11 @@ class _DefaultScale(ReferenceAttention):
         return super().attend(layer, query, options._replace(scaling=query.shape[-1] ** -0.5))
 
 
-class _LastLayerKeepsNothing(ReferenceAttention):
+class _SharedPlaceKeepsNothing(ReferenceAttention):
+    """The last place is that of layers which share their keys and values."""
+
     def write_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        if layer < 3:
+        if layer < len(self._cache.keys) - 1:
             super().write_kv(layer, key, value)
 
 
@@ -197,7 +199,7 @@ class _ValuesAreKeys(ReferenceAttention):
         ("gemma3", _NoWindow),
         ("gemma4", _NoWindow),
         ("gemma4", _DefaultScale),
-        ("gemma4-shared-kv", _LastLayerKeepsNothing),
+        ("gemma4-shared-kv", _SharedPlaceKeepsNothing),
         ("gemma4-large", _ValuesAreKeys),
         ("gemma4-experts", _NoWindow),
         ("gemma4-unified", _NoWindow),
