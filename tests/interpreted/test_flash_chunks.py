@@ -73,7 +73,7 @@ def compared(flash: FlashChunks, recurrence: Any, operator: Any, arguments: Any,
         cache = StateCache([StateShape(shape, torch.float32)], 7, CPU)
         cache.states[0].copy_(torch.randn(7, *shape, generator=torch.Generator().manual_seed(1)))
         states = TritonStates(cache, flash) if flashing else RecurrentStates(cache)
-        states.prepare(flatten(chunks, 1, num_groups=0, states=True))
+        states.prepare(flatten(chunks, 1, windows=(), states=True))
         with torch.inference_mode():
             found.append((states.recur(0, recurrence, operator, arguments), cache.states[0]))
     return max(difference(ours, expected) for expected, ours in zip(*found, strict=True))

@@ -36,7 +36,7 @@ def batch_of(lengths: tuple[int, ...]) -> FlatBatch:
     for sequence, slot in zip(sequences, SLOTS, strict=False):
         sequence.state_slot = slot
     chunks = [ScheduledChunk(sequence, 3, count) for sequence, count in zip(sequences, lengths, strict=True)]
-    return flatten(chunks, 1, num_groups=0, states=True)
+    return flatten(chunks, 1, windows=(), states=True)
 
 
 def caches(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[StateCache]:
