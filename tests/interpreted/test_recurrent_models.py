@@ -64,7 +64,7 @@ def test_every_mixture_of_chunks_equals_a_plain_forward(family: str, folders: di
         replay = record(compute)
         return lambda: replayed.append(replay())
 
-    runner.record_steps(paged.take_blocks(1)[0], count, lambda _stage, _done: None)
+    runner.record_steps(paged.take_scratch(), count, lambda _stage, _done: None)
     assert {(shape.tokens, shape.only_decodes) for shape in runner.recorded_shapes} == {
         (size, True) for size in (1, 2, 4, 8)
     }
