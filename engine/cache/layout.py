@@ -109,9 +109,9 @@ def plan_caches(
     Between layer groups the budget is split as if one sequence of the full context were computed, with ``launched`` of
     its tokens at once, and beside it as many of ``TYPICAL`` tokens as fit, or where all others fit, longer ones of
     equal length. What is left goes to the first group. A budget below the one sequence shortens the context to what
-    fits. Where layers carry states,
-    ``bytes_per_slot`` for a sequence, fewer sequences may run than ``max_running`` asks for. Raises ``ModelRefused``
-    where not even one block does, or not one sequence's states. Blocks of a model that never attends take nothing.
+    fits. Where layers carry states, ``bytes_per_slot`` for a sequence, fewer sequences may run than ``max_running``
+    asks for. Blocks of a model that never attends take nothing. Raises ``ModelRefused`` where not even one block fits,
+    or not one sequence's states.
     """
     num_snapshots = 0
     if bytes_per_slot:

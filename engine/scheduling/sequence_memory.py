@@ -108,7 +108,6 @@ class SequenceMemory:
     def extend(self, sequence: Sequence, stop: int) -> bool:
         """Have a running sequence hold the blocks of its tokens up to ``stop``; False where a group has none left.
 
-
         What windows have passed is given back on the way.
         """
         if stop <= sequence.reach:
