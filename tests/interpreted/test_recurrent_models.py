@@ -16,7 +16,7 @@ from engine.attention.triton_paged import TritonAttention
 from engine.cache.state_tensors import StateCache
 from engine.model.loader import LoadedModel, load_model
 from engine.platforms.cuda import advancing
-from engine.recurrent import triton_states
+from engine.recurrent import flash_chunks, triton_states
 from engine.recurrent.states import RecurrentStates
 from engine.recurrent.triton_states import TritonStates
 from engine.runner.torch_runner import ModelRunner
@@ -97,6 +97,16 @@ def cannot_run(_cache: StateCache) -> TritonStates:
 def loaded(folder: Path) -> tuple[LoadedModel, StateCache]:
     model = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda _stage, _done: None)
     return model, StateCache(model.probe.states, 2, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def without_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not another test of this process has imported flash-linear-attention."""
+
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'fla'")
+
+    monkeypatch.setattr(flash_chunks, "FlashChunks", missing)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
