@@ -18,9 +18,9 @@ class Sequence:
     them are in ``blocks``: token ``i`` in slot ``i % block_size`` of ``blocks[i // block_size]``. ``blocks`` is an
     array because each step copies it whole, which takes milliseconds from a list if contexts are long. It is the table
     of layer group 0; ``other_tables`` are those of the further groups, laid out alike. Of each group's table, the first
-    ``passed`` entries are no longer held: the group's window sees them no more. All tables reach up
-    to token ``reach``. ``block_keys`` identify the content of its first full blocks, as far as that was asked for.
-    ``num_cached_tokens`` is the part of the prompt that was found in the prefix cache.
+    ``passed`` entries are no longer held: the group's window sees them no more. All tables have
+    blocks for the first ``reach`` tokens. ``block_keys`` identify the content of its first full blocks, as far as that
+    was asked for. ``num_cached_tokens`` is the part of the prompt that was found in the prefix cache.
 
     Where steps are launched ahead, ``num_launched`` counts the tokens that are computed once the launched steps are
     done, and ``num_unread`` (0 or 1) those that a launched step samples and the host has not read: the newest one is

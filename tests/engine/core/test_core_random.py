@@ -145,6 +145,13 @@ def expect_a_reason(guest: Guest, told: Told) -> None:
     assert kind in possible
 
 
+def expect_each(plan: list[Guest], told: dict[str, Told], original_context: int) -> None:
+    assert set(told) == {guest.request.id for guest in plan}
+    for guest in plan:
+        expect_a_reason(guest, told[guest.request.id])
+        expect_as_alone(guest, told[guest.request.id], original_context)
+
+
 @settings(max_examples=examples(160))
 @given(
     guests(),
@@ -179,10 +186,7 @@ def test_random_traffic(
         snapshots=snapshots,
         original_context=original_context,
     )
-    assert set(told) == {guest.request.id for guest in plan}
-    for guest in plan:
-        expect_a_reason(guest, told[guest.request.id])
-        expect_as_alone(guest, told[guest.request.id], original_context)
+    expect_each(plan, told, original_context)
 
 
 WINDOWS = [
@@ -226,7 +230,4 @@ def test_random_traffic_over_windows(
             windows=windows,
             original_context=original_context,
         )
-    assert set(told) == {guest.request.id for guest in plan}
-    for guest in plan:
-        expect_a_reason(guest, told[guest.request.id])
-        expect_as_alone(guest, told[guest.request.id], original_context)
+    expect_each(plan, told, original_context)
