@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import random
 import socket
 import threading
 import time
@@ -135,7 +135,7 @@ def test_a_body_that_stalls(server: RunningServer) -> None:
 def test_a_boundary_that_never_comes(server: RunningServer) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     part = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
-    for body in (part + os.urandom(30 * MIB), b"x" * (5 * MIB), part[:-2] + b"A: " + b"b" * MIB):
+    for body in (part + random.Random(0).randbytes(30 * MIB), b"x" * (5 * MIB), part[:-2] + b"A: " + b"b" * MIB):
         answer = server.client.post("/upload/v1beta/files", content=body, headers=kind)
         assert answer.status_code == 400, answer.text
         assert "multipart body" in answer.json()["error"]["message"]
@@ -183,7 +183,7 @@ def test_the_quota_to_the_byte(server: RunningServer) -> None:
 
 
 def test_memory_is_flat_over_many_large_uploads(server: RunningServer) -> None:
-    data = os.urandom(50 * MIB)
+    data = random.Random(0).randbytes(50 * MIB)
     form = {"metadata": (None, '{"file": {"displayName": "large"}}'), "file": ("large.bin", data)}
     resident = []
     for number in range(20):

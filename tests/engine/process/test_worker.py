@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_a_cancelled_request_ends_once(folder: Path) -> None:
 def test_broken_messages_harm_nobody(folder: Path) -> None:
     with Parent(folder, "") as parent:
         parent.load()
-        for nonsense in (b"", b"\xc1", b"\x93\x01", pack({"type": "Explode"}), os.urandom(100)):
+        for nonsense in (b"", b"\xc1", b"\x93\x01", pack({"type": "Explode"}), random.Random(0).randbytes(100)):
             parent.send(nonsense)
         (done,) = parent.outcome(Request("broken", ("one",), SamplingParams(max_tokens=1)))  # type: ignore[arg-type]
         assert isinstance(done, RequestFinished)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ PDF, TEXT = map(Path, sys.argv[2:4])
 
 def written(size: int) -> Path:
     path = Path(tempfile.mkdtemp()) / "data.bin"
-    path.write_bytes(os.urandom(size))
+    path.write_bytes(random.Random(size).randbytes(size))
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
+import random
 import zlib
 
 import pytest
@@ -12,7 +12,7 @@ from server.errors import InvalidArgument
 from server.http.unpacking import PIECE_BYTES, Unpacker
 
 TEXT = b"hello" * 1000
-RANDOM = os.urandom(200_000)
+RANDOM = random.Random(0).randbytes(200_000)
 
 
 def unpacked(packed: bytes, encoding: str, step: int) -> bytes:

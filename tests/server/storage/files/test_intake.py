@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -58,7 +58,7 @@ async def test_bytes_are_gathered_up_to_a_bound(store: FileStore, monkeypatch: p
 
 
 async def test_a_whole_file_is_kept_whole(store: FileStore) -> None:
-    data = [os.urandom(300_000) for _ in range(9)]
+    data = [random.Random(number).randbytes(300_000) for number in range(9)]
     file = await take_whole(Uploads(store), NewFile("me", display_name="n"), pieces(data))
     with store.open(file) as blob:
         assert blob.read() == b"".join(data)
