@@ -39,11 +39,13 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 
 @pytest.fixture(autouse=True)
-def same_numbers() -> None:
-    """What a test draws without a seed of its own does not depend on the tests before it."""
+def as_in_a_new_process() -> None:
+    """What a test draws without a seed of its own, and how many threads compute it, does not depend on the tests before
+    it: two workers with two threads each on two cores take ten times as long as with one."""
     random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(0)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

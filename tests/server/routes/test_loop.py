@@ -36,13 +36,13 @@ def seconds_of_callbacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "trailers"])
 async def test_it_is_never_held_up(harness: Harness, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, expected = KINDS[kind]
-    worst = []
-    for first in range(0, 8, 2):
-        requests = [make(first + number) for number in range(2)]
+    worst: list[tuple[float, str]] = []
+    # What is imported or started once is no request's doing, nor are caches that other programs have emptied.
+    while len(worst) < 4 and (not worst or worst[-1][0] >= MOST_SECONDS):
+        requests = [make(2 * len(worst) + number) for number in range(2)]
         with seconds_of_callbacks(monkeypatch) as found:
             sending = [harness.client.post(request.path, content=request.content) for request in requests]
             answers = await asyncio.gather(*sending)
         assert {answer.status_code for answer in answers} <= {*expected, 200}
         worst.append(max(found))
-    # What is imported or started once is no request's doing, nor are caches that other programs have emptied.
-    assert min(worst)[0] < MOST_SECONDS, worst
+    assert worst[-1][0] < MOST_SECONDS, worst
