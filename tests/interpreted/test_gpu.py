@@ -31,6 +31,9 @@ from engine.runner.torch_runner import ModelRunner
 from engine.sampling import BatchSampler, DeviceSampler
 from engine.scheduling.sequence import ScheduledChunk
 
+# What a layer computes of its heads has its own tests; each head costs an interpreted program for each token.
+FEW_HEADS = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+
 
 def silent(_stage: str, _done: float) -> None:
     pass
@@ -60,7 +63,7 @@ def gpu_runner(
     ("family", "sizes", "graphs"),
     [
         ("qwen3", {"num_hidden_layers": 2}, True),
-        ("qwen3", {"num_hidden_layers": 1}, False),
+        ("qwen3", FEW_HEADS, False),
         ("deepseek_v3", LATENT, True),
         ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, True),
     ],
@@ -89,8 +92,8 @@ def test_it_answers_as_a_plain_forward(
 
 
 def test_the_block_of_the_padding_is_paid_for_and_beyond_the_pool(tmp_path: Path) -> None:
-    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
-    per_block = 2 * 2 * 16 * 16 * 4
+    folder = lively_model_folder(tmp_path, "llama", **FEW_HEADS)
+    per_block = 2 * 16 * 16 * 4
     config = config_of(folder, kv_memory=float(4 * per_block), max_context=64)
     runner = gpu_runner(config)
     assert runner.info.groups == (BlockGroup(3),)
@@ -105,7 +108,7 @@ def refuse(_compute: Callable[[], None]) -> Callable[[], None]:
 
 
 def test_a_model_that_cannot_be_recorded_is_served_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=1))
+    config = config_of(lively_model_folder(tmp_path, "llama", **FEW_HEADS))
     runner = gpu_runner(config, record=refuse)
     assert not runner.recorded_shapes
     assert "not recorded and will be slower: called a synchronizing CUDA operation" in caplog.text
@@ -117,7 +120,7 @@ def test_a_device_that_is_lost_while_it_records_is_not_served(tmp_path: Path, mo
         raise EngineUnavailable("the device is lost")
 
     monkeypatch.setattr(ModelRunner, "check", be_lost)
-    config = config_of(lively_model_folder(tmp_path, "llama", num_hidden_layers=1))
+    config = config_of(lively_model_folder(tmp_path, "llama", **FEW_HEADS))
     with pytest.raises(EngineUnavailable):
         gpu_runner(config, record=refuse)
 
@@ -144,7 +147,7 @@ def answers(core: Core) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 def test_a_core_says_the_same_with_it(kv_dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also where it is a step ahead and the tokens stay on the device, whether that is recorded or not."""
-    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=1)
+    folder = lively_model_folder(tmp_path, "llama", **FEW_HEADS)
     config = config_of(folder, max_running=3, kv_dtype=kv_dtype)
     ours = gpu_runner(config)
     plain = gpu_runner(replace(config, cuda_graphs=False), attention=ReferenceAttention)

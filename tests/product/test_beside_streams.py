@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.beside import beside_streams, status_after_the_signal
+from support.beside import AT_ONCE, beside_streams, status_after_the_signal
 from support.server import RunningServer, running_server
 from support.strangers import KINDS
 
 pytestmark = [pytest.mark.product, pytest.mark.timeout(600)]
 
-REQUESTS = 16
+REQUESTS = AT_ONCE
 MAX_GAP_SECONDS = 3.0
 """Beyond the gaps of streams that are alone: generous, because the machine may have more to do. docs/security.md tells
 what was measured."""

@@ -61,7 +61,7 @@ def states(server: RunningServer) -> dict[str, str]:
     return {name: told["state"] for name, told in server.client.get("/readyz").json()["models"].items()}
 
 
-@pytest.mark.parametrize("program", [REAL, *[SCRIPTED] * 9])
+@pytest.mark.parametrize("program", [REAL, *[SCRIPTED] * 4])
 def test_all_are_ready(program: Program, folders: dict[Program, list[Path]], tmp_path: Path) -> None:
     server = start(program, folders, "start", tmp_path)
     try:
@@ -73,7 +73,7 @@ def test_all_are_ready(program: Program, folders: dict[Program, list[Path]], tmp
 
 
 @pytest.mark.parametrize("load", ["start", "request"])
-@pytest.mark.parametrize("program", [REAL, *[SCRIPTED] * 4])
+@pytest.mark.parametrize("program", [REAL, *[SCRIPTED] * 2])
 def test_all_answer_those_who_ask_too_early(
     program: Program, load: str, folders: dict[Program, list[Path]], tmp_path: Path
 ) -> None:

@@ -21,7 +21,8 @@ from engine.api.sampling import SamplingParams
 from engine.build import build_core
 from engine.core.core import Core
 
-pytestmark = [pytest.mark.reference, pytest.mark.timeout(900)]
+# One worker takes all of them: what they compare with takes half a minute to compute.
+pytestmark = [pytest.mark.reference, pytest.mark.timeout(900), pytest.mark.xdist_group("builtin")]
 
 NEW_TOKENS = 12
 END = 2
