@@ -102,8 +102,9 @@ def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int 
     """The type of the weights' files; of files that are not there what config.json says, else what their size says."""
     if has_weights:
         return stored_dtype(folder)
-    if isinstance(config.dtype, torch.dtype):
-        return config.dtype
+    for told in (config.dtype, config.get_text_config().dtype):  # composite ones may name it for their parts only
+        if isinstance(told, torch.dtype):
+            return told
     return torch.bfloat16 if held is not None and held < 3 * count else torch.float32
 
 

@@ -38,10 +38,11 @@ def room_problem(
 ) -> str | None:
     """Why weights, named by ``what``, do not fit into ``room`` bytes of the device, in one sentence; None if they do.
 
-    A CPU maps files that hold the type already, and needs memory for converted weights only.
+    A CPU maps files that hold the type already: their pages need no free memory. If all of its memory is less than they
+    are, it would read the disk for every token.
     """
-    wanted = num_weights * loaded.itemsize
-    if (device.type == "cpu" and stored == loaded) or wanted <= room:
+    wanted, is_mapped = num_weights * loaded.itemsize, device.type == "cpu" and stored == loaded
+    if wanted <= (all_bytes(device) if is_mapped else room):
         return None
     advice = advice_on(device)
     if wanted > all_bytes(device):  # whatever else is ended there

@@ -152,7 +152,8 @@ def _rows(report: ModelReport) -> dict[str, str]:
     if report.cache_tokens is not None and report.context is not None:
         fewer = report.cache_tokens < report.context
         cut = "; the context is shortened to that, raise kv_memory for more" if fewer else ""
-        rows["room"] = f"about {report.cache_tokens:,} tokens beside the weights now{cut}"
+        about = f"about {report.cache_tokens:,} tokens beside the weights now{cut}"
+        rows["room"] = about if report.cache_tokens else "none beside the weights now: end what else uses the device"
     if report.native is not None:
         rows["computed"] = "by C code" if report.native else f"by torch: {report.not_native}"
     return rows

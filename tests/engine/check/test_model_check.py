@@ -162,6 +162,10 @@ def test_a_model_larger_than_the_machine_is_one_sentence_with_the_numbers(
     )
     assert found.problem == found.too_large
     assert looked_at(tmp_path, "Llama-3.1-8B", dtype="bfloat16").problem == ""
+    # Of this one the configuration tells the type of the text model only.
+    assert looked_at(tmp_path, "gemma-4-E4B-it").too_large.startswith(
+        "its 7463013376 weights take 27.8 GiB in float32, "
+    )
 
 
 def test_the_context_that_fits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,14 @@ def test_the_advice_depends_on_what_would_help(tmp_path: Path, monkeypatch: pyte
 
 def test_a_cpu_needs_memory_for_weights_that_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_model_folder(tmp_path)
-    have(monkeypatch, 1, 1)
+    size = 4 * weights_of(folder)
+    have(monkeypatch, 1, size)
     check(folder, torch.float32, CPU)  # the files are mapped as they are
-    with pytest.raises(ModelRefused, match=r"in bfloat16, which do not fit: of 1 bytes for this process"):
+    with pytest.raises(ModelRefused, match=r"in bfloat16, which do not fit: of .* for this process, 1 bytes are avail"):
         check(folder, torch.bfloat16, CPU)
+    have(monkeypatch, 1, size - 1)
+    with pytest.raises(ModelRefused, match=r"in float32, which do not fit: .*; serve a smaller model, or halve its"):
+        check(folder, torch.float32, CPU)
 
 
 def test_nothing_is_loaded_of_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

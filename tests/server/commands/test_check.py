@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,13 @@ def test_everything_that_is_known_has_its_row(
         "sampling         temperature 1, top_p 1, top_k 0, min_p 0, repetition_penalty 1",
         f"{tmp_path} can be served once it has *.safetensors and tokenizer.json",
     ]
+
+
+def test_a_device_that_is_full_now_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, text = shown(replace(FULL, cache_tokens=0), tmp_path, monkeypatch, capsys)
+    assert "\nroom             none beside the weights now: end what else uses the device\n" in text
 
 
 @pytest.mark.parametrize("problem", ["refused", "too_large", "no_device"])
