@@ -7,7 +7,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -120,32 +120,29 @@ def sure_module(machine: Machine, name: str) -> Any:
     return module
 
 
-def random_model(model_type: str, dtype: torch.dtype, device: torch.device, lively: bool, **config: Any) -> LoadedModel:
-    """A model of that configuration as the engine loads it.
-
-    ``lively`` makes scores large enough for windows, caps and sinks of tiny models to matter.
-    """
+def lively_module(model_type: str, dtype: torch.dtype, device: torch.device, **config: Any) -> Any:
+    """Like ``random_module``, with scores large enough for windows, caps and sinks of tiny models to matter."""
     module = random_module(model_type, dtype, device, **config)
-    if lively:
-        for name, parameter in module.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-            elif "embed" not in name:
-                parameter.mul_(6.0)
-    model = loaded(module)
-    return replace(model, probe=model.probe.grouped(model.max_context))
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+        elif "embed" not in name:
+            parameter.mul_(6.0)
+    return module
 
 
 def loaded(module: Any) -> LoadedModel:
-    """The module with its attention switched to the paged one."""
+    """The module as the engine loads it, its attention switched to the paged one. It computes nothing else then: keys
+    and values may stay latents, for one."""
     attention_hook.register()
     probed = keep_latents(partial(probe, module, module.config.get_text_config()))
-    return LoadedModel(module, probed, int(module.config.max_position_embeddings), "", ())
+    max_context = int(module.config.max_position_embeddings)
+    return LoadedModel(module, probed.grouped(max_context), max_context, "", ())
 
 
 @contextmanager
 def as_published(module: Any, attention: str) -> Iterator[None]:
-    """The model by transformers' own code with that attention, for the block; not for the model of a runner."""
+    """The module by transformers' own code with that attention, for the block; not one that was ``loaded``."""
     before = module.config._attn_implementation
     for code in {sys.modules[type(part).__module__] for part in module.modules()}:
         rotate = vars(code).get("apply_rotary_pos_emb")
@@ -160,11 +157,11 @@ def as_published(module: Any, attention: str) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def plain_logits(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
-    """Logits after each token, [tokens, vocabulary], by transformers' own code."""
-    with as_published(model.module, "eager"):
-        ids = torch.tensor([tokens], device=model.module.device)
-        logits: torch.Tensor = model.module(input_ids=ids, use_cache=False).logits[0].float()
+def plain_logits(module: Any, tokens: list[int]) -> torch.Tensor:
+    """Logits after each token, [tokens, vocabulary], by transformers' own code; of a module that was not ``loaded``."""
+    with as_published(module, "eager"):
+        ids = torch.tensor([tokens], device=module.device)
+        logits: torch.Tensor = module(input_ids=ids, use_cache=False).logits[0].float()
     return logits
 
 

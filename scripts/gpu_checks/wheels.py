@@ -16,10 +16,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "3.12"
 MOST_BYTES = 64 << 20
-# The packages to fetch. An image with torch, transformers and their dependencies has the rest.
+# The packages to fetch: those of the server and of the extra ``gpu``. An image with torch, transformers and their
+# dependencies has the rest.
 CARRIED = (
-    "annotated-types", "gguf", "httptools", "jsonschema-rs", "llguidance", "msgspec", "pydantic", "pydantic-core",
-    "pyjson5", "pypdfium2", "python-multipart", "pyzmq", "starlette", "structlog", "transformers",
+    "annotated-types", "einops", "fla-core", "gguf", "httptools", "jsonschema-rs", "llguidance", "msgspec", "pydantic",
+    "pydantic-core", "pyjson5", "pypdfium2", "python-multipart", "pyzmq", "starlette", "structlog", "transformers",
     "typing-inspection", "uvicorn",
 )  # fmt: skip
 # What such an image has, with the versions of one that was inspected (2026-11).
@@ -89,9 +90,9 @@ def problems(wheels: Iterable[Wheel], project: Iterable[str]) -> Iterator[str]:
 
 
 def project_needs() -> list[str]:
-    """The requirements of the project itself."""
-    needs: list[str] = tomllib.loads(_text("pyproject.toml"))["project"]["dependencies"]
-    return needs
+    """The requirements of the project itself, with its extra for GPUs."""
+    project = tomllib.loads(_text("pyproject.toml"))["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
 
 
 def _environment() -> dict[str, str]:

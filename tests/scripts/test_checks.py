@@ -26,9 +26,7 @@ from support.paged import lively_model_folder, plain_model
 from support.paged import plain_logits as plain_logits_of_tests
 from transformers.models.llama import modeling_llama
 
-from engine.api.engine import EngineConfig
 from engine.attention.gather import ReferenceAttention
-from engine.model.loader import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +40,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def test_a_model_that_cannot_be_checked_is_a_finding(check: Check) -> None:
-    def fail() -> LoadedModel:
+    def fail() -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     compare_model(check, "odd", fail, 1e-3, (5,))
@@ -64,16 +62,16 @@ def test_an_answer_with_a_grammar_takes_every_second_step_beside_free_ones(check
 
 
 def test_plain_logits_are_by_the_models_own_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = lively_model_folder(tmp_path, "llama", num_hidden_layers=2)
-    model = load_model(EngineConfig(path=str(folder), device="cpu", dtype="float32"), lambda stage, done: None)
+    plain = plain_model(lively_model_folder(tmp_path, "llama", num_hidden_layers=2))
+    text = [5 + (i * i) % 200 for i in range(20)]
+    expected = plain_logits_of_tests(plain, text)
 
     def ours(*_: Any, **__: Any) -> Any:
         pytest.fail("not transformers' own")
 
     ours.castor_original = modeling_llama.apply_rotary_pos_emb  # type: ignore[attr-defined]
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", ours)
-    text = [5 + (i * i) % 200 for i in range(20)]
-    torch.testing.assert_close(plain_logits(model, text), plain_logits_of_tests(plain_model(folder), text))
+    torch.testing.assert_close(plain_logits(plain, text), expected)
 
 
 def test_a_model_is_as_published_for_a_block_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_what_is_carried_and_what_is_there_is_enough() -> None:
 
 
 def test_the_project_itself_asks_for_nothing_else() -> None:
-    asked = {need.partition("[")[0].partition(">")[0] for need in project_needs()}
+    asked = {re.split("[[=>]", need)[0] for need in project_needs()}
     assert asked <= {*CARRIED, *IMAGE}
     assert not {*CARRIED} & {*IMAGE}
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from gpu_checks.check import Check
 
 # Minutes of each part. A first run takes the parts of FIRST, and the rest of its seven minutes for imports.
-MINUTES = {"correctness": 1.7, "kernels": 1.0, "decode": 1.6, "core": 1.3, "peers": 0.9, "server": 2.8}
+MINUTES = {"correctness": 3.4, "kernels": 0.5, "decode": 0.7, "core": 0.9, "peers": 0.8, "server": 2.8}
 FIRST = ("correctness", "kernels", "decode", "core", "peers")
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from engine.model.loader import LoadedModel
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.sequence import ScheduledChunk
 from gpu_checks.check import Check
@@ -19,11 +18,12 @@ from gpu_checks.machine import Machine
 from gpu_checks.models import (
     Pages,
     as_published,
+    lively_module,
     loaded,
     make_runner,
     plain_logits,
     problem_of,
-    random_model,
+    random_module,
     random_tokens,
     shape_of,
     sure_module,
@@ -32,7 +32,8 @@ from gpu_checks.parts.attention import PART, compare_attention, difference, plai
 from gpu_checks.parts.recurrent import compare_recurrent
 from gpu_checks.report import reason_of
 
-Build = Callable[[], LoadedModel]
+# Makes transformers' own model, the same weights at each call.
+Build = Callable[[], Any]
 
 SMALL: dict[str, Any] = {
     "vocab_size": 320,
@@ -70,7 +71,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 # For a smoke run: one layer, so that the interpreter is done in seconds.
-SMOKE_FAMILIES = {"gemma2": {**FAMILIES["gemma2"], "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}}
+SMOKE_FAMILIES = {
+    "gemma2": {**FAMILIES["gemma2"], "num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
+    "deepseek_v2": {**FAMILIES["deepseek_v2"], "num_hidden_layers": 1},
+}
 # Families whose decodes can be recorded in bfloat16 only, and only where torch has a grouped product of that type.
 MIXTURES = ("gpt_oss", "qwen3_moe")
 LENGTHS = (37, 5, 19)
@@ -88,11 +92,11 @@ def run(check: Check) -> None:
     machine = check.machine
     with plain_products():
         compare_attention(check)
+        compare_recurrent(check)
         for family, extra in (SMOKE_FAMILIES if machine.smoke else FAMILIES).items():
-            build = partial(random_model, family, torch.float32, machine.device, True, **{**SMALL, **extra})
+            build = partial(lively_module, family, torch.float32, machine.device, **{**SMALL, **extra})
             lengths = SMOKE_LENGTHS if machine.smoke else LENGTHS
             compare_model(check, family, build, 1e-3, lengths)
-        compare_recurrent(check)
         if not machine.smoke:
             _compare_models_of_bfloat16(check)
     name = "Qwen3-0.6B, greedy tokens"
@@ -106,13 +110,13 @@ def run(check: Check) -> None:
 def _compare_models_of_bfloat16(check: Check) -> None:
     machine = check.machine
     family, config = shape_of(machine, "Qwen3-0.6B")
-    build = partial(random_model, family, torch.bfloat16, machine.device, False, **config)
+    build = partial(random_module, family, torch.bfloat16, machine.device, **config)
     compare_model(check, "Qwen3-0.6B, bfloat16", build, 1e-1, LENGTHS)
     name = f"Qwen3-0.6B, {len(MANY_LENGTHS)} sequences"
     compare_model(check, name, build, 1e-1, MANY_LENGTHS, only_recorded=True)
     for family in MIXTURES:
         # Not lively: a token that rounding sends to another expert should make no large difference.
-        build = partial(random_model, family, torch.bfloat16, machine.device, False, **{**SMALL, **FAMILIES[family]})
+        build = partial(random_module, family, torch.bfloat16, machine.device, **{**SMALL, **FAMILIES[family]})
         compare_model(check, f"{family}, bfloat16", build, 1e-1, LENGTHS, only_recorded=True)
 
 
@@ -149,13 +153,15 @@ def _logits_of(
     memory = 1.6e7 * running
     # No recorded step has more tokens than the context, and each size takes time to record.
     context = 32 if machine.smoke else 1024 if len(texts) > 8 else 256
-    runner = make_runner(machine, build(), context, max_running=running, kv_memory=memory, cuda_graphs=cuda_graphs)
+    runner = make_runner(
+        machine, loaded(build()), context, max_running=running, kv_memory=memory, cuda_graphs=cuda_graphs
+    )
     return _generated(runner, texts), runner
 
 
-def _expected(model: LoadedModel, texts: list[list[int]]) -> torch.Tensor:
+def _expected(module: Any, texts: list[list[int]]) -> torch.Tensor:
     """What ``_generated`` should find, by transformers' own code."""
-    plain = [plain_logits(model, text) for text in texts]
+    plain = [plain_logits(module, text) for text in texts]
     last = -1 - NEW_TOKENS  # the last token of the prompt
     return torch.stack([logits[last + step] for step in range(NEW_TOKENS + 1) for logits in plain])
 

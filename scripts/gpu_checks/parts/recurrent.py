@@ -21,7 +21,7 @@ from engine.recurrent.states import RecurrentStates
 from engine.recurrent.triton_states import TritonStates
 from engine.scheduling.flat_batch import FlatBatch, GroupBlocks
 from gpu_checks.check import Check
-from gpu_checks.models import random_model
+from gpu_checks.models import loaded, random_module
 from gpu_checks.parts.attention import PART
 from gpu_checks.report import reason_of
 
@@ -78,7 +78,7 @@ def compare_recurrent(check: Check) -> None:
         for dtype in (torch.float32,) if machine.smoke else (torch.float32, torch.bfloat16):
             name = f"{family}, {str(dtype).removeprefix('torch.')}"
             if check.has_time(PART, name, 3.0):
-                model = random_model(family, dtype, machine.device, False, **{**_OTHER_SIZES, **sizes})
+                model = loaded(random_module(family, dtype, machine.device, **{**_OTHER_SIZES, **sizes}))
                 _compare(check, f"{name}, our kernels", model, lambda: TritonStates)
                 if family != "lfm2":
                     _compare(check, f"{name}, flash-linear-attention", model, _with_flash)
@@ -117,7 +117,7 @@ def _time_layers(check: Check, family: str, sizes: dict[str, Any]) -> None:
     """A decode step of the mixer by torch and by our kernels, and of the attention beside it, recorded."""
     machine = check.machine
     sequences, context = (2, 32) if machine.smoke else (64, 1024)
-    model = random_model(family, machine.dtype, machine.device, False, **{**_OTHER_SIZES, **sizes})
+    model = loaded(random_module(family, machine.dtype, machine.device, **{**_OTHER_SIZES, **sizes}))
     (mixer,), (attending,) = model.probe.mixers, model.probe.layers
     blocks, places = context // _BLOCK, array("i", range(sequences))
     cache = KVCache([attending.shape], sequences * blocks, _BLOCK, dtype=machine.dtype, device=machine.device)
