@@ -167,7 +167,7 @@ def advancing(model: LoadedModel, cache: StateCache) -> RecurrentStates:
     if not model.probe.mixers:
         return RecurrentStates(cache)
     hidden_size = model.module.config.get_text_config().hidden_size
-    for what, make in _ways_to_advance(cache.device):
+    for what, make in _ways_to_advance(cache.device, model.module.dtype):
         try:
             with device_errors(cache.device):
                 require_equal_states(model.probe.mixers, hidden_size, make)
@@ -180,13 +180,20 @@ def advancing(model: LoadedModel, cache: StateCache) -> RecurrentStates:
     return RecurrentStates(cache)
 
 
-def _ways_to_advance(device: torch.device) -> Iterator[tuple[str, Advancing]]:
+def _ways_to_advance(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Advancing]]:
     """The kernels that can be imported, fastest first, each with what the log calls it."""
     try:
         from engine.recurrent.flash_chunks import FlashChunks
         from engine.recurrent.triton_states import TritonStates
     except ImportError as error:
         _log.warning("Triton cannot be imported (%s)", error)
+        return
+    if device.type == "cuda" and dtype == torch.float32:
+        _log.warning(
+            "Recurrent layers compute chunks of prompts by torch, slowly: flash-linear-attention would round products "
+            "of float32 to TF32; dtype bfloat16 is computed with it"
+        )
+        yield "our kernels", TritonStates
         return
     try:
         with device_errors(device):

@@ -15,6 +15,7 @@ from engine.api.engine import EngineConfig
 from engine.attention.triton_paged import TritonAttention
 from engine.cache.state_tensors import StateCache
 from engine.model.loader import LoadedModel, load_model
+from engine.platforms import cuda
 from engine.platforms.cuda import advancing
 from engine.recurrent import flash_chunks, triton_states
 from engine.recurrent.states import RecurrentStates
@@ -133,3 +134,12 @@ def test_a_model_without_states_needs_no_proof(tmp_path: Path, caplog: pytest.Lo
     model, cache = loaded(lively_model_folder(tmp_path, "llama", num_hidden_layers=1))
     assert type(advancing(model, cache)) is RecurrentStates
     assert not caplog.messages
+
+
+def test_no_library_for_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """On a device it rounds products of float32 to TF32, which no proof on a CPU can see."""
+    monkeypatch.setattr(flash_chunks, "FlashChunks", object)
+    for dtype, ways in ((torch.bfloat16, 2), (torch.float32, 1)):
+        caplog.clear()
+        assert len(list(cuda._ways_to_advance(torch.device("cuda"), dtype))) == ways
+        assert ("to TF32; dtype bfloat16" in caplog.text) == (dtype == torch.float32)

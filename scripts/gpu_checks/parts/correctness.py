@@ -29,7 +29,7 @@ from gpu_checks.models import (
     sure_module,
 )
 from gpu_checks.parts.attention import PART, compare_attention, difference, plain_products
-from gpu_checks.parts.recurrent import compare_recurrent
+from gpu_checks.parts.recurrent import compare_flash, compare_recurrent
 from gpu_checks.report import reason_of
 
 # Makes transformers' own model, the same weights at each call.
@@ -99,6 +99,7 @@ def run(check: Check) -> None:
             compare_model(check, family, build, 1e-3, lengths)
         if not machine.smoke:
             _compare_models_of_bfloat16(check)
+        compare_flash(check)
     name = "Qwen3-0.6B, greedy tokens"
     if check.has_time(PART, name, 8.0):
         try:

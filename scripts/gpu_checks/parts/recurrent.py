@@ -79,9 +79,7 @@ def compare_recurrent(check: Check) -> None:
             name = f"{family}, {str(dtype).removeprefix('torch.')}"
             if check.has_time(PART, name, 3.0):
                 model = loaded(random_module(family, dtype, machine.device, **{**_OTHER_SIZES, **sizes}))
-                _compare(check, f"{name}, our kernels", model, lambda: TritonStates)
-                if family != "lfm2":
-                    _compare(check, f"{name}, flash-linear-attention", model, _with_flash)
+                _compare(check, f"{name}, our kernels", model, TritonStates)
                 del model
                 machine.forget()
         if check.has_time(PART, f"{family}, times", 3.0):
@@ -92,16 +90,28 @@ def compare_recurrent(check: Check) -> None:
             machine.forget()
 
 
-def _with_flash() -> Callable[[StateCache], RecurrentStates]:
-    return partial(TritonStates, flash=FlashChunks())
+def compare_flash(check: Check) -> None:
+    """Chunks by flash-linear-attention, in the type that it is used for, and how long its choice of tilings takes."""
+    machine = check.machine
+    for family in ("qwen3_5_text", "granitemoehybrid"):
+        name = f"{family}, bfloat16, flash-linear-attention"
+        if machine.smoke or not check.has_time(PART, name, 3.0):
+            continue
+        try:
+            flash = FlashChunks()
+        except ImportError as error:
+            check.report.skipped(PART, name, f"not installed: {error}")
+            continue
+        sizes = {**_OTHER_SIZES, **FAMILIES[family]}
+        model = loaded(random_module(family, torch.bfloat16, machine.device, **sizes))
+        make = partial(TritonStates, flash=flash)
+        first = machine.seconds(partial(_compare, check, name, model, make))
+        check.report.number(PART, f"{name}, its first use", first, "s")
+        del model
+        machine.forget()
 
 
-def _compare(check: Check, name: str, model: Any, ways: Callable[[], Callable[[StateCache], RecurrentStates]]) -> None:
-    try:
-        make = ways()
-    except ImportError as error:
-        check.report.skipped(PART, name, f"not installed: {error}")
-        return
+def _compare(check: Check, name: str, model: Any, make: Callable[[StateCache], RecurrentStates]) -> None:
     (mixer,) = model.probe.mixers
     try:
         worst, allowed = apart_from_own(mixer, model.module.config.hidden_size, make)
