@@ -1,0 +1,1 @@
+"""GGUF files: what their header says, and how what they hold becomes a model of transformers."""

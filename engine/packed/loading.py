@@ -1,0 +1,131 @@
+"""Loads a model of transformers whose weights partly stay in blocks.
+
+transformers makes the model and fills in what is no block; the blocks are put in before it does, by the hook that it
+has for quantised models, so that their place is never allocated as floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from engine.packed.modules import can_pack, pack
+from engine.packed.schemes import Blocks
+
+_METHOD = "castor_blocks"
+
+
+class Stored(Protocol):
+    """A weight of a checkpoint, by the name that the model has for it."""
+
+    def blocks(self) -> Blocks | None:
+        """Its blocks, if it can stay in them."""
+
+    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        """Its numbers."""
+
+
+class Lazy:
+    """A weight that is unpacked when transformers asks for it."""
+
+    def __init__(self, stored: Stored, dtype: torch.dtype) -> None:
+        self._stored = stored
+        self._dtype = dtype
+        self.dtype = dtype
+
+    def __getitem__(self, _all: object) -> torch.Tensor:
+        return self._stored.numbers(self._dtype)
+
+
+@register_quantization_config(_METHOD)
+class _Config(QuantizationConfigMixin):  # type: ignore[misc]  # transformers' decorators have no types
+    def __init__(self, weights: Mapping[str, Stored], dtype: torch.dtype, keep: bool) -> None:
+        self.quant_method = _METHOD
+        self.weights, self.dtype, self.keep = weights, dtype, keep
+        self.packed: set[str] = set()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": _METHOD}
+
+
+@register_quantizer(_METHOD)
+class _Quantizer(HfQuantizer):  # type: ignore[misc]
+    def __init__(self, quantization_config: _Config, **keywords: Any) -> None:
+        super().__init__(quantization_config, **keywords)
+        self.pre_quantized = True
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_keywords: Any) -> None:
+        told = self.quantization_config
+        if told.keep:
+            told.packed = _put_blocks(model, told.weights, told.dtype)
+
+    def update_weight_conversions(self, _conversions: Any, _model: nn.Module) -> list[Any]:
+        return []  # the names are the model's own already
+
+    def get_new_dtype(self, _converter: Any, _param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        return dtype
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def load_stored(
+    model_class: Any, config: Any, weights: Mapping[str, Stored], dtype: torch.dtype, *, keep: bool, **keywords: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model with these weights, and transformers' report.
+
+    With ``keep``, what can stay in blocks does; else all of it becomes numbers of the type ``dtype``.
+    """
+    told = _Config(weights, dtype, keep)
+    module, report = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=_Absent(weights, dtype, told),
+        quantization_config=told,
+        dtype=dtype,
+        output_loading_info=True,
+        **keywords,
+    )
+    module.hf_quantizer = None
+    if hasattr(module.config, "quantization_config"):
+        del module.config.quantization_config
+    return module, report
+
+
+class _Absent(dict[str, Lazy]):
+    """The weights that are no blocks of the model: known only once the blocks are in their places."""
+
+    def __init__(self, weights: Mapping[str, Stored], dtype: torch.dtype, told: _Config) -> None:
+        super().__init__({name: Lazy(stored, dtype) for name, stored in weights.items()})
+        self._told = told
+
+    def items(self) -> Any:
+        return [(name, lazy) for name, lazy in super().items() if name not in self._told.packed]
+
+
+def _put_blocks(model: Any, weights: Mapping[str, Stored], dtype: torch.dtype) -> set[str]:
+    """Put blocks in the place of weights; returns the names of those that are. Tied weights share theirs."""
+    tied = model.all_tied_weights_keys  # the name of each, and of the one that a checkpoint has
+    packed: set[str] = set()
+    for name, module in list(model.named_modules()):
+        for own, _ in list(module.named_parameters(recurse=False)):
+            full = f"{name}.{own}" if name else own
+            stored = weights.get(full) or weights.get(tied.get(full, ""))
+            if stored is None or not can_pack(module, own):
+                continue
+            blocks = stored.blocks()
+            if blocks is not None:
+                pack(module, blocks, dtype)
+                packed.add(full)
+                tied.pop(full, None)
+    return packed
