@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from benchmarks.harness.contenders import LLAMA_CPP, Sizes, peer, started, versions
+from benchmarks.harness.float_model import float_model
 from benchmarks.harness.machine import choice_of
 from benchmarks.harness.programs import ROOT
 from engine.api.engine import EngineConfig
@@ -136,7 +136,7 @@ def cut(tokenizer: Tokenizer, tokens: int, window: int) -> list[list[int]]:
 
 def reference(folder: Path, windows: list[list[int]]) -> list[list[tuple[int, float]]]:
     """The top token after each position and its log-probability, by transformers in float32."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = float_model(folder)
     tops = []
     for window in windows:
         with torch.inference_mode():

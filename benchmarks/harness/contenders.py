@@ -112,7 +112,9 @@ def _llama_cpp(name: str, python: Path, spec: ModelSpec, settings: Settings, cho
 
 
 def _transformers(python: Path, spec: ModelSpec, settings: Settings, choice: Choice) -> Contender:
-    folder = weights_of(spec, settings.cache_dir).resolve()
+    from benchmarks.harness.float_model import float_folder  # it takes torch, which other peers do without
+
+    folder = float_folder(weights_of(spec, settings.cache_dir).resolve(), settings.cache_dir)
 
     def command(port: int, _sizes: Sizes) -> list[str]:
         options = ["--continuous-batching", "--dtype", choice.dtype(spec), "--device", choice.device]

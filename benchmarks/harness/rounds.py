@@ -37,10 +37,9 @@ def measure_own(
     for number in range(plan.rounds):
         first = number % len(contenders)
         for contender in [*contenders[first:], *contenders[:first]] if scenario.load else []:
-            is_castor = contender.name == "castor"
-            weights = plan.weights_bytes if is_castor else None
+            weights = plan.weights_bytes if contender.name == "castor" else None
             if weights is None:
-                weights = bytes_per_token(contender.weights, packed=is_castor)
+                weights = bytes_per_token(contender.weights)
             with started(contender, sizes) as target:
                 facts = {"weights_bytes": weights}
                 put_load(scenario, Session(target, plan, prompts[contender.name], number, on_measurement, facts))

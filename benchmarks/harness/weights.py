@@ -7,25 +7,21 @@ import struct
 from math import prod
 from pathlib import Path
 
-from engine.weights.sources import BLOCKS_FILE
+from engine.weights.usable import GGUF_LINK
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
-def bytes_per_token(weights: Path, *, packed: bool = False) -> int:
+def bytes_per_token(weights: Path) -> int:
     """All tensors of a model folder except a separate input embedding, of which a token reads one row; a file in full.
 
-    Where input and output share the embedding it is read as a whole, and a GGUF file of such a model too. ``packed``
-    counts the blocks of a GGUF file as the floats that they encode.
+    Where input and output share the embedding it is read as a whole, and a GGUF file of such a model too.
     """
-    if weights.is_file():
-        return weights.stat().st_size
+    file = weights / GGUF_LINK if weights.is_dir() and (weights / GGUF_LINK).exists() else weights
+    if file.is_file():
+        return file.stat().st_size
     sizes: dict[str, int] = {}
-    blocks = weights / BLOCKS_FILE
-    for path in (
-        *sorted(set(weights.glob("*.safetensors")) - {blocks}),
-        *([blocks] if packed and blocks.exists() else []),
-    ):
+    for path in sorted(weights.glob("*.safetensors")):
         sizes |= _tensor_bytes(path)
     has_own_head = any(name.endswith("lm_head.weight") for name in sizes)
     return sum(size for name, size in sizes.items() if not (has_own_head and name.endswith("embed_tokens.weight")))

@@ -16,6 +16,8 @@ from engine.cache.layout import group_demands, plan_caches, sequence_bytes
 from engine.cache.state_tensors import slot_bytes
 from engine.check.model_parts import active_parameters, inputs_of
 from engine.device.device_memory import all_bytes, free_bytes
+from engine.gguf.header import Header
+from engine.gguf.prepare import describe, require_tensors, write_details
 from engine.model.config_file import read_config
 from engine.model.eligibility import (
     config_of,
@@ -25,6 +27,8 @@ from engine.model.eligibility import (
     require_eligible,
     require_weights,
 )
+from engine.model.gguf_folder import bytes_in_blocks, header_of, kinds_of, stay_in_blocks
+from engine.model.gguf_folder import room_problem as gguf_room_problem
 from engine.model.loader import loading_dtype, resolve_device
 from engine.model.probe import Probe
 from engine.model.refusals import advised
@@ -34,6 +38,7 @@ from engine.native.decoder import require_known, require_one_rotation
 from engine.native.errors import NotNative
 from engine.native.library import find_compiler
 from engine.platforms.recipe import platform_of
+from engine.weights.usable import GGUF_LINK
 
 
 def report_on(config: EngineConfig, held: int | None = None, details: Path | None = None) -> ModelReport:
@@ -53,21 +58,21 @@ def report_on(config: EngineConfig, held: int | None = None, details: Path | Non
 
 def _collect(config: EngineConfig, held: int | None, details: Path | None, facts: dict[str, Any]) -> None:
     path = Path(config.path)
-    has_weights = path.is_file() or any(path.glob("*.safetensors"))
+    header = header_of(path)
+    has_weights = header is not None or any(path.glob("*.safetensors"))
     if path.is_file():
-        from engine.weights import gguf_convert  # folders do not need the gguf package
-
-        model_config, metadata = gguf_convert.read_header(path)
+        model_config, header = describe(path)
     else:
         model_config = config_of(path) if has_weights else read_config(path)
     facts |= {"model_type": model_config.model_type, "inputs": inputs_of(model_config)}
     facts["class_name"] = next(iter(getattr(model_config, "architectures", None) or ()), "")
     with advised(model_config):
         require_eligible(model_config)
-    if path.is_file():
-        gguf_convert.require_weights(path, model_config)
+    if header is not None:
+        require_tensors(header, model_config)
         if details is not None:
-            gguf_convert.write_details(path, details, metadata)
+            (details / GGUF_LINK).symlink_to(path.resolve())
+            write_details(details / GGUF_LINK, header)
     elif has_weights:
         require_weights(path, model_config)
     count = sum(weight.numel() for weight in described(model_config).parameters())
@@ -83,7 +88,7 @@ def _collect(config: EngineConfig, held: int | None, details: Path | None, facts
     except ModelRefused as refusal:
         facts["no_device"] = str(refusal)
         device = torch.device("cpu")
-    stored = torch.float32 if path.is_file() else _stored(path, model_config, has_weights, count, held)
+    stored = _stored(path, model_config, any(path.glob("*.safetensors")), count, held)
     loaded = loaded_dtype(model_config, loading_dtype(config.dtype, device), stored)
     rehearsed = rehearse(model_config, loaded)
     facts |= {
@@ -95,7 +100,7 @@ def _collect(config: EngineConfig, held: int | None, details: Path | None, facts
     facts["longest_context"], facts["context_limit"] = longest_context(EngineConfig(path=config.path), model_config)
     context, _ = longest_context(config, model_config)
     if "no_device" not in facts:
-        _measure(config, rehearsed, context, device, stored, loaded, facts)
+        _measure(config, header, rehearsed, context, device, stored, loaded, facts)
 
 
 def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int | None) -> torch.dtype:
@@ -110,6 +115,7 @@ def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int 
 
 def _measure(
     config: EngineConfig,
+    header: Header | None,
     rehearsed: Rehearsed,
     context: int,
     device: torch.device,
@@ -119,7 +125,8 @@ def _measure(
 ) -> None:
     """Add what the model takes in memory on the device, and how it is computed there."""
     count = int(facts["parameters"])
-    weights = count * loaded.itemsize
+    in_blocks = header is not None and stay_in_blocks(config, device, loaded)
+    weights = bytes_in_blocks(header) if header is not None and in_blocks else count * loaded.itemsize
     fp8 = config.kv_dtype == "fp8"
     platform = platform_of(device)
     platform.check(config)
@@ -127,13 +134,18 @@ def _measure(
         "device": _name(device),
         "device_bytes": all_bytes(device),
         "free_bytes": free_bytes(device),
-        "weights_dtype": _shown(loaded),
+        "weights_dtype": kinds_of(header) if header is not None and in_blocks else _shown(loaded),
         "weights_bytes": weights,
         "kv_dtype": "fp8" if fp8 else _shown(loaded),
         "block_size": config.block_size,
         "context": context,
     }
-    if problem := room_problem(f"its {count} weights", count, stored, loaded, device, all_bytes(device)):
+    what, room = f"its {count} weights", all_bytes(device)
+    if header is not None:
+        problem = gguf_room_problem(header, what, count, config, loaded, device, room)
+    else:
+        problem = room_problem(what, count, stored, loaded, device, room)
+    if problem:
         facts["too_large"] = problem
     if rehearsed.probe is None:
         return

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig
-from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 from transformers.integrations.gguf.gguf_conversion_mapping import (
     DENSE_DECODER_RENAMINGS,
     GGUF_ARCHS,
-    PermuteRows,
     SubtractOne,
 )
 
@@ -143,20 +142,27 @@ def _plain(_config: Any) -> list[Any]:
     return [*DENSE_DECODER_RENAMINGS, *NORMS, NORM_BEFORE_MLP]
 
 
-def turned(heads: int, rows: int) -> torch.Tensor:
+class TurnedHeads(ConversionOps):  # type: ignore[misc]  # transformers is read without its types
     """The rows of queries or keys in transformers' order: llama.cpp has the two halves of each head interleaved."""
-    return torch.arange(rows, device="cpu").view(heads, -1, 2).transpose(1, 2).reshape(-1)
+
+    supports_packed = True
+
+    def __init__(self, heads: int) -> None:
+        self._heads = heads
+
+    def convert(self, found: dict[str, Any], *, target_patterns: list[str], **_more: Any) -> dict[str, torch.Tensor]:
+        ((tensor,),) = found.values()
+        turned = tensor.unflatten(0, (self._heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        return {target_patterns[0]: turned.contiguous()}
 
 
 def _interleaved(config: Any) -> list[Any]:
     """As ``_plain``, with queries and keys in the order of llama.cpp's rotation of neighbours."""
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     changes = _plain(config)
     for part, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
         for kind in ("weight", "bias"):
             name = f".self_attn.{part}_proj.{kind}"
-            # A name of its own first, because a conversion must change the name that it finds.
-            changes.append(WeightConverter(name, name, [PermuteRows(turned(heads, heads * size))]))
+            changes.append(WeightConverter(name, name, [TurnedHeads(heads)]))
     return changes
 
 

@@ -19,6 +19,7 @@ from engine.gguf.header import Header, Tensor
 from engine.packed.schemes import SCHEMES, Blocks
 
 _FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
+_KIND_OF = {dtype: kind for kind, dtype in _FLOATS.items()}
 
 
 class StoredWeight:
@@ -51,6 +52,13 @@ class StoredWeight:
         unpacked = {name: [numbers_of(each) for each in group] for name, group in self._sources.items()}
         return self._changed(unpacked).to(dtype)
 
+    def shape(self) -> torch.Size:
+        """The shape of its numbers, found without reading any."""
+        empty = {
+            name: [torch.empty(each.shape, device="meta") for each in group] for name, group in self._sources.items()
+        }
+        return self._changed(empty).shape
+
     def _changed(self, found: dict[str, list[torch.Tensor]]) -> torch.Tensor:
         if self._converter is None:
             ((tensor,),) = found.values()
@@ -69,6 +77,14 @@ class StoredWeight:
             )
         (tensor,) = ordered.values()
         return tensor[0] if isinstance(tensor, list) else tensor
+
+
+def stored_dtype(header: Header) -> torch.dtype:
+    """The type that a file's weights stand for: that of its matrices, bfloat16 where they are in blocks."""
+    kinds = {tensor.kind for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if not kinds <= _FLOATS.keys():
+        return torch.bfloat16
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if _KIND_OF[dtype] in kinds), torch.float32)
 
 
 def stored_weights(header: Header, changes: list[Any]) -> dict[str, StoredWeight]:

@@ -19,6 +19,7 @@ from engine.model.architecture import STATE_LAYERS, SUPPORTED_LAYERS
 from engine.model.config_file import read_config
 from engine.model.refusals import quantised
 from engine.rope.long_rope import takes_long_factors
+from engine.weights.usable import GGUF_LINK
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 """What transformers calls the interface in the modules of models that use it."""
@@ -28,7 +29,7 @@ def config_of(folder: Path) -> Any:
     """The configuration of a prepared folder. Raises ``ModelRefused`` for a folder that is not one."""
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"{folder} holds no config.json; it is not a prepared model folder")
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / GGUF_LINK).is_file() and not any(folder.glob("*.safetensors")):
         raise ModelRefused(f"{folder} holds no *.safetensors file; no other format of weights is loaded")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -115,7 +116,7 @@ def require_weights(folder: Path, config: Any) -> int:
     """
     count: int = sum(weight.numel() for weight in described(config).parameters())
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if count > held:
+    if count > held and not (folder / GGUF_LINK).is_file():  # its tensors were compared when it was prepared
         raise ModelRefused(
             f"the config.json in {folder} describes {count} weights, but its *.safetensors have {held} bytes; "
             "they do not belong to the same model"

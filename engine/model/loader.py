@@ -17,14 +17,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.device.allocator import take_first_memory
-from engine.device.device_memory import advice_on, refused_without_memory
+from engine.device.device_memory import advice_on, free_bytes, refused_without_memory
 from engine.failures import refused_as
+from engine.gguf.header import Header
 from engine.model import attention_hook
 from engine.model.eligibility import (
     config_of,
@@ -34,11 +36,12 @@ from engine.model.eligibility import (
     require_weights,
     served_class,
 )
+from engine.model.gguf_folder import header_of, load_gguf, room_problem
 from engine.model.latent import keep_latents
 from engine.model.probe import Probe, probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import rehearse
-from engine.model.weight_files import require_room
+from engine.model.weight_files import loaded_dtype, require_room
 from engine.recurrent.proof import require_equal_states
 from engine.rope.long_rope import LongRope, rotate_by_text
 from engine.rope.query_scale import scale_queries
@@ -89,8 +92,15 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     dtype = loading_dtype(config.dtype, device)
     with refused_without_memory("anything", device, advice_on(device)):
         take_first_memory(device)
-    require_room(folder, model_config, num_weights, dtype, device)
-    module = _load_weights(folder, model_config, dtype, device, progress)
+    header = header_of(folder)
+    if header is None:
+        require_room(folder, model_config, num_weights, dtype, device)
+    else:
+        dtype = loaded_dtype(model_config, dtype, torch.float32)
+        what = f"the {num_weights} weights in {folder}"
+        if problem := room_problem(header, what, num_weights, config, dtype, device, free_bytes(device)):
+            raise ModelRefused(problem)
+    module = _load_weights(config, header, model_config, dtype, device, progress)
     text_config = model_config.get_text_config()
     with advised(model_config):
         scale_queries(module)
@@ -131,25 +141,38 @@ def loading_dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def _load_weights(
-    folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device, progress: Progress
+    wanted: EngineConfig,
+    header: Header | None,
+    config: Any,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    progress: Progress,
 ) -> nn.Module:
+    folder, model_class = Path(wanted.path), served_class(config)
+    keywords = {
+        "dtype": dtype,
+        # Straight to the device; without accelerate, by way of the machine's memory.
+        "device_map": {"": device} if is_accelerate_available() else None,
+        "attn_implementation": "eager",
+    }
     with (
         _reported(progress),
         refused_as(f"the weights in {folder} cannot be loaded"),
         refused_without_memory(f"the weights in {folder}", device, advice_on(device)),
     ):
-        module, report = served_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            # Straight to the device; without accelerate, by way of the machine's memory.
-            device_map={"": device} if is_accelerate_available() else None,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        if header is None:
+            module, report = model_class.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **keywords,
+            )
+        else:
+            module, report = load_gguf(header, model_class, config, wanted, device, **keywords)
+            module.generation_config = GenerationConfig.from_pretrained(folder)
         model: nn.Module = module.eval().to(device)
     if "logits_to_keep" not in signature(type(model).forward).parameters:
         model.register_forward_hook(_cut_logits, with_kwargs=True)

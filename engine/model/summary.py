@@ -11,6 +11,7 @@ from engine.cache.layout import CachePlan, GroupDemand
 from engine.cache.state_tensors import slot_bytes
 from engine.device.device_memory import idle_bytes
 from engine.model.loader import LoadedModel
+from engine.packed.modules import num_parameters
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def model_info(model: LoadedModel, plan: CachePlan, config: EngineConfig, eos_id
     module = model.module
     return ModelInfo(
         model_type=module.config.model_type,
-        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+        num_parameters=num_parameters(module),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(module.device),
         vocab_size=model.probe.vocab_size,

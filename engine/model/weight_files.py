@@ -16,7 +16,7 @@ _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def require_room(folder: Path, config: Any, num_weights: int, dtype: torch.dtype | str, device: torch.device) -> None:
-    """Refuse a model whose weights alone do not fit into what is free on the device. Loads nothing.
+    """Refuse a model of safetensors whose weights alone do not fit into what is free on the device. Loads nothing.
 
     ``dtype`` is that of the loaded weights, as ``loaded_dtype`` takes it.
     """
@@ -44,12 +44,17 @@ def room_problem(
     wanted, is_mapped = num_weights * loaded.itemsize, device.type == "cpu" and stored == loaded
     if wanted <= (all_bytes(device) if is_mapped else room):
         return None
+    more = ""
+    if loaded.itemsize > 2 and wanted * 2 // loaded.itemsize <= all_bytes(device):
+        more = ", or halve its weights with dtype: bfloat16"
+    return too_large(what, wanted, str(loaded).removeprefix("torch."), device) + more
+
+
+def too_large(what: str, wanted: int, kind: str, device: torch.device) -> str:
+    """What to say of weights that take ``wanted`` bytes in ``kind`` and do not fit."""
     advice = advice_on(device)
     if wanted > all_bytes(device):  # whatever else is ended there
         advice = "serve a smaller model" + (", or this one with device: cpu" if device.type == "cuda" else "")
-    if loaded.itemsize > 2 and wanted * 2 // loaded.itemsize <= all_bytes(device):
-        advice += ", or halve its weights with dtype: bfloat16"
-    kind = str(loaded).removeprefix("torch.")
     return f"{what} take {size(wanted)} in {kind}, which do not fit: {who_holds(device)}; {advice}"
 
 

@@ -26,7 +26,6 @@ from engine.native.states import NativeStates
 from engine.native.verify import PRIME, TOLERANCE, read_turns, require_formula
 from engine.recurrent.proof import require_equal_states
 from engine.scheduling.sequence import ScheduledChunk, Sequence
-from engine.weights.gguf_blocks import read_blocks
 
 CHECKED_TOKENS = 40
 # What the code may raise on a model that it was not written for.
@@ -55,9 +54,8 @@ def native_runner(
         tokens = [PRIME * (place + 1) % model.probe.vocab_size for place in range(count)]
         expected = _own_logits(model.module, tokens)
         progress("packing weights", 0.0)
-        blocks = read_blocks(Path(config.path))
         failure = WeightsGone
-        decoder = describe(model.module, model.probe.layers, cache, turns, blocks)
+        decoder = describe(model.module, model.probe.layers, cache, turns)
         runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
         _require_equal(runner, tokens, expected)
     except NotNative:

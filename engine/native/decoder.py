@@ -7,7 +7,7 @@ Only the structure is checked here; that the results equal the model's own is sh
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -21,11 +21,10 @@ from engine.model.architecture import ATTENTION_PARTS, HEAD_NORMS, LAYER_PARTS, 
 from engine.model.probe import ProbedLayer
 from engine.native import library
 from engine.native.errors import NotNative
-from engine.native.packing import PANEL, fits, pack_blocks, pack_floats
+from engine.native.packing import PANEL, fits, pack_floats
+from engine.native.products import PanelProduct
 from engine.native.verify import Turns
-
-Blocks = Mapping[str, tuple[torch.Tensor, str]]
-"""Blocks of a GGUF file by the name of their weight: bytes [channels, groups, bytes] and their type."""
+from engine.packed.modules import PackedEmbedding, PackedLinear
 
 
 @dataclass(slots=True)
@@ -111,7 +110,7 @@ def _require_parts(module: nn.Module, parts: Set[str], optional: Set[str] = froz
 
 
 def _require_map(linear: Any, columns: int, channels: int | None) -> None:
-    if type(linear) is not nn.Linear:
+    if type(linear) is not nn.Linear and not (isinstance(linear, PackedLinear) and linear.order is None):
         raise NotNative(f"{type(linear).__name__} is not a plain linear layer")
     found = linear.in_features, linear.out_features
     if found != (columns, channels):
@@ -127,21 +126,19 @@ def _require_norm(norm: Any, size: int, eps: object) -> None:
         raise NotNative(f"{type(norm).__name__} is not a norm of {size} weights with the epsilon {eps} of all norms")
 
 
-def describe(module: Any, probed: list[ProbedLayer], cache: KVCache, turns: Turns, blocks: Blocks) -> Decoder:
+def describe(module: Any, probed: list[ProbedLayer], cache: KVCache, turns: Turns) -> Decoder:
     """Pack the weights of a supported model. Each weight of ``module`` is freed once it is packed, so that the memory
     never has to hold both copies of the model; only the embedding stays whole."""
-    return _Description(module, cache, turns, blocks).make(probed)
+    return _Description(module, cache, turns).make(probed)
 
 
 class _Description:
-    def __init__(self, module: Any, cache: KVCache, turns: Turns, blocks: Blocks) -> None:
+    def __init__(self, module: Any, cache: KVCache, turns: Turns) -> None:
         self._module = module
         self._config = module.config.get_text_config()
         self._cache = cache
         self._turns = turns
-        self._blocks = blocks
-        self._names = {id(weight): name for name, weight in module.named_parameters()}
-        self._embedding = module.get_input_embeddings().weight
+        self._embedding = module.get_input_embeddings()
         self._kept: list[object] = [cache]
 
     def make(self, probed: list[ProbedLayer]) -> Decoder:
@@ -216,10 +213,13 @@ class _Description:
 
     def _panels(self, linear: Any) -> list[tuple[int, int]]:
         """The address and the format of each panel of a linear map, whose weight is freed."""
-        name = self._names[id(linear.weight)]
-        packed = pack_blocks(*self._blocks[name]) if name in self._blocks else pack_floats(linear.weight)
-        if linear.weight is not self._embedding:
-            linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        if isinstance(linear, PackedLinear):
+            assert isinstance(linear.product, PanelProduct)  # there is no other on a CPU
+            packed = linear.product.panels
+        else:
+            packed = pack_floats(linear.weight)
+            if isinstance(self._embedding, PackedEmbedding) or linear.weight is not self._embedding.weight:
+                linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         self._kept.append(packed.data)
         start, size = packed.data.data_ptr(), packed.data.shape[1]
         return [(start + row * size, int(packed.format)) for row in range(len(packed.data))]

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "matmul.h"
+#include "products.h"
 #include "states.h"
 
 typedef struct {

@@ -24,7 +24,7 @@ from engine.native.errors import NotNative
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("forward.c")
-HEADERS = ("attention.h", "matmul.h", "pool.h", "states.h", "vectors.h")
+HEADERS = ("attention.h", "matmul.h", "pool.h", "products.h", "states.h", "vectors.h")
 # The first that the compiler takes: x86 knows -march=native, some compilers for ARM only the other.
 TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
@@ -132,6 +132,12 @@ def _declared(library: Any) -> Any:
     library.castor_close.restype = None
     library.castor_forward.argtypes = [c_void_p, POINTER(Batch)]
     library.castor_forward.restype = ctypes.c_int
+    library.castor_products_open.argtypes = [ctypes.c_int]
+    library.castor_products_open.restype = c_void_p
+    library.castor_products_close.argtypes = [c_void_p]
+    library.castor_products_close.restype = None
+    library.castor_product.argtypes = [c_void_p, POINTER(Matrix), c_void_p, c_void_p, c_int32]
+    library.castor_product.restype = ctypes.c_int
     library.castor_states_open.argtypes = [ctypes.c_int]
     library.castor_states_open.restype = c_void_p
     library.castor_states_close.argtypes = [c_void_p]

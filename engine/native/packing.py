@@ -13,6 +13,8 @@ import torch
 
 PANEL = 16
 GROUP = 32
+KINDS = ("Q4_0", "Q4_1", "Q8_0")
+"""The types of GGUF blocks that become panels."""
 
 
 class Format(IntEnum):

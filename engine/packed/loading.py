@@ -7,7 +7,7 @@ has for quantised models, so that their place is never allocated as floats.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,20 +15,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from engine.packed.modules import can_pack, pack
-from engine.packed.schemes import Blocks
+from engine.packed.experts import pack_experts
+from engine.packed.modules import MakeProduct, Stored, pack
 
 _METHOD = "castor_blocks"
-
-
-class Stored(Protocol):
-    """A weight of a checkpoint, by the name that the model has for it."""
-
-    def blocks(self) -> Blocks | None:
-        """Its blocks, if it can stay in them."""
-
-    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        """Its numbers."""
 
 
 class Lazy:
@@ -45,10 +35,13 @@ class Lazy:
 
 @register_quantization_config(_METHOD)
 class _Config(QuantizationConfigMixin):  # type: ignore[misc]  # transformers' decorators have no types
-    def __init__(self, weights: Mapping[str, Stored], dtype: torch.dtype, keep: bool) -> None:
+    def __init__(self, weights: Mapping[str, Stored], dtype: torch.dtype, make: MakeProduct | None) -> None:
         self.quant_method = _METHOD
-        self.weights, self.dtype, self.keep = weights, dtype, keep
+        self.weights, self.dtype, self.make = weights, dtype, make
         self.packed: set[str] = set()
+
+    def __deepcopy__(self, _known: object) -> _Config:
+        return self  # it goes along with the model's configuration, which is copied
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": _METHOD}
@@ -62,8 +55,8 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_keywords: Any) -> None:
         told = self.quantization_config
-        if told.keep:
-            told.packed = _put_blocks(model, told.weights, told.dtype)
+        if told.make is not None:
+            told.packed = _put_blocks(model, told.weights, told.dtype, told.make)
 
     def update_weight_conversions(self, _conversions: Any, _model: nn.Module) -> list[Any]:
         return []  # the names are the model's own already
@@ -80,13 +73,18 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def load_stored(
-    model_class: Any, config: Any, weights: Mapping[str, Stored], dtype: torch.dtype, *, keep: bool, **keywords: Any
+    model_class: Any,
+    config: Any,
+    weights: Mapping[str, Stored],
+    dtype: torch.dtype,
+    make: MakeProduct | None,
+    **keywords: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The model with these weights, and transformers' report.
 
-    With ``keep``, what can stay in blocks does; else all of it becomes numbers of the type ``dtype``.
+    What ``make`` finds products for stays in blocks; all else becomes numbers of the type ``dtype``.
     """
-    told = _Config(weights, dtype, keep)
+    told = _Config(weights, dtype, make)
     module, report = model_class.from_pretrained(
         None,
         config=config,
@@ -113,7 +111,7 @@ class _Absent(dict[str, Lazy]):
         return [(name, lazy) for name, lazy in super().items() if name not in self._told.packed]
 
 
-def _put_blocks(model: Any, weights: Mapping[str, Stored], dtype: torch.dtype) -> set[str]:
+def _put_blocks(model: Any, weights: Mapping[str, Stored], dtype: torch.dtype, make: MakeProduct) -> set[str]:
     """Put blocks in the place of weights; returns the names of those that are. Tied weights share theirs."""
     tied = model.all_tied_weights_keys  # the name of each, and of the one that a checkpoint has
     packed: set[str] = set()
@@ -121,11 +119,9 @@ def _put_blocks(model: Any, weights: Mapping[str, Stored], dtype: torch.dtype) -
         for own, _ in list(module.named_parameters(recurse=False)):
             full = f"{name}.{own}" if name else own
             stored = weights.get(full) or weights.get(tied.get(full, ""))
-            if stored is None or not can_pack(module, own):
+            if stored is None:
                 continue
-            blocks = stored.blocks()
-            if blocks is not None:
-                pack(module, blocks, dtype)
+            if pack(module, own, stored, dtype, make) or pack_experts(module, own, stored, make):
                 packed.add(full)
                 tied.pop(full, None)
     return packed

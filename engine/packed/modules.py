@@ -1,4 +1,4 @@
-"""Linear maps and embeddings whose weight stays in blocks, in the place of those of an unmodified model.
+"""Layers whose weights stay in blocks, in the place of those of an unmodified model.
 
 A module keeps its class and its own ``forward``; only what its base class does with ``weight`` is replaced. So an
 embedding that scales its rows still does, and a subclass of ``nn.Linear`` that transforms its input too. Who asks such
@@ -8,42 +8,64 @@ a module for its ``weight`` gets the numbers, unpacked for that moment.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from engine.packed.schemes import Blocks
 
+
+class Stored(Protocol):
+    """A weight of a checkpoint, by the name that the model has for it."""
+
+    def blocks(self) -> Blocks | None:
+        """Its blocks, if it can stay in them; of the file where nothing is done to them, else made for the moment."""
+
+    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        """Its numbers."""
+
+    def shape(self) -> torch.Size:
+        """The shape of its numbers."""
+
+
 Product = Callable[[torch.Tensor], torch.Tensor]
-"""Multiplies rows [rows, columns] in float32 by a weight: [rows, channels], without bias."""
+"""Multiplies rows [rows, columns] in float32, end to end, by a matrix: [rows, channels] in float32, without bias."""
+
+MakeProduct = Callable[[Blocks], Product | None]
+"""What multiplies by blocks [channels, bytes of a row]; None for those that it does not know."""
 
 
 class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its types
     """What linear maps and embeddings in blocks have in common."""
 
-    blocks: Blocks
+    packed: dict[str, Stored]
+    kept_dtype: torch.dtype
+
+    @property
+    def blocks(self) -> Blocks:
+        found = self.packed["weight"].blocks()
+        assert found is not None  # or the module would not be packed
+        return found
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.blocks.unpacked()
+        return self.blocks.unpacked(self.kept_dtype)
 
     def extra_repr(self) -> str:
-        return f"{', '.join(map(str, self.blocks.shape))}, {self.blocks.scheme.name}"
+        return f"{super().extra_repr()}, {self.blocks.scheme.name}"
 
 
 class PackedLinear(_Packed, nn.Linear):  # type: ignore[misc]
-    """Multiplies by what computes with the blocks fastest, or by the unpacked weight."""
+    """Multiplies by ``product``. ``order``, where it is set, is how its input is gathered before."""
 
-    product: Product | None
+    product: Product
+    order: torch.Tensor | None
 
     def forward(self, source: torch.Tensor) -> torch.Tensor:
-        if self.product is None:
-            return functional.linear(source, self.weight.to(source.dtype), self.bias)
         rows = source.reshape(-1, self.in_features)
-        if self.blocks.order is not None:
-            rows = rows.index_select(1, self.blocks.order)
+        if self.order is not None:
+            rows = rows.index_select(1, self.order)
         found = self.product(rows.float().contiguous()).to(source.dtype)
         if self.bias is not None:
             found += self.bias
@@ -53,27 +75,46 @@ class PackedLinear(_Packed, nn.Linear):  # type: ignore[misc]
 class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[misc]
     """Unpacks the rows of the tokens that are asked for."""
 
+    table: Blocks
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        rows = self.blocks.rows(tokens.reshape(-1).long())
-        return rows.to(self.kept_dtype).view(*tokens.shape, self.embedding_dim)
-
-    kept_dtype: torch.dtype
+        rows = self.table.rows(tokens.reshape(-1).long()).to(self.kept_dtype)
+        return rows.view(*tokens.shape, self.embedding_dim)
 
 
-def can_pack(module: nn.Module, name: str) -> bool:
-    """Whether the parameter ``name`` of a module may stay in blocks."""
-    return name == "weight" and isinstance(module, nn.Linear | nn.Embedding)
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers the weights of a model are, those in blocks included. What is tied counts once."""
+    in_blocks = {stored for module in model.modules() for stored in getattr(module, "packed", {}).values()}
+    sizes: list[int] = [weight.numel() for weight in model.parameters()]
+    return sum([*sizes, *(one.shape().numel() for one in in_blocks)])
 
 
-def pack(module: Any, blocks: Blocks, dtype: torch.dtype) -> None:
-    """Let a linear map or an embedding compute with ``blocks``; its weight is gone."""
-    base = PackedLinear if isinstance(module, nn.Linear) else PackedEmbedding
+def pack(module: Any, name: str, stored: Stored, dtype: torch.dtype, make: MakeProduct) -> bool:
+    """Let a module compute with blocks in the place of its parameter ``name``, which is gone then.
+
+    False, and nothing is changed, where it cannot: a class that is neither a linear map nor an embedding, or blocks
+    that ``make`` does not know.
+    """
+    if name != "weight" or not isinstance(module, nn.Linear | nn.Embedding):
+        return False
+    blocks = stored.blocks()
+    if blocks is None:
+        return False
+    if isinstance(module, nn.Embedding):
+        _put(module, PackedEmbedding, stored, dtype, table=blocks)
+        return True
+    product = make(blocks)
+    if product is None:
+        return False
+    _put(module, PackedLinear, stored, dtype, product=product, order=blocks.order)
+    return True
+
+
+def _put(module: Any, base: type[nn.Module], stored: Stored, dtype: torch.dtype, **more: Any) -> None:
     own = type(module)
     del module.weight
-    module.__class__ = type(f"Packed{own.__name__}", (own, base) if own not in base.__mro__ else (base,), {})
-    module.blocks = blocks
+    bases = (base,) if own in base.__mro__ else (own, base)
+    module.__class__ = type(f"Packed{own.__name__}", bases, {})
     module._is_hf_initialized = True  # or transformers would ask for the weight in order to fill it
-    if isinstance(module, nn.Embedding):
-        module.kept_dtype = dtype
-    else:
-        module.product = None
+    for key, value in {"packed": {"weight": stored}, "kept_dtype": dtype, **more}.items():
+        setattr(module, key, value)

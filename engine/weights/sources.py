@@ -1,9 +1,8 @@
 """Where weights come from: a source text becomes a prepared folder in the cache, whole or not at all.
 
-The cache has three parts: ``files/`` (verified GGUF files by hash, kept because packed kernels can take their blocks
-and a newer converter can start from them), ``models/`` (prepared folders) and ``work/`` (what is being made; everything
-found there under the lock is left over from a process that died). Nothing here imports torch: conversion is a child
-process.
+The cache has three parts: ``files/`` (verified GGUF files by hash, which hold the weights), ``models/`` (prepared
+folders, those of GGUF files with a link to them) and ``work/`` (what is being made; everything found there under the
+lock is left over from a process that died). Nothing here imports torch: preparation is a child process.
 """
 
 from __future__ import annotations
@@ -30,16 +29,13 @@ from engine.weights import hub
 from engine.weights.children import check_model, follow
 from engine.weights.usable import folder_problem, gguf_problem, has_weights
 
-CONVERTER_VERSION = 3
-"""Part of the key of a prepared folder: raise it when the converter's output changes, and all is converted again."""
-
-BLOCKS_FILE = "gguf_blocks.safetensors"
-"""In a folder made from a GGUF file: the blocks that its weights were unpacked from."""
+PREPARER_VERSION = 4
+"""Part of the key of a prepared folder: raise it when what is made changes, and all is made again."""
 
 CHUNK_BYTES = 1 << 20
 
 Progress = Callable[[str, float], None]
-"""Called with a stage (``wait``, ``check``, ``download``, ``verify``, ``convert``) and how much of it is done."""
+"""Called with a stage (``wait``, ``check``, ``download``, ``verify``, ``prepare``) and how much of it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +166,13 @@ def _make(
     else:
         assert not isinstance(source, FolderSource)
         gguf = _gguf_file(source, sha256, cache_dir, work, progress)
-        made = _converted(gguf, work, progress)
+        made = _prepared(gguf, work, progress)
     os.replace(made, target)
     return target
 
 
 def _key(source: Source, sha256: str | None) -> str:
-    """The name of the prepared folder. A changed pin or a newer converter gives another one.
+    """The name of the prepared folder. A changed pin or a newer version of this code gives another one.
 
     A local file without a pin is known by path, size and time of change: hashing gigabytes at each start costs minutes.
     """
@@ -188,7 +184,7 @@ def _key(source: Source, sha256: str | None) -> str:
         assert isinstance(source, GgufSource)
         state = source.path.stat()
         stem, identity = source.path.stem, sha256 or f"{source.path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
-    content = hashlib.sha256(f"{identity}\n{CONVERTER_VERSION}".encode()).hexdigest()
+    content = hashlib.sha256(f"{identity}\n{PREPARER_VERSION}".encode()).hexdigest()
     return f"{stem}-{content[:16]}"
 
 
@@ -221,7 +217,7 @@ def _check_gguf(path: Path) -> None:
 def _gguf_file(
     source: PackageSource | GgufSource, sha256: str | None, cache_dir: Path, work: Path, progress: Progress
 ) -> Path:
-    """The file to convert; one from a package is verified and kept in the cache."""
+    """The file to prepare; one from a package is verified and kept in the cache."""
     if isinstance(source, GgufSource):
         if sha256 is not None:
             with source.path.open("rb") as file:
@@ -322,22 +318,20 @@ def _hub_snapshot(source: HubSource, cache_dir: Path, work: Path, progress: Prog
 # Making the folder
 
 
-def _converted(gguf: Path, work: Path, progress: Progress) -> Path:
+def _prepared(gguf: Path, work: Path, progress: Progress) -> Path:
     made = work / "model"
     made.mkdir()
 
     def tick(output: str) -> None:
         reached = re.findall(r"^progress ([\d.]+)$", output, re.MULTILINE)
-        progress("convert", float(reached[-1]) if reached else 0.0)
+        progress("prepare", float(reached[-1]) if reached else 0.0)
 
-    status, output = follow(
-        [sys.executable, "-m", "engine.weights.gguf_convert", str(gguf.resolve()), str(made)], work, tick
-    )
+    status, output = follow([sys.executable, "-m", "engine.gguf.prepare", str(gguf.resolve()), str(made)], work, tick)
     if "No space left on device" in output:
         raise OSError(errno.ENOSPC, "No space left on device")
     if status != 0:
-        reason = re.findall(r"^error (.+)$", output, re.MULTILINE) or [f"the converter ended with status {status}"]
-        raise SourceError(f"{gguf} cannot be converted: {reason[-1]}")
+        reason = re.findall(r"^error (.+)$", output, re.MULTILINE) or [f"the preparation ended with status {status}"]
+        raise SourceError(f"{gguf} cannot be served: {reason[-1]}")
     return _checked_folder(made)
 
 

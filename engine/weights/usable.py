@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 HEAD_BYTES = 512
+GGUF_LINK = "weights.gguf"
+"""In the prepared folder of a GGUF file: a link to it, or to the first of its parts."""
 NO_CODE = "weights in it can hold code and are not loaded; take the model's safetensors or GGUF files"
 KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"\Z", "it is empty; copy or download it again"),
@@ -26,7 +28,10 @@ def folder_problem(folder: Path) -> str | None:
         return f"{folder} is no model: {reason}; name a model folder or a .gguf file"
     if not (folder / "config.json").is_file():
         return f"{folder} is not a model folder: it has no config.json"
-    if not any(folder.glob("*.safetensors")):
+    if (folder / GGUF_LINK).is_symlink():
+        if not (folder / GGUF_LINK).is_file():
+            return f"{folder} was prepared from {(folder / GGUF_LINK).readlink()}, which is gone; put the file back"
+    elif not any(folder.glob("*.safetensors")):
         return f"{folder} has no *.safetensors; weights in other formats can hold code and are not loaded"
     if not (folder / "tokenizer.json").is_file():
         return f"{folder} has no tokenizer.json; download it with the model or save the tokenizer there"

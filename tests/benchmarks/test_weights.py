@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from benchmarks.harness.weights import bytes_per_token
+from engine.weights.usable import GGUF_LINK
 
 
 def test_the_weights_of_a_token(tmp_path: Path) -> None:
@@ -23,12 +24,9 @@ def test_the_weights_of_a_token(tmp_path: Path) -> None:
     assert bytes_per_token(tmp_path / "model.gguf") == 5
 
 
-def test_blocks_stand_for_the_floats_made_from_them(tmp_path: Path) -> None:
-    def save(name: str, kind: str, shape: list[int]) -> None:
-        text = json.dumps({"lm_head.weight": {"dtype": kind, "shape": shape}}).encode()
-        (tmp_path / name).write_bytes(struct.pack("<Q", len(text)) + text)
-
-    save("model.safetensors", "F32", [10, 32])
-    save("gguf_blocks.safetensors", "U8", [10, 1, 20])
-    assert bytes_per_token(tmp_path) == 4 * 320
-    assert bytes_per_token(tmp_path, packed=True) == 200
+def test_the_file_that_a_prepared_folder_links_to(tmp_path: Path) -> None:
+    (tmp_path / "in.gguf").write_bytes(b"12345")
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    (folder / GGUF_LINK).symlink_to(tmp_path / "in.gguf")
+    assert bytes_per_token(folder) == 5

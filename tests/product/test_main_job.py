@@ -81,7 +81,8 @@ def test_a_repeated_prompt_is_read_from_the_cache_and_answers_the_same(castor: R
 
 def test_logprobs_equal_a_plain_forward(castor: RunningServer, builtin_model: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from support.paged import plain_model
+    from transformers import AutoTokenizer
 
     config = {"temperature": 0, "maxOutputTokens": 24, "responseLogprobs": True, "logprobs": 20}
     candidate = castor.generate({**PARIS, "generationConfig": config}).json()["candidates"][0]
@@ -91,7 +92,7 @@ def test_logprobs_equal_a_plain_forward(castor: RunningServer, builtin_model: Pa
     tokenizer = AutoTokenizer.from_pretrained(builtin_model)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    model = AutoModelForCausalLM.from_pretrained(builtin_model, dtype=torch.float32)
+    model = plain_model(builtin_model)
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1]
     expected = torch.log_softmax(logits, dim=-1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,7 +40,7 @@ from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.native.runner import NativeRunner
 from engine.scheduling.flat_batch import EmbeddingRows, flatten
 from engine.scheduling.sequence import ScheduledChunk
-from engine.weights.sources import BLOCKS_FILE
+from engine.weights.usable import GGUF_LINK
 
 pytestmark = pytest.mark.reference
 
@@ -172,7 +173,8 @@ def test_packed_weights_are_the_same_weights(packed: str, target: str, tmp_path:
 def repack(folder: Path, packed: str) -> None:
     """Round the weights of a folder to what a format holds; ``mixed`` gives each weight another one."""
     kinds = ["Q4_0", "Q4_1", "Q8_0", "bfloat16"] if packed == "mixed" else [packed]
-    weights, blocks, names = load_file(folder / "model.safetensors"), {}, {}
+    weights = load_file(folder / "model.safetensors")
+    writer = gguf.GGUFWriter(folder / GGUF_LINK, "llama")
     for number, (name, weight) in enumerate(sorted(weights.items())):
         kind = kinds[number % len(kinds)]
         if kind == "bfloat16":
@@ -180,11 +182,25 @@ def repack(folder: Path, packed: str) -> None:
         elif "proj" in name or "lm_head" in name:
             data = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
             weights[name] = torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[kind]))
-            blocks[name] = torch.from_numpy(data.reshape(len(weight), weight.shape[1] // 32, -1))
-            names[name] = kind
+            add_tensor(writer, name, data, gguf.GGMLQuantizationType[kind])
+            continue
+        add_tensor(writer, name, weights[name].numpy())
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    if blocks:
-        save_file(blocks, folder / BLOCKS_FILE, metadata=names)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tensor(
+    writer: gguf.GGUFWriter, name: str, data: np.ndarray, kind: gguf.GGMLQuantizationType | None = None
+) -> None:
+    """A weight as llama.cpp's converter names it, the halves of the heads of queries and keys interleaved."""
+    named = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99).get_name(name, try_suffixes=(".weight", ".bias"))
+    heads = {"attn_q.weight": 4, "attn_k.weight": 2}.get(named.split(".", 2)[-1])
+    if heads is not None:
+        data = data.reshape(heads, 2, -1, *data.shape[1:]).swapaxes(1, 2).reshape(data.shape)
+    writer.add_tensor(named, np.ascontiguousarray(data), raw_dtype=kind)
 
 
 @pytest.mark.parametrize("shape", ["llama", "mistral, a window", "three queries for a key", "nine queries for a key"])

@@ -25,6 +25,7 @@ from engine.recurrent.states import RecurrentStates
 from engine.runner.torch_runner import ModelRunner
 from engine.scheduling.contracts import Runner
 from engine.scheduling.sequence import ScheduledChunk, Sequence
+from engine.weights.usable import GGUF_LINK
 
 BLOCK_SIZE = 4
 TOLERANCE = 1e-4
@@ -54,8 +55,9 @@ def lively_model_folder(path: Path, model_type: str, liveliness: float = 6.0, **
 
 
 def plain_model(folder: Path) -> Any:
-    """The model as transformers runs it: eager attention, float32, no cache."""
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    """The model as transformers runs it: eager attention, float32, no cache. It reads a GGUF file in its own way."""
+    file = {} if any(folder.glob("*.safetensors")) else {"gguf_file": GGUF_LINK}
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32, **file).eval()
 
 
 def plain_logits(model: Any, tokens: list[int]) -> torch.Tensor:

@@ -235,7 +235,7 @@ def test_a_prepared_folder_and_a_gguf_file_are_read(tmp_path: Path) -> None:
     found = report_on(EngineConfig(path=str(file), device="cpu"), None, details)
     assert (found.problem, found.class_name, found.layers) == ("", "LlamaForCausalLM", (("full attention", 2),))
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= {p.name for p in details.iterdir()}
-    assert json.loads((details / "generation_config.json").read_text()) == {"temperature": 0.25}
+    assert json.loads((details / "generation_config.json").read_text()) == {"temperature": 0.25, "eos_token_id": [2]}
 
 
 def test_a_report_survives_its_way_between_processes(tmp_path: Path) -> None:

