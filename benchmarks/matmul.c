@@ -11,10 +11,14 @@ static double seconds(void) {
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
+static size_t bytes_of_panel(int format, int columns) {
+    return (size_t)(columns / LAYOUTS[format].columns) * (size_t)block_bytes(format);
+}
+
 static size_t bytes_of(int format, const int32_t *channels, const int32_t *columns) {
     size_t bytes = 0;
     for (int i = 0; i < MATRICES; i++)
-        bytes += (size_t)(channels[i] / PANEL) * (size_t)(columns[i] / GROUP) * (size_t)group_bytes(format);
+        bytes += (size_t)(channels[i] / PANEL) * bytes_of_panel(format, columns[i]);
     return bytes;
 }
 
@@ -27,7 +31,7 @@ static const uint8_t *multiply_layer(Pool *pool, const uint8_t *weights, int for
         for (int panel = 0; panel < panels; panel++) {
             addresses[panel] = weights;
             formats[panel] = (uint8_t)format;
-            weights += (size_t)(columns[i] / GROUP) * (size_t)group_bytes(format);
+            weights += bytes_of_panel(format, columns[i]);
         }
         Matrix matrix = {addresses, formats, NULL, panels, columns[i]};
         Product product = {&matrix, packed, out, scratch, rows, channels[i], STORE};

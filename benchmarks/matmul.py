@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     ways = {"torch, float32": torch_step(torch.float32), "torch, bfloat16": torch_step(torch.bfloat16)}
-    ways |= {f"C, {format.name}": c_step(format, options.threads) for format in (Format.FLOAT, Format.Q8, Format.Q4)}
+    ways |= {f"C, {format.name}": c_step(format, options.threads) for format in (Format.FLOAT, Format.Q8_0, Format.Q4_0)}
     torch.set_num_threads(options.threads)
     found = {
         (way, rows): [1e3 * step(rows) for _ in range(options.rounds)] for rows in ROWS for way, step in ways.items()

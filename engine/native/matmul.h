@@ -1,31 +1,18 @@
 /* Products of activations with weights that stay as small as their file has them; all sums are in float32.
  *
- * A weight matrix [channels, columns] is cut into panels of 16 channels, which are one, two or four vectors: the parts.
- * Weights become floats in registers, just before they are used: exactly the numbers that the file stands for. Every
- * activation row meets them in the same order whatever else is in the batch, so its results do not depend on its
- * neighbours.
- *
- * A group is 32 columns of a panel: scales and least values where its format has them, then words of 32 bits, one for each
- * channel, that hold as many columns as fit, the first one lowest.
- *
- *   Q4     16 scales and 16 least values in half precision, 4 * 16 words of eight digits from 0 to 15
- *   Q8     16 scales in half precision, 8 * 16 words of four signed bytes
- *   BRAIN  16 * 16 words of two bfloat16
- *   FLOAT  32 * 16 floats
+ * A weight matrix [channels, columns] is cut into panels of 16 channels (formats.h), which are one, two or four vectors: the
+ * parts. Weights become floats just before they are used: exactly the numbers that the file stands for. Every activation
+ * row meets them in the same order whatever else is in the batch, so its results do not depend on its neighbours.
  */
 
 #ifndef CASTOR_MATMUL_H
 #define CASTOR_MATMUL_H
 
+#include "formats.h"
 #include "pool.h"
-#include "vectors.h"
 
-enum { Q4, Q8, BRAIN, FLOAT };
 enum { STORE, ADD, GATE };
 
-#define PANEL 16
-#define PARTS (PANEL / LANES)
-#define GROUP 32
 /* How far ahead weights are asked for: panels are short, and a processor's own foresight begins anew at each of them. */
 #define AHEAD 2048
 /* Few rows take more panels together, or each sum would wait for the one before it. */
@@ -53,7 +40,7 @@ typedef struct {
 
 /* Sums are [panel, part][row]; `w` has as many panels as are computed together, and more. */
 typedef Floats Sums[MOST_PANELS * PARTS][MOST_ROWS];
-typedef void (*Kernel)(const uint8_t *const *w, int panels, int groups, const float *x, Floats (*sums)[MOST_ROWS]);
+typedef void (*Kernel)(const uint8_t *const *w, int panels, int columns, const float *x, Floats (*sums)[MOST_ROWS]);
 
 /* How many rows are computed together where so many are left: the kernels know powers of two. */
 INLINE int rows_together(int left) {
@@ -62,64 +49,49 @@ INLINE int rows_together(int left) {
     return rows;
 }
 
-INLINE int columns_in_word(int format) { return format == Q4 ? 8 : format == Q8 ? 4 : format == BRAIN ? 2 : 1; }
-
-INLINE int bytes_before_words(int format) { return format == Q4 ? 4 * PANEL : format == Q8 ? 2 * PANEL : 0; }
-
-INLINE int group_bytes(int format) {
-    return bytes_before_words(format) + GROUP / columns_in_word(format) * 4 * PANEL;
+/* Ask for a part of what comes after a block, each time that another group of its columns is begun. */
+INLINE void ask_ahead(const uint8_t *block, int format, int group) {
+    const int bytes = block_bytes(format), groups = LAYOUTS[format].columns / LAYOUTS[format].scale_columns;
+    const int share = (bytes / groups + 63) / 64 * 64;
+    const uint8_t *next = block + (bytes > AHEAD ? bytes : AHEAD) + group * share;
+    for (int line = 0; line < share; line += 64) __builtin_prefetch(next + line);
 }
 
-/* A part of a group: every word of it is 16 words after the one before. */
-typedef struct {
-    const uint8_t *words;
-    Floats scale, least;
-} Group;
-
-INLINE Group group_at(const uint8_t *panel, int format, int number, int part) {
-    const uint8_t *start = panel + (int64_t)number * group_bytes(format);
-    if (part == 0)
-        for (int line = 0; line < group_bytes(format); line += 64) __builtin_prefetch(start + AHEAD + line);
-    Group group = {start + bytes_before_words(format) + 4 * LANES * part, {0}, {0}};
-    if (format == Q4 || format == Q8) group.scale = load_halves(start + 2 * LANES * part);
-    if (format == Q4) group.least = load_halves(start + 2 * PANEL + 2 * LANES * part);
-    return group;
-}
-
-/* The weights of one column, number `i` of those that the words hold. */
-INLINE Floats weights_in(Words words, int format, int i, const Group *group) {
-    if (format == Q4) return digits(words >> 4 * i) * group->scale + group->least;
-    if (format == Q8) return __builtin_convertvector((Ints)(words << (24 - 8 * i)) >> 24, Floats) * group->scale;
-    if (format == BRAIN) return (Floats)(i ? words & 0xffff0000 : words << 16);
-    return (Floats)words;
-}
-
-/* Sums over all columns of some panels; x is [column][rows]. */
-INLINE void multiply(const uint8_t *const *w, int format, int groups, const float *x, int panels, int rows,
+/* Add the products with some panels to their sums; x is [column][rows]. */
+INLINE void multiply(const uint8_t *const *w, int format, int columns, const float *x, int panels, int rows,
                      Floats (*sums)[MOST_ROWS]) {
-    const int together = columns_in_word(format), vectors = panels * PARTS;
+    const int vectors = panels * PARTS, together = columns_of_step(format), of_scale = LAYOUTS[format].scale_columns;
     Sums total;
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
 #pragma GCC unroll 16
-        for (int row = 0; row < rows; row++) total[v][row] = (Floats){0};
-    for (int g = 0; g < groups; g++) {
-        Group group[MOST_PANELS * PARTS];
+        for (int row = 0; row < rows; row++) total[v][row] = sums[v][row];
+    for (int64_t offset = 0, end = (int64_t)columns / LAYOUTS[format].columns * block_bytes(format); offset < end;) {
+        Scale scales[MOST_PANELS * PARTS][16], scale[MOST_PANELS * PARTS];
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; v++) group[v] = group_at(w[v / PARTS], format, g, v % PARTS);
-        for (int word = 0; word < GROUP / together; word++) {
-            Words words[MOST_PANELS * PARTS];
+        for (int v = 0; v < vectors; v++) read_scales(w[v / PARTS] + offset, format, v % PARTS, scales[v]);
+        int64_t at = offset + LAYOUTS[format].head * PANEL;
+        for (int group = 0; group < LAYOUTS[format].columns / of_scale; group++) {
 #pragma GCC unroll 16
-            for (int v = 0; v < vectors; v++) words[v] = load_words(group[v].words + word * 4 * PANEL);
-#pragma GCC unroll 8
-            for (int i = 0; i < together; i++, x += rows)
+            for (int v = 0; v < vectors; v++) {
+                scale[v] = scales[v][group];
+                if (v % PARTS == 0) ask_ahead(w[v / PARTS] + offset, format, group);
+            }
+            for (int step = 0; step < of_scale / together; step++, at += step_bytes(format)) {
+                Step digits[MOST_PANELS * PARTS];
 #pragma GCC unroll 16
-                for (int v = 0; v < vectors; v++) {
-                    Floats weights = weights_in(words[v], format, i, &group[v]);
+                for (int v = 0; v < vectors; v++) digits[v] = load_digits(w[v / PARTS] + at, v % PARTS, format);
 #pragma GCC unroll 16
-                    for (int row = 0; row < rows; row++) total[v][row] += weights * x[row];
-                }
+                for (int i = 0; i < together; i++, x += rows)
+#pragma GCC unroll 16
+                    for (int v = 0; v < vectors; v++) {
+                        Floats weights = weights_in(&digits[v], format, i, &scale[v]);
+#pragma GCC unroll 16
+                        for (int row = 0; row < rows; row++) total[v][row] += weights * x[row];
+                    }
+            }
         }
+        offset += block_bytes(format);
     }
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
@@ -129,53 +101,55 @@ INLINE void multiply(const uint8_t *const *w, int format, int groups, const floa
 
 /* The panels of a tile: together as far as their sums fit into the registers, then the next ones. */
 #define KERNEL(format, rows)                                                                                          \
-    static void multiply_##format##_##rows(const uint8_t *const *w, int panels, int groups, const float *x,           \
+    static void multiply_##format##_##rows(const uint8_t *const *w, int panels, int columns, const float *x,          \
                                            Floats (*sums)[MOST_ROWS]) {                                               \
         const int fitting = MOST_SUMS / (rows * PARTS), together = fitting < MOST_PANELS ? fitting : MOST_PANELS;      \
         for (int p = 0; p < panels; p += together)                                                                    \
-            multiply(w + p, format, groups, x, together, rows, sums + p * PARTS);                                     \
+            multiply(w + p, format, columns, x, together, rows, sums + p * PARTS);                                    \
     }
 #if MOST_ROWS == 16
 #define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2) KERNEL(format, 4) KERNEL(format, 8) KERNEL(format, 16)
-#define NAMES(format) {multiply_##format##_1, multiply_##format##_2, multiply_##format##_4, multiply_##format##_8, multiply_##format##_16}
+#define NAMES(format) [format] = {multiply_##format##_1, multiply_##format##_2, multiply_##format##_4, multiply_##format##_8, multiply_##format##_16}
 #elif MOST_ROWS == 4
 #define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2) KERNEL(format, 4)
-#define NAMES(format) {multiply_##format##_1, multiply_##format##_2, multiply_##format##_4}
+#define NAMES(format) [format] = {multiply_##format##_1, multiply_##format##_2, multiply_##format##_4}
 #else
 #define KERNELS(format) KERNEL(format, 1) KERNEL(format, 2)
-#define NAMES(format) {multiply_##format##_1, multiply_##format##_2}
+#define NAMES(format) [format] = {multiply_##format##_1, multiply_##format##_2}
 #endif
+#define EACH_FORMAT(do)                                                                                               \
+    do(FLOAT) do(BRAIN) do(Q8_0) do(Q4_0) do(Q4_1) do(Q5_0) do(Q5_1) do(IQ4_NL) do(MXFP4) do(Q2_K) do(Q3_K) do(Q4_K) \
+    do(Q5_K) do(Q6_K) do(IQ4_XS)
 
-KERNELS(Q4)
-KERNELS(Q8)
-KERNELS(BRAIN)
-KERNELS(FLOAT)
+EACH_FORMAT(KERNELS)
 
-static const Kernel KERNEL_OF[4][5] = {NAMES(Q4), NAMES(Q8), NAMES(BRAIN), NAMES(FLOAT)};
+#define NAMES_OF(format) NAMES(format),
+static const Kernel KERNEL_OF[FORMATS][5] = {EACH_FORMAT(NAMES_OF)};
 
 INLINE Kernel kernel_for(int format, int rows) { return KERNEL_OF[format][__builtin_ctz((unsigned)rows)]; }
 
-/* The weights of a panel as floats, exactly what its format stands for: a panel in the format FLOAT. */
-INLINE void unpack(const uint8_t *panel, int format, int groups, float *out) {
-    const int together = columns_in_word(format);
-    for (int g = 0; g < groups; g++, out += GROUP * PANEL)
+/* The weights of some columns of a panel as floats, exactly what its format stands for: a panel in the format FLOAT. */
+INLINE void unpack(const uint8_t *panel, int format, int columns, float *out) {
+    const int together = columns_of_step(format);
+    for (; columns > 0; columns -= LAYOUTS[format].columns, panel += block_bytes(format))
         for (int part = 0; part < PARTS; part++) {
-            Group group = group_at(panel, format, g, part);
-            for (int word = 0; word < GROUP / together; word++) {
-                Words words = load_words(group.words + word * 4 * PANEL);
+            Scale scales[16];
+            read_scales(panel, format, part, scales);
+            const uint8_t *at = panel + LAYOUTS[format].head * PANEL;
+            for (int column = 0; column < LAYOUTS[format].columns; column += together, at += step_bytes(format)) {
+                Step digits = load_digits(at, part, format);
+#pragma GCC unroll 16
                 for (int i = 0; i < together; i++)
-                    store(out + (word * together + i) * PANEL + part * LANES, weights_in(words, format, i, &group));
+                    store(out + (column + i) * PANEL + part * LANES,
+                          weights_in(&digits, format, i, &scales[column / LAYOUTS[format].scale_columns]));
             }
+            if (part == PARTS - 1) out += LAYOUTS[format].columns * PANEL;
         }
 }
 
-static void unpack_panel(const uint8_t *panel, int format, int groups, float *out) {
-    switch (format) {
-        case Q4: unpack(panel, Q4, groups, out); break;
-        case Q8: unpack(panel, Q8, groups, out); break;
-        case BRAIN: unpack(panel, BRAIN, groups, out); break;
-        default: unpack(panel, FLOAT, groups, out);
-    }
+#define UNPACKED(format) case format: unpack(panel, format, columns, out); break;
+static void unpack_panel(const uint8_t *panel, int format, int columns, float *out) {
+    switch (format) { EACH_FORMAT(UNPACKED) }
 }
 
 /* Give the sums of a tile to where the product is wanted. GATE: silu of the even panels times the odd ones. */
@@ -209,7 +183,7 @@ static int prepare_panels(const Product *product, int first, int panels, float *
     if (!mixed && (format == FLOAT || product->rows <= MOST_ROWS)) return format;
     for (int p = 0; p < panels; p++) {
         float *floats = room + (int64_t)p * matrix->columns * PANEL;
-        unpack_panel(w[p], matrix->formats[first + p], matrix->columns / GROUP, floats);
+        unpack_panel(w[p], matrix->formats[first + p], matrix->columns, floats);
         w[p] = (const uint8_t *)floats;
     }
     for (int p = panels; p < MOST_PANELS; p++) w[p] = w[0];
@@ -227,7 +201,8 @@ static void multiply_tile(void *argument, int tile, int thread) {
     for (int first = 0, rows; first < product->rows; first += rows) {
         rows = rows_together(product->rows - first);
         const float *packed = product->packed + (int64_t)first * matrix->columns;
-        kernel_for(format, rows)(w, panels, matrix->columns / GROUP, packed, sums);
+        memset(sums, 0, sizeof sums);
+        kernel_for(format, rows)(w, panels, matrix->columns, packed, sums);
         finish_rows(product, first, rows, first_panel, panels, sums);
     }
 }

@@ -1,11 +1,12 @@
 """Weight matrices as panels: 16 channels side by side, in the smallest format that represents the numbers exactly.
 
-The formats are described in ``matmul.h``. Nothing is rounded: blocks of a GGUF file are only rearranged, and floats
+The formats are described in ``formats.h``. Nothing is rounded: blocks of a GGUF file are only rearranged, and floats
 become bfloat16 only if that loses nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -13,17 +14,32 @@ import torch
 
 PANEL = 16
 GROUP = 32
-KINDS = ("Q4_0", "Q4_1", "Q8_0")
-"""The types of GGUF blocks that become panels."""
+BYTES_TOGETHER = 1 << 20
+"""How much of a matrix is rearranged at a time, which bounds the memory that it takes, and keeps it in a cache."""
 
 
 class Format(IntEnum):
-    """As the enumeration in ``matmul.h``."""
+    """As the enumeration in ``formats.h``; those after the first two have the names of GGUF's types."""
 
-    Q4 = 0
-    Q8 = 1
-    BRAIN = 2
-    FLOAT = 3
+    FLOAT = 0
+    BRAIN = 1
+    Q8_0 = 2
+    Q4_0 = 3
+    Q4_1 = 4
+    Q5_0 = 5
+    Q5_1 = 6
+    IQ4_NL = 7
+    MXFP4 = 8
+    Q2_K = 9
+    Q3_K = 10
+    Q4_K = 11
+    Q5_K = 12
+    Q6_K = 13
+    IQ4_XS = 14
+
+
+KINDS = tuple(format.name for format in Format if format > Format.BRAIN)
+"""The types of GGUF blocks that can be packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +66,146 @@ def pack_floats(weight: torch.Tensor) -> Panels:
 
 
 def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
-    """Blocks of a GGUF file, bytes [channels, groups, bytes of a block], of the type Q4_0, Q4_1 or Q8_0.
+    """Blocks of a GGUF file, bytes [channels, blocks of a row, bytes of a block], of a type in ``KINDS``.
 
-    Their layout is that of ggml's block_q4_0, block_q4_1 and block_q8_0: half-precision scale, for Q4_1 the
-    minimum, then the digits; of Q4, column j is in the low four bits of byte j and column j + 16 in the high ones.
+    Their layout is that of ggml's block_q4_0, block_q4_K and so on (ggml-common.h).
     """
-    panels = blocks.view(-1, PANEL, *blocks.shape[1:]).permute(0, 2, 3, 1)  # [panels, groups, bytes, channels]
-    if kind == "Q8_0":
-        words = panels[:, :, 2:].unflatten(2, (8, 4)).transpose(3, 4)
-        return _joined([_halves(panels[:, :, :2]), words.flatten(2)], Format.Q8)
-    scales = _halves(panels[:, :, :2])
-    if kind == "Q4_1":
-        least = _halves(panels[:, :, 2:4])
-    else:  # Q4_0 counts its digits from -8
-        least = (scales.contiguous().view(torch.float16) * -8).view(torch.uint8)
-    low_high = panels[:, :, -GROUP // 2 :]
-    digits = torch.cat([low_high & 15, low_high >> 4], dim=2)  # [panels, groups, columns, channels]
-    even, odd = digits.unflatten(2, (-1, 2)).unbind(3)
-    words = (even | (odd << 4)).unflatten(2, (4, 4)).transpose(3, 4)
-    return _joined([scales, least, words.flatten(2)], Format.Q4)
+    panels = blocks.unflatten(0, (-1, PANEL))  # [panels, channels, blocks, bytes]
+    data = torch.empty(len(panels), panels[0].numel(), dtype=torch.uint8)
+    together = max(1, BYTES_TOGETHER // panels[0].numel())
+    for some, packed in zip(panels.split(together), data.split(together), strict=True):
+        planes = some.permute(3, 0, 2, 1).contiguous()  # [bytes, panels, blocks, channels]
+        torch.cat([part.flatten(2) for part in _PARTS[kind](planes)], 2, out=packed.unflatten(1, (blocks.shape[1], -1)))
+    return Panels(data, Format[kind])
 
 
-def _halves(pairs: torch.Tensor) -> torch.Tensor:
-    """Two bytes of each channel, [panels, groups, 2, channels], side by side."""
-    return pairs.transpose(2, 3).flatten(2)
+def _side_by_side(part: torch.Tensor) -> torch.Tensor:
+    """Numbers [count, panels, blocks, channels] as bytes [panels, blocks, count, channels * bytes of a number]."""
+    return part.permute(1, 2, 0, 3).contiguous().view(torch.uint8)
 
 
-def _joined(parts: list[torch.Tensor], format: Format) -> Panels:
-    return Panels(torch.cat(parts, dim=2).flatten(1).contiguous(), format)
+def _halves(planes: torch.Tensor) -> torch.Tensor:
+    """Bytes [2 * count, ...] of numbers of 16 bits, side by side."""
+    pairs = planes.unflatten(0, (-1, 2)).permute(2, 3, 0, 4, 1)  # [panels, blocks, count, channels, 2]
+    return pairs.flatten(3)
+
+
+def _fields(planes: torch.Tensor, bits: int, run: int) -> torch.Tensor:
+    """Digits [columns, ...] as ggml lays them out: the lowest bits of a run of bytes, then the next ones, and so on."""
+    runs = planes.unflatten(0, (-1, run))
+    return torch.stack([runs >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)], dim=1).flatten(0, 2)
+
+
+def _words(columns: list[torch.Tensor], bits: int, first: int = 0) -> torch.Tensor:
+    """Words of 32 bits, which hold a digit of each of the columns from bit ``first`` on."""
+    words = columns[0].int() << first
+    for place, column in enumerate(columns[1:], 1):
+        words.add_(column, alpha=1 << (first + place * bits))
+    return words
+
+
+def _steps(digits: torch.Tensor, bits: int) -> torch.Tensor:
+    """Digits [columns, ...] as the steps that ``formats.h`` describes, side by side."""
+    if bits == 4:
+        return _side_by_side(_words(list(digits.unflatten(0, (-1, 8)).unbind(1)), bits))
+    columns = list(digits.unflatten(0, (-1, 16)).unbind(1))  # sixteen times [steps, ...]
+    if bits == 2:
+        return _side_by_side(_words(columns, bits))
+    each, whole, last = 32 // bits, bits // 2, columns[15].int()
+    words = [_words(columns[word * each :][:each], bits, 2 if bits == 6 else 0) for word in range(whole)]
+    for word in range(whole):
+        words[word] |= (last >> 2 * word & 3) << (0 if bits == 6 else 30)
+    parts = [_side_by_side(word) for word in words]
+    if bits % 2:
+        short = _words(columns[whole * each : 15], bits) | last >> (bits - 1) << 15
+        parts.append(_side_by_side(short.short()))
+    return torch.cat(parts, 3)
+
+
+def _scales_and_minima(planes: torch.Tensor) -> torch.Tensor:
+    """The 12 bytes of Q4_K and Q5_K: eight times a scale and its minimum, of six bits (get_scale_min_k4 in
+    ggml-quants.c)."""
+    scales, minima, rest = planes.split(4)
+    later = (rest & 15) | (scales >> 6 << 4), (rest >> 4) | (minima >> 6 << 4)
+    return torch.stack([torch.cat([scales & 63, later[0]]), torch.cat([minima & 63, later[1]])], dim=1).flatten(0, 1)
+
+
+def _q8_0(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_halves(planes[:2]), _side_by_side(planes[2:])]
+
+
+def _q4_0(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_halves(planes[:2]), _steps(_fields(planes[2:], 4, 16) ^ 8, 4)]
+
+
+def _q4_1(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_halves(planes[:4]), _steps(_fields(planes[4:], 4, 16), 4)]
+
+
+def _q5_0(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_halves(planes[:2]), _steps(_five_bits(planes[2:]) ^ 16, 5)]
+
+
+def _q5_1(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_halves(planes[:4]), _steps(_five_bits(planes[4:]), 5)]
+
+
+def _five_bits(planes: torch.Tensor) -> torch.Tensor:
+    return _fields(planes[4:], 4, 16) | _fields(planes[:4], 1, 1) << 4
+
+
+def _iq4_nl(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_halves(planes[:2]), _steps(_fields(planes[2:], 4, 16), 4)]
+
+
+def _mxfp4(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_side_by_side(planes[:1]), _steps(_fields(planes[1:], 4, 16), 4)]
+
+
+def _q2_k(planes: torch.Tensor) -> list[torch.Tensor]:
+    scales, digits = planes[:16], _fields(planes[16:80], 2, 32)
+    return [_halves(planes[80:]), _steps(scales & 15, 4), _steps(scales >> 4, 4), _steps(digits, 2)]
+
+
+def _q3_k(planes: torch.Tensor) -> list[torch.Tensor]:
+    digits = _fields(planes[32:96], 2, 32) | (_fields(planes[:32], 1, 32) ^ 1) << 2
+    scales = _fields(planes[96:104], 4, 8) | _fields(planes[104:108], 2, 4) << 4
+    return [_halves(planes[108:]), _steps(scales ^ 32, 6), _steps(digits, 3)]
+
+
+def _q4_k(planes: torch.Tensor) -> list[torch.Tensor]:
+    scales, digits = _scales_and_minima(planes[4:16]), _fields(planes[16:], 4, 32)
+    return [_halves(planes[:4]), _steps(scales, 6), _steps(digits, 4)]
+
+
+def _q5_k(planes: torch.Tensor) -> list[torch.Tensor]:
+    scales, digits = _scales_and_minima(planes[4:16]), _fields(planes[48:], 4, 32) | _fields(planes[16:48], 1, 32) << 4
+    return [_halves(planes[:4]), _steps(scales, 6), _steps(digits, 5)]
+
+
+def _q6_k(planes: torch.Tensor) -> list[torch.Tensor]:
+    digits = _fields(planes[:128], 4, 64) | _fields(planes[128:192], 2, 32) << 4
+    return [_halves(planes[208:]), _side_by_side(planes[192:208]), _steps(digits ^ 32, 6)]
+
+
+def _iq4_xs(planes: torch.Tensor) -> list[torch.Tensor]:
+    scales = _fields(planes[4:8], 4, 1)
+    return [_halves(planes[:4]), _steps(scales, 4), _steps(_fields(planes[8:], 4, 16), 4)]
+
+
+_PARTS: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "IQ4_NL": _iq4_nl,
+    "MXFP4": _mxfp4,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_XS": _iq4_xs,
+}
+"""What the bytes of a block, [bytes, panels, blocks, channels], become: parts [panels, blocks, ...]."""

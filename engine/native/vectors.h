@@ -10,10 +10,14 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
-/* REGISTERS: how many there are for vectors. */
-#if defined(__AVX512F__)
+/* REGISTERS: how many there are for vectors. A test that defines LANES gets the code of another processor. */
+#if defined(LANES)
+#define REGISTERS (LANES == 16 ? 32 : 16)
+#elif defined(__AVX512F__)
 #define LANES 16
 #define REGISTERS 32
 #elif defined(__AVX__)
@@ -33,6 +37,7 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
 INLINE Floats load(const float *from) {
     Floats value;
@@ -50,28 +55,55 @@ INLINE Words load_words(const void *from) {
     return value;
 }
 
-/* IEEE half precision; the product with 2^112 puts the exponent right and is exact, also for subnormal numbers. */
-INLINE Floats load_halves(const uint8_t *from) {
+INLINE Floats numbers_of(Ints integers) { return __builtin_convertvector(integers, Floats); }
+
+/* Words of 16 bits, as words of 32. */
+INLINE Words load_short_words(const uint8_t *from) {
     Halves halves;
     memcpy(&halves, from, sizeof halves);
-#if defined(__AVX512F__)
-    return (Floats)_mm512_cvtph_ps((__m256i)halves);
-#elif defined(__AVX__) && defined(__F16C__)
-    return (Floats)_mm256_cvtph_ps((__m128i)halves);
+    return __builtin_convertvector(halves, Words);
+}
+
+INLINE Ints load_bytes(const uint8_t *from) {
+    Bytes bytes;
+    memcpy(&bytes, from, sizeof bytes);
+#if LANES == 16 && defined(__AVX512F__)
+    return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
+#elif LANES == 8 && defined(__AVX2__)
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
 #else
-    Words bits = __builtin_convertvector(halves, Words);
+    return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
+/* IEEE half precision; the product with 2^112 puts the exponent right and is exact, also for subnormal numbers. */
+INLINE Floats load_halves(const uint8_t *from) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#elif LANES == 8 && defined(__AVX__) && defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#else
+    Words bits = load_short_words(from);
     Floats size = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
     return (Floats)((Words)size | (bits & 0x8000) << 16);
 #endif
 }
 
-/* The lowest four bits of each word as a number. */
-INLINE Floats digits(Words words) {
-#if defined(__AVX512F__)
-    const __m512 numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return (Floats)_mm512_permutexvar_ps((__m512i)words, numbers);
+/* For each byte, which is below 16, the number in that place of a table. */
+INLINE Words look_up(const int8_t *table, Words bytes) {
+#if LANES == 8 && defined(__AVX2__)
+    __m256i numbers = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (Words)_mm256_shuffle_epi8(numbers, (__m256i)bytes);
+#elif LANES == 4 && defined(__SSSE3__)
+    return (Words)_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)table), (__m128i)bytes);
+#elif LANES == 4 && defined(__aarch64__)
+    return (Words)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)bytes);
 #else
-    return __builtin_convertvector((Ints)(words & 15), Floats);
+    uint8_t places[4 * LANES];
+    memcpy(places, &bytes, sizeof bytes);
+    for (int i = 0; i < 4 * LANES; i++) places[i] = (uint8_t)table[places[i]];
+    memcpy(&bytes, places, sizeof bytes);
+    return bytes;
 #endif
 }
 
