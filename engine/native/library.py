@@ -24,7 +24,7 @@ from engine.native.errors import NotNative
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("forward.c")
-HEADERS = ("attention.h", "formats.h", "matmul.h", "pool.h", "products.h", "states.h", "vectors.h")
+HEADERS = ("attention.h", "formats.h", "kernels.h", "matmul.h", "pool.h", "products.h", "states.h", "vectors.h")
 # The first that the compiler takes: x86 knows -march=native, some compilers for ARM only the other.
 TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")

@@ -47,6 +47,18 @@ INLINE Floats load(const float *from) {
 
 INLINE void store(float *to, Floats value) { memcpy(to, &value, sizeof value); }
 
+/* The same, in a register: where a compiler would rather load it for each of its uses, loading takes the time. */
+INLINE Floats in_register(Floats value) {
+#if LANES == 16 && defined(__AVX512F__)
+    __asm__("" : "+v"(value));
+#elif (LANES == 8 && defined(__AVX__)) || (LANES == 4 && defined(__x86_64__))
+    __asm__("" : "+x"(value));
+#elif LANES == 4 && defined(__aarch64__)
+    __asm__("" : "+w"(value));
+#endif
+    return value;
+}
+
 INLINE Floats all(float value) { return value - (Floats){0}; } /* plus would not keep a negative zero: an addition */
 
 INLINE Words load_words(const void *from) {
