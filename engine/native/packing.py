@@ -6,7 +6,7 @@ become bfloat16 only if that loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -96,25 +96,25 @@ def _fields(planes: torch.Tensor, bits: int, run: int) -> torch.Tensor:
     return torch.stack([runs >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)], dim=1).flatten(0, 2)
 
 
-def _words(columns: list[torch.Tensor], bits: int, first: int = 0) -> torch.Tensor:
-    """Words of 32 bits, which hold a digit of each of the columns from bit ``first`` on."""
-    words = columns[0].int() << first
-    for place, column in enumerate(columns[1:], 1):
-        words.add_(column, alpha=1 << (first + place * bits))
+def _words(columns: Sequence[torch.Tensor], bits: int) -> torch.Tensor:
+    """Words of 32 bits, which hold a digit of each of the columns."""
+    words = columns[-1].int()
+    for column in reversed(columns[:-1]):
+        words <<= bits
+        words |= column
     return words
 
 
 def _steps(digits: torch.Tensor, bits: int) -> torch.Tensor:
     """Digits [columns, ...] as the steps that ``formats.h`` describes, side by side."""
-    if bits == 4:
-        return _side_by_side(_words(list(digits.unflatten(0, (-1, 8)).unbind(1)), bits))
-    columns = list(digits.unflatten(0, (-1, 16)).unbind(1))  # sixteen times [steps, ...]
-    if bits == 2:
+    columns = digits.unflatten(0, (-1, 8 if bits == 4 else 16)).unbind(1)  # of all steps
+    if bits in (2, 4):
         return _side_by_side(_words(columns, bits))
     each, whole, last = 32 // bits, bits // 2, columns[15].int()
-    words = [_words(columns[word * each :][:each], bits, 2 if bits == 6 else 0) for word in range(whole)]
+    words = [_words(columns[word * each :][:each], bits) for word in range(whole)]
     for word in range(whole):
-        words[word] |= (last >> 2 * word & 3) << (0 if bits == 6 else 30)
+        ends = last >> 2 * word & 3
+        words[word] = words[word] << 2 | ends if bits == 6 else words[word] | ends << 30
     parts = [_side_by_side(word) for word in words]
     if bits % 2:
         short = _words(columns[whole * each : 15], bits) | last >> (bits - 1) << 15

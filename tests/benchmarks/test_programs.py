@@ -73,7 +73,7 @@ def test_the_interval_of_a_mean() -> None:
 
 @pytest.mark.parametrize("format", Format)
 def test_products_are_timed(format: Format) -> None:
-    assert matmul.c_step(format, threads=2)(3) > 0
+    assert matmul.c_step(format, 2, matmul.ROUND)(3) > 0
 
 
 def test_programs_that_do_not_answer() -> None:

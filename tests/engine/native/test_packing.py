@@ -1,4 +1,4 @@
-"""Packed panels stand for exactly the weights that they were made from, in the layout that matmul.h describes."""
+"""Packed panels stand for exactly the weights that they were made from."""
 
 from __future__ import annotations
 
@@ -6,50 +6,63 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from support.panels import WIDTHS, Kernels, columns_of, gguf_type, random_blocks, weights_of
 
-from engine.native.packing import GROUP, PANEL, Format, Panels, fits, pack_blocks, pack_floats
+from engine.native import packing
+from engine.native.packing import KINDS, Format, fits, pack_blocks, pack_floats
 
-COLUMNS_IN_WORD = {Format.Q4: 8, Format.Q8: 4, Format.BRAIN: 2, Format.FLOAT: 1}
-SCALES = {Format.Q4: 2, Format.Q8: 1, Format.BRAIN: 0, Format.FLOAT: 0}
-
-
-def unpacked(panels: Panels) -> torch.Tensor:
-    """The matrix [channels, columns], read word by word as the C code does."""
-    per_word, scales = COLUMNS_IN_WORD[panels.format], SCALES[panels.format]
-    group_bytes = scales * 2 * PANEL + GROUP // per_word * 4 * PANEL
-    groups = panels.data.numpy().reshape(len(panels.data), -1, group_bytes)
-    halves = np.ascontiguousarray(groups[:, :, : scales * 2 * PANEL]).view(np.float16).astype(np.float32)
-    words = np.ascontiguousarray(groups[:, :, scales * 2 * PANEL :]).view(np.uint32)
-    words = words.reshape(*words.shape[:2], -1, 1, PANEL)  # [panels, groups, words, columns in a word, lanes]
-    place = np.arange(per_word, dtype=np.uint32)[:, None]
-    if panels.format is Format.Q4:
-        digits = (words >> (4 * place) & 15).astype(np.float32)
-        numbers = digits * halves[:, :, None, None, :PANEL] + halves[:, :, None, None, PANEL:]
-    elif panels.format is Format.Q8:
-        digits = (words >> (8 * place)).astype(np.uint8).view(np.int8).astype(np.float32)
-        numbers = digits * halves[:, :, None, None, :]
-    elif panels.format is Format.BRAIN:
-        numbers = (words >> (16 * place) << np.uint32(16)).astype(np.uint32).view(np.float32)
-    else:
-        numbers = words.view(np.float32)
-    return torch.from_numpy(numbers.reshape(len(groups), -1, PANEL).swapaxes(1, 2).reshape(len(groups) * PANEL, -1))
+WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
+"""The types that the gguf package can write."""
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_blocks_keep_their_numbers(kind: str) -> None:
+@pytest.fixture(scope="module", params=WIDTHS)
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    return Kernels(tmp_path_factory.mktemp("kernels"), request.param)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_blocks_keep_their_numbers_bit_by_bit(kind: str, kernels: Kernels) -> None:
+    columns = 3 * columns_of(kind)
+    blocks = random_blocks(kind, 48, columns, notable=True)
+    weights = weights_of(blocks, kind)
+    assert weights.isfinite().all()
+    assert same_bits(kernels.unpacked(pack_blocks(blocks, kind), columns), weights)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_written_blocks_keep_their_numbers(kind: str, kernels: Kernels) -> None:
     weight = np.random.default_rng(0).normal(size=(48, 96)).astype(np.float32)
-    data = gguf.quantize(weight, gguf.GGMLQuantizationType[kind])
-    panels = pack_blocks(torch.from_numpy(data).view(48, 3, -1), kind)
-    assert torch.equal(unpacked(panels), torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[kind])))
+    blocks = torch.from_numpy(gguf.quantize(weight, gguf_type(kind))).unflatten(1, (3, -1))
+    assert same_bits(kernels.unpacked(pack_blocks(blocks, kind), 96), weights_of(blocks, kind))
 
 
-def test_floats_are_bfloat16_only_where_nothing_is_lost() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_stay_as_small_as_in_the_file(kind: str, kernels: Kernels) -> None:
+    blocks = random_blocks(kind, 32, 512, notable=False)
+    packed = pack_blocks(blocks, kind)
+    assert packed.data.numel() == blocks.numel()
+    assert kernels.block_bytes(packed.format) == 16 * blocks.shape[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_matrix_is_packed_in_pieces(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = random_blocks(kind, 80, 512, notable=False)
+    whole = pack_blocks(blocks, kind)
+    monkeypatch.setattr(packing, "BYTES_TOGETHER", 2 * blocks[:16].numel())
+    assert torch.equal(pack_blocks(blocks, kind).data, whole.data)
+
+
+def test_floats_are_bfloat16_only_where_nothing_is_lost(kernels: Kernels) -> None:
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     assert pack_floats(weight).format is Format.FLOAT
-    assert torch.equal(unpacked(pack_floats(weight)), weight)
-    short = weight.bfloat16().float()
+    assert same_bits(kernels.unpacked(pack_floats(weight), 64), weight)
+    short = torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), gguf_type("BF16")), gguf_type("BF16")))
     assert pack_floats(short).format is Format.BRAIN
-    assert torch.equal(unpacked(pack_floats(short)), short)
+    assert same_bits(kernels.unpacked(pack_floats(short), 64), short)
     assert pack_floats(short).data.numel() * 2 == pack_floats(weight).data.numel()
 
 

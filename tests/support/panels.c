@@ -1,6 +1,6 @@
-/* What tests call of matmul.h: a panel as floats, and the product of a matrix with some rows. */
+/* What tests call of the kernels: a panel as floats, and the product of a matrix with some rows. */
 
-#include "../../../engine/native/matmul.h"
+#include "../../engine/native/matmul.h"
 
 int lanes(void) { return LANES; }
 
