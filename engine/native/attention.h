@@ -9,7 +9,7 @@
 #ifndef CASTOR_ATTENTION_H
 #define CASTOR_ATTENTION_H
 
-#include "vectors.h"
+#include "activations.h"
 
 /* A row is a query of a head. Its sums stay in registers, and with those of the rows beside it they fill most of them. */
 #define MOST_ATTENDING 8
@@ -23,8 +23,9 @@ typedef struct {
     const int32_t *tables, *table_starts; /* the pages of all sequences, and where those of each token's sequence begin */
     const int32_t *groups;                /* the first token of each group, and the end of the last one */
     float *const *scratch;                /* for each thread: scores of MOST_ATTENDING rows over a whole context */
+    const float *sinks;                   /* for each head a score that has no value, or NULL */
     int32_t stride, heads, kv_heads, size, block_size, window;
-    float scaling;
+    float scaling, softcap; /* no cap: 0 */
 } Attention;
 
 typedef struct {
@@ -34,6 +35,7 @@ typedef struct {
     const float *query[MOST_ATTENDING];
     float *out[MOST_ATTENDING];
     int from[MOST_ATTENDING], to[MOST_ATTENDING]; /* the positions that each row sees */
+    float sink[MOST_ATTENDING];
     float *scores;                                /* [rows, width], from the origin on */
     int width;
 } View;
@@ -69,8 +71,10 @@ INLINE void score_vectors(const View *view, int rows, int position, int vectors)
         Ints at = lane_numbers() + (position + v * LANES);
         for (int row = 0; row < rows; row++) {
             Ints seen = (at >= view->from[row]) & (at <= view->to[row]);
+            Floats scores = sums[row][v] * a->scaling;
+            if (a->softcap > 0) scores = softcapped(scores, a->softcap);
             store(view->scores + row * view->width + position + v * LANES - view->origin,
-                  choose(seen, sums[row][v] * a->scaling, all(-INFINITY)));
+                  choose(seen, scores, all(-INFINITY)));
         }
     }
 }
@@ -83,21 +87,21 @@ INLINE void score(const View *view, int rows) {
     for (; position <= view->last; position += LANES) score_vectors(view, rows, position, 1);
 }
 
-/* Turn scores into weights that are not divided by their sum yet; returns the sum. */
-static float exponentiate(float *scores, int count) {
+/* Turn scores into weights that are not divided by their sum yet; returns the sum, with the share of the sink. */
+static float exponentiate(float *scores, int count, float sink) {
     Floats most = all(-INFINITY), total = {0};
     for (int i = 0; i < count; i += LANES) {
         Floats here = load(scores + i);
         most = choose(here > most, here, most);
     }
-    float top = most[0];
-    for (int lane = 1; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
+    float top = sink;
+    for (int lane = 0; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
     for (int i = 0; i < count; i += LANES) {
         Floats weight = exponential(load(scores + i) - top);
         total += weight;
         store(scores + i, weight);
     }
-    return sum_of(total);
+    return sum_of(total) + exponential(all(sink - top))[0];
 }
 
 /* Mix some vectors of the values, from number `d` on, by the weights of each row, and give them out. */
@@ -132,7 +136,8 @@ INLINE void attend_rows(const View *view, int rows) {
     const int fitting = SUMS / rows, together = fitting < 4 ? fitting : 4, size = view->all->size;
     float totals[MOST_ATTENDING];
     score(view, rows);
-    for (int row = 0; row < rows; row++) totals[row] = exponentiate(view->scores + row * view->width, view->width);
+    for (int row = 0; row < rows; row++)
+        totals[row] = exponentiate(view->scores + row * view->width, view->width, view->sink[row]);
     int d = 0;
     for (; d + together * LANES <= size; d += together * LANES) mix(view, rows, d, together, totals);
     for (; d < size; d += LANES) mix(view, rows, d, 1, totals);
@@ -158,6 +163,7 @@ static void attend_some(const Attention *a, int token, int begin, int rows, int 
         int t = token + (begin + row) / heads, head = kv_head * heads + (begin + row) % heads, to = a->positions[t];
         view.query[row] = a->query + (int64_t)t * a->stride + (int64_t)head * a->size;
         view.out[row] = a->out + ((int64_t)t * a->heads + head) * a->size;
+        view.sink[row] = a->sinks ? a->sinks[head] : -INFINITY;
         view.to[row] = to;
         view.from[row] = a->window > 0 && to - a->window + 1 > 0 ? to - a->window + 1 : 0;
         if (view.from[row] < view.first) view.first = view.from[row];

@@ -44,10 +44,10 @@ def native_runner(
     try:
         if not config.native:
             raise NotNative("native is off in the configuration")
-        require_known(model.module, model.probe.layers, cache)
+        structure = require_known(model.module, model.probe.layers, cache)
         require_one_rotation(info.original_context, info.max_context)
-        turns = read_turns(model.module, info.max_context, model.probe.layers[0].shape.key_size)
-        require_formula(model.module, model.probe.layers, turns)
+        tables = read_turns(model.module, info.max_context, model.probe.layers[0].shape.key_size)
+        rotations = require_formula(model.module, structure, model.probe.layers, tables)
         progress("compiling", 0.0)
         code = load_library(None if config.cache_dir is None else Path(config.cache_dir) / "native")
         count = min(CHECKED_TOKENS, info.max_context)
@@ -55,8 +55,8 @@ def native_runner(
         expected = _own_logits(model.module, tokens)
         progress("packing weights", 0.0)
         failure = WeightsGone
-        decoder = describe(model.module, model.probe.layers, cache, turns)
-        runner = NativeRunner(code, decoder, model.module.get_input_embeddings(), info, torch.get_num_threads())
+        decoder = describe(structure, model.probe.layers, cache, rotations)
+        runner = NativeRunner(code, decoder, info, torch.get_num_threads())
         _require_equal(runner, tokens, expected)
     except NotNative:
         raise

@@ -1,6 +1,6 @@
 """The C code as a library: compiled for this processor at its first use, kept in the cache, called through ctypes.
 
-The structures mirror those of ``forward.c``, ``matmul.h`` and ``states.h``, field by field.
+The structures mirror those of ``model.h``, ``matmul.h`` and ``states.h``, field by field.
 """
 
 from __future__ import annotations
@@ -24,12 +24,32 @@ from engine.native.errors import NotNative
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("forward.c")
-HEADERS = ("attention.h", "formats.h", "kernels.h", "matmul.h", "pool.h", "products.h", "states.h", "vectors.h")
+HEADERS = (
+    "activations.h",
+    "attention.h",
+    "formats.h",
+    "kernels.h",
+    "matmul.h",
+    "model.h",
+    "pool.h",
+    "products.h",
+    "rows.h",
+    "states.h",
+    "vectors.h",
+)
 # The first that the compiler takes: x86 knows -march=native, some compilers for ARM only the other.
 TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300
+
+
+def _tensors(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, c_void_p) for name in names)
+
+
+def _numbers(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, c_int32) for name in names)
 
 
 class Matrix(Structure):
@@ -45,23 +65,23 @@ class Matrix(Structure):
 class Layer(Structure):
     _fields_ = (
         *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
-        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm", "keys", "values")),
-        ("window", c_int32),
-        ("group", c_int32),
+        *_tensors("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm"),
+        *_tensors("cosines", "sines", "sinks", "keys", "values"),
+        *_numbers("rotary", "whole_norms", "window", "group"),
+        ("scaling", c_float),
+        ("softcap", c_float),
     )
-
-
-_SIZES = ("num_layers", "hidden", "intermediate", "heads", "kv_heads", "size", "rotary", "block_size", "max_context")
 
 
 class Model(Structure):
     _fields_ = (
         ("layers", POINTER(Layer)),
+        ("embedding", Matrix),
         ("head", Matrix),
-        *((name, c_void_p) for name in ("norm", "cosines", "sines")),
-        *((name, c_int32) for name in _SIZES),
-        ("eps", c_float),
-        ("scaling", c_float),
+        ("norm", c_void_p),
+        *_numbers("num_layers", "hidden", "intermediate", "heads", "kv_heads", "size", "block_size", "max_context"),
+        ("activation", c_int32),
+        *((name, c_float) for name in ("eps", "embedding_scale", "branch_scale", "logit_scale", "logit_softcap")),
     )
 
 
@@ -70,16 +90,8 @@ class Batch(Structure):
         ("tokens", c_int32),
         ("wanted", c_int32),
         ("table_size", c_int32),
-        *((name, c_void_p) for name in ("positions", "tables", "table_starts", "rows", "states", "logits")),
+        *((name, c_void_p) for name in ("ids", "vectors", "positions", "tables", "table_starts", "rows", "logits")),
     )
-
-
-def _tensors(*names: str) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, c_void_p) for name in names)
-
-
-def _numbers(*names: str) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, c_int32) for name in names)
 
 
 class Delta(Structure):

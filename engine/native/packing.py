@@ -55,6 +55,12 @@ def fits(channels: int, columns: int) -> bool:
     return channels % PANEL == 0 and columns % GROUP == 0
 
 
+def whole(channels: torch.Tensor) -> torch.Tensor:
+    """Whole panels of channels [channels, …]: missing ones are zero."""
+    missing = -len(channels) % PANEL
+    return torch.cat([channels, channels.new_zeros(missing, *channels.shape[1:])]) if missing else channels
+
+
 def pack_floats(weight: torch.Tensor) -> Panels:
     """A float matrix, in half the space if all its numbers are bfloat16."""
     bits = weight.detach().float().contiguous().view(torch.int32)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.native import library
-from engine.native.packing import KINDS, Panels, fits, pack_blocks
+from engine.native.packing import KINDS, PANEL, Panels, pack_blocks, whole
 from engine.packed.schemes import Blocks, Scheme
 
 
@@ -30,9 +30,9 @@ class PanelProduct:
         """``rows`` [rows, columns] in float32, end to end: [rows, channels] in float32."""
         if rows.shape[1] != self._columns:
             raise ValueError(f"rows of {rows.shape[1]} numbers do not meet {self._columns} columns")
-        out = torch.empty(len(rows), self._channels)
+        out = torch.empty(len(rows), self._matrix.num_panels * PANEL)
         self._products.compute(self._matrix, rows, out)
-        return out
+        return out[:, : self._channels]
 
 
 class Products:
@@ -50,8 +50,7 @@ class Products:
         channels, columns = blocks.shape
         if not knows(blocks.scheme, blocks.shape):
             return None
-        data = blocks.data.view(channels, -1, blocks.scheme.block_bytes)
-        return PanelProduct(self, pack_blocks(data, blocks.scheme.name), channels, columns)
+        return PanelProduct(self, panels_of(blocks), channels, columns)
 
     def compute(self, matrix: library.Matrix, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Raises ``MemoryError`` where there is none for the activations."""
@@ -62,6 +61,12 @@ class Products:
             raise MemoryError(f"no memory for the activations of {len(rows)} rows")
 
 
+def panels_of(blocks: Blocks) -> Panels:
+    """The panels of a matrix in blocks that ``knows``."""
+    data = blocks.data.view(len(blocks.data), -1, blocks.scheme.block_bytes)
+    return pack_blocks(whole(data), blocks.scheme.name)
+
+
 def knows(scheme: Scheme, shape: tuple[int, ...]) -> bool:
     """Whether the C code multiplies by matrices [..., channels, columns] in the blocks of a scheme."""
-    return scheme.name in KINDS and len(shape) > 1 and fits(shape[-2], shape[-1])
+    return scheme.name in KINDS and len(shape) > 1

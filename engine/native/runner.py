@@ -9,7 +9,6 @@ from collections.abc import Sequence as Chunks
 from typing import Any
 
 import torch
-from torch import nn
 
 from engine.api.engine import ModelInfo
 from engine.api.errors import OutOfMemory
@@ -22,13 +21,12 @@ from engine.scheduling.sequence import ScheduledChunk
 
 
 class NativeRunner:
-    """Computes batches with ``decoder`` on ``threads`` threads; the embedding stays a module of the model."""
+    """Computes batches with ``decoder`` on ``threads`` threads."""
 
-    def __init__(self, code: Any, decoder: Decoder, embedding: nn.Module, info: ModelInfo, threads: int) -> None:
+    def __init__(self, code: Any, decoder: Decoder, info: ModelInfo, threads: int) -> None:
         self.info = info
         self._code = code
         self._decoder = decoder
-        self._embedding = embedding
         self._engine = code.castor_open(ctypes.byref(decoder.model), threads)
         if not self._engine:
             raise MemoryError("there is no memory, or there are no threads, for the native forward")
@@ -42,8 +40,8 @@ class NativeRunner:
     def compute(self, batch: FlatBatch) -> torch.Tensor:
         """``forward`` of a step that is laid out already.
 
-        Raises ``IndexError`` for a step beyond the cache or the context, and ``NotImplementedError`` for what the C
-        code does not compute.
+        Raises ``IndexError`` for a step beyond the cache, the context or the vocabulary, and ``NotImplementedError``
+        for what the C code does not compute.
         """
         batch.require_none("position_axes", "key_limits", "long_tokens", by="the native forward")
         # The C code writes where it is told to: what lies outside of the cache is an error and not a crash.
@@ -59,10 +57,7 @@ class NativeRunner:
             starts = array("i")
             for start, length in zip(batch.groups[0].table_starts, batch.query_lengths, strict=True):
                 starts.extend(array("i", [start]) * length)
-        with torch.inference_mode():
-            states = self._embedding(torch.frombuffer(batch.tokens, dtype=torch.int32)).float().contiguous()
-            if batch.embeddings is not None:
-                states[torch.tensor(batch.embeddings.rows)] = batch.embeddings.vectors.to(states)
+        ids, vectors = self._embedded(batch)
         wanted = len(batch.sample_rows)
         if len(self._logits) < wanted:  # kept: the page faults of fresh memory cost more than the product that fills it
             self._logits = torch.empty(wanted, self._logits.shape[1])
@@ -70,13 +65,27 @@ class NativeRunner:
             len(batch.tokens),
             wanted,
             len(batch.groups[0].tables),
+            ids.buffer_info()[0],
+            None if vectors is None else vectors.data_ptr(),
             *(values.buffer_info()[0] for values in (batch.positions, tables, starts, batch.sample_rows)),
-            states.data_ptr(),
             self._logits.data_ptr(),
         )
         if self._code.castor_forward(self._engine, ctypes.byref(step)) != 0:
             raise MemoryError(f"no memory for the activations of {len(batch.tokens)} tokens")
         return self._logits[:wanted, : self._decoder.vocab_size]
+
+    def _embedded(self, batch: FlatBatch) -> tuple[array[int], torch.Tensor | None]:
+        """The tokens, and the vectors that stand for some of them: -1 means the first vector, -2 the next one."""
+        ids, vectors = batch.tokens, None
+        if batch.embeddings is not None:
+            ids = array("i", ids)
+            for number, row in enumerate(batch.embeddings.rows):
+                ids[row] = -1 - number
+            vectors = (batch.embeddings.vectors.float() * self._decoder.vector_scale).contiguous()
+        least, most = torch.frombuffer(ids, dtype=torch.int32).aminmax()
+        if least < -(0 if vectors is None else len(vectors)) or most >= self._decoder.num_embeddings:
+            raise IndexError("a step has tokens that are not in the vocabulary")
+        return ids, vectors
 
     def check(self) -> None:
         """A CPU is never lost."""

@@ -7,24 +7,31 @@ compared at the first positions, once the weights are packed (``build.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from engine.attention.base import AttentionOptions
 from engine.closeness import difference
 from engine.model import attention_hook
 from engine.model.probe import ProbedLayer
 from engine.native.errors import NotNative
+from engine.native.structure import Branch, LayerStructure, Structure, epsilon
+from engine.packed.modules import rows_of
 
 TOLERANCE = 1e-4
 """As a share of the largest number: a hundred times the effect of the order of float32 sums, and far less than that of
 any wrong formula."""
 TOKENS = 16
 PRIME = 7919
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu,
+    "gelu_pytorch_tanh": partial(gelu, approximate="tanh"),
+}
 
 
 class Turns(NamedTuple):
@@ -41,6 +48,13 @@ class Turns(NamedTuple):
         return torch.cat([turned * self.cosines[positions] + across * self.sines[positions], rest], dim=2)
 
 
+class Rotations(NamedTuple):
+    """The table by which each layer rotates, of so many ``positions``; None: it does not rotate."""
+
+    positions: int
+    of_layers: list[Turns | None]
+
+
 class _Call(NamedTuple):
     """What a layer hands to attention; tensors [1, heads, tokens, size]."""
 
@@ -50,12 +64,22 @@ class _Call(NamedTuple):
     options: AttentionOptions
 
 
-def read_turns(module: Any, max_context: int, size: int) -> Turns:
-    """The angles of all positions. Raises ``NotNative`` unless each position and pair of dimensions has one."""
+def read_turns(module: Any, max_context: int, size: int) -> list[Turns]:
+    """The angles of all positions by which layers may rotate: one table, or one for each type of layer.
+
+    Raises ``NotNative`` unless each position and pair of dimensions has one.
+    """
     rotary, hidden = module.model.rotary_emb, module.config.get_text_config().hidden_size
+    kinds = getattr(rotary, "layer_types", None)
+    if kinds is None:
+        return [_read_turns(rotary, hidden, max_context, size)]
+    return [_read_turns(rotary, hidden, max_context, size, kind) for kind in kinds]
+
+
+def _read_turns(rotary: Any, hidden: int, max_context: int, size: int, *kind: str) -> Turns:
     try:
         with torch.inference_mode():
-            cosines, sines = rotary(torch.zeros(1, 1, hidden), torch.arange(max_context)[None])
+            cosines, sines = rotary(torch.zeros(1, 1, hidden), torch.arange(max_context)[None], *kind)
     except (TypeError, ValueError) as error:
         raise NotNative(f"{type(rotary).__name__} does not turn positions into cosines and sines: {error}") from error
     shape = list(cosines.shape)
@@ -64,32 +88,57 @@ def read_turns(module: Any, max_context: int, size: int) -> Turns:
     return Turns(cosines[0], sines[0])
 
 
-def require_formula(module: Any, probed: list[ProbedLayer], turns: Turns) -> None:
-    """Raises ``NotNative`` for the first thing that the model computes differently; nothing is changed.
+def require_formula(module: Any, structure: Structure, probed: list[ProbedLayer], tables: list[Turns]) -> Rotations:
+    """The one of the ``tables`` by which each layer rotates.
 
-    The structure of the model has been checked already (``decoder.py``).
+    Raises ``NotNative`` for the first thing that the model computes differently; nothing is changed.
     """
-    last = len(turns.cosines) - 1
+    last = len(tables[0].cosines) - 1
     positions = torch.linspace(0, last, min(TOKENS, last + 1), dtype=torch.float64).long()
-    ids = torch.arange(1, len(positions) + 1) * PRIME % module.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, len(positions) + 1) * PRIME % structure.embedding.num_embeddings
+    rotations: list[Turns | None] = []
     with torch.inference_mode():
         calls, logits = _own(module, probed, ids, positions)
-        states = module.get_input_embeddings()(ids)
-        scaling = probed[0].module.scaling
-        for layer, seen in zip(module.model.layers, probed, strict=True):
+        states = rows_of(structure.embedding, ids) * structure.lookup_scale
+        _require_equal(structure.embedding(ids), states, "its embedding")
+        states = states * structure.vector_scale
+        for layer, seen in zip(structure.layers, probed, strict=True):
             call = calls[seen.module]
-            options = call.options
-            if options.softcap is not None or options.sinks is not None or options.scaling != scaling:
-                raise NotNative(f"{seen.name} has a scaling, soft cap or sinks that the C code does not compute")
-            normed = _normed(layer.input_layernorm, states)
-            for part, found in (("q", call.query), ("k", call.key), ("v", call.value)):
-                expected = _heads(seen.module, part, normed, found.shape[3])
-                expected = expected if part == "v" else turns.turn(expected, positions)
+            if (call.options.scaling, call.options.softcap) != (seen.options.scaling, seen.options.softcap):
+                raise NotNative(f"{seen.name} scales or caps its scores by numbers that change")
+            query, key, value = _heads(structure, layer, _normed(layer.before_attention, states))
+            turns = _rotation(call, query, positions, tables)
+            for part, found, heads in (("q", call.query, query), ("k", call.key, key)):
+                expected = heads if turns is None else turns.turn(heads, positions)
                 _require_equal(found[0], expected, f"the {part}_proj of {seen.name}")
-            states = states + seen.module.o_proj(_alone(call.query, call.value).flatten(2))[0]
-            normed, mlp = _normed(layer.post_attention_layernorm, states), layer.mlp
-            states = states + mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
-        _require_equal(logits, module.get_output_embeddings()(_normed(module.model.norm, states)), "its logits")
+            _require_equal(call.value[0], value, f"the v_proj of {seen.name}")
+            rotations.append(turns)
+            mixed = layer.attention.output(_alone(call.query, call.value).flatten(2))[0]
+            states = states + _normed(layer.after_attention, mixed) * structure.branch_scale
+            mixed = _gated(structure.activation, layer.mlp, _normed(layer.before_mlp, states))
+            states = states + _normed(layer.after_mlp, mixed) * structure.branch_scale
+        expected = structure.head(_normed(structure.norm, states)) * structure.logit_scale
+        if structure.logit_cap is not None:
+            expected = structure.logit_cap * torch.tanh(expected / structure.logit_cap)
+        _require_equal(logits, expected, "its logits")
+    return Rotations(last + 1, rotations)
+
+
+def gain(norm: Any) -> torch.Tensor:
+    """What an RMS norm multiplies by: its weights, or as in Gemma's, one more. Shown by what it makes of some numbers.
+
+    Raises ``NotNative`` for a norm that computes something else.
+    """
+    weight = norm.weight.detach().float()
+    values = torch.linspace(-2, 3, len(weight), dtype=weight.dtype)
+    with torch.inference_mode():
+        found = norm(values[None])[0]
+    apart = []
+    for own in (weight, 1.0 + weight):
+        apart.append(difference(found, _scaled(values, epsilon(norm)) * own))
+        if apart[-1] <= TOLERANCE:
+            return own
+    raise NotNative(f"{type(norm).__name__} differs from an RMS norm by {min(apart):.1e} of the largest number")
 
 
 def _own(
@@ -117,16 +166,40 @@ def _alone(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
 
 
-def _heads(attention: Any, part: str, normed: torch.Tensor, size: int) -> torch.Tensor:
-    """Queries, keys or values [heads, tokens, size] before rotation."""
-    heads = getattr(attention, f"{part}_proj")(normed).unflatten(1, (-1, size)).transpose(0, 1)
-    norm = getattr(attention, f"{part}_norm", None)
-    return heads if norm is None else _normed(norm, heads)
+def _heads(structure: Structure, layer: LayerStructure, normed: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values [heads, tokens, size] before rotation."""
+    rows = _mapped(layer.attention, normed).split(structure.widths, dim=1)
+    heads = []
+    for numbers, norm in zip(rows, (layer.query_norm, layer.key_norm, None), strict=True):
+        whole = _normed(norm, numbers) if layer.whole_norms else numbers
+        split = whole.unflatten(1, (-1, structure.size))
+        heads.append((split if layer.whole_norms else _normed(norm, split)).transpose(0, 1))
+    return heads
+
+
+def _rotation(call: _Call, query: torch.Tensor, positions: torch.Tensor, tables: list[Turns]) -> Turns | None:
+    """The table that comes nearest to the queries of a layer."""
+    apart = {difference(call.query[0], query): None}
+    apart |= {difference(call.query[0], turns.turn(query, positions)): turns for turns in reversed(tables)}
+    return apart[min(apart)]
+
+
+def _mapped(branch: Branch, values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([linear(values) for linear in branch.inputs], dim=1)
+
+
+def _gated(activation: str, mlp: Branch, values: torch.Tensor) -> torch.Tensor:
+    gate, up = _mapped(mlp, values).chunk(2, dim=1)
+    out: torch.Tensor = mlp.output(_ACTIVATIONS[activation](gate) * up)
+    return out
 
 
 def _normed(norm: Any, values: torch.Tensor) -> torch.Tensor:
-    scales: torch.Tensor = torch.rsqrt(values.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-    return values * scales * norm.weight
+    return values if norm is None else _scaled(values, epsilon(norm)) * gain(norm)
+
+
+def _scaled(values: torch.Tensor, eps: float) -> torch.Tensor:
+    return values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
 
 
 def _require_equal(found: torch.Tensor, expected: torch.Tensor, name: str) -> None:

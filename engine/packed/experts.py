@@ -38,7 +38,7 @@ def pack_experts(module: Any, name: str, stored: Stored, make: MakeProduct) -> b
     module.__dict__.setdefault("packed", {})[name] = stored
     module.__dict__.setdefault("packed_products", {})[name] = products
     module.config._experts_implementation_internal = INTERFACE
-    module._is_hf_initialized = True
+    module._is_hf_initialized = True  # or transformers would ask for the weight in order to fill it
     return True
 
 

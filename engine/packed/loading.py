@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from engine.packed.experts import pack_experts
-from engine.packed.modules import MakeProduct, Stored, pack
+from engine.packed.modules import MakeProduct, Stored, is_packed, pack
 
 _METHOD = "castor_blocks"
 
@@ -56,7 +56,8 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: nn.Module, **_keywords: Any) -> None:
         told = self.quantization_config
         if told.make is not None:
-            told.packed = _put_blocks(model, told.weights, told.dtype, told.make)
+            with torch.device("cpu"):  # a model is built without memory
+                told.packed = _put_blocks(model, told.weights, told.dtype, told.make)
 
     def update_weight_conversions(self, _conversions: Any, _model: nn.Module) -> list[Any]:
         return []  # the names are the model's own already
@@ -94,6 +95,9 @@ def load_stored(
         output_loading_info=True,
         **keywords,
     )
+    for part in module.modules():
+        if is_packed(part):
+            part.is_loading = False
     module.hf_quantizer = None
     if hasattr(module.config, "quantization_config"):
         del module.config.quantization_config

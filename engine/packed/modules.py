@@ -41,6 +41,7 @@ class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its typ
 
     packed: dict[str, Stored]
     kept_dtype: torch.dtype
+    is_loading: bool
 
     @property
     def blocks(self) -> Blocks:
@@ -50,6 +51,8 @@ class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its typ
 
     @property
     def weight(self) -> torch.Tensor:
+        if self.is_loading:  # transformers fills what it takes for missing: nothing is unpacked for that
+            return torch.empty(shape_of(self), device="meta")
         return self.blocks.unpacked(self.kept_dtype)
 
     def extra_repr(self) -> str:
@@ -69,7 +72,7 @@ class PackedLinear(_Packed, nn.Linear):  # type: ignore[misc]
         found = self.product(rows.float().contiguous()).to(source.dtype)
         if self.bias is not None:
             found += self.bias
-        return found.view(*source.shape[:-1], self.out_features)
+        return found.reshape(*source.shape[:-1], self.out_features)
 
 
 class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[misc]
@@ -80,6 +83,36 @@ class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[misc]
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = self.table.rows(tokens.reshape(-1).long()).to(self.kept_dtype)
         return rows.view(*tokens.shape, self.embedding_dim)
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether the weight of a linear map or an embedding stays in blocks."""
+    return isinstance(module, PackedLinear | PackedEmbedding)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module does what ``nn.Linear`` does, in blocks or not, and nothing else."""
+    if isinstance(module, PackedLinear):
+        return type(module).__bases__ == (PackedLinear,) and module.order is None
+    return type(module) is nn.Linear
+
+
+def held_by(module: Any) -> object:
+    """What a linear map or an embedding has as its weight: the same object where two share it. Nothing is unpacked."""
+    return module.packed["weight"] if is_packed(module) else module.weight
+
+
+def shape_of(module: Any) -> tuple[int, int]:
+    """Rows and columns of the weight of a linear map or an embedding. Nothing is unpacked."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    return module.out_features, module.in_features
+
+
+def rows_of(embedding: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """The rows of an embedding's weight for tokens [tokens], in float32, without what its class does with them."""
+    rows: torch.Tensor = embedding.table.rows(tokens) if is_packed(embedding) else embedding.weight[tokens].float()
+    return rows
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -115,6 +148,5 @@ def _put(module: Any, base: type[nn.Module], stored: Stored, dtype: torch.dtype,
     del module.weight
     bases = (base,) if own in base.__mro__ else (own, base)
     module.__class__ = type(f"Packed{own.__name__}", bases, {})
-    module._is_hf_initialized = True  # or transformers would ask for the weight in order to fill it
-    for key, value in {"packed": {"weight": stored}, "kept_dtype": dtype, **more}.items():
+    for key, value in {"packed": {"weight": stored}, "is_loading": True, "kept_dtype": dtype, **more}.items():
         setattr(module, key, value)

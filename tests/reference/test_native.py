@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.paged import (
-    TOLERANCE,
-    PagedModel,
-    apart,
-    lively_model_folder,
-    make_sequence,
-    plain_logits,
-    plain_model,
-    texts,
-)
+from support.native import BLOCK_SIZE, NativeModel, assert_equal, compile_once
+from support.paged import TOLERANCE, lively_model_folder, make_sequence, plain_logits, plain_model, texts
 
 from engine.api.block_groups import Window
-from engine.api.engine import EngineConfig, ModelInfo
+from engine.api.engine import EngineConfig
 from engine.api.events import Delta, RequestFinished
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
@@ -34,17 +26,14 @@ from engine.build import build_core
 from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel, load_model
 from engine.native import library, packing
-from engine.native.build import native_runner
 from engine.native.decoder import require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
-from engine.native.runner import NativeRunner
 from engine.scheduling.flat_batch import EmbeddingRows, flatten
 from engine.scheduling.sequence import ScheduledChunk
 from engine.weights.usable import GGUF_LINK
 
 pytestmark = pytest.mark.reference
 
-BLOCK_SIZE = 16
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "qwen2, biases": ("qwen2", {}),
@@ -88,13 +77,7 @@ GROWING = {
     "beta_slow": 1.0,
 }
 NOT_NATIVE: dict[str, dict[str, Any]] = {
-    "gemma2": {},
-    "phi3": {},
-    "olmo2": {},
-    "granite": {"residual_multiplier": 0.5},
-    "granite_swa": {},
     "olmo": {},
-    "smollm3": {},
     "helium": {},
     "ernie4_5": {},
     "ministral3": {"rope_parameters": GROWING},
@@ -103,36 +86,7 @@ NOT_NATIVE: dict[str, dict[str, Any]] = {
 }
 
 
-class NativeModel(PagedModel):
-    """Blocks begin with what must never be read."""
-
-    STALE = float("nan")
-    folder: Path
-    runner: NativeRunner
-
-    def __init__(
-        self,
-        folder: Path,
-        block_size: int = BLOCK_SIZE,
-        change: Callable[[Any], object] = lambda module: None,
-        max_context: int = 512,
-    ) -> None:
-        self.folder = folder
-        super().__init__(folder, block_size=block_size, change=change, max_context=max_context)
-
-    def make_runner(self, loaded: LoadedModel, cache: KVCache, info: ModelInfo) -> NativeRunner:
-        torch.set_num_threads(2)
-        try:
-            return native_runner(loaded, cache, info, EngineConfig(path=str(self.folder)), lambda stage, done: None)
-        finally:
-            torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def code(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled once for all tests of this process."""
-    cache = tmp_path_factory.getbasetemp() / "native"
-    monkeypatch.setattr("engine.native.build.load_library", lambda _: library.load_library(cache))
+code = pytest.fixture(autouse=True)(compile_once)
 
 
 @pytest.fixture(params=["-march=native", "-march=x86-64-v3", "-march=x86-64"])
@@ -142,14 +96,6 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip("the older processors are of the x86 family")
     monkeypatch.setattr(library, "TARGETS", (request.param,))
     return request.param
-
-
-def assert_equal(folder: Path, compared: list[list[int]], chunks: tuple[int, ...] = (2, 4, 9, 64)) -> None:
-    plain, native = plain_model(folder), NativeModel(folder)
-    expected = [plain_logits(plain, text) for text in compared]
-    for chunk in chunks:
-        for found, logits in zip(native.run(compared, chunk), expected, strict=True):
-            assert apart(found, logits) < TOLERANCE
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -165,7 +111,7 @@ def test_many_sequences_and_long_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", ["Q4_0", "Q4_1", "Q8_0", "bfloat16", "mixed"])
 def test_packed_weights_are_the_same_weights(packed: str, target: str, tmp_path: Path) -> None:
-    folder = lively_model_folder(tmp_path / "model", "llama")
+    folder = lively_model_folder(tmp_path / "model", "llama", tie_word_embeddings=packed == "Q4_0")
     repack(folder, packed)
     assert_equal(folder, texts(37, 5, 19, 4, 4, 4, 4, 4, 4), chunks=(2, 64))
 
@@ -179,7 +125,7 @@ def repack(folder: Path, packed: str) -> None:
         kind = kinds[number % len(kinds)]
         if kind == "bfloat16":
             weights[name] = weight.bfloat16().float()
-        elif "proj" in name or "lm_head" in name:
+        elif "proj" in name or "lm_head" in name or "embed" in name:
             data = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
             weights[name] = torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[kind]))
             add_tensor(writer, name, data, gguf.GGMLQuantizationType[kind])
@@ -263,8 +209,27 @@ def test_steps_beyond_the_cache_are_errors(tmp_path: Path) -> None:
     assert len(native.runner.forward([ScheduledChunk(make_sequence(tokens, [0, 1, 255]), 0, len(tokens))])) == 1
 
 
-def test_vectors_take_the_place_of_embeddings(tmp_path: Path) -> None:
-    folder = lively_model_folder(tmp_path / "model", "llama")
+def test_tokens_beyond_the_vocabulary_are_errors(tmp_path: Path) -> None:
+    native = NativeModel(lively_model_folder(tmp_path / "model", "llama", vocab_size=330))
+    for token in (330, -1):
+        with pytest.raises(IndexError, match="tokens that are not in the vocabulary"):
+            native.runner.forward([ScheduledChunk(make_sequence([3, token], [0]), 0, 2)])
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_no_weights_are_held_twice(is_tied: bool, tmp_path: Path) -> None:
+    modules = []
+    NativeModel(lively_model_folder(tmp_path / "model", "llama", tie_word_embeddings=is_tied), change=modules.append)
+    assert {weight.numel() for weight in modules[0].parameters() if weight.ndim != 1} == set()
+    assert max(weight.numel() for weight in modules[0].parameters()) == 64
+
+
+@pytest.mark.parametrize(
+    ("family", "config"), [("llama", {}), ("gemma3_text", {}), ("granite", {"embedding_multiplier": 3.0})]
+)
+def test_vectors_take_the_place_of_embeddings(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """A model that scales what it looks up takes vectors as they are; one that scales all first states scales them."""
+    folder = lively_model_folder(tmp_path / "model", family, **config)
     plain, native = plain_model(folder), NativeModel(folder)
     (text,) = texts(21)
     vectors = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
@@ -325,7 +290,7 @@ def test_blocks_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
         NativeModel(lively_model_folder(tmp_path / "model", "llama"), block_size=8)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo", "granite_swa", "ministral3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo", "helium", "ministral3"])
 def test_an_engine_answers_the_same_with_and_without(family: str, tmp_path: Path) -> None:
     """Whether it is native or not known."""
     folder = lively_model_folder(tmp_path / "model", family, **NOT_NATIVE.get(family, {}))

@@ -1,0 +1,59 @@
+/* A decoder and a step of it, as `engine/native/library.py` describes them, and what the forward keeps between steps. */
+
+#ifndef CASTOR_MODEL_H
+#define CASTOR_MODEL_H
+
+#include "attention.h"
+#include "matmul.h"
+
+/* Norms are the weights of RMS norms; NULL stands for none. */
+typedef struct {
+    Matrix qkv, output, gate_up, down;
+    const float *before_attention, *after_attention, *before_mlp, *after_mlp;
+    const float *query_norm, *key_norm;
+    const float *cosines, *sines; /* [max_context, rotary] */
+    const float *sinks;
+    float *keys, *values;
+    int32_t rotary;      /* how many dimensions of a head are rotated */
+    int32_t whole_norms; /* the heads of a token are normed as one vector, not each by itself */
+    int32_t window;      /* 0: sees everything */
+    int32_t group;       /* whose block tables it has */
+    float scaling, softcap;
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    Matrix embedding, head;
+    const float *norm;
+    int32_t num_layers, hidden, intermediate, heads, kv_heads, size, block_size, max_context, activation;
+    float eps;
+    float embedding_scale;
+    float branch_scale;               /* of what attention and MLP add to the states */
+    float logit_scale, logit_softcap; /* no cap: 0 */
+} Model;
+
+typedef struct {
+    int32_t tokens, wanted, table_size;
+    const int32_t *ids;                               /* [tokens]; below zero: -1 stands for the first vector */
+    const float *vectors;                             /* [vectors, hidden]: what takes the place of embeddings */
+    const int32_t *positions, *tables, *table_starts; /* see Attention; the tables of each group take table_size */
+    const int32_t *rows;                              /* [wanted]: the tokens whose logits are asked for */
+    float *logits;                                    /* [wanted, vocabulary, full panels] */
+} Batch;
+
+typedef struct {
+    Pool pool;
+    const Model *model;
+    const Batch *batch;
+    float *states, *packed, *qkv, *mixed, *inner, *branch; /* activations of a step */
+    float *scratch[MAX_THREADS];
+    int32_t *groups; /* tokens of one sequence that attend together: the first of each group, and the end of the last */
+    int32_t num_groups;
+    int32_t room; /* tokens that the activations have room for */
+} Engine;
+
+INLINE int larger(int one, int other) { return one > other ? one : other; }
+
+INLINE int qkv_width(const Model *model) { return (model->heads + 2 * model->kv_heads) * model->size; }
+
+#endif
