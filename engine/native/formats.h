@@ -1,15 +1,15 @@
-/* Weights as small as a GGUF file has them (block_q4_K and its kin in ggml-common.h), and the floats that they stand for.
+/* Weights as small as a GGUF file has them (block_q4_K and its kin in ggml-common.h), and the floats they stand for.
  *
- * A panel is 16 channels side by side, cut into blocks of 32 or, for the formats with K and XS, of 256 columns. A block is
- * as long as the 16 blocks of the file. Its head holds scales; its body the digits, step after step: words of 32 bits, one
- * for each channel, that hold as many columns as fit, the first one lowest.
+ * A panel is 16 channels side by side, cut into blocks of 32 or, for the formats with K and XS, of 256 columns. A block
+ * is as long as the 16 blocks of the file. Its head holds scales; its body the digits, step after step: words of 32
+ * bits, one for each channel, that hold as many columns as fit, the first one lowest.
  *
  *   bits  columns of a step  words of a step
  *    2          16           1 word of 16 columns
- *    3          16           1 word of 10, half a word of 5, and the last column in the bits that are left at their ends
+ *    3          16           1 word of 10, half a word of 5, and the last column in the bits left at their ends
  *    4           8           1 word of 8
- *    5          16           2 words of 6, half a word of 3, and the last column in the bits that are left at their ends
- *    6          16           3 words of 5, and the last column in the bits that are left at their beginnings
+ *    5          16           2 words of 6, half a word of 3, and the last column in the bits left at their ends
+ *    6          16           3 words of 5, and the last column in the bits left at their beginnings
  *    8           1           1 byte
  *   16, 32     2, 1          bfloat16, float
  *
@@ -41,11 +41,14 @@ typedef struct {
 } Layout;
 
 static const Layout LAYOUTS[FORMATS] = {
-    [FLOAT] = {32, SIGNED, 32, 0, 0, 32},   [BRAIN] = {16, SIGNED, 32, 0, 0, 32},   [Q8_0] = {8, SIGNED, 32, 0, 2, 32},
-    [Q4_0] = {4, SIGNED, 32, 0, 2, 32},     [Q4_1] = {4, UNSIGNED, 32, 1, 4, 32},   [Q5_0] = {5, SIGNED, 32, 0, 2, 32},
-    [Q5_1] = {5, UNSIGNED, 32, 1, 4, 32},   [IQ4_NL] = {4, TABLE, 32, 0, 2, 32},    [MXFP4] = {4, TABLE, 32, 0, 1, 32},
-    [Q2_K] = {2, UNSIGNED, 16, 1, 20, 256}, [Q3_K] = {3, SIGNED, 16, 0, 14, 256},   [Q4_K] = {4, UNSIGNED, 32, 1, 16, 256},
-    [Q5_K] = {5, UNSIGNED, 32, 1, 16, 256}, [Q6_K] = {6, SIGNED, 16, 0, 18, 256},   [IQ4_XS] = {4, TABLE, 32, 0, 8, 256},
+    [FLOAT] = {32, SIGNED, 32, 0, 0, 32},   [BRAIN] = {16, SIGNED, 32, 0, 0, 32},
+    [Q8_0] = {8, SIGNED, 32, 0, 2, 32},     [Q4_0] = {4, SIGNED, 32, 0, 2, 32},
+    [Q4_1] = {4, UNSIGNED, 32, 1, 4, 32},   [Q5_0] = {5, SIGNED, 32, 0, 2, 32},
+    [Q5_1] = {5, UNSIGNED, 32, 1, 4, 32},   [IQ4_NL] = {4, TABLE, 32, 0, 2, 32},
+    [MXFP4] = {4, TABLE, 32, 0, 1, 32},     [Q2_K] = {2, UNSIGNED, 16, 1, 20, 256},
+    [Q3_K] = {3, SIGNED, 16, 0, 14, 256},   [Q4_K] = {4, UNSIGNED, 32, 1, 16, 256},
+    [Q5_K] = {5, UNSIGNED, 32, 1, 16, 256}, [Q6_K] = {6, SIGNED, 16, 0, 18, 256},
+    [IQ4_XS] = {4, TABLE, 32, 0, 8, 256},
 };
 
 INLINE int block_bytes(int format) {
@@ -93,7 +96,9 @@ INLINE Words lowest(const Step *step, int bits, int i) {
     return is_last(bits, i) ? step->last : step->words[i / columns_of_word(bits)] >> bit_of(bits, i);
 }
 
-INLINE Ints unsigned_in(const Step *step, int bits, int i) { return (Ints)(lowest(step, bits, i) & ((1u << bits) - 1)); }
+INLINE Ints unsigned_in(const Step *step, int bits, int i) {
+    return (Ints)(lowest(step, bits, i) & ((1u << bits) - 1));
+}
 
 /* Column `i` of a step: moved to the top, and from there down with its sign. */
 INLINE Ints signed_in(const Step *step, int bits, int i) {
@@ -103,7 +108,7 @@ INLINE Ints signed_in(const Step *step, int bits, int i) {
 }
 
 #if LANES == 16 && defined(__AVX512F__)
-/* What the lowest four bits of a word stand for, whatever is above the digit; then what five bits from 16 on stand for. */
+/* What the lowest four bits of a word stand for, whatever is above the digit; and five bits from 16 on. */
 #define FROM(n) n, n + 1, n + 2, n + 3
 #define FOUR_BITS {FROM(0), FROM(4), FROM(8), FROM(12)}
 #define IQ4 {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
@@ -167,7 +172,7 @@ INLINE Scale scale_of(const uint8_t *block, int format, int part) {
     if (LAYOUTS[format].head == 0) return scale;
     if (format == MXFP4) {
         Ints exponent = load_bytes(block + LANES * part) & 255;
-        scale.scale = choose(exponent < 2, (Floats)(((exponent + 1) << 21)), (Floats)((exponent - 1) << 23));
+        scale.scale = choose(exponent < 2, (Floats)((exponent + 1) << 21), (Floats)((exponent - 1) << 23));
         return scale;
     }
     scale.scale = load_halves(block + 2 * LANES * part);
@@ -190,7 +195,8 @@ INLINE void scales_of(const uint8_t *block, int format, int part, Scale *scales)
     const uint8_t *at = block + (LAYOUTS[format].has_least ? 4 : 2) * PANEL;
     if (format == Q2_K)
         for (int i = 0; i < 16; i++) {
-            Step step = load_step(at + i / 8 * 4 * PANEL, part, 4), minima = load_step(at + (2 + i / 8) * 4 * PANEL, part, 4);
+            Step step = load_step(at + i / 8 * 4 * PANEL, part, 4);
+            Step minima = load_step(at + (2 + i / 8) * 4 * PANEL, part, 4);
             scales[i].scale = scale * numbers_of(unsigned_in(&step, 4, i % 8));
             scales[i].least = least * numbers_of(unsigned_in(&minima, 4, i % 8));
         }
@@ -216,7 +222,8 @@ INLINE void scales_of(const uint8_t *block, int format, int part, Scale *scales)
     }
 }
 
-#define SCALES(format) \
+/* Once for all kernels: they are read once for 256 columns. */
+#define SCALES(format)                                                                                      \
     static __attribute__((noinline)) void scales_##format(const uint8_t *block, int part, Scale *scales) { \
         scales_of(block, format, part, scales);                                                             \
     }

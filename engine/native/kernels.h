@@ -1,6 +1,6 @@
-/* Sums over the columns of some panels, for each format and number of rows: weights become floats in registers, just before
- * they are used. Where there are many rows for few registers, some columns become floats in the nearest cache first. Each
- * sum meets the columns in their order in either way, so it is the same bit by bit.
+/* Sums over the columns of some panels, for each format and number of rows: weights become floats in registers, just
+ * before they are used. Where there are many rows for few registers, some columns become floats in the nearest cache
+ * first. Each sum meets the columns in their order in either way, so it is the same bit by bit.
  */
 
 #ifndef CASTOR_KERNELS_H

@@ -1,8 +1,9 @@
 /* Products of activations with weights that stay as small as their file has them; all sums are in float32.
  *
- * A weight matrix [channels, columns] is cut into panels of 16 channels (formats.h), which are one, two or four vectors: the
- * parts. Weights become floats just before they are used: exactly the numbers that the file stands for. Every activation
- * row meets them in the same order whatever else is in the batch, so its results do not depend on its neighbours.
+ * A weight matrix [channels, columns] is cut into panels of 16 channels (formats.h), which are one, two or four vectors:
+ * the parts. Weights become floats just before they are used: exactly the numbers that the file stands for. Every
+ * activation row meets them in the same order whatever else is in the batch, so its results do not depend on its
+ * neighbours.
  */
 
 #ifndef CASTOR_MATMUL_H
@@ -57,7 +58,7 @@ static void finish_rows(const Product *product, int first, int rows, int panel, 
     }
 }
 
-/* Panels of a tile that are multiplied by few rows at a time: as they are, or as floats if they are used again and again. */
+/* Panels that are multiplied together: as they are, or as floats where they are used again and again. */
 typedef struct {
     const uint8_t *w[MOST_PANELS];
     uint8_t formats[MOST_PANELS];
