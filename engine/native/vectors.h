@@ -76,14 +76,24 @@ INLINE Words load_short_words(const uint8_t *from) {
     return __builtin_convertvector(halves, Words);
 }
 
+/* Signed bytes. Compilers widen these lane by lane where they are not told how. */
 INLINE Ints load_bytes(const uint8_t *from) {
-    Bytes bytes;
-    memcpy(&bytes, from, sizeof bytes);
 #if LANES == 16 && defined(__AVX512F__)
-    return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
 #elif LANES == 8 && defined(__AVX2__)
     return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#elif LANES == 4 && defined(__x86_64__)
+    int32_t four;
+    memcpy(&four, from, sizeof four);
+    __m128i high = _mm_unpacklo_epi8(_mm_setzero_si128(), _mm_cvtsi32_si128(four));
+    return (Ints)_mm_unpacklo_epi16(_mm_setzero_si128(), high) >> 24;
+#elif LANES == 4 && defined(__aarch64__)
+    int32_t four;
+    memcpy(&four, from, sizeof four);
+    return (Ints)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
 #else
+    Bytes bytes;
+    memcpy(&bytes, from, sizeof bytes);
     return __builtin_convertvector(bytes, Ints);
 #endif
 }
