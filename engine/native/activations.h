@@ -6,7 +6,13 @@
 #include "vectors.h"
 
 /* What a gated MLP does with its gate, as `decoder.py` numbers it. */
-enum { UNGATED, SILU, GELU_TANH };
+enum { UNGATED, SILU, GELU_TANH, CLAMPED_SILU };
+
+/* CLAMPED_SILU (gpt-oss) keeps gate and up within a limit, and its sigmoid is steeper. */
+typedef struct {
+    int32_t activation;
+    float steepness, limit;
+} Gate;
 
 /* tanh(x) as in Cephes (S. Moshier): a polynomial near zero, where 1 - 2 / (exp(2x) + 1) would lose digits. */
 INLINE Floats hyperbolic_tangent(Floats x) {
@@ -27,8 +33,14 @@ INLINE Floats softcapped(Floats x, float cap) { return cap * hyperbolic_tangent(
 INLINE Floats times_sigmoid(Floats x, Floats s) { return x / (1.0f + exponential(-s)); }
 
 /* GELU's approximation by tanh(u) is x times the sigmoid of 2u, with u = sqrt(2 / pi) (x + 0.044715 x^3). */
-INLINE Floats gated(int activation, Floats gate, Floats up) {
-    if (activation == SILU) return times_sigmoid(gate, gate) * up;
+INLINE Floats gated(const Gate *how, Floats gate, Floats up) {
+    if (how->activation == CLAMPED_SILU) {
+        Floats most = all(how->limit);
+        gate = choose(gate > most, most, gate);
+        up = choose(up > most, most, choose(up < -most, -most, up));
+        return times_sigmoid(gate, how->steepness * gate) * (up + 1.0f);
+    }
+    if (how->activation == SILU) return times_sigmoid(gate, gate) * up;
     return times_sigmoid(gate, 1.5957691216057308f * (gate + 0.044715f * gate * gate * gate)) * up;
 }
 

@@ -19,9 +19,10 @@ from engine.cache.kv_tensors import KVCache
 from engine.model.probe import ProbedLayer
 from engine.native import library
 from engine.native.errors import NotNative
-from engine.native.packing import PANEL, pack_floats, whole
+from engine.native.mixtures import ACTIVATIONS, Gate, Map, Mixture
+from engine.native.packing import PANEL, Panels, pack_floats, whole
 from engine.native.products import PanelProduct, knows, panels_of
-from engine.native.structure import ACTIVATIONS, Structure, read_structure
+from engine.native.structure import Branch, Structure, read_structure
 from engine.native.verify import Rotations, Turns, gain
 from engine.packed.modules import PackedEmbedding, PackedLinear, held_by, is_packed, shape_of
 
@@ -89,6 +90,7 @@ class _Description:
         head, vocab_size = structure.head, structure.head.out_features
         layers = (library.Layer * len(probed))(*self._layers(probed, rotations))
         self._kept.append(layers)
+        mixtures = [layer.mlp for layer in structure.layers if isinstance(layer.mlp, Mixture)]
         is_same = held_by(head) is held_by(structure.embedding) and head.bias is None
         embedding = self._matrix(head if is_same else structure.embedding)
         if is_same and not is_packed(head):  # nor does the embedding keep the weight
@@ -100,13 +102,14 @@ class _Description:
             norm=self._norm(structure.norm),
             num_layers=len(probed),
             hidden=structure.hidden,
-            intermediate=structure.intermediate,
+            intermediate=max(layer.mlp.inner for layer in structure.layers),
             heads=structure.heads,
             kv_heads=structure.kv_heads,
             size=structure.size,
             block_size=self._cache.block_size,
             max_context=rotations.positions,
-            activation=ACTIVATIONS[structure.activation],
+            num_experts=max((mixture.count for mixture in mixtures), default=0),
+            num_chosen=max((mixture.chosen for mixture in mixtures), default=0),
             eps=structure.eps,
             embedding_scale=structure.lookup_scale * structure.vector_scale,
             branch_scale=structure.branch_scale,
@@ -123,8 +126,7 @@ class _Description:
             yield library.Layer(
                 qkv=self._matrix(*layer.attention.inputs),
                 output=self._matrix(layer.attention.output),
-                gate_up=self._matrix(*layer.mlp.inputs),
-                down=self._matrix(layer.mlp.output),
+                **self._mlp(layer.mlp),
                 before_attention=self._norm(layer.before_attention),
                 after_attention=self._norm(layer.after_attention),
                 before_mlp=self._norm(layer.before_mlp),
@@ -144,6 +146,28 @@ class _Description:
                 scaling=options.scaling,
                 softcap=options.softcap or 0.0,
             )
+
+    def _mlp(self, mlp: Branch | Mixture) -> dict[str, Any]:
+        """The fields of a layer that describe its MLP or its experts."""
+        if isinstance(mlp, Branch):
+            gate_up = self._matrix(*mlp.inputs)
+            return {"gate_up": gate_up, "down": self._matrix(mlp.output), "gate": _gate(self._structure.gate)}
+        maps = [mlp.maps(expert) for expert in range(mlp.count)]
+        fields = {
+            name: (library.Matrix * mlp.count)(*(self._packed(pair[place]) for pair in maps))
+            for place, name in enumerate(("experts_gate_up", "experts_down"))
+        }
+        self._kept += fields.values()
+        for name, _ in list(mlp.experts.named_parameters()):
+            setattr(mlp.experts, name, nn.Parameter(torch.empty(0), requires_grad=False))
+        return {
+            **fields,
+            "router": self._matrix(mlp.router),
+            "num_experts": mlp.count,
+            "num_chosen": mlp.chosen,
+            "shares_of_chosen": mlp.shares_of_chosen,
+            "gate": _gate(mlp.gate),
+        }
 
     def _table(self, turns: Turns | None) -> tuple[int, int] | tuple[None, None]:
         """The addresses of cosines and sines; layers that rotate by the same ones share them."""
@@ -169,7 +193,14 @@ class _Description:
         if any(own is not None for own in biases):
             every = [torch.zeros(shape_of(x)[0]) if own is None else own for x, own in zip(maps, biases, strict=True)]
             bias = self._vector(whole(torch.cat(every)))
-        panels = list(chain.from_iterable(self._panels(one) for one in maps))
+        return self._joined(list(chain.from_iterable(self._panels(one) for one in maps)), bias, columns)
+
+    def _packed(self, expert: Map) -> library.Matrix:
+        """The map of one expert, whose weights are freed with those of the others."""
+        bias = None if expert.bias is None else self._vector(expert.bias)
+        return self._joined(self._addresses(pack_floats(expert.weight.detach())), bias, expert.weight.shape[1])
+
+    def _joined(self, panels: list[tuple[int, int]], bias: int | None, columns: int) -> library.Matrix:
         addresses = (ctypes.c_void_p * len(panels))(*(address for address, _ in panels))
         formats = (ctypes.c_uint8 * len(panels))(*(format for _, format in panels))
         self._kept += [addresses, formats]
@@ -186,6 +217,13 @@ class _Description:
         else:
             packed = pack_floats(whole(module.weight.detach()))
             module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        return self._addresses(packed)
+
+    def _addresses(self, packed: Panels) -> list[tuple[int, int]]:
         self._kept.append(packed.data)
         start, size = packed.data.data_ptr(), packed.data.shape[1]
         return [(start + row * size, int(packed.format)) for row in range(len(packed.data))]
+
+
+def _gate(gate: Gate) -> library.Gate:
+    return library.Gate(ACTIVATIONS[gate.activation], gate.steepness, gate.limit)

@@ -4,8 +4,8 @@
  * step, laid end to end, and writes their keys and values into the pages.
  */
 
+#include "experts.h"
 #include "products.h"
-#include "rows.h"
 #include "states.h"
 
 /* The embedding of a token is a channel of a panel. */
@@ -96,22 +96,40 @@ static void group_tokens(Engine *engine) {
     engine->num_groups = count;
 }
 
-static void compute_layer(Engine *engine, const Layer *layer) {
+static void compute_attention(Engine *engine, const Layer *layer) {
     const Model *model = engine->model;
-    float *states = engine->states;
     int tokens = engine->batch->tokens, hidden = model->hidden, width = model->heads * model->size;
-    int inner = model->intermediate;
-    pack_some(engine, (Packing){.input = states, .norm = layer->before_attention, .rows = tokens, .columns = hidden});
+    pack_some(engine, (Packing){.input = engine->states, .norm = layer->before_attention, .rows = tokens, .columns = hidden});
     multiply_all(engine, &layer->qkv, tokens, STORE, engine->qkv, qkv_width(model));
     Rotation rotation = {engine, layer};
     run_phase(&engine->pool, place_token, &rotation, tokens);
     attend_all(engine, layer);
     pack_some(engine, (Packing){.input = engine->mixed, .rows = tokens, .columns = width});
     add_product(engine, &layer->output, layer->after_attention);
-    pack_some(engine, (Packing){.input = states, .norm = layer->before_mlp, .rows = tokens, .columns = hidden});
+}
+
+static void compute_mlp(Engine *engine, const Layer *layer) {
+    int tokens = engine->batch->tokens, hidden = engine->model->hidden, inner = layer->down.columns;
+    pack_some(engine, (Packing){.input = engine->states, .norm = layer->before_mlp, .rows = tokens, .columns = hidden});
     multiply_all(engine, &layer->gate_up, tokens, STORE, engine->inner, 2 * inner);
-    pack_some(engine, (Packing){.input = engine->inner, .rows = tokens, .columns = inner, .activation = model->activation});
+    pack_some(engine, (Packing){.input = engine->inner, .rows = tokens, .columns = inner, .gate = &layer->gate});
     add_product(engine, &layer->down, layer->after_mlp);
+}
+
+static void compute_layer(Engine *engine, const Layer *layer) {
+    compute_attention(engine, layer);
+    if (layer->num_experts > 0) compute_experts(engine, layer);
+    else compute_mlp(engine, layer);
+}
+
+/* Make room at the address of a pointer for numbers of four bytes. Returns 0, or -1 without memory. */
+static int renew(void *place, int64_t count) {
+    void *room;
+    memcpy(&room, place, sizeof room);
+    free(room);
+    room = aligned_alloc(64, (size_t)((count * 4 + 63) / 64 * 64 + 64));
+    memcpy(place, &room, sizeof room);
+    return room == NULL ? -1 : 0;
 }
 
 /* Room for the activations of a step; kept, and grown where a step is larger. Returns 0, or -1 without memory. */
@@ -119,22 +137,25 @@ static int make_room(Engine *engine, int tokens) {
     const Model *m = engine->model;
     if (tokens <= engine->room) return 0;
     int64_t rows = (tokens + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS, width = m->heads * m->size;
-    int64_t widest = larger(larger(m->hidden, m->intermediate), (int)width);
-    struct { float **place; int64_t columns; } wanted[] = {
-        {&engine->states, m->hidden}, {&engine->packed, widest}, {&engine->qkv, qkv_width(m)}, {&engine->mixed, width},
-        {&engine->inner, 2 * m->intermediate}, {&engine->branch, m->hidden},
-    };
+    int64_t widest = larger(larger(m->hidden, m->intermediate), (int)width), mixture = m->num_experts > 0;
+    int failed = 0;
     engine->room = 0;
-    for (int i = 0; i < 6; i++) {
-        free(*wanted[i].place);
-        *wanted[i].place = aligned_alloc(64, (size_t)(rows * wanted[i].columns) * sizeof(float));
-        if (*wanted[i].place == NULL) return -1;
-    }
-    free(engine->groups);
-    engine->groups = malloc((size_t)(rows + 1) * sizeof *engine->groups);
-    if (engine->groups == NULL) return -1;
-    engine->room = (int)rows;
-    return 0;
+    failed |= renew(&engine->states, rows * m->hidden);
+    failed |= renew(&engine->packed, rows * widest);
+    failed |= renew(&engine->qkv, rows * qkv_width(m));
+    failed |= renew(&engine->mixed, rows * width);
+    failed |= renew(&engine->inner, rows * 2 * m->intermediate);
+    failed |= renew(&engine->branch, rows * m->hidden);
+    failed |= renew(&engine->groups, rows + 1);
+    failed |= renew(&engine->scores, rows * (m->num_experts + PANEL));
+    failed |= renew(&engine->results, rows * m->hidden * mixture);
+    failed |= renew(&engine->shares, rows * m->num_chosen);
+    failed |= renew(&engine->weights, rows * m->num_chosen);
+    failed |= renew(&engine->chosen, rows * m->num_chosen);
+    failed |= renew(&engine->gathered, rows * m->num_chosen);
+    failed |= renew(&engine->starts, m->num_experts + 2);
+    if (failed == 0) engine->room = (int)rows;
+    return failed;
 }
 
 /* Returns 0, or -1 where memory ran out. */
@@ -157,13 +178,10 @@ int castor_forward(Engine *engine, const Batch *batch) {
 void castor_close(Engine *engine) {
     stop_threads(&engine->pool);
     for (int thread = 0; thread < MAX_THREADS; thread++) free(engine->scratch[thread]);
-    free(engine->states);
-    free(engine->packed);
-    free(engine->qkv);
-    free(engine->mixed);
-    free(engine->inner);
-    free(engine->branch);
-    free(engine->groups);
+    void *rooms[] = {engine->states, engine->packed, engine->qkv, engine->mixed, engine->inner,
+                     engine->branch, engine->groups, engine->scores, engine->results, engine->shares,
+                     engine->weights, engine->chosen, engine->gathered, engine->starts};
+    for (int room = 0; room < (int)(sizeof rooms / sizeof *rooms); room++) free(rooms[room]);
     free(engine);
 }
 

@@ -24,19 +24,7 @@ from engine.native.errors import NotNative
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("forward.c")
-HEADERS = (
-    "activations.h",
-    "attention.h",
-    "formats.h",
-    "kernels.h",
-    "matmul.h",
-    "model.h",
-    "pool.h",
-    "products.h",
-    "rows.h",
-    "states.h",
-    "vectors.h",
-)
+HEADERS = tuple(sorted(path.name for path in SOURCE.parent.glob("*.h")))
 # The first that the compiler takes: x86 knows -march=native, some compilers for ARM only the other.
 TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
@@ -62,9 +50,16 @@ class Matrix(Structure):
     )
 
 
+class Gate(Structure):
+    _fields_ = (("activation", c_int32), ("steepness", c_float), ("limit", c_float))
+
+
 class Layer(Structure):
     _fields_ = (
-        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down", "router")),
+        *((name, POINTER(Matrix)) for name in ("experts_gate_up", "experts_down")),
+        *_numbers("num_experts", "num_chosen", "shares_of_chosen"),
+        ("gate", Gate),
         *_tensors("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm"),
         *_tensors("cosines", "sines", "sinks", "keys", "values"),
         *_numbers("rotary", "whole_norms", "window", "group"),
@@ -80,7 +75,7 @@ class Model(Structure):
         ("head", Matrix),
         ("norm", c_void_p),
         *_numbers("num_layers", "hidden", "intermediate", "heads", "kv_heads", "size", "block_size", "max_context"),
-        ("activation", c_int32),
+        *_numbers("num_experts", "num_chosen"),
         *((name, c_float) for name in ("eps", "embedding_scale", "branch_scale", "logit_scale", "logit_softcap")),
     )
 

@@ -8,7 +8,12 @@
 
 /* Norms are the weights of RMS norms; NULL stands for none. */
 typedef struct {
-    Matrix qkv, output, gate_up, down;
+    Matrix qkv, output;
+    Matrix gate_up, down; /* of an MLP, unless there are experts */
+    Matrix router;
+    const Matrix *experts_gate_up, *experts_down;
+    int32_t num_experts, num_chosen, shares_of_chosen; /* each token is given to so many; how their weights are reckoned */
+    Gate gate;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp;
     const float *query_norm, *key_norm;
     const float *cosines, *sines; /* [max_context, rotary] */
@@ -25,7 +30,8 @@ typedef struct {
     const Layer *layers;
     Matrix embedding, head;
     const float *norm;
-    int32_t num_layers, hidden, intermediate, heads, kv_heads, size, block_size, max_context, activation;
+    int32_t num_layers, hidden, intermediate, heads, kv_heads, size, block_size, max_context;
+    int32_t num_experts, num_chosen; /* the most of any layer */
     float eps;
     float embedding_scale;
     float branch_scale;               /* of what attention and MLP add to the states */
@@ -46,6 +52,8 @@ typedef struct {
     const Model *model;
     const Batch *batch;
     float *states, *packed, *qkv, *mixed, *inner, *branch; /* activations of a step */
+    float *scores, *shares, *weights, *results;            /* of experts, see `experts.h` */
+    int32_t *chosen, *gathered, *starts;
     float *scratch[MAX_THREADS];
     int32_t *groups; /* tokens of one sequence that attend together: the first of each group, and the end of the last */
     int32_t num_groups;

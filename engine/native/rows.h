@@ -17,11 +17,12 @@ static void norm_vector(float *x, const float *norm, int count, float eps) {
 }
 
 typedef struct {
-    const float *input;    /* [rows, columns], or with an activation [rows, gate and up of each column] */
+    const float *input;    /* [rows, columns], or with a gate [rows, gate and up of each column] */
     const float *norm;     /* NULL: as they are */
     const int32_t *chosen; /* the rows to take, or NULL for all */
     float *packed;
-    int32_t rows, columns, activation;
+    const Gate *gate;      /* of a gated MLP, or NULL */
+    int32_t rows, columns;
     float eps;
 } Packing;
 
@@ -30,7 +31,7 @@ typedef struct {
 static void pack_block(void *argument, int block, int thread) {
     (void)thread;
     const Packing *p = argument;
-    int first = block * MOST_ROWS, rows = rows_together(p->rows - first), width = p->columns * (p->activation ? 2 : 1);
+    int first = block * MOST_ROWS, rows = rows_together(p->rows - first), width = p->columns * (p->gate ? 2 : 1);
     float *packed = p->packed + (int64_t)first * p->columns;
     for (int row = 0; row < rows; row++) {
         int known = first + row < p->rows;
@@ -40,7 +41,7 @@ static void pack_block(void *argument, int block, int thread) {
         for (int column = 0; column < p->columns; column += LANES) {
             Floats value = known ? load(input + column) : (Floats){0};
             if (known && p->norm) value = value * factor * load(p->norm + column);
-            if (known && p->activation) value = gated(p->activation, value, load(input + p->columns + column));
+            if (known && p->gate) value = gated(p->gate, value, load(input + p->columns + column));
             float *out = packed + (int64_t)column * rows + row;
             for (int lane = 0; lane < LANES; lane++) out[lane * rows] = value[lane];
         }
@@ -74,14 +75,17 @@ static void add_row(void *argument, int token, int thread) {
         store(state + i, load(state + i) + load(branch + i) * model->branch_scale);
 }
 
+static void add_branch(Engine *engine, const float *norm) {
+    Addition addition = {engine, norm};
+    run_phase(&engine->pool, add_row, &addition, engine->batch->tokens);
+}
+
 /* Add what a branch makes of the packed rows to the states; what has to be normed or scaled before waits in between. */
 static void add_product(Engine *engine, const Matrix *matrix, const float *norm) {
     int tokens = engine->batch->tokens, hidden = engine->model->hidden;
     int directly = norm == NULL && engine->model->branch_scale == 1.0f;
     multiply_all(engine, matrix, tokens, directly ? ADD : STORE, directly ? engine->states : engine->branch, hidden);
-    if (directly) return;
-    Addition addition = {engine, norm};
-    run_phase(&engine->pool, add_row, &addition, tokens);
+    if (!directly) add_branch(engine, norm);
 }
 
 static void finish_logits(void *argument, int panel, int thread) {

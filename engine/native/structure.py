@@ -22,6 +22,7 @@ from engine.model.architecture import (
 )
 from engine.model.probe import ProbedLayer
 from engine.native.errors import NotNative
+from engine.native.mixtures import ACTIVATIONS, Gate, Mixture, read_mixture
 from engine.native.packing import GROUP, PANEL
 from engine.packed.modules import is_plain_linear, shape_of
 
@@ -29,8 +30,6 @@ NORMS = (*LAYER_NORMS, (None, "post_attention_layernorm", None, "post_feedforwar
 PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
 QUERY_KEY_VALUE = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
 OUTPUT = "o_proj"
-ACTIVATIONS = {"silu": 1, "gelu_pytorch_tanh": 2}
-"""The activations of gated MLPs, as ``activations.h`` numbers them."""
 FUNCTIONS = frozenset({"act_fn", "activation_fn"})
 """What MLPs call their activation."""
 LOOKUP_SCALE = "scalar_embed_scale"
@@ -43,9 +42,13 @@ VECTOR_SCALE, LOGIT_DIVISOR, LOGIT_CAP = "embedding_multiplier", "logits_scaling
 class Branch:
     """Attention or an MLP: linear maps of the same input, one after another, and the map of the result."""
 
-    module: Any
     inputs: tuple[Any, ...]
     output: Any
+
+    @property
+    def inner(self) -> int:
+        """How many numbers stand between the maps."""
+        return int(getattr(self.output, "in_features", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class LayerStructure:
     """
 
     attention: Branch
-    mlp: Branch
+    mlp: Branch | Mixture
     before_attention: Any
     after_attention: Any
     before_mlp: Any
@@ -68,7 +71,7 @@ class LayerStructure:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """A decoder whose layers all have the same sizes, with what it multiplies numbers by.
+    """A decoder whose layers have the same heads, with what it multiplies numbers by.
 
     ``lookup_scale`` is that of embeddings, ``vector_scale`` that of all first states, also of given vectors.
     """
@@ -77,9 +80,8 @@ class Structure:
     embedding: Any
     norm: Any
     head: Any
-    activation: str
+    gate: Gate
     hidden: int
-    intermediate: int
     heads: int
     kv_heads: int
     size: int
@@ -103,12 +105,13 @@ def read_structure(module: Any, probed: list[ProbedLayer]) -> Structure:
         raise NotNative(f"{type(module).__name__} is not built like Llama")
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     if activation not in ACTIVATIONS:
-        raise NotNative(f"its activation is {activation}, not {' or '.join(ACTIVATIONS)}")
+        raise NotNative(f"its activation is {activation}, which the C code does not compute")
     if [layer.module for layer in probed] != [getattr(layer, ATTENTION, None) for layer in body.layers]:
         raise NotNative("its attention does not run layer by layer")
-    layers = tuple(_layer(layer, probed[0].shape.key_size) for layer in body.layers)
+    hidden = config.hidden_size
+    layers = tuple(_layer(layer, probed[0].shape.key_size, hidden, activation) for layer in body.layers)
     first, shape, embedding = layers[0], probed[0].shape, module.get_input_embeddings()
-    queries = getattr(first.attention.output, "in_features", 0)
+    queries = first.attention.inner
     if queries % (shape.heads * shape.key_size):
         raise NotNative(f"its queries are {queries} numbers for {shape.heads} keys of {shape.key_size}")
     scales = {float(getattr(layer, RESIDUAL_SCALE, 1.0)) for layer in body.layers}
@@ -119,9 +122,8 @@ def read_structure(module: Any, probed: list[ProbedLayer]) -> Structure:
         embedding=embedding,
         norm=body.norm,
         head=module.get_output_embeddings(),
-        activation=activation,
-        hidden=config.hidden_size,
-        intermediate=getattr(first.mlp.output, "in_features", 0),
+        gate=Gate(activation),
+        hidden=hidden,
         heads=queries // shape.key_size,
         kv_heads=shape.heads,
         size=shape.key_size,
@@ -144,7 +146,7 @@ def epsilon(norm: Any) -> float:
     return found
 
 
-def _layer(layer: Any, size: int) -> LayerStructure:
+def _layer(layer: Any, size: int, hidden: int, activation: str) -> LayerStructure:
     attention, mlp = getattr(layer, ATTENTION), getattr(layer, MLP, None)
     found = _parts(layer)
     names = next((names for names in NORMS if found == {ATTENTION, MLP, *names} - {None}), None)
@@ -155,7 +157,7 @@ def _layer(layer: Any, size: int) -> LayerStructure:
     weights = [getattr(norm, "weight", None) for norm in head_norms.values()]
     return LayerStructure(
         attention=_branch(attention, QUERY_KEY_VALUE, OUTPUT, HEAD_NORMS),
-        mlp=_branch(mlp, GATE_AND_UP, DOWN, FUNCTIONS),
+        mlp=read_mixture(mlp, hidden, activation) or _branch(mlp, GATE_AND_UP, DOWN, FUNCTIONS),
         **norms,
         **head_norms,
         whole_norms=any(weight is not None and weight.numel() > size for weight in weights),
@@ -171,19 +173,21 @@ def _branch(module: Any, inputs: tuple[tuple[str, ...], ...], output: str, other
     found = _parts(module)
     for names in inputs:
         if {*names, output} <= found <= {*names, output} | others:
-            return Branch(module, tuple(getattr(module, name) for name in names), getattr(module, output))
+            return Branch(tuple(getattr(module, name) for name in names), getattr(module, output))
     raise NotNative(f"{type(module).__name__} has the parts {sorted(found)}")
 
 
 def _require_sizes(structure: Structure) -> None:
-    """All layers must have the size of the first one: the C code has one set of buffers for all of them."""
+    """All layers must have the heads of the first one; MLPs may be of any width."""
     queries, keys, values = structure.widths
-    hidden, inner = structure.hidden, structure.intermediate
+    hidden = structure.hidden
     for layer in structure.layers:
         _require_maps(layer.attention.inputs, hidden, (queries, keys, values))
         _require_maps((layer.attention.output,), queries, (hidden,))
-        _require_maps(layer.mlp.inputs, hidden, (inner, inner))
-        _require_maps((layer.mlp.output,), inner, (hidden,))
+        if isinstance(layer.mlp, Branch):
+            inner = layer.mlp.inner
+            _require_maps(layer.mlp.inputs, hidden, (inner, inner))
+            _require_maps((layer.mlp.output,), inner, (hidden,))
         for norm in (layer.before_attention, layer.after_attention, layer.before_mlp, layer.after_mlp):
             _require_norm(norm, hidden, structure.eps)
         for norm, width in ((layer.query_norm, queries), (layer.key_norm, keys)):

@@ -1,0 +1,138 @@
+"""Mixtures of experts through the native forward equal a plain forward, and what differs is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.native import NativeModel, assert_equal, compile_once
+from support.paged import MOE_TOLERANCE, lively_model_folder, texts
+
+from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
+from engine.native.verify import TOKENS
+
+pytestmark = pytest.mark.reference
+
+QWEN = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+GPT_OSS = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": ("qwen3_moe", {**QWEN, "norm_topk_prob": False}),
+    "qwen3_moe, shares of the chosen": ("qwen3_moe", {**QWEN, "norm_topk_prob": True}),
+    "qwen3_moe, some layers without experts": ("qwen3_moe", {**QWEN, "mlp_only_layers": [1]}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "olmoe": ("olmoe", {"num_experts": 17, "num_experts_per_tok": 2}),
+    "gpt_oss": ("gpt_oss", GPT_OSS),
+    "gpt_oss, yarn and larger heads": ("gpt_oss", {**GPT_OSS, "head_dim": 64, "rope_parameters": YARN}),
+}
+code = pytest.fixture(autouse=True)(compile_once)
+
+
+def folder_of(path: Path, name: str) -> Path:
+    family, config = FAMILIES[name]
+    return lively_model_folder(path, family, **config)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_mixture_of_chunks_equals_a_plain_forward(name: str, tmp_path: Path) -> None:
+    assert_equal(folder_of(tmp_path / "model", name), texts(37, 5, 19), tolerance=MOE_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_neighbours_change_nothing_at_all(name: str, tmp_path: Path) -> None:
+    native = NativeModel(folder_of(tmp_path / "model", name))
+    compared = texts(37, 5, 19, 30)
+    for text, beside in zip(compared, native.run(compared, 9), strict=True):
+        (alone,) = native.run([text], 40)
+        assert beside.keys() & alone.keys()
+        assert all(torch.equal(beside[index], alone[index]) for index in beside.keys() & alone.keys())
+
+
+def test_no_weights_are_held_twice(tmp_path: Path) -> None:
+    modules: list[Any] = []
+    NativeModel(folder_of(tmp_path / "model", "gpt_oss"), change=modules.append)
+    assert max(weight.numel() for weight in modules[0].parameters()) == 64
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "gpt_oss"])
+def test_experts_that_give_one_percent_more_are_seen(name: str, tmp_path: Path) -> None:
+    def change(module: Any) -> None:
+        experts = module.model.layers[2].mlp.experts
+        experts.register_forward_hook(lambda _module, _inputs, output: output * 1.01)
+
+    with pytest.raises(NotNative, match="differs from the formula") as refusal:
+        NativeModel(folder_of(tmp_path / "model", name), change=change)
+    assert not isinstance(refusal.value, WeightsGone)
+
+
+def weighing_more(module: Any, rows: slice) -> None:
+    """Have the router of a layer give some tokens of a check larger weights."""
+    mlp = module.model.layers[2].mlp
+    router = mlp.router if hasattr(mlp, "router") else mlp.gate
+
+    def weigh(_module: Any, _inputs: Any, output: Any) -> Any:
+        scores, shares, chosen = output
+        if len(shares) == TOKENS:
+            shares = shares.clone()
+            shares[rows] *= 1.5
+        return scores, shares, chosen
+
+    router.register_forward_hook(weigh)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_other_shares_are_seen_but_for_a_few_tokens(name: str, tmp_path: Path) -> None:
+    """Rounding sends a few tokens to other experts."""
+    folder = folder_of(tmp_path / "model", name)
+    with pytest.raises(NotNative, match="differs from the formula"):
+        NativeModel(folder, change=lambda module: weighing_more(module, slice(5)))
+    NativeModel(folder, change=lambda module: weighing_more(module, slice(4)))
+
+
+def test_another_gate_is_seen(tmp_path: Path) -> None:
+    def change(module: Any) -> None:
+        experts = module.model.layers[0].mlp.experts
+        own = experts._apply_gate
+        experts._apply_gate = lambda numbers: own(numbers.clamp(max=0.05))
+
+    with pytest.raises(NotNative, match="differs from the formula"):
+        NativeModel(folder_of(tmp_path / "model", "gpt_oss"), change=change)
+
+
+def test_sinks_that_are_not_there_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only attention between tokens shows it."""
+    from transformers.models.gpt_oss import modeling_gpt_oss
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    folder = folder_of(tmp_path / "model", "gpt_oss")
+    monkeypatch.setattr(modeling_gpt_oss, "eager_attention_forward", eager_attention_forward)
+    with pytest.raises(DifferentNumbers, match="its logits differ from the model's own"):
+        NativeModel(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "reason"),
+    [
+        ("qwen2_moe", {**QWEN, "shared_expert_intermediate_size": 32}, "has the parts .*shared_expert"),
+        ("qwen3_moe", {**QWEN, "moe_intermediate_size": 40}, "do not divide into whole panels and groups"),
+    ],
+)
+def test_other_mixtures_are_left_to_torch(family: str, config: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(NotNative, match=reason) as refusal:
+        NativeModel(lively_model_folder(tmp_path / "model", family, **config))
+    assert not isinstance(refusal.value, WeightsGone)
