@@ -100,9 +100,7 @@ class Structure:
 
 def read_structure(module: Any, probed: list[ProbedLayer]) -> Structure:
     """Raises ``NotNative`` for parts that the C code does not compute."""
-    config, body = module.config.get_text_config(), getattr(module, "model", None)
-    if body is None or not all(hasattr(body, part) for part in ("layers", "norm", "rotary_emb")):
-        raise NotNative(f"{type(module).__name__} is not built like Llama")
+    config, body = module.config.get_text_config(), text_body(module)
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     if activation not in ACTIVATIONS:
         raise NotNative(f"its activation is {activation}, which the C code does not compute")
@@ -136,6 +134,15 @@ def read_structure(module: Any, probed: list[ProbedLayer]) -> Structure:
     )
     _require_sizes(structure)
     return structure
+
+
+def text_body(module: Any) -> Any:
+    """The module that holds the layers: that of a text model, or of the text part of one that has towers."""
+    outer = getattr(module, "model", None)
+    for body in (outer, getattr(outer, "language_model", None)):
+        if all(hasattr(body, part) for part in ("layers", "norm", "rotary_emb")):
+            return body
+    raise NotNative(f"{type(module).__name__} is not built like Llama")
 
 
 def epsilon(norm: Any) -> float:

@@ -19,7 +19,7 @@ from engine.model import attention_hook
 from engine.model.probe import ProbedLayer
 from engine.native.errors import NotNative
 from engine.native.mixtures import Gate, Mixture
-from engine.native.structure import Branch, LayerStructure, Structure, epsilon
+from engine.native.structure import Branch, LayerStructure, Structure, epsilon, text_body
 from engine.packed.modules import rows_of
 
 TOLERANCE = 1e-4
@@ -67,7 +67,7 @@ def read_turns(module: Any, max_context: int, size: int) -> list[Turns]:
 
     Raises ``NotNative`` unless each position and pair of dimensions has one.
     """
-    rotary, hidden = module.model.rotary_emb, module.config.get_text_config().hidden_size
+    rotary, hidden = text_body(module).rotary_emb, module.config.get_text_config().hidden_size
     kinds = getattr(rotary, "layer_types", None)
     if kinds is None:
         return [_read_turns(rotary, hidden, max_context, size)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.fates import NATIVE, Fate, find_fate
 from support.native import NativeModel, assert_equal, compile_once
 from support.paged import lively_model_folder, texts
 from torch import nn
@@ -53,6 +54,11 @@ code = pytest.fixture(autouse=True)(compile_once)
 def test_every_mixture_of_chunks_equals_a_plain_forward(name: str, tmp_path: Path) -> None:
     family, config = FAMILIES[name]
     assert_equal(lively_model_folder(tmp_path / "model", family, **config), texts(37, 5, 19))
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
+def test_the_text_part_of_a_model_with_towers_equals_a_plain_forward(name: str) -> None:
+    assert find_fate(name) == Fate(name, NATIVE, "")
 
 
 def test_a_family_is_computed_alike_beside_others_and_alone(tmp_path: Path) -> None:
