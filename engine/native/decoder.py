@@ -139,7 +139,8 @@ class _Description:
                 # The C code keeps keys as [size, block size] and values as [block size, size] in each block.
                 keys=self._cache.keys[index].data_ptr(),
                 values=self._cache.values[index].data_ptr(),
-                rotary=0 if turns is None else turns.cosines.shape[1],
+                pairs=0 if turns is None else turns.cosines.shape[1],
+                alternating=turns is not None and turns.alternating,
                 whole_norms=layer.whole_norms,
                 window=seen.window.size if seen.window is not None else 0,
                 group=seen.shape.group,

@@ -27,19 +27,24 @@ typedef struct {
     const Layer *layer;
 } Rotation;
 
+INLINE void turn_pairs(float *head, int pairs, int step, int apart, const float *cosines, const float *sines) {
+    for (int i = 0; i < pairs; i++) {
+        float first = head[i * step], second = head[i * step + apart];
+        head[i * step] = first * cosines[i] - second * sines[i];
+        head[i * step + apart] = second * cosines[i] + first * sines[i];
+    }
+}
+
 /* Norm the queries or the keys of a token, and rotate them. */
 static void turn_heads(const Model *model, const Layer *layer, float *heads, int count, const float *norm, int position) {
-    int half = layer->rotary / 2, length = layer->whole_norms ? count * model->size : model->size;
-    const float *cosines = layer->cosines + (int64_t)position * layer->rotary;
-    const float *sines = layer->sines + (int64_t)position * layer->rotary;
+    int length = layer->whole_norms ? count * model->size : model->size;
+    const float *cosines = layer->cosines + (int64_t)position * layer->pairs;
+    const float *sines = layer->sines + (int64_t)position * layer->pairs;
     for (float *vector = heads; norm && vector < heads + count * model->size; vector += length)
         norm_vector(vector, norm, length, model->eps);
     for (float *head = heads; head < heads + count * model->size; head += model->size)
-        for (int i = 0; i < half; i++) {
-            float first = head[i], second = head[i + half];
-            head[i] = first * cosines[i] - second * sines[i];
-            head[i + half] = second * cosines[i + half] + first * sines[i + half];
-        }
+        if (layer->alternating) turn_pairs(head, layer->pairs, 2, 1, cosines, sines);
+        else turn_pairs(head, layer->pairs, 1, layer->pairs, cosines, sines);
 }
 
 static const int32_t *tables_of(const Batch *batch, const Layer *layer) {

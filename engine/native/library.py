@@ -62,7 +62,7 @@ class Layer(Structure):
         ("gate", Gate),
         *_tensors("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm"),
         *_tensors("cosines", "sines", "sinks", "keys", "values"),
-        *_numbers("rotary", "whole_norms", "window", "group"),
+        *_numbers("pairs", "alternating", "whole_norms", "window", "group"),
         ("scaling", c_float),
         ("softcap", c_float),
     )

@@ -16,10 +16,11 @@ typedef struct {
     Gate gate;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp;
     const float *query_norm, *key_norm;
-    const float *cosines, *sines; /* [max_context, rotary] */
+    const float *cosines, *sines; /* [max_context, pairs] */
     const float *sinks;
     float *keys, *values;
-    int32_t rotary;      /* how many dimensions of a head are rotated */
+    int32_t pairs;       /* of dimensions of a head that are rotated */
+    int32_t alternating; /* the dimensions of a pair are neighbours, and not half of all apart */
     int32_t whole_norms; /* the heads of a token are normed as one vector, not each by itself */
     int32_t window;      /* 0: sees everything */
     int32_t group;       /* whose block tables it has */

@@ -33,17 +33,24 @@ PRIME = 7919
 
 
 class Turns(NamedTuple):
-    """The model's own cosines and sines of all positions, [positions, rotary dimensions] each."""
+    """The model's own cosines and sines of all positions, [positions, pairs of dimensions] each.
+
+    The dimensions of a pair are neighbours where they are ``alternating``, else half of the rotary dimensions apart.
+    """
 
     cosines: torch.Tensor
     sines: torch.Tensor
+    alternating: bool = False
 
     def turn(self, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotate heads [heads, tokens, size] to their positions; dimensions beyond the rotary ones are unchanged."""
-        turned, rest = heads.split([self.cosines.shape[1], heads.shape[2] - self.cosines.shape[1]], dim=2)
-        first, second = turned.chunk(2, dim=2)
-        across = torch.cat([-second, first], dim=2)
-        return torch.cat([turned * self.cosines[positions] + across * self.sines[positions], rest], dim=2)
+        cosines, sines = self.cosines[positions], self.sines[positions]
+        pairs = cosines.shape[1]
+        turned, rest = heads[..., : 2 * pairs], heads[..., 2 * pairs :]
+        places = (pairs, 2) if self.alternating else (2, pairs)
+        first, second = turned.unflatten(2, places).unbind(3 if self.alternating else 2)
+        parts = first * cosines - second * sines, second * cosines + first * sines
+        return torch.cat([torch.stack(parts, dim=3 if self.alternating else 2).flatten(2), rest], dim=2)
 
 
 class Rotations(NamedTuple):
@@ -63,30 +70,41 @@ class _Call(NamedTuple):
 
 
 def read_turns(module: Any, max_context: int, size: int) -> list[Turns]:
-    """The angles of all positions by which layers may rotate: one table, or one for each type of layer.
+    """The angles of all positions by which layers may rotate, of each type of layer, for pairs of both kinds.
 
     Raises ``NotNative`` unless each position and pair of dimensions has one.
     """
     rotary, hidden = text_body(module).rotary_emb, module.config.get_text_config().hidden_size
     kinds = getattr(rotary, "layer_types", None)
-    if kinds is None:
-        return [_read_turns(rotary, hidden, max_context, size)]
-    return [_read_turns(rotary, hidden, max_context, size, kind) for kind in kinds]
+    tables = []
+    for kind in [()] if kinds is None else [(kind,) for kind in kinds]:
+        cosines, sines = _read_table(rotary, hidden, max_context, size, *kind)
+        tables += [Turns(cosines, sines), Turns(cosines, sines, alternating=True)]
+    return tables
 
 
-def _read_turns(rotary: Any, hidden: int, max_context: int, size: int, *kind: str) -> Turns:
+def _read_table(rotary: Any, hidden: int, max_context: int, size: int, *kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         with torch.inference_mode():
             cosines, sines = rotary(torch.zeros(1, 1, hidden), torch.arange(max_context)[None], *kind)
     except (TypeError, ValueError) as error:
         raise NotNative(f"{type(rotary).__name__} does not turn positions into cosines and sines: {error}") from error
-    if cosines.shape == sines.shape and not torch.equal(*cosines.chunk(2, dim=-1)):
-        # One number for each pair of dimensions, where others repeat it for both.
-        cosines, sines = torch.cat([cosines] * 2, dim=-1), torch.cat([sines] * 2, dim=-1)
     shape = list(cosines.shape)
-    if shape[:-1] != [1, max_context] or list(sines.shape) != shape or shape[-1] % 2 or shape[-1] > size:
+    if shape[:-1] != [1, max_context] or list(sines.shape) != shape or shape[-1] > size:
         raise NotNative(f"{type(rotary).__name__} makes {shape} cosines for {max_context} positions of heads of {size}")
-    return Turns(cosines[0], sines[0])
+    table = _of_pairs(cosines[0]), _of_pairs(sines[0])
+    if table[0].shape != table[1].shape or 2 * table[0].shape[1] > size:
+        raise NotNative(f"{type(rotary).__name__} has other angles for the two dimensions of a pair")
+    return table
+
+
+def _of_pairs(table: torch.Tensor) -> torch.Tensor:
+    """One number for each pair of dimensions, where some models repeat it for both."""
+    half = table.shape[1] // 2
+    for first, second in ((table[:, :half], table[:, half:]), (table[:, ::2], table[:, 1::2])):
+        if torch.equal(first, second):
+            return first.contiguous()
+    return table
 
 
 def require_formula(module: Any, structure: Structure, probed: list[ProbedLayer], tables: list[Turns]) -> Rotations:

@@ -78,8 +78,6 @@ GROWING = {
 }
 NOT_NATIVE: dict[str, dict[str, Any]] = {
     "olmo": {},
-    "helium": {},
-    "ernie4_5": {},
     "ministral3": {"rope_parameters": GROWING},
     "starcoder2": {},
     "gpt2": {},
@@ -290,7 +288,7 @@ def test_blocks_of_another_size_are_left_to_torch(tmp_path: Path) -> None:
         NativeModel(lively_model_folder(tmp_path / "model", "llama"), block_size=8)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo", "helium", "ministral3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo", "granite", "ministral3"])
 def test_an_engine_answers_the_same_with_and_without(family: str, tmp_path: Path) -> None:
     """Whether it is native or not known."""
     folder = lively_model_folder(tmp_path / "model", family, **NOT_NATIVE.get(family, {}))

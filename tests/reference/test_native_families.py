@@ -45,6 +45,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", GRANITE),
     "granite, an odd vocabulary": ("granite", {**GRANITE, "vocab_size": 331, "tie_word_embeddings": True}),
     "smollm3, layers that do not rotate": ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}),
+    "ernie4_5, pairs of neighbours": ("ernie4_5", {}),
+    "glm4, pairs of neighbours in half of a head": ("glm4", {}),
     "biases of a gated MLP": ("llama", {"mlp_bias": True, "attention_bias": True}),
 }
 code = pytest.fixture(autouse=True)(compile_once)
@@ -139,6 +141,15 @@ def test_a_layer_that_rotates_by_other_angles_is_seen(tmp_path: Path) -> None:
 
     with pytest.raises(NotNative, match=r"q_proj of model.layers.2.self_attn: differs from the formula"):
         NativeModel(lively_model_folder(tmp_path / "model", "gemma3_text", **HYBRID), change=change)
+
+
+def test_pairs_of_dimensions_that_are_others_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama import modeling_llama
+
+    own = modeling_llama.rotate_half
+    monkeypatch.setattr(modeling_llama, "rotate_half", lambda x: own(x).roll(2, dims=-1))
+    with pytest.raises(NotNative, match=r"q_proj of model.layers.0.self_attn: differs from the formula"):
+        NativeModel(lively_model_folder(tmp_path / "model", "llama"))
 
 
 def test_scores_that_are_capped_otherwise_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
