@@ -27,9 +27,11 @@ def rotation(fields: Fields, size: int, theta: float = 10000.0) -> dict[str, Any
     rotated = fields.count("rope.dimension_count", size) or size
     if rotated != size:
         found["partial_rotary_factor"] = rotated / size
-    if "rope_freqs.weight" in fields.header.tensors:
+    if "rope_freqs.weight" in fields.header.tensors and fields.header.architecture != "gemma4":
         return found | _llama3(fields, rotated, found["rope_theta"])
     kind = fields.text("rope.scaling.type", "none")
+    if kind == "none" and "rope_factors_long.weight" in fields.header.tensors:
+        kind = "longrope"  # Phi 3 says it by its tensors alone
     factor = fields.real("rope.scaling.factor", fields.real("rope.scale_linear", 1.0))
     if kind == "none" and factor == 1.0:
         return found
@@ -43,12 +45,48 @@ def rotation(fields: Fields, size: int, theta: float = 10000.0) -> dict[str, Any
 
 
 def _yarn(fields: Fields, factor: float) -> dict[str, Any]:
+    if fields.real("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+        raise Unreadable("its rope.scaling.yarn_ext_factor is not 1, which transformers' yarn cannot be told")
+    scale = fields.real("rope.scaling.yarn_attn_factor", fields.real("rope.scaling.attn_factor", None))
     return {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": fields.count("rope.scaling.original_context_length"),
         "beta_fast": fields.real("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": fields.real("rope.scaling.yarn_beta_slow", 1.0),
+        **({} if scale is None else {"attention_factor": scale}),
+        **_mscale(fields),
+    }
+
+
+def _mscale(fields: Fields) -> dict[str, Any]:
+    """How much the scores grow with the factor. Of two published parameters, which are alike in all models, the header
+    has one: ``mscale_all_dim``, of DeepSeek's models a tenth of it (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)."""
+    told = fields.real("rope.scaling.yarn_log_multiplier", 0.0)
+    if not told:
+        return {}
+    if fields.header.architecture == "deepseek2":
+        told = round(10 * told, 6)
+    return {"mscale": told, "mscale_all_dim": told}
+
+
+UNROTATED = 1e29
+"""By no less than this llama.cpp's converter divides the frequencies of numbers that are not rotated."""
+
+
+def proportional(fields: Fields, size: int) -> dict[str, Any]:
+    """Of Gemma 4's layers with full attention: the first part of the frequencies is used, the rest is nothing."""
+    tensor = fields.header.tensors.get("rope_freqs.weight")
+    if tensor is None:
+        raise Unreadable("it has no rope_freqs.weight, which says what part of a head Gemma 4 rotates")
+    held = numbers_of(tensor)
+    used = int((held == 1.0).sum())
+    if len(held) != size // 2 or not bool((held[:used] == 1.0).all() and (held[used:] >= UNROTATED).all()):
+        raise Unreadable("its rope_freqs.weight are not those of a head that is rotated in part, as Gemma 4's are")
+    return {
+        "rope_type": "proportional",
+        "partial_rotary_factor": used / len(held),
+        "rope_theta": fields.real("rope.freq_base", 1000000.0),
     }
 
 

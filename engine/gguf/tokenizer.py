@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TokenizersBackend
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from engine.gguf.header import Header, Unreadable
+from engine.gguf.pre_tokenizers import SPLITS, pre_tokenizer
 
 CONTROL_TOKEN = 3
 
@@ -23,11 +23,6 @@ SAMPLING = {
 """llama.cpp's keys for the sampling that a model's makers advise (gguf-py, constants.py), by their names in
 ``generation_config.json``."""
 
-# How llama.cpp splits text for these values of tokenizer.ggml.pre (llama-vocab.cpp), beyond the table of transformers:
-# plain GPT-2, and GPT-2 after every digit has been split off.
-GPT2_SPLITS = frozenset({"gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "roberta-bpe"})
-DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-
 
 def require_known_tokenizer(header: Header) -> None:
     """Raises ``Unreadable`` for a way to cut text that is not known: a guess would make other tokens of it."""
@@ -35,8 +30,7 @@ def require_known_tokenizer(header: Header) -> None:
     if not isinstance(metadata.get("tokenizer.ggml.tokens"), list):
         raise Unreadable("its header has no tokenizer.ggml.tokens; use the model's safetensors folder")
     cut = metadata.get("tokenizer.ggml.pre")
-    byte_level = metadata.get("tokenizer.ggml.model") == "gpt2"
-    if byte_level and cut not in GGUF_PRE_TOKENIZER_SPLITS.keys() | GPT2_SPLITS | DIGIT_SPLITS:
+    if metadata.get("tokenizer.ggml.model") == "gpt2" and cut not in SPLITS:
         raise Unreadable(
             f"tokenizer.ggml.pre is {cut!r}, and how that cuts text is not known; use the model's safetensors folder"
         )
@@ -57,13 +51,10 @@ def write_tokenizer(link: Path, header: Header) -> None:
 
 def repair_tokenizer(described: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Correct, in the content of a ``tokenizer.json``, what transformers' conversion gets wrong."""
-    if metadata.get("tokenizer.ggml.pre") in DIGIT_SPLITS:
-        # transformers has no entry for these and falls back to plain GPT-2, which keeps "2026" in one piece: the
-        # merges then build tokens that the model has never seen there.
-        described["pre_tokenizer"] = {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, described["pre_tokenizer"]],
-        }
+    if metadata.get("tokenizer.ggml.model") == "gpt2":
+        # transformers knows a few of these ways to cut and falls back to plain GPT-2, which keeps "2026" in one piece:
+        # the merges then build tokens that the model has never seen there.
+        described["pre_tokenizer"] = pre_tokenizer(metadata["tokenizer.ggml.pre"])
     cutter = described["pre_tokenizer"] or {}
     if cutter.get("type") == "Metaspace" and metadata.get("tokenizer.ggml.add_space_prefix") is False:
         # transformers reads this flag and never applies it: a prompt would begin with a space of its own.

@@ -95,6 +95,8 @@ def stored_weights(header: Header, changes: list[Any]) -> dict[str, StoredWeight
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     weights: dict[str, StoredWeight] = {}
     for tensor in header.tensors.values():
+        if tensor.name.startswith("rope_f"):
+            continue  # of the rotation, which is the configuration's
         name, pattern = rename_source_key(tensor.name, renamings, converters)
         weights.setdefault(name, StoredWeight(name)).add(pattern or tensor.name, tensor, by_pattern.get(pattern))
     return weights

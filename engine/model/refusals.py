@@ -16,8 +16,6 @@ _SERVED = (
 
 # Of methods that a model is published with by its makers, in the words of its files.
 _DETAILS = ("fmt", "format", "quant_algo", "weight_format")
-_ONLY_FLOATS = frozenset({"mxfp4"})
-"""Methods of models whose GGUF files are not read either."""
 
 
 @contextmanager
@@ -48,15 +46,8 @@ def quantised(config: Any) -> str:
     shown = f"{method} ({', '.join(details)})" if details else method
     return (
         f"{config.model_type} has quantised weights (quantization_config: {shown}), which are not loaded; "
-        f"{advice(method)}"
+        "take the repository of the same model in bfloat16, or a GGUF file of it"
     )
-
-
-def advice(method: str) -> str:
-    """What to serve instead of weights that are quantised by ``method``."""
-    if method in _ONLY_FLOATS:
-        return "take a repository of the same model in bfloat16"
-    return "take the repository of the same model in bfloat16, or a GGUF file of it in Q4_0 or Q8_0"
 
 
 def _by_bits(found: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ def _problem(names: Iterable[str]) -> str | None:
         if name in names:
             return (
                 f"its weights are quantised by {method} ({name}), which are not loaded; take the repository of the "
-                "same model in bfloat16, or a GGUF file of it in Q4_0 or Q8_0"
+                "same model in bfloat16, or a GGUF file of it"
             )
     if "tokenizer.json" not in names:
         others = sorted(name for name in names if name.startswith(("tekken", "tokenizer.model", "vocab", "spiece")))
