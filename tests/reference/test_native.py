@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.native import BLOCK_SIZE, NativeModel, assert_equal, compile_once
+from support.native import BLOCK_SIZE, TARGETS, NativeModel, assert_equal, compile_for, compile_once
 from support.paged import TOLERANCE, lively_model_folder, make_sequence, plain_logits, plain_model, texts
 
 from engine.api.block_groups import Window
@@ -25,7 +24,7 @@ from engine.api.sampling import SamplingParams
 from engine.build import build_core
 from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel, load_model
-from engine.native import library, packing
+from engine.native import packing
 from engine.native.decoder import require_known
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
 from engine.scheduling.flat_batch import EmbeddingRows, flatten
@@ -85,15 +84,7 @@ NOT_NATIVE: dict[str, dict[str, Any]] = {
 
 
 code = pytest.fixture(autouse=True)(compile_once)
-
-
-@pytest.fixture(params=["-march=native", "-march=x86-64-v3", "-march=x86-64"])
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Code for lesser processors runs on better ones too."""
-    if library.platform.machine() != "x86_64" and request.param != "-march=native":
-        pytest.skip("the older processors are of the x86 family")
-    monkeypatch.setattr(library, "TARGETS", (request.param,))
-    return request.param
+target = pytest.fixture(params=TARGETS)(compile_for)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.native import NativeModel, assert_equal, compile_once
+from support.native import TARGETS, NativeModel, assert_equal, compile_for, compile_once
 from support.paged import MOE_TOLERANCE, lively_model_folder, texts
 
 from engine.native.errors import DifferentNumbers, NotNative, WeightsGone
@@ -41,6 +41,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss, yarn and larger heads": ("gpt_oss", {**GPT_OSS, "head_dim": 64, "rope_parameters": YARN}),
 }
 code = pytest.fixture(autouse=True)(compile_once)
+target = pytest.fixture(params=TARGETS)(compile_for)
 
 
 def folder_of(path: Path, name: str) -> Path:
@@ -51,6 +52,11 @@ def folder_of(path: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_mixture_of_chunks_equals_a_plain_forward(name: str, tmp_path: Path) -> None:
     assert_equal(folder_of(tmp_path / "model", name), texts(37, 5, 19), tolerance=MOE_TOLERANCE)
+
+
+@pytest.mark.usefixtures("target")
+def test_lesser_processors_compute_the_same(tmp_path: Path) -> None:
+    assert_equal(folder_of(tmp_path / "model", "gpt_oss"), texts(37, 5), chunks=(9,), tolerance=MOE_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.fates import NATIVE, Fate, find_fate
-from support.native import NativeModel, assert_equal, compile_once
+from support.native import TARGETS, NativeModel, assert_equal, compile_for, compile_once
 from support.paged import lively_model_folder, texts
 from torch import nn
 
@@ -50,12 +50,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "biases of a gated MLP": ("llama", {"mlp_bias": True, "attention_bias": True}),
 }
 code = pytest.fixture(autouse=True)(compile_once)
+target = pytest.fixture(params=TARGETS)(compile_for)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_mixture_of_chunks_equals_a_plain_forward(name: str, tmp_path: Path) -> None:
     family, config = FAMILIES[name]
     assert_equal(lively_model_folder(tmp_path / "model", family, **config), texts(37, 5, 19))
+
+
+@pytest.mark.parametrize("name", ["gemma2, soft caps", "olmo2", "granite"])
+@pytest.mark.usefixtures("target")
+def test_lesser_processors_compute_the_same(name: str, tmp_path: Path) -> None:
+    family, config = FAMILIES[name]
+    assert_equal(lively_model_folder(tmp_path / "model", family, **config), texts(37, 5), chunks=(9,))
 
 
 @pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])

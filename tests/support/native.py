@@ -26,6 +26,17 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setattr("engine.native.build.load_library", lambda _: library.load_library(cache))
 
 
+TARGETS = ("-march=native", "-march=x86-64-v3", "-march=x86-64")
+
+
+def compile_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Code for one of ``TARGETS``, the fixture's parameter: that for lesser processors runs on better ones too."""
+    if library.platform.machine() != "x86_64" and request.param != "-march=native":
+        pytest.skip("the older processors are of the x86 family")
+    monkeypatch.setattr(library, "TARGETS", (request.param,))
+    return str(request.param)
+
+
 class NativeModel(PagedModel):
     """Blocks begin with what must never be read. Raises ``NotNative`` for what is left to torch."""
 
