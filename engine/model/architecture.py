@@ -51,8 +51,6 @@ scale, how strongly they grow, and whether it rotates, for only layers that do n
 LATENT_EXPANSION, LATENT_WEIGHTS = "expand_kv", "kv_b_proj"
 """The method of an attention that makes keys and values of latents, and the linear layer that does so."""
 
-# The parts of a Llama-like decoder: what the C forward computes.
-LAYER_PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
+# The parts of an attention like that of Llama.
 ATTENTION_PARTS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 HEAD_NORMS = frozenset({"q_norm", "k_norm"})
-MLP_PARTS = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})

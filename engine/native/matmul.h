@@ -12,7 +12,7 @@
 #include "kernels.h"
 #include "pool.h"
 
-enum { STORE, ADD, GATE };
+enum { STORE, ADD };
 
 #define PANELS_OF(rows) ((rows) <= 4 ? MOST_PANELS : 2)
 
@@ -38,19 +38,13 @@ INLINE int rows_together(int left) {
     return rows;
 }
 
-/* Give the sums of a tile to where the product is wanted. GATE: silu of the even panels times the odd ones. */
+/* Give the sums of a tile to where the product is wanted. */
 static void finish_rows(const Product *product, int first, int rows, int panel, int panels, Floats (*sums)[MOST_ROWS]) {
     for (int row = 0; row < rows && first + row < product->rows; row++) {
         float *out = product->out + (int64_t)(first + row) * product->stride;
         for (int v = 0; v < panels * PARTS; v++) {
             int number = panel + v / PARTS, lane = v % PARTS * LANES, channel = number * PANEL + lane;
             Floats value = sums[v][row];
-            if (product->finish == GATE) {
-                if (number % 2 == 0) continue;
-                Floats gate = sums[v - PARTS][row];
-                store(out + number / 2 * PANEL + lane, gate / (1.0f + exponential(-gate)) * value);
-                continue;
-            }
             if (product->matrix->bias != NULL) value += load(product->matrix->bias + channel);
             if (product->finish == ADD) value += load(out + channel);
             store(out + channel, value);

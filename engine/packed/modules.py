@@ -103,10 +103,13 @@ def held_by(module: Any) -> object:
 
 
 def shape_of(module: Any) -> tuple[int, int]:
-    """Rows and columns of the weight of a linear map or an embedding. Nothing is unpacked."""
+    """Rows and columns of the weight of a module. Nothing is unpacked."""
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
-    return module.out_features, module.in_features
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    rows, columns = module.weight.shape
+    return rows, columns
 
 
 def rows_of(embedding: Any, tokens: torch.Tensor) -> torch.Tensor:
