@@ -27,8 +27,6 @@ from engine.model.eligibility import (
     require_eligible,
     require_weights,
 )
-from engine.model.gguf_folder import bytes_in_blocks, header_of, kinds_of, stay_in_blocks
-from engine.model.gguf_folder import room_problem as gguf_room_problem
 from engine.model.loader import loading_dtype, resolve_device
 from engine.model.probe import Probe
 from engine.model.refusals import advised
@@ -37,6 +35,8 @@ from engine.model.weight_files import loaded_dtype, room_problem, stored_dtype
 from engine.native.decoder import require_known, require_one_rotation
 from engine.native.errors import NotNative
 from engine.native.library import find_compiler
+from engine.packed.gguf_folder import bytes_in_blocks, header_of, kinds_of, stay_in_blocks
+from engine.packed.gguf_folder import room_problem as gguf_room_problem
 from engine.platforms.recipe import platform_of
 from engine.weights.usable import GGUF_LINK
 

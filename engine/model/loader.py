@@ -36,12 +36,12 @@ from engine.model.eligibility import (
     require_weights,
     served_class,
 )
-from engine.model.gguf_folder import header_of, load_gguf, room_problem
 from engine.model.latent import keep_latents
 from engine.model.probe import Probe, probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import rehearse
 from engine.model.weight_files import loaded_dtype, require_room
+from engine.packed.gguf_folder import header_of, load_gguf, room_problem
 from engine.recurrent.proof import require_equal_states
 from engine.rope.long_rope import LongRope, rotate_by_text
 from engine.rope.query_scale import scale_queries

@@ -104,7 +104,7 @@ def test_published_numbers_are_found(
     [
         (
             "gpt-oss-20b",
-            "gpt_oss has quantised weights (quantization_config: mxfp4), which are not loaded; take a repo",
+            "gpt_oss has quantised weights (quantization_config: mxfp4), which are not loaded; take the repo",
         ),
         (
             "mamba-130m-hf",
