@@ -50,11 +50,6 @@ class Panels:
     format: Format
 
 
-def fits(channels: int, columns: int) -> bool:
-    """Whether a matrix has whole panels and whole groups."""
-    return channels % PANEL == 0 and columns % GROUP == 0
-
-
 def whole(channels: torch.Tensor) -> torch.Tensor:
     """Whole panels of channels [channels, …]: missing ones are zero."""
     missing = -len(channels) % PANEL

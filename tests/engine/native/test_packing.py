@@ -9,7 +9,7 @@ import torch
 from support.panels import WIDTHS, Kernels, columns_of, gguf_type, random_blocks, weights_of
 
 from engine.native import packing
-from engine.native.packing import KINDS, Format, fits, pack_blocks, pack_floats
+from engine.native.packing import KINDS, Format, pack_blocks, pack_floats
 
 WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
 """The types that the gguf package can write."""
@@ -64,9 +64,3 @@ def test_floats_are_bfloat16_only_where_nothing_is_lost(kernels: Kernels) -> Non
     assert pack_floats(short).format is Format.BRAIN
     assert same_bits(kernels.unpacked(pack_floats(short), 64), short)
     assert pack_floats(short).data.numel() * 2 == pack_floats(weight).data.numel()
-
-
-def test_whole_panels_and_groups_fit() -> None:
-    assert fits(16, 32)
-    assert not fits(15, 32)
-    assert not fits(16, 33)
