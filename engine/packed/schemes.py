@@ -68,7 +68,7 @@ def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
 
 
-def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+def nibbles(packed: torch.Tensor) -> torch.Tensor:
     """Column j in the low four bits of byte j, column j + 16 in the high ones."""
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
@@ -81,18 +81,18 @@ def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
 
 def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
     """ggml's block_q5_0: half-precision scale, 32 fifth bits, 32 nibbles; digits count from -16."""
-    digits = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])).to(torch.int8) - 16
+    digits = (nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])).to(torch.int8) - 16
     return _half(blocks, 0) * digits.float()
 
 
 def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
     """ggml's block_q5_1: half-precision scale and least value, 32 fifth bits, 32 nibbles."""
-    digits = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    digits = nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
     return _half(blocks, 0) * digits.float() + _half(blocks, 2)
 
 
 # Twice what FP4 stands for: sign, two bits of exponent, one of mantissa (OCP Microscaling Formats, E2M1).
-_TWICE_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+TWICE_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def half_power(exponents: torch.Tensor) -> torch.Tensor:
@@ -103,8 +103,8 @@ def half_power(exponents: torch.Tensor) -> torch.Tensor:
 
 def _mxfp4(blocks: torch.Tensor) -> torch.Tensor:
     """ggml's block_mxfp4: a power of two, 32 nibbles that stand for FP4."""
-    table = torch.tensor(_TWICE_FP4, dtype=torch.float32, device=blocks.device)
-    return half_power(blocks[:, :1]) * table[_nibbles(blocks[:, 1:]).long()]
+    table = torch.tensor(TWICE_FP4, dtype=torch.float32, device=blocks.device)
+    return half_power(blocks[:, :1]) * table[nibbles(blocks[:, 1:]).long()]
 
 
 def _by_transformers(kind: int) -> Callable[[torch.Tensor], torch.Tensor]:
