@@ -2,7 +2,7 @@
 
 A module keeps its class and its own ``forward``; only what its base class does with ``weight`` is replaced. So an
 embedding that scales its rows still does, and a subclass of ``nn.Linear`` that transforms its input too. Who asks such
-a module for its ``weight`` gets the numbers, unpacked for that moment.
+a module for its ``weight`` gets the numbers, which are unpacked when they are computed with.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from engine.packed.schemes import Blocks
 
@@ -36,6 +37,29 @@ MakeProduct = Callable[[Blocks], Product | None]
 """What multiplies by blocks [channels, bytes of a row]; None for those that it does not know."""
 
 
+class _Numbers(torch.Tensor):  # type: ignore[misc]  # torch is read without its types
+    """What blocks stand for. Who asks for the type, the device or the shape alone has nothing unpacked.
+
+    Embeddings that scale their rows do so, in each forward, for the type of a factor.
+    """
+
+    @staticmethod
+    def __new__(cls, blocks: Blocks, dtype: torch.dtype) -> _Numbers:
+        made: _Numbers = torch.Tensor._make_wrapper_subclass(cls, blocks.shape, dtype=dtype, device=blocks.data.device)
+        return made
+
+    def __init__(self, blocks: Blocks, _dtype: torch.dtype) -> None:
+        self._blocks = blocks
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _types: Any, args: Any = (), keywords: Any = None) -> Any:
+        def unpacked(value: Any) -> Any:
+            return value._blocks.unpacked(value.dtype) if isinstance(value, cls) else value
+
+        args, keywords = tree_map(unpacked, (args, keywords or {}))
+        return function(*args, **keywords)
+
+
 class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its types
     """What linear maps and embeddings in blocks have in common."""
 
@@ -53,7 +77,7 @@ class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its typ
     def weight(self) -> torch.Tensor:
         if self.is_loading:  # transformers fills what it takes for missing: nothing is unpacked for that
             return torch.empty(shape_of(self), device="meta")
-        return self.blocks.unpacked(self.kept_dtype)
+        return _Numbers(self.blocks, self.kept_dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.blocks.scheme.name}"
