@@ -42,6 +42,7 @@ from engine.model.refusals import advised
 from engine.model.rehearsal import rehearse
 from engine.model.weight_files import loaded_dtype, require_room
 from engine.packed.gguf_folder import header_of, load_gguf, room_problem
+from engine.packed.panel_file import PanelFile
 from engine.recurrent.proof import require_equal_states
 from engine.rope.long_rope import LongRope, rotate_by_text
 from engine.rope.query_scale import scale_queries
@@ -57,7 +58,8 @@ class LoadedModel:
     """A model on its device, in evaluation mode, switched to the paged attention but not bound to a backend yet.
 
     ``max_context`` is what the model's positions allow, in tokens; ``limit`` says what shortened it, if anything did.
-    ``long_rope`` rotates the tokens of its steps, where texts within that context are rotated in two ways.
+    ``long_rope`` rotates the tokens of its steps, where texts within that context are rotated in two ways. ``panels``
+    keeps those of its matrices for the next start.
     """
 
     module: Any
@@ -66,6 +68,7 @@ class LoadedModel:
     limit: str
     config_eos_ids: tuple[int, ...]
     long_rope: LongRope | None = None
+    panels: PanelFile | None = None
 
 
 def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
@@ -100,7 +103,7 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
         what = f"the {num_weights} weights in {folder}"
         if problem := room_problem(header, what, num_weights, config, dtype, device, free_bytes(device)):
             raise ModelRefused(problem)
-    module = _load_weights(config, header, model_config, dtype, device, progress)
+    module, panels = _load_weights(config, header, model_config, dtype, device, progress)
     text_config = model_config.get_text_config()
     with advised(model_config):
         scale_queries(module)
@@ -109,7 +112,7 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
         original, long_rope = original_context(model_config), None
         if original is not None and original < max_context:
             long_rope = rotate_by_text(module, original, max_context)
-    return LoadedModel(module, probed, max_context, limit, _eos_ids(module), long_rope)
+    return LoadedModel(module, probed, max_context, limit, _eos_ids(module), long_rope, panels)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -147,8 +150,8 @@ def _load_weights(
     dtype: torch.dtype | str,
     device: torch.device,
     progress: Progress,
-) -> nn.Module:
-    folder, model_class = Path(wanted.path), served_class(config)
+) -> tuple[nn.Module, PanelFile | None]:
+    folder, model_class, panels = Path(wanted.path), served_class(config), None
     keywords = {
         "dtype": dtype,
         # Straight to the device; without accelerate, by way of the machine's memory.
@@ -171,7 +174,7 @@ def _load_weights(
                 **keywords,
             )
         else:
-            module, report = load_gguf(header, model_class, config, wanted, device, **keywords)
+            module, report, panels = load_gguf(header, model_class, config, wanted, device, **keywords)
             module.generation_config = GenerationConfig.from_pretrained(folder)
         model: nn.Module = module.eval().to(device)
     if "logits_to_keep" not in signature(type(model).forward).parameters:
@@ -179,7 +182,7 @@ def _load_weights(
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelRefused(f"{folder} lacks {len(absent)} weights of {config.model_type}, among them {absent[0]}")
-    return model
+    return model, panels
 
 
 def _cut_logits(_model: nn.Module, _args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:

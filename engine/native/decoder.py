@@ -21,7 +21,7 @@ from engine.native import library
 from engine.native.errors import NotNative
 from engine.native.mixtures import ACTIVATIONS, Gate, Map, Mixture
 from engine.native.packing import PANEL, Panels, pack_floats, whole
-from engine.native.products import PanelProduct, knows, panels_of
+from engine.native.products import PanelProduct
 from engine.native.structure import Branch, Structure, read_structure
 from engine.native.verify import Rotations, Turns, gain
 from engine.packed.modules import PackedEmbedding, PackedLinear, held_by, is_packed, shape_of
@@ -213,8 +213,8 @@ class _Description:
             assert isinstance(module.product, PanelProduct)  # there is no other on a CPU
             packed = module.product.panels
         elif isinstance(module, PackedEmbedding):
-            known = knows(module.table.scheme, module.table.shape)
-            packed = panels_of(module.table) if known else pack_floats(whole(module.weight))
+            product: Any = module.as_product()
+            packed = pack_floats(whole(module.weight.detach())) if product is None else product.panels
         else:
             packed = pack_floats(whole(module.weight.detach()))
             module.weight = nn.Parameter(torch.empty(0), requires_grad=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
 from engine.native import library
-from engine.native.packing import KINDS, PANEL, Panels, pack_blocks, whole
+from engine.native.packing import KINDS, PANEL, Format, Panels, pack_blocks, whole
 from engine.packed.schemes import Blocks, Scheme
 
 
@@ -35,22 +37,32 @@ class PanelProduct:
         return out[:, : self._channels]
 
 
-class Products:
-    """Makes products that share the threads of one pool; ``code`` is the library."""
+class Kept(Protocol):
+    """Panels that an earlier start made; see ``engine.packed.panel_file``."""
 
-    def __init__(self, code: Any, threads: int) -> None:
+    def panels(self, name: str, expected: tuple[Format, int, int], make: Callable[[], Panels]) -> Panels: ...
+
+
+class Products:
+    """Makes products that share the threads of one pool; ``code`` is the library, ``kept`` has panels by name."""
+
+    def __init__(self, code: Any, threads: int, kept: Kept | None = None) -> None:
         self._code = code
+        self._kept = kept
         self._pool = code.castor_products_open(threads)
         if not self._pool:
             raise MemoryError("there is no memory, or there are no threads, for products")
         weakref.finalize(self, code.castor_products_close, self._pool)
 
-    def product_of(self, blocks: Blocks) -> PanelProduct | None:
-        """What multiplies by a matrix in blocks; None for what the C code does not know."""
+    def product_of(self, blocks: Blocks, name: str = "") -> PanelProduct | None:
+        """What multiplies by a matrix in blocks, by its name in the model; None for what the C code does not know."""
         channels, columns = blocks.shape
         if not knows(blocks.scheme, blocks.shape):
             return None
-        return PanelProduct(self, panels_of(blocks), channels, columns)
+        if self._kept is None or not name:
+            return PanelProduct(self, panels_of(blocks), channels, columns)
+        expected = Format[blocks.scheme.name], -(-channels // PANEL), PANEL * blocks.data.shape[-1]
+        return PanelProduct(self, self._kept.panels(name, expected, partial(panels_of, blocks)), channels, columns)
 
     def compute(self, matrix: library.Matrix, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Raises ``MemoryError`` where there is none for the activations."""

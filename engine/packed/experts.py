@@ -20,7 +20,7 @@ INTERFACE = "castor_blocks"
 _MAPS = ("gate_up_proj", "up_proj", "down_proj")
 
 
-def pack_experts(module: Any, name: str, stored: Stored, make: MakeProduct) -> bool:
+def pack_experts(module: Any, name: str, stored: Stored, make: MakeProduct, full_name: str = "") -> bool:
     """Let experts compute with blocks in the place of their parameter ``name``, which is gone then.
 
     False, and nothing is changed, where they cannot: a class without the interface, or blocks that ``make`` does not
@@ -31,7 +31,7 @@ def pack_experts(module: Any, name: str, stored: Stored, make: MakeProduct) -> b
     blocks = stored.blocks()
     if blocks is None or blocks.data.dim() != 3 or blocks.order is not None:
         return False
-    products = [make(Blocks(data, blocks.scheme)) for data in blocks.data]
+    products = [make(Blocks(data, blocks.scheme), f"{full_name}.{index}") for index, data in enumerate(blocks.data)]
     if any(product is None for product in products):
         return False
     delattr(module, name)

@@ -18,6 +18,7 @@ from engine.native.library import load_library
 from engine.native.products import Products, knows
 from engine.packed.loading import load_stored
 from engine.packed.modules import MakeProduct
+from engine.packed.panel_file import PanelFile
 from engine.packed.schemes import SCHEMES
 from engine.weights.usable import GGUF_LINK
 
@@ -71,18 +72,22 @@ def room_problem(
 
 def load_gguf(
     header: Header, model_class: Any, model_config: Any, config: EngineConfig, device: torch.device, **keywords: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The model of a file, and transformers' report."""
-    dtype = keywords.pop("dtype")
-    make = _products(config) if stay_in_blocks(config, device, dtype) else None
+) -> tuple[Any, dict[str, Any], PanelFile | None]:
+    """The model of a file, transformers' report, and what keeps the panels of its matrices."""
+    dtype, make, panels = keywords.pop("dtype"), None, None
+    if stay_in_blocks(config, device, dtype):
+        if config.cache_dir is not None:
+            files = sorted({tensor.path for tensor in header.tensors.values()})
+            panels = PanelFile(Path(config.cache_dir) / "panels", files)
+        make = _products(config, panels)
     weights = stored_weights(header, changes_of(header, model_config))
-    return load_stored(model_class, model_config, weights, dtype, make, **keywords)
+    return *load_stored(model_class, model_config, weights, dtype, make, **keywords), panels
 
 
-def _products(config: EngineConfig) -> MakeProduct | None:
+def _products(config: EngineConfig, kept: PanelFile | None) -> MakeProduct | None:
     try:
         code = load_library(None if config.cache_dir is None else Path(config.cache_dir) / "native")
-        return Products(code, torch.get_num_threads()).product_of
+        return Products(code, torch.get_num_threads(), kept).product_of
     except (NotNative, MemoryError) as reason:
         _log.warning("Weights in blocks are unpacked to float32, which takes more memory and is slower: %s", reason)
         return None

@@ -125,7 +125,7 @@ def _put_blocks(model: Any, weights: Mapping[str, Stored], dtype: torch.dtype, m
             stored = weights.get(full) or weights.get(tied.get(full, ""))
             if stored is None:
                 continue
-            if pack(module, own, stored, dtype, make) or pack_experts(module, own, stored, make):
+            if pack(module, own, stored, dtype, make, full) or pack_experts(module, own, stored, make, full):
                 packed.add(full)
                 tied.pop(full, None)
     return packed

@@ -8,6 +8,7 @@ a module for its ``weight`` gets the numbers, which are unpacked when they are c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -33,8 +34,12 @@ class Stored(Protocol):
 Product = Callable[[torch.Tensor], torch.Tensor]
 """Multiplies rows [rows, columns] in float32, end to end, by a matrix: [rows, channels] in float32, without bias."""
 
-MakeProduct = Callable[[Blocks], Product | None]
-"""What multiplies by blocks [channels, bytes of a row]; None for those that it does not know."""
+
+class MakeProduct(Protocol):
+    """Makes what multiplies by blocks [channels, bytes of a row], by the matrix's name in the model."""
+
+    def __call__(self, blocks: Blocks, name: str = "", /) -> Product | None:
+        """None for blocks that it does not know."""
 
 
 class _Numbers(torch.Tensor):  # type: ignore[misc]  # torch is read without its types
@@ -100,9 +105,10 @@ class PackedLinear(_Packed, nn.Linear):  # type: ignore[misc]
 
 
 class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[misc]
-    """Unpacks the rows of the tokens that are asked for."""
+    """Unpacks the rows of the tokens that are asked for. ``as_product`` makes what multiplies by its weight."""
 
     table: Blocks
+    as_product: Callable[[], Product | None]
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = self.table.rows(tokens.reshape(-1).long()).to(self.kept_dtype)
@@ -149,7 +155,7 @@ def num_parameters(model: nn.Module) -> int:
     return sum([*sizes, *(one.shape().numel() for one in in_blocks)])
 
 
-def pack(module: Any, name: str, stored: Stored, dtype: torch.dtype, make: MakeProduct) -> bool:
+def pack(module: Any, name: str, stored: Stored, dtype: torch.dtype, make: MakeProduct, full_name: str = "") -> bool:
     """Let a module compute with blocks in the place of its parameter ``name``, which is gone then.
 
     False, and nothing is changed, where it cannot: a class that is neither a linear map nor an embedding, or blocks
@@ -161,9 +167,9 @@ def pack(module: Any, name: str, stored: Stored, dtype: torch.dtype, make: MakeP
     if blocks is None:
         return False
     if isinstance(module, nn.Embedding):
-        _put(module, PackedEmbedding, stored, dtype, table=blocks)
+        _put(module, PackedEmbedding, stored, dtype, table=blocks, as_product=partial(make, blocks, full_name))
         return True
-    product = make(blocks)
+    product = make(blocks, full_name)
     if product is None:
         return False
     _put(module, PackedLinear, stored, dtype, product=product, order=blocks.order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from threading import Thread
 
 import torch
 
@@ -87,12 +88,20 @@ def start_model(
             _log.warning(
                 "The largest steps take %s and may fail: %s; lower kv_memory", size(reserved), who_holds(device)
             )
+        _keep_panels(model)
         return runner
     _log.warning("Computed by torch, which is slower, and not natively: %s", reason)
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
     del model
     model = load()
+    _keep_panels(model)
     return ModelRunner(model, attention(cache), info, RecurrentStates(states))
+
+
+def _keep_panels(model: LoadedModel) -> None:
+    """Keep them for the next start. Nobody waits until the disk has them."""
+    if model.panels is not None:
+        Thread(target=model.panels.finish, name="keep-panels", daemon=True).start()
 
 
 def _allocate_caches(

@@ -46,7 +46,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def packed(module: Any, make: MakeProduct = lambda _blocks: None) -> Any:
+def packed(module: Any, make: MakeProduct = lambda _blocks, _name: None) -> Any:
     assert pack(module, "weight", Held(), torch.float32, make)
     module.is_loading = False
     return module
@@ -74,7 +74,7 @@ def test_a_weight_is_its_numbers(unpacked: list[int]) -> None:
 
 def test_a_linear_map_multiplies_by_its_product(unpacked: list[int]) -> None:
     numbers = MATRIX.unpacked()
-    linear = packed(nn.Linear(64, 64), lambda _blocks: lambda rows: rows @ numbers.T)
+    linear = packed(nn.Linear(64, 64), lambda _blocks, _name: lambda rows: rows @ numbers.T)
     unpacked.clear()
     rows = torch.linspace(-1, 1, 128).view(1, 2, 64)
     assert torch.equal(linear(rows)[0], rows[0] @ numbers.T + linear.bias)
