@@ -1,9 +1,9 @@
 """Where weights come from: a source text becomes a prepared folder in the cache, whole or not at all.
 
-The cache has three parts of this module's: ``files/`` (verified GGUF files by hash, which hold the weights), ``models/``
-(prepared folders, those of GGUF files with a link to them) and ``work/`` (what is being made; everything found there
-under the lock is left over from a process that died). Beside them are ``native/`` (compiled code) and ``panels/``, which
-engines fill. Nothing here imports torch: preparation is a child process.
+The cache has three parts that are filled here: ``files/`` (verified GGUF files by hash, which hold the weights),
+``models/`` (prepared folders, those of GGUF files with a link to them) and ``work/`` (what is being made; everything
+found there under the lock is left over from a process that died). Engines fill two more, ``native/`` with compiled code
+and ``panels/``. Nothing here imports torch: preparation is a child process.
 """
 
 from __future__ import annotations
