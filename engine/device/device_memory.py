@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from engine.api.errors import ModelRefused, OutOfMemory
+from engine.api.errors import ModelRefused
 from engine.api.units import size as size  # what follows says it of memory
 from engine.device.machine_memory import available_bytes, total_bytes
+from engine.device.shortage import of_the_machine, ran_out
 from engine.failures import first_line
 
 
@@ -47,29 +46,11 @@ def who_holds(device: torch.device) -> str:
     except RuntimeError as error:
         return f"the memory of {device} cannot be read ({first_line(error)})"
     if device.type != "cuda":
-        return f"of {size(total)} for this process, {size(free)} are available"
+        return of_the_machine(free, total)
     others = max(0, total - free - ours)
     return (
         f"of the {size(total)} on {device}, {size(free)} are free, {size(ours)} are held by this model and "
         f"{size(others)} by other processes and the driver"
-    )
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether memory ran out, of a device or of the machine; torch, drivers and Python say so in their own ways."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    line = first_line(error).lower()
-    has_its_type = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return has_its_type or "out of memory" in line or "can't allocate memory" in line
-
-
-def step_ran_out(error: BaseException, device: torch.device) -> OutOfMemory:
-    """The answer to a request whose step failed with ``error`` because memory ran out."""
-    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
-    return OutOfMemory(
-        f"Memory ran out while this request was computed: {f'{wanted[1]} were wanted; ' if wanted else ''}"
-        f"{who_holds(device)}. Send a shorter prompt, or have the operator lower kv_memory or max_running."
     )
 
 

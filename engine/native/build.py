@@ -99,7 +99,7 @@ def _apart(runner: NativeRunner, tokens: list[int], expected: torch.Tensor) -> f
     for start, end in zip([0, *ends], ends, strict=False):
         sequence.tokens = tokens[:end]
         (found,) = runner.forward([ScheduledChunk(sequence, start, end - start)])
-        apart.append(difference(found, expected[end - 1]))
+        apart.append(difference(torch.from_numpy(found), expected[end - 1]))
     return max(apart)
 
 

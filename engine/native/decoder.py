@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -22,20 +21,10 @@ from engine.native.errors import NotNative
 from engine.native.mixtures import ACTIVATIONS, Gate, Map, Mixture
 from engine.native.packing import PANEL, Panels, pack_floats, whole
 from engine.native.products import PanelProduct
+from engine.native.runner import Decoder
 from engine.native.structure import Branch, Structure, read_structure
 from engine.native.verify import Rotations, Turns, gain
 from engine.packed.modules import PackedEmbedding, PackedLinear, held_by, is_packed, shape_of
-
-
-@dataclass(slots=True)
-class Decoder:
-    """A model as the C code takes it, with everything that it points to."""
-
-    model: library.Model
-    vocab_size: int
-    num_embeddings: int
-    vector_scale: float
-    kept: list[object] = field(default_factory=list)
 
 
 def require_known(module: Any, probed: list[ProbedLayer], cache: KVCache) -> Structure:

@@ -30,6 +30,8 @@ TARGETS: tuple[str, ...] = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300
+PANEL = 16
+"""Channels of a matrix that lie side by side, as in ``formats.h``."""
 
 
 def _tensors(*names: str) -> tuple[tuple[str, Any], ...]:

@@ -12,7 +12,8 @@ from enum import IntEnum
 
 import torch
 
-PANEL = 16
+from engine.native.library import PANEL as PANEL
+
 GROUP = 32
 BYTES_TOGETHER = 1 << 20
 """How much of a matrix is rearranged at a time, which bounds the memory that it takes, and keeps it in a cache."""

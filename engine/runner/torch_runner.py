@@ -12,7 +12,8 @@ from engine.api.engine import ModelInfo
 from engine.api.errors import OutOfMemory
 from engine.attention.base import AttentionBackend, GraphAttention
 from engine.device.cuda_health import require_device
-from engine.device.device_memory import ran_out, release_idle, step_ran_out
+from engine.device.device_memory import release_idle, who_holds
+from engine.device.shortage import ran_out, step_ran_out
 from engine.model import attention_hook
 from engine.model.loader import LoadedModel, Progress
 from engine.recurrent import mixer_hook
@@ -146,7 +147,7 @@ class ModelRunner:
         if not ran_out(error):
             return None
         self._is_short = True
-        return step_ran_out(error, self._device)
+        return step_ran_out(error, who_holds(self._device))
 
     def check(self) -> None:
         """Raises ``EngineUnavailable`` if the device is lost."""

@@ -228,7 +228,7 @@ def test_vectors_take_the_place_of_embeddings(family: str, config: dict[str, Any
         expected = plain(inputs_embeds=embedded, use_cache=False).logits[0, -1]
     chunks = [ScheduledChunk(make_sequence(text, native.take_blocks(21)), 0, 21)]
     rows = EmbeddingRows(array("i", [4, 5, 20]), vectors)
-    (found,) = native.runner.compute(flatten(chunks, BLOCK_SIZE, embeddings=rows))
+    found = torch.from_numpy(native.runner.compute(flatten(chunks, BLOCK_SIZE, embeddings=rows))[0])
     assert (found - expected).abs().max() < TOLERANCE
     assert (found - plain_logits(plain, text)[-1]).abs().max() > 0.1
 

@@ -195,7 +195,7 @@ class PagedModel:
                 rows = iter(self.runner.forward(chunks))
                 for i, chunk in zip(owners, chunks, strict=True):
                     if chunk.samples:
-                        found[i][done[i] - 1] = next(rows).clone()
+                        found[i][done[i] - 1] = torch.as_tensor(next(rows)).clone()
                     if blocks is None:
                         self.spoil_what_is_passed(chunk.sequence, done[i])
         return found

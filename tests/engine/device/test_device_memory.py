@@ -13,13 +13,12 @@ from engine.device import device_memory
 from engine.device.device_memory import (
     hold_bytes,
     idle_bytes,
-    ran_out,
     refused_without_memory,
     release_idle,
     size,
-    step_ran_out,
     who_holds,
 )
+from engine.device.shortage import ran_out, step_ran_out
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 1 << 30
@@ -88,11 +87,11 @@ def test_whoever_notices_that_memory_ran_out(error: Exception, expected: bool) -
 @pytest.mark.usefixtures("card")
 def test_the_client_of_a_step_hears_the_numbers_and_what_to_do() -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of …")
-    assert str(step_ran_out(error, CUDA)) == (
+    assert str(step_ran_out(error, who_holds(CUDA))) == (
         f"Memory ran out while this request was computed: 2.50 GiB were wanted; {HOLDERS}. Send a shorter prompt, or "
         "have the operator lower kv_memory or max_running."
     )
-    assert str(step_ran_out(MemoryError(), CUDA)).startswith(
+    assert str(step_ran_out(MemoryError(), who_holds(CUDA))).startswith(
         "Memory ran out while this request was computed: of the 80.0 GiB on cuda:0"
     )
 
