@@ -32,7 +32,7 @@ from engine.cache.kv_tensors import KVCache
 from engine.cache.layout import KVShape
 from engine.core.core import Core
 from engine.runner.cuda_graphs import RecordedSteps, batch_sizes
-from engine.sampling.device_sampler import DeviceSampler, Launched
+from engine.sampling.device.device_sampler import DeviceSampler, Launched
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.flat_batch import flatten
 from engine.scheduling.sequence import ScheduledChunk

@@ -24,7 +24,7 @@ from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import CudaRecorder, Recorder, batch_sizes
 from engine.runner.memory_profile import Attention, profile_steps
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import DeviceSampler
+from engine.sampling.device import DeviceSampler
 from engine.scheduling.chunk_budget import FittedCost, RecordedCost, StepCost
 from engine.scheduling.contracts import Runner, Sampler
 

@@ -27,7 +27,7 @@ from engine.model.loader import LoadedModel
 from engine.recurrent.states import RecurrentStates
 from engine.runner.cuda_graphs import recorded_shapes
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import DeviceSampler
+from engine.sampling.device import DeviceSampler
 from engine.scheduling.chunk_budget import MAX_CHUNK
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
-from functools import cache
 from math import inf
 
-import torch
-from torch.nn.functional import embedding
+import numpy as np
 
 from engine.constraints.masks import Mask
 
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_ADDED = np.where(_BITS, np.float32(0), np.float32(-inf))
+"""For each byte, what its bits, the lowest first, add to the logits of their tokens [256, 8]."""
 
-def constrained(logits: torch.Tensor, masks: Batch[Mask | None]) -> torch.Tensor:
+
+def constrained(logits: np.ndarray, masks: Batch[Mask | None]) -> np.ndarray:
     """``logits`` [rows, vocabulary], minus infinity where a row's mask lacks the token; None allows all.
 
-    Returns ``logits`` itself where no row has a mask. Plain tensor operations: llguidance's own function is compiled by
-    torch at its first use, which takes seconds. Each byte of a mask is looked up as the eight numbers to add: for 16
-    rows of 49,152 that takes 0.3 ms, unpacking the bits 3.4 ms.
+    Returns ``logits`` itself where no row has a mask. Each byte of a mask is looked up as the eight numbers to add, so
+    that NaN stays NaN.
     """
-    rows = [row for row, mask in enumerate(masks) if mask is not None]
-    if not rows:
+    if all(mask is None for mask in masks):
         return logits
-    packed = bytearray().join(mask for mask in masks if mask is not None)
-    added = ruling_out(torch.frombuffer(packed, dtype=torch.uint8).to(logits.device).view(len(rows), -1), logits)
-    if len(rows) == len(masks):
-        return logits + added
-    result = logits.clone()
-    result[rows] += added
+    result = logits.copy()
+    for row, mask in zip(result, masks, strict=True):
+        if mask is not None:
+            row += _ADDED.take(np.frombuffer(mask, np.uint8), axis=0).reshape(-1)[: len(row)]
     return result
-
-
-def ruling_out(bits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """What the masks ``bits`` (uint8 [masks, bytes]) add to the rows of ``logits`` [masks, vocabulary]."""
-    return embedding(bits.int(), _added(logits.device)).flatten(1)[:, : logits.shape[1]]
-
-
-@cache
-def _added(device: torch.device) -> torch.Tensor:
-    """For each byte, what its bits, the lowest first, add to the logits of their tokens [256, 8]."""
-    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-    return torch.zeros(256, 8).masked_fill(bits == 0, -inf).to(device)

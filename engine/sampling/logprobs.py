@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Batch
 
-import torch
+import numpy as np
 
 from engine.api.events import TokenLogprobs, TopLogprob
-from engine.sampling.ranking import ranked
+from engine.sampling.draw import most_likely
 from engine.scheduling.sequence import Sequence
 
 # JSON has no infinity: a token of probability zero is reported with this logarithm, lower than any float32 can reach.
 LOWEST_LOGPROB = -9999.0
 
 
-def token_logprobs(logits: torch.Tensor, sequences: Batch[Sequence], tokens: Batch[int]) -> list[TokenLogprobs | None]:
+def token_logprobs(logits: np.ndarray, sequences: Batch[Sequence], tokens: Batch[int]) -> list[TokenLogprobs | None]:
     """For each row that asks, the natural log-probabilities of its token and of its top candidates, descending.
 
     Equal candidates are in the order of their ids. Never infinite: ``LOWEST_LOGPROB`` is the minimum.
     """
     reports: list[TokenLogprobs | None] = [None] * len(sequences)
-    rows, most = rows_that_ask(sequences)
-    if rows:
-        chosen = torch.tensor([[tokens[row]] for row in rows], device=logits.device)
-        for row, numbers in zip(rows, logprob_numbers(logits[rows], chosen, most).tolist(), strict=True):
-            reports[row] = report(numbers, sequences[row])
+    rows, _ = rows_that_ask(sequences)
+    for row in rows:
+        raw, most = logits[row], sequences[row].request.sampling.logprobs or 0
+        # The terms of log_softmax, but only for the tokens that are reported.
+        largest = raw.max()
+        mass = np.log(np.exp(raw - largest).sum())
+        ids = np.append(most_likely(raw, most) if most else np.empty(0, np.int64), tokens[row])
+        values = np.maximum(raw[ids] - largest - mass, np.float32(LOWEST_LOGPROB))
+        best = np.argsort(-values[:-1], kind="stable")[:most]
+        reports[row] = report(values[-1], ids[best], values[best])
     return reports
 
 
@@ -34,15 +40,6 @@ def rows_that_ask(sequences: Batch[Sequence]) -> tuple[list[int], int]:
     return list(asked), max(asked.values(), default=0)
 
 
-def logprob_numbers(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> torch.Tensor:
-    """What ``report`` reads, float64 [rows, 1 + 2 * most], of ``tokens`` [rows, 1]. Reads no number on the host."""
-    raw = logits.log_softmax(dim=-1).clamp_(min=LOWEST_LOGPROB)
-    best, ids = ranked(raw, most)
-    return torch.cat((raw.gather(1, tokens).double(), best.double(), ids.double()), dim=1)
-
-
-def report(numbers: list[float], sequence: Sequence) -> TokenLogprobs:
-    """One row of ``logprob_numbers`` with as many candidates as its sequence asks for."""
-    chosen, *rest = numbers
-    most, asked = len(rest) // 2, sequence.request.sampling.logprobs
-    return TokenLogprobs(chosen, tuple(map(TopLogprob, map(int, rest[most:][:asked]), rest[:most])))
+def report(chosen: float, ids: Iterable[float], logprobs: Iterable[float]) -> TokenLogprobs:
+    """The log-probability of the token, and the ids and log-probabilities of the top candidates, as they are sent."""
+    return TokenLogprobs(float(chosen), tuple(map(TopLogprob, map(int, ids), map(float, logprobs))))

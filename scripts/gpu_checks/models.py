@@ -26,7 +26,7 @@ from engine.model.probe import probe, set_attention
 from engine.platforms.cuda import CudaPlatform
 from engine.platforms.recipe import start_model
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import DeviceSampler
+from engine.sampling.device import DeviceSampler
 from engine.scheduling.sequence import Sequence
 from gpu_checks.machine import Machine
 

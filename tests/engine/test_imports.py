@@ -24,7 +24,9 @@ LIGHT = (
     *(ROOT / name for name in ("api", "core", "scheduling", "text")),
     *(ROOT / "cache" / name for name in ("block_pool.py",)),
     *(ROOT / "constraints" / name for name in ("contracts.py", "masks.py")),
-    *(ROOT / "device" / name for name in ("control_groups.py", "cpu_count.py", "machine_memory.py")),
+    *(ROOT / "device" / name for name in ("control_groups.py", "cpu_count.py", "machine_memory.py", "shortage.py")),
+    *(ROOT / "native" / name for name in ("library.py", "runner.py")),
+    *(ROOT / "sampling").glob("*.py"),
 )
 FRONT = {"server", "pydantic", "starlette", "uvicorn", "fastapi", "httpx", "requests", "aiohttp", "urllib3", "http"}
 

@@ -28,7 +28,8 @@ from engine.platforms.recipe import start_model
 from engine.runner.cuda_graphs import Recorder
 from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
-from engine.sampling import BatchSampler, DeviceSampler
+from engine.sampling import BatchSampler
+from engine.sampling.device import DeviceSampler
 from engine.scheduling.sequence import ScheduledChunk
 
 # What a layer computes of its heads has its own tests; each head costs an interpreted program for each token.

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from engine.sampling.draw import WIDTHS, draw_ranked, row_mass
-from engine.sampling.filters import Filters
-from engine.sampling.ranking import in_order
+from engine.sampling.device.exact_draw import WIDTHS, draw_ranked, row_mass
+from engine.sampling.device.filters import Filters
+from engine.sampling.device.ranking import in_order
 
 WIDTH = WIDTHS[0] + 1
 """How many tokens are ranked. One more than the largest top_k for which that is enough, see ``draw``."""

@@ -19,13 +19,15 @@ import torch
 
 from engine.api.events import TokenLogprobs
 from engine.constraints.masks import Mask
-from engine.sampling.constraints import ruling_out
-from engine.sampling.device_draw import BEYOND, COLUMNS, NOT_FINITE, WIDTH, Kind, choose
-from engine.sampling.draw import WIDTHS, draw
-from engine.sampling.filters import make_filters
-from engine.sampling.logprobs import logprob_numbers, report, rows_that_ask, token_logprobs
+from engine.sampling.device.count_table import CountTable, penalised
+from engine.sampling.device.device_draw import BEYOND, COLUMNS, NOT_FINITE, WIDTH, Kind, choose
+from engine.sampling.device.exact_draw import WIDTHS, draw
+from engine.sampling.device.filters import make_filters
+from engine.sampling.device.logprob_tensors import logprob_numbers, read_report, reported
+from engine.sampling.device.mask_tensors import ruling_out
+from engine.sampling.logprobs import rows_that_ask
 from engine.sampling.noise import uniform
-from engine.sampling.penalties import CountTable, has_penalties, penalised
+from engine.sampling.penalties import has_penalties
 from engine.scheduling.contracts import Sampled
 from engine.scheduling.sequence import Sequence
 
@@ -186,7 +188,7 @@ class DeviceSampler:
         reports: list[TokenLogprobs | None] = [None] * len(tokens)
         if launched.logprobs is not None:
             for row, numbers in zip(launched.plan.asking, launched.logprobs.tolist(), strict=True):
-                reports[row] = report(numbers, sequences[row])
+                reports[row] = read_report(numbers, sequences[row])
         sampled = list(map(Sampled, tokens, reports))
         if beyond := [row for row, mark in enumerate(marks) if mark & BEYOND]:
             for row, again in zip(beyond, self._drawn_again(launched, beyond), strict=True):
@@ -246,7 +248,7 @@ class DeviceSampler:
             filters = make_filters(owners, scores.shape[1], scores.device)
             tokens = draw(scores, filters, [launched.points[row] for row in rows])
             assert launched.raw is not None, "logits are kept for rows that draw"
-            reports = token_logprobs(launched.raw[rows], owners, tokens)
+            reports = reported(launched.raw[rows], owners, tokens)
         return [Sampled(token, logprobs, redrawn=True) for token, logprobs in zip(tokens, reports, strict=True)]
 
     def _on_device(self, *parts: array[Any]) -> list[torch.Tensor]:

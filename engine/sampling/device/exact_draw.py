@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.sampling.filters import Filters, scaled, surviving_mass
-from engine.sampling.ranking import ranked
+from engine.sampling.device.filters import Filters, scaled, surviving_mass
+from engine.sampling.device.ranking import ranked
 
 WIDTHS = (64, 1024)
 """How many tokens are ranked at first, and if these are too few: 0.8 and 5.5 ms for 16 rows of 49,152."""

@@ -11,9 +11,9 @@ import torch
 from support.recording import capture_rules
 from test_sampler import sequence
 
-from engine.sampling.device_draw import BEYOND, NOT_FINITE, WIDTH, Kind, choose
-from engine.sampling.draw import draw
-from engine.sampling.filters import make_filters
+from engine.sampling.device.device_draw import BEYOND, NOT_FINITE, WIDTH, Kind, choose
+from engine.sampling.device.exact_draw import draw
+from engine.sampling.device.filters import make_filters
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 EVERYTHING = Kind()

@@ -1,18 +1,21 @@
-"""The draw against a full sort in float64, where the prefilter is enough and where it is not."""
+"""The draws, of a row and of a device's rows, against a full sort in float64, where the prefilter is enough and where
+it is not."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_sampler import sequence
 from transformers import MinPLogitsWarper
 
 from engine.api.sampling import SamplingParams
-from engine.sampling.draw import WIDTHS, draw
-from engine.sampling.filters import make_filters
+from engine.sampling.device import exact_draw
+from engine.sampling.device.filters import make_filters
+from engine.sampling.draw import WIDTHS, draw, most_likely
 from engine.sampling.noise import uniform
 
 VOCABULARY = 49152
@@ -71,14 +74,15 @@ def compare_with_a_full_sort(spread: float, sampling: dict[str, Any]) -> None:
     rnd = random.Random(2)
     points = [rnd.random() for _ in range(ROWS - 2)] + [0.0, 1 - 2.0**-53]
     owner = sequence(**sampling)
-    tokens = draw(logits, make_filters([owner] * ROWS, VOCABULARY, logits.device), points)
+    on_device = exact_draw.draw(logits, make_filters([owner] * ROWS, VOCABULARY, logits.device), points)
     params = owner.request.sampling
     compared = 0
-    for row, point, token in zip(logits, points, tokens, strict=True):
+    for row, point, token in zip(logits, points, on_device, strict=True):
         expected, distance = oracle(row, point, params)
         # A point this close to a border may fall on either side by the rounding of the row's mass.
         if distance > 1e-6:
             assert token == expected
+            assert draw(row.numpy(), params, point) == expected
             compared += 1
     assert compared > ROWS // 2
 
@@ -86,9 +90,22 @@ def compare_with_a_full_sort(spread: float, sampling: dict[str, Any]) -> None:
 def test_a_point_in_the_tail_is_drawn_by_a_full_sort() -> None:
     """Half of the mass lies beyond the prefilter: a draw from the prefilter alone would never leave it."""
     row = torch.cat([torch.full((WIDTHS[-1],), 1.0), torch.full((VOCABULARY - WIDTHS[-1],), -2.0)])
-    filters = make_filters([sequence()] * 2, VOCABULARY, row.device)
-    inside, outside = draw(row.expand(2, -1), filters, [0.01, 0.99])
+    owner, points = sequence(), [0.01, 0.99]
+    filters = make_filters([owner] * 2, VOCABULARY, row.device)
+    inside, outside = exact_draw.draw(row.expand(2, -1), filters, points)
     assert inside < WIDTHS[-1] <= outside
+    assert [draw(row.numpy(), owner.request.sampling, point) for point in points] == [inside, outside]
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 1000, 20011])
+@pytest.mark.parametrize("levels", [1, 7, 10**6])
+def test_the_most_likely_have_all_that_equal_them(count: int, levels: int) -> None:
+    values = np.random.default_rng(count).integers(0, levels, count).astype(np.float32)
+    for width in (1, 2, 20, 65):
+        found = most_likely(values, width)
+        least = np.sort(values)[-min(width, count)]
+        assert (np.diff(found) > 0).all()
+        assert set(np.flatnonzero(values >= least)) <= set(found)
 
 
 def test_uniform_numbers_are_spread_evenly_and_do_not_depend_on_their_neighbours() -> None:

@@ -6,6 +6,7 @@ import gc
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from test_sampler import sequence
@@ -13,8 +14,13 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
-from engine.sampling.penalties import CountTable, Penalties, penalised
+from engine.sampling.device.count_table import CountTable, penalised
+from engine.sampling.penalties import Penalties
 from engine.scheduling.sequence import Sequence
+
+
+def penalised_by(penalties: Penalties, logits: torch.Tensor, owners: list[Sequence]) -> torch.Tensor:
+    return torch.from_numpy(penalties.apply(logits.numpy(), owners))
 
 
 def test_the_formula() -> None:
@@ -27,11 +33,11 @@ def test_the_formula() -> None:
     expected[0, 1] -= 0.5 + 2 * 0.25
     expected[0, 4] -= 0.5 + 0.25
     expected[1, 5] += 1.0
-    assert torch.equal(Penalties().apply(logits, owners), expected)
+    assert torch.equal(penalised_by(Penalties(), logits, owners), expected)
 
 
 def test_nothing_to_penalise_costs_no_copy() -> None:
-    logits = torch.zeros(2, 6)
+    logits = np.zeros((2, 6), np.float32)
     assert Penalties().apply(logits, [sequence((1,)), sequence(presence_penalty=1.0)]) is logits
 
 
@@ -49,7 +55,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
         logits = torch.randn(4, 500, generator=generator) * 5
         logits[:, ::7] = -math.inf
         expected = reference(torch.tensor([owner.tokens for owner in owners]), logits.clone())
-        assert torch.equal(penalties.apply(logits, owners), expected)
+        assert torch.equal(penalised_by(penalties, logits, owners), expected)
         for owner in owners:
             owner.tokens += torch.randint(500, (3,), generator=generator).tolist()
 
@@ -59,7 +65,7 @@ def test_the_repetition_penalty_comes_first_and_the_others_do_not_count_the_prom
     other = sequence((0,), presence_penalty=1.0)  # its prompt and its answer are token 0
     logits = torch.tensor([[4.0, 4.0, 4.0, -4.0], [4.0, 4.0, 4.0, 4.0]])
     expected = [[2.0, 4.0, 4.0, -8.0 - 0.5 - 0.5], [3.0, 4.0, 4.0, 4.0]]
-    assert Penalties().apply(logits, [owner, other]).tolist() == expected
+    assert penalised_by(Penalties(), logits, [owner, other]).tolist() == expected
 
 
 def test_rows_come_and_go() -> None:
@@ -69,7 +75,7 @@ def test_rows_come_and_go() -> None:
     for step in range(6):
         batch = owners[step % 3 :: 2]
         logits = torch.randn(len(batch), 16, generator=torch.Generator().manual_seed(step))
-        assert torch.equal(penalties.apply(logits, batch), Penalties().apply(logits, batch))
+        assert torch.equal(penalised_by(penalties, logits, batch), penalised_by(Penalties(), logits, batch))
         for owner in batch:
             owner.tokens.append(step)
 
@@ -77,7 +83,7 @@ def test_rows_come_and_go() -> None:
 def test_counts_do_not_outlive_their_sequence() -> None:
     penalties = Penalties()
     owners = [sequence((1,), presence_penalty=1.0) for _ in range(3)]
-    penalties.apply(torch.zeros(3, 4), owners)
+    penalised_by(penalties, torch.zeros(3, 4), owners)
     assert len(penalties._counts) == 3
     del owners[1:]
     gc.collect()
@@ -116,7 +122,7 @@ def test_counts_on_the_device_make_the_same_numbers() -> None:
             Sequence(owner.request, 0, owner.tokens + [token] * (token >= 0))
             for owner, token in zip(batch, pending, strict=True)
         ]
-        assert torch.equal(on_device(table, logits, batch, pending), Penalties().apply(logits, known))
+        assert torch.equal(on_device(table, logits, batch, pending), penalised_by(Penalties(), logits, known))
         for owner in batch:
             owner.tokens += [rnd.randrange(30) for _ in range(rnd.randrange(3))]
         if step % 5 == 0:
