@@ -16,7 +16,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 ASK_SECONDS = 120
 _ASK_ENGINE = """
 import json, sys
-from engine.build import default_threads
+from engine.device.cpu_count import default_threads
 from engine.model.loader import resolve_device
 print(json.dumps({"device": str(resolve_device(sys.argv[1])), "threads": default_threads()}))
 """

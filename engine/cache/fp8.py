@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 
-SCALE_BYTES = 1
 # 448 is 1.75 * 2^8: a number that is at most 1.75 * 2^E fits with the scale 2^(E - 8).
 LARGEST_EXPONENT = 8
 # Added to the bits of a float32, this carries into the exponent what is above 1.75.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 
 import torch
 
 from engine.cache.layout import KVShape, num_groups
+from engine.cache.lazy_memory import zeroed
 
 
 class KVCache:
@@ -55,7 +55,4 @@ class KVCache:
         shape = (self.num_blocks[layer.group], self.block_size, layer.heads, *sizes)
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
-        # Memory that the system hands out zeroed when it is first written: a start does not wait for
-        # gigabytes to be cleared, and a cache that stays half empty takes half.
-        lazy = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(lazy, dtype=dtype).view(shape)
+        return torch.frombuffer(zeroed(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

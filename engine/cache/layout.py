@@ -1,17 +1,26 @@
-"""How much one block of the paged cache takes, and how many fit."""
+"""How much one block of the paged cache takes, and how many fit. No torch."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
+from typing import NamedTuple, Protocol
 
 from engine.api.block_groups import BlockGroup, Window, sequence_blocks
 from engine.api.errors import ModelRefused
-from engine.cache.fp8 import SCALE_BYTES
+
+SCALE_BYTES = 1
+"""Of a scale of ``engine.cache.fp8``."""
+
+
+class NumberType(Protocol):
+    """A type of numbers, torch's or NumPy's."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        ...
 
 
 class KVShape(NamedTuple):
@@ -65,9 +74,9 @@ class CachePlan:
         return self.max_running + self.num_snapshots
 
 
-def block_bytes(shapes: list[KVShape], block_size: int, dtype: torch.dtype, *, fp8: bool = False) -> int:
+def block_bytes(shapes: list[KVShape], block_size: int, dtype: NumberType, *, fp8: bool = False) -> int:
     """Bytes that one block takes over all layers. ``fp8`` stores a byte for each number and the scales."""
-    item = 1 if fp8 else int(dtype.itemsize)
+    item = 1 if fp8 else dtype.itemsize
     scales = sum(shape.heads * (1 if shape.values_in_keys else 2) for shape in shapes) if fp8 else 0
     return block_size * (sum(shape.numbers for shape in shapes) * item + scales * SCALE_BYTES)
 
@@ -80,7 +89,7 @@ class GroupDemand(NamedTuple):
 
 
 def group_demands(
-    shapes: list[KVShape], windows: Sequence[Window | None], block_size: int, dtype: torch.dtype, *, fp8: bool = False
+    shapes: list[KVShape], windows: Sequence[Window | None], block_size: int, dtype: NumberType, *, fp8: bool = False
 ) -> list[GroupDemand]:
     """What each layer group needs."""
     by_group = ([shape for shape in shapes if shape.group == group] for group in range(len(windows)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+
+from engine.cache.lazy_memory import zeroed
 
 _ALIGNMENT = 64
 """Bytes: where a state begins in its slot, so that vector instructions and views of any type can read it."""
@@ -42,9 +43,7 @@ class StateCache:
         self.device = device
         width = slot_bytes(shapes)
         if device.type == "cpu" and width * num_slots:
-            # Memory that the system hands out zeroed when it is first written, as for keys and values.
-            lazy = mmap.mmap(-1, width * num_slots, access=mmap.ACCESS_COPY)
-            self._slots = torch.frombuffer(lazy, dtype=torch.uint8).view(num_slots, width)
+            self._slots = torch.frombuffer(zeroed(width * num_slots), dtype=torch.uint8).view(num_slots, width)
         else:
             self._slots = torch.zeros(num_slots, width, dtype=torch.uint8, device=device)
         ends = [sum(shape.bytes for shape in shapes[: index + 1]) for index in range(len(shapes))]

@@ -9,6 +9,15 @@ from pathlib import Path
 from engine.device import control_groups
 
 
+def default_threads() -> int:
+    """OMP_NUM_THREADS if set, as in every torch program; else all cores, minus one for the front end if over two."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    usable = cores()
+    return usable - 1 if usable > 2 else usable
+
+
 def cores(root: Path = Path("/")) -> int:
     """The cores that this process may use, those of its quota rounded up. ``root`` is where /proc and /sys are.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from engine.api.block_groups import sequence_blocks
 from engine.api.engine import EngineConfig, ModelInfo
 from engine.cache.layout import CachePlan, GroupDemand
+from engine.cache.plan_summary import log_blocks, log_context
 from engine.cache.state_tensors import slot_bytes
 from engine.device.device_memory import idle_bytes
 from engine.model.loader import LoadedModel
@@ -49,7 +49,8 @@ def log_summary(
 
     ``max_running`` is what was asked for, ``step_bytes`` what steps take beside weights and caches.
     """
-    _log_blocks(model, plan, config, demands)
+    kind = "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch.")
+    log_blocks(plan, config.block_size, kind, demands)
     if per_slot := slot_bytes(model.probe.states):
         _log.info(
             "Recurrent states: %.1f MiB a sequence; %d sequences can run, and %d snapshots are kept, in %.0f MiB",
@@ -76,35 +77,4 @@ def log_summary(
             "Texts of more than %d tokens are rotated by the long factors; one that grows beyond is computed again",
             model.long_rope.original,
         )
-    if model.limit:
-        _log.warning("The context is %d tokens: %s", model.max_context, model.limit)
-    if plan.max_context < model.max_context:
-        _log.warning(
-            "The context is shortened from %d to %d tokens, all that the KV cache holds; raise kv_memory for more",
-            model.max_context,
-            plan.max_context,
-        )
-
-
-def _log_blocks(model: LoadedModel, plan: CachePlan, config: EngineConfig, demands: Sequence[GroupDemand]) -> None:
-    size = config.block_size
-    counts = [group.num_blocks for group in plan.groups]
-    whole = [sequence_blocks(demand.window, plan.max_context, size, 1) for demand in demands]
-    _log.info(
-        "KV cache: %d tokens of %s in %.0f MiB, %d bytes a token, %.1f sequences at the full context of %d tokens",
-        counts[0] * size,
-        "fp8" if config.kv_dtype == "fp8" else str(model.module.dtype).removeprefix("torch."),
-        sum(count * demand.bytes_per_block for count, demand in zip(counts, demands, strict=True)) / 2**20,
-        sum(demand.bytes_per_block for demand in demands) // size,
-        min(count / needed for count, needed in zip(counts, whole, strict=True)),
-        plan.max_context,
-    )
-    for group, demand, needed in zip(plan.groups, demands, whole, strict=True):
-        if group.window is not None:
-            _log.info(
-                "Layers with a %s keep %d tokens, %d bytes a token, and up to %d of one sequence while it is decoded",
-                group.window,
-                group.num_blocks * size,
-                demand.bytes_per_block // size,
-                needed * size,
-            )
+    log_context(plan, model.max_context, model.limit)

@@ -10,9 +10,9 @@ from engine.api.errors import ModelRefused
 from engine.attention.gather import ReferenceAttention
 from engine.cache.kv_tensors import KVCache
 from engine.cache.state_tensors import StateCache
-from engine.device.machine_memory import available_bytes
 from engine.model.loader import LoadedModel, Progress
 from engine.native.errors import NotNative, WeightsGone
+from engine.platforms import machine
 from engine.recurrent.states import RecurrentStates
 from engine.runner.memory_profile import Attention
 from engine.runner.torch_runner import ModelRunner
@@ -22,16 +22,11 @@ from engine.scheduling.contracts import Runner, Sampler
 
 _log = logging.getLogger(__name__)
 
-# The other three quarters are for packing the weights, which are loaded by then, for steps, for what the allocator
-# holds back, and for the front end and further models under the same limit.
-CACHE_SHARE = 0.25
-CACHE_LIMIT_BYTES = 2 << 30
-
 
 class CpuPlatform:
     """``Platform`` of the processor."""
 
-    max_running = 64
+    max_running = machine.MAX_RUNNING
     scratch_blocks = 0
     runs_ahead = False  # nothing computes while the host does something else
 
@@ -52,12 +47,7 @@ class CpuPlatform:
         return ReferenceAttention, 0
 
     def cache_bytes(self, kv_memory: float | None, reserved: int) -> int:
-        """Default: a quarter of the free memory and 2 GiB at most. Bytes are taken as given, because untouched pages
-        take no memory."""
-        free = max(0, available_bytes() - reserved)
-        if kv_memory is None:
-            return min(CACHE_LIMIT_BYTES, int(free * CACHE_SHARE))
-        return int(kv_memory if kv_memory > 1 else free * kv_memory)
+        return machine.cache_bytes(kv_memory, reserved)
 
     def bind(
         self,

@@ -32,7 +32,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def have(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
     for name in ("available_bytes", "total_bytes"):
         monkeypatch.setattr(device_memory, name, lambda: memory)
-    monkeypatch.setattr("engine.platforms.cpu.available_bytes", lambda: memory)
+    monkeypatch.setattr("engine.platforms.machine.available_bytes", lambda: memory)
 
 
 def looked_at(folder: Path, name: str, **settings: Any) -> ModelReport:

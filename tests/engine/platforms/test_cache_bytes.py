@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from engine.api.errors import ModelRefused
-from engine.platforms import cpu, cuda
-from engine.platforms.cpu import CACHE_LIMIT_BYTES, CpuPlatform
+from engine.platforms import cuda, machine
+from engine.platforms.cpu import CpuPlatform
 from engine.platforms.cuda import CudaPlatform
+from engine.platforms.machine import CACHE_LIMIT_BYTES
 
 
 def test_a_cpu_gives_bytes_a_share_or_the_default() -> None:
@@ -19,7 +20,7 @@ def test_a_cpu_gives_bytes_a_share_or_the_default() -> None:
 
 
 def test_a_cpu_gives_a_quarter_and_takes_only_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     assert CpuPlatform().cache_bytes(None, 200) == 200
     assert CpuPlatform().cache_bytes(0.5, 200) == 400
     assert CpuPlatform().cache_bytes(5000.0, 200) == 5000
