@@ -1,14 +1,16 @@
-"""Builds the core of an engine from a model folder: tokenizer, runner, sampler, grammars."""
+"""Builds the core of an engine from a model folder: tokenizer, runner, sampler, grammars.
+
+Torch is imported only where no earlier start has left an image of the model (``engine.image``).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from engine.api.engine import EngineConfig, ModelInfo
@@ -16,13 +18,15 @@ from engine.api.errors import ModelRefused
 from engine.constraints.contracts import Grammars
 from engine.constraints.missing import MissingGrammars
 from engine.core.core import Core
-from engine.device.cpu_count import cores
+from engine.device.cpu_count import default_threads
 from engine.failures import NOT_FAILURES, refused_as, sentence
-from engine.model.loader import Progress, load_model
-from engine.platforms.recipe import platform_of, start_model
+from engine.image.start import runner_of_image
+from engine.sampling import BatchSampler
 from engine.scheduling.contracts import Runner
 
 _log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
 
 
 def build_core(config: EngineConfig, progress: Progress) -> Core:
@@ -31,9 +35,18 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     The context is shortened to what the cache can hold for one sequence, see ``ModelInfo.max_context``. Raises
     ``ModelRefused``.
     """
-    torch.set_num_threads(config.threads or default_threads())
     progress("reading tokenizer", 0.0)
     tokenizer = load_tokenizer(Path(config.path))
+    mapped = runner_of_image(config, progress)
+    if mapped is not None:
+        progress("preparing grammars", 0.0)
+        return Core(mapped, BatchSampler(), tokenizer, config, grammars=build_grammars(tokenizer, mapped.info))
+    progress("importing torch", 0.0)
+    import torch
+
+    from engine.platforms.recipe import platform_of
+
+    torch.set_num_threads(config.threads or default_threads())
     runner = build_runner(config, progress, tokenizer)
     progress("preparing grammars", 0.0)
     grammars = build_grammars(tokenizer, runner.info)
@@ -61,6 +74,9 @@ def build_grammars(tokenizer: Tokenizer, info: ModelInfo) -> Grammars | None:
 
 def build_runner(config: EngineConfig, progress: Progress, tokenizer: Tokenizer) -> Runner:
     """The model on its device with a cache as large as the configured memory allows. Raises ``ModelRefused``."""
+    from engine.model.loader import load_model
+    from engine.platforms.recipe import start_model
+
     eos_ids = _tokenizer_eos_ids(Path(config.path), tokenizer)
     return start_model(lambda: load_model(config, progress), config, eos_ids, progress)
 
@@ -78,15 +94,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not isinstance(backend, Tokenizer):
         raise ModelRefused(f"{folder} holds no tokenizer.json, and {type(wrapper).__name__} cannot be converted to one")
     return backend
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS if set, as in every torch program; else all cores, minus one for the front end if over two."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        threads: int = torch.get_num_threads()
-        return threads
-    usable = cores()
-    return usable - 1 if usable > 2 else usable
 
 
 def _tokenizer_eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:

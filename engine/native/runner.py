@@ -36,8 +36,8 @@ class NativeRunner:
 
     def __init__(self, code: Any, decoder: Decoder, info: ModelInfo, threads: int) -> None:
         self.info = info
-        self._code = code
-        self._decoder = decoder
+        self.code = code
+        self.decoder = decoder
         self._engine = code.castor_open(ctypes.byref(decoder.model), threads)
         if not self._engine:
             raise MemoryError("there is no memory, or there are no threads, for the native forward")
@@ -81,9 +81,9 @@ class NativeRunner:
             *(values.buffer_info()[0] for values in (batch.positions, tables, starts, batch.sample_rows)),
             self._logits.ctypes.data,
         )
-        if self._code.castor_forward(self._engine, ctypes.byref(step)) != 0:
+        if self.code.castor_forward(self._engine, ctypes.byref(step)) != 0:
             raise MemoryError(f"no memory for the activations of {len(batch.tokens)} tokens")
-        return self._logits[:wanted, : self._decoder.vocab_size]
+        return self._logits[:wanted, : self.decoder.vocab_size]
 
     def _embedded(self, batch: FlatBatch) -> tuple[array[int], np.ndarray | None]:
         """The tokens, and the vectors that stand for some of them: -1 means the first vector, -2 the next one."""
@@ -93,10 +93,10 @@ class NativeRunner:
             for number, row in enumerate(batch.embeddings.rows):
                 ids[row] = -1 - number
             vectors = np.ascontiguousarray(
-                np.asarray(batch.embeddings.vectors, np.float32) * np.float32(self._decoder.vector_scale)
+                np.asarray(batch.embeddings.vectors, np.float32) * np.float32(self.decoder.vector_scale)
             )
         given = np.frombuffer(ids, np.int32)
-        if given.min() < -(0 if vectors is None else len(vectors)) or given.max() >= self._decoder.num_embeddings:
+        if given.min() < -(0 if vectors is None else len(vectors)) or given.max() >= self.decoder.num_embeddings:
             raise IndexError("a step has tokens that are not in the vocabulary")
         return ids, vectors
 

@@ -37,10 +37,13 @@ class PanelFile:
     def __init__(self, folder: Path, sources: Sequence[Path]) -> None:
         found = [(str(path.resolve()), path.stat()) for path in sources]
         code = hashlib.sha256(Path(packing.__file__).read_bytes()).hexdigest()
+        self.sources = [Path(name) for name, _ in found]
         self._of = [[[name, stat.st_size, stat.st_mtime_ns] for name, stat in found], code]
-        self._path = folder / f"{hashlib.sha256(found[0][0].encode()).hexdigest()[:16]}.panels"
+        self.path = folder / f"{hashlib.sha256(found[0][0].encode()).hexdigest()[:16]}.panels"
         self._entries: dict[str, tuple[int, int, int, int]] = {}  # format, offset, panels, bytes of a panel
         self._mapped: np.ndarray | None = None
+        self.places: list[tuple[int, int, int]] = []
+        """Where parts of the file are mapped: address, offset in the file, bytes."""
         self._file: Any = None
         try:
             if not self._read():
@@ -70,44 +73,50 @@ class PanelFile:
             self._give_up(error)
             return made
         self._entries[name] = int(format), start, count, size
+        self.places.append((mapped.ctypes.data, start, mapped.nbytes))
         return Panels(torch.from_numpy(mapped), format)
 
-    def finish(self) -> None:
-        """Give the file its name, once all panels are made; until then no other process sees it."""
+    def finish(self) -> bool:
+        """Give the file its name, once all panels are made; until then no other process sees it.
+
+        Whether the next start finds it.
+        """
         if self._file is None:
-            return
+            return self._mapped is not None
         try:
             index = json.dumps({"of": self._of, "entries": self._entries}).encode()
             self._file.write(index + len(index).to_bytes(_LENGTH, "little"))
             self._file.flush()
             os.fsync(self._file.fileno())  # bytes before the name, or a power loss could leave other numbers
-            os.replace(self._file.name, self._path)
+            os.replace(self._file.name, self.path)
         except OSError as error:
             self._give_up(error)
-        else:
-            self._file.close()
-            self._file = None
+            return False
+        self._file.close()
+        self._file = None
+        return True
 
     def _read(self) -> bool:
         """Map what an earlier start kept; False if that is not of these sources."""
-        index = _index_of(self._path)
+        index = _index_of(self.path)
         if index is None or index["of"] != self._of:
             return False
         self._entries = {name: tuple(entry) for name, entry in index["entries"].items()}
-        self._mapped = np.memmap(self._path, np.uint8, "c")
+        self._mapped = np.memmap(self.path, np.uint8, "c")
+        self.places.append((self._mapped.ctypes.data, 0, self._mapped.nbytes))
         return True
 
     def _begin(self) -> None:
-        folder = self._path.parent
+        folder = self.path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for other in folder.glob("*.panels"):
             index = _index_of(other)
-            if index is None or other == self._path or not all(Path(name).exists() for name, *_ in index["of"][0]):
+            if index is None or other == self.path or not all(Path(name).exists() for name, *_ in index["of"][0]):
                 other.unlink(missing_ok=True)
-        for part in folder.glob(f"{self._path.stem}.*.part"):  # of a start that was ended; one that still runs goes on
+        for part in folder.glob(f"{self.path.stem}.*.part"):  # of a start that was ended; one that still runs goes on
             part.unlink(missing_ok=True)
         self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - open for as long as the model is loaded
-            dir=folder, prefix=f"{self._path.stem}.", suffix=".part", delete=False
+            dir=folder, prefix=f"{self.path.stem}.", suffix=".part", delete=False
         )
 
     def _give_up(self, error: OSError) -> None:

@@ -23,9 +23,12 @@ from engine.device.device_memory import (
     size,
     who_holds,
 )
+from engine.image.keep import keep_image
+from engine.image.sample import digest_of_logits
 from engine.model.loader import LoadedModel, Progress, resolve_device
 from engine.model.summary import log_summary, model_info
 from engine.native.errors import WeightsGone
+from engine.native.runner import NativeRunner
 from engine.platforms.base import Platform
 from engine.platforms.cpu import CpuPlatform
 from engine.platforms.cuda import CudaPlatform
@@ -88,20 +91,30 @@ def start_model(
             _log.warning(
                 "The largest steps take %s and may fail: %s; lower kv_memory", size(reserved), who_holds(device)
             )
-        _keep_panels(model)
+        _keep(model, runner, cache, config)
         return runner
     _log.warning("Computed by torch, which is slower, and not natively: %s", reason)
     # Only here, after the exception and with it the packed weights are freed: the memory may not hold both.
     del model
     model = load()
-    _keep_panels(model)
-    return ModelRunner(model, attention(cache), info, RecurrentStates(states))
+    runner = ModelRunner(model, attention(cache), info, RecurrentStates(states))
+    _keep(model, runner, cache, config)
+    return runner
 
 
-def _keep_panels(model: LoadedModel) -> None:
-    """Keep them for the next start. Nobody waits until the disk has them."""
-    if model.panels is not None:
-        Thread(target=model.panels.finish, name="keep-panels", daemon=True).start()
+def _keep(model: LoadedModel, runner: Runner, cache: KVCache, config: EngineConfig) -> None:
+    """Keep for the next start what this one has made. Nobody waits until the disk has it."""
+    panels = model.panels
+    if panels is None:
+        return
+    # Here, while the runner computes nothing else.
+    logits = digest_of_logits(runner) if isinstance(runner, NativeRunner) else ""
+
+    def keep() -> None:
+        if panels.finish() and isinstance(runner, NativeRunner):
+            keep_image(model, runner, cache, config, logits)
+
+    Thread(target=keep, name="keep-model", daemon=True).start()
 
 
 def _allocate_caches(

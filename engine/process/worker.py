@@ -148,8 +148,7 @@ def serve(core: WorkerCore, border: Border) -> None:
 
 
 def build_real_core(config: EngineConfig, progress: Progress) -> WorkerCore:
-    """The real core. Imported late, because importing torch takes seconds and the parent gets a sign of life first."""
-    progress("importing torch", 0.0)
+    """The real core. Imported late, because that takes a moment and the parent gets a sign of life first."""
     from engine.build import build_core
 
     return build_core(config, progress)

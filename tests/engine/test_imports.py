@@ -22,10 +22,12 @@ BORDER = ROOT / "process"
 LIGHT = (
     BORDER,
     *(ROOT / name for name in ("api", "core", "scheduling", "text")),
-    *(ROOT / "cache" / name for name in ("block_pool.py",)),
+    *(ROOT / "cache" / name for name in ("block_pool.py", "layout.py", "lazy_memory.py", "plan_summary.py")),
     *(ROOT / "constraints" / name for name in ("contracts.py", "masks.py")),
     *(ROOT / "device" / name for name in ("control_groups.py", "cpu_count.py", "machine_memory.py", "shortage.py")),
+    *(ROOT / "image" / name for name in ("image_file.py", "sample.py", "start.py", "links.py")),
     *(ROOT / "native" / name for name in ("library.py", "runner.py")),
+    ROOT / "platforms" / "machine.py",
     *(ROOT / "sampling").glob("*.py"),
 )
 FRONT = {"server", "pydantic", "starlette", "uvicorn", "fastapi", "httpx", "requests", "aiohttp", "urllib3", "http"}

@@ -1,0 +1,121 @@
+"""Images on disk: what one belongs to, and that not a byte of it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import engine
+from engine.api.engine import EngineConfig
+
+# Neither the structures nor the facts that are kept with them depend on these.
+_OF_A_START = {"kv_memory", "max_running", "max_waiting", "step_target_ms", "threads", "state_stride", "cuda_graphs"}
+_DEVICES = ("nvidia*", "kfd", "dxg")
+_DIGEST = hashlib.sha256().digest_size
+_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """``data`` are the bytes of the structures, mapped so that writing changes no file; ``pointers`` are those of
+    ``engine.image.links``; ``facts`` is what was kept with them."""
+
+    data: np.ndarray
+    pointers: np.ndarray
+    facts: dict[str, Any]
+
+
+def image_path(config: EngineConfig) -> Path | None:
+    """Where the image of a model is kept; None for an engine that keeps none."""
+    if config.cache_dir is None or not config.native or config.device not in ("auto", "cpu"):
+        return None
+    name = hashlib.sha256(str(Path(config.path).resolve()).encode()).hexdigest()[:16]
+    return Path(config.cache_dir) / "panels" / f"{name}.image"
+
+
+def owner(config: EngineConfig) -> dict[str, Any]:
+    """What an image belongs to beside the sources of its panels: the model's folder, the settings and the code.
+
+    The devices are what "auto" chooses from.
+    """
+    settings = {name: value for name, value in asdict(config).items() if name not in _OF_A_START}
+    return {
+        "folder": states(sorted(path for path in Path(config.path).iterdir() if path.is_file())),
+        "settings": settings,
+        "code": _code(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        "devices": sorted(str(path) for name in _DEVICES for path in Path("/dev").glob(name)),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+
+
+def states(paths: Iterable[Path]) -> list[list[Any]]:
+    """Name, bytes and time of change of each file."""
+    found = ((path, path.stat()) for path in paths)
+    return [[str(path), kept.st_size, kept.st_mtime_ns] for path, kept in found]
+
+
+def write_image(path: Path, data: Iterable[bytes], pointers: np.ndarray, facts: dict[str, Any]) -> None:
+    """Keep an image under its name once it is whole, and delete those of models that are gone. Raises ``OSError``."""
+    for other in path.parent.glob("*.image"):
+        found = read_image(other)
+        if found is None or not all(Path(name).exists() for name, *_ in found.facts["sources"]):
+            other.unlink(missing_ok=True)
+    digest, length = hashlib.sha256(), 0
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}.", suffix=".new", delete=False) as file:
+        try:
+            for chunk in data:
+                file.write(chunk)
+                digest.update(chunk)
+                length += len(chunk)
+            told = json.dumps({**facts, "length": length, "pointers": len(pointers)}).encode()
+            rest = pointers.tobytes() + told + len(told).to_bytes(_LENGTH, "little")
+            digest.update(rest)
+            file.write(rest + digest.digest())
+            file.flush()
+            os.fsync(file.fileno())  # bytes before the name, as for panels
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def read_image(path: Path) -> Image | None:
+    """The image of a file; None where there is none, or one that is not whole."""
+    try:
+        found = path.stat()
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return None  # others can have written it, and it holds addresses
+        data = np.memmap(path, np.uint8, "c")
+        told = data[-_DIGEST - _LENGTH : -_DIGEST]
+        end = len(data) - _DIGEST - _LENGTH
+        size = int.from_bytes(told.tobytes(), "little")
+        if hashlib.sha256(data[:-_DIGEST].data).digest() != data[-_DIGEST:].tobytes():
+            return None
+        facts = json.loads(data[end - size : end].tobytes())
+        length, count = facts["length"], facts["pointers"]
+        if length + 24 * count != end - size:
+            return None
+        return Image(data[:length], data[length : end - size].view(np.int64).reshape(count, 3), facts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@cache
+def _code() -> str:
+    """A digest of the sources of the engine, C included: other code may describe another model."""
+    root, digest = Path(engine.__file__).parent, hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".h", ".c")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
