@@ -158,7 +158,8 @@ def compare_castor(config: EngineConfig, windows: list[list[int]], tops: list[li
     for place in range(len(windows[0])):
         for sequence, window in zip(sequences, windows, strict=True):
             sequence.tokens = window[: place + 1]
-        logprobs = runner.forward([ScheduledChunk(sequence, place, 1) for sequence in sequences]).log_softmax(-1)
+        logits = runner.forward([ScheduledChunk(sequence, place, 1) for sequence in sequences])
+        logprobs = torch.as_tensor(logits).log_softmax(-1)
         for row, top in zip(logprobs, tops, strict=True):
             token, logprob = top[place]
             compared.add(int(row.argmax()) == token, abs(float(row[token]) - logprob))

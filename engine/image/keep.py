@@ -47,5 +47,5 @@ def keep_image(model: LoadedModel, runner: NativeRunner, cache: KVCache, config:
             "logits": logits,
         }
         write_image(path, linked.chunks(), linked.pointers, facts)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         _log.warning("The next start loads and proves the model again, because that cannot be kept: %s", error)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _ALIGNED = 64
+_CHUNK = 1 << 20
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 
 
@@ -34,9 +35,10 @@ class Linked:
     pointers: np.ndarray
 
     def chunks(self) -> Iterable[bytes]:
-        """The bytes."""
+        """The bytes, few enough at a time that they take no memory to speak of."""
         for address, length in self.parts:
-            yield ctypes.string_at(address, length)
+            for start in range(0, length, _CHUNK):
+                yield ctypes.string_at(address + start, min(_CHUNK, length - start))
             yield bytes(-length % _ALIGNED)
 
 

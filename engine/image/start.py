@@ -48,7 +48,7 @@ def runner_of_image(config: EngineConfig, progress: Callable[[str, float], None]
             return None
         progress("mapping weights", 0.0)
         return _runner(image, config)
-    except (OSError, LookupError, TypeError, ValueError, NotNative) as error:
+    except (ImportError, LookupError, MemoryError, NotNative, OSError, TypeError, ValueError) as error:
         _log.warning("The image of the model cannot be used: %s", error)
         return None
 
