@@ -43,7 +43,7 @@ class Linked:
 
 
 def link(root: ctypes.Structure, kept: Iterable[object], others: Sequence[Region]) -> Linked:
-    """``root`` and the ``kept`` arrays of ctypes and tensors that it leads to; ``root`` is at the beginning.
+    """``root`` and the ``kept`` arrays of ctypes and tensors that it leads to: ``root`` first, the largest last.
 
     Raises ``ValueError`` for a pointer that leads to none of these and to no region of ``others``.
     """
@@ -56,12 +56,15 @@ def link(root: ctypes.Structure, kept: Iterable[object], others: Sequence[Region
             found.setdefault(item.data_ptr(), item)
     parts, regions, offset = [], list(others), 0
     structures = []
-    for address, item in found.items():
-        is_tensor = hasattr(item, "data_ptr")
-        length = item.nbytes if is_tensor else ctypes.sizeof(item)
+    sizes = {
+        address: item.nbytes if hasattr(item, "data_ptr") else ctypes.sizeof(item) for address, item in found.items()
+    }
+    first, *rest = found.items()
+    for address, item in [first, *sorted(rest, key=lambda pair: sizes[pair[0]])]:
+        length = sizes[address]
         parts.append((address, length))
         regions.append(Region(address, length, 0, offset))
-        if not is_tensor:
+        if isinstance(item, (ctypes.Array, ctypes.Structure)):
             structures.append((address, offset, _pointers_in(type(item))))
         offset += -(-length // _ALIGNED) * _ALIGNED
     return Linked(parts, _resolved(structures, sorted(regions)))

@@ -253,6 +253,25 @@ def test_an_image_that_computes_other_numbers_is_not_used(
     assert "computes other numbers than the model did" in caplog.text
 
 
+def test_weights_beyond_the_digest_are_checked_by_what_they_compute(
+    kept: tuple[EngineConfig, list[Any]], image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, _ = kept
+    found = read_image(image)
+    assert found is not None
+    data = found.data.tobytes()
+    monkeypatch.setattr(image_file, "_DIGESTED", len(data) // 2)
+    half = len(data) // 2 // 64 * 64
+    write_image(image, [data[:half], data[half:]], found.pointers, found.facts)
+    assert is_lean(config)
+    changed = bytearray(image.read_bytes())
+    changed[half : len(data)] = bytes(len(data) - half)
+    image.write_bytes(changed)
+    assert read_image(image) is not None
+    assert not is_lean(config)
+    assert "computes other numbers than the model did" in caplog.text
+
+
 def test_more_memory_than_the_image_has_angles_for_takes_a_new_one(tmp_path: Path, native: Path) -> None:
     folder = prepared(tmp_path, "llama")
     small, large = (config_in(tmp_path, folder, native, kv_memory=size) for size in (4e4, 8e6))
