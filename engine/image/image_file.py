@@ -75,6 +75,8 @@ def write_image(path: Path, data: Iterable[bytes], pointers: np.ndarray, facts: 
         found = read_image(other)
         if found is None or not all(Path(name).exists() for name, *_ in found.facts["sources"]):
             other.unlink(missing_ok=True)
+    for part in path.parent.glob(f"{path.stem}.*.new"):  # of a start that was ended
+        part.unlink(missing_ok=True)
     digest, length, digested = hashlib.sha256(), 0, 0
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}.", suffix=".new", delete=False) as file:
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.machines import machine
 
-from engine.device.cpu_count import cores
+from engine.device import cpu_count
+from engine.device.cpu_count import cores, default_threads
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +49,16 @@ def test_a_mount_that_shows_a_group_of_the_host(tmp_path: Path) -> None:
     mount = "33 31 0:30 /docker/abc /sys/fs/cgroup/cpus rw - cgroup cgroup rw,cpu,cpuacct\n"
     files = {"cpus__inner__cpu.cfs_quota_us": "200000\n", "cpus__inner__cpu.cfs_period_us": "100000\n"}
     assert cores(machine(tmp_path, "4:cpu,cpuacct:/docker/abc/inner\n", mount, **files)) == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "usable", "expected"), [("3", 8, 3), ("0", 8, 7), ("4,2", 8, 7), (None, 2, 2), (None, 1, 1)]
+)
+def test_the_front_end_gets_a_core_where_there_are_more_than_two(
+    told: str | None, usable: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_count, "cores", lambda: usable)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert default_threads() == expected

@@ -290,6 +290,9 @@ def test_images_of_models_that_are_gone_are_deleted(kept: tuple[EngineConfig, li
     gone = {**found.facts, "sources": [["/nonexistent/weights.gguf", 1, 1]]}
     other = image.with_name("0123456789abcdef.image")
     write_image(other, [found.data.tobytes()], found.pointers, gone)
+    left = image.with_name(f"{image.stem}.x7.new")  # of a start that was ended
+    left.touch()
     write_image(image, [found.data.tobytes()], found.pointers, found.facts)
     assert not other.exists()
+    assert not left.exists()
     assert image.exists()
