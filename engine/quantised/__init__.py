@@ -51,6 +51,7 @@ def method_of(settings: dict[str, Any]) -> Method:
             key = next((one for one in ("checkpoint_format", "format") if settings.get(one)), "checkpoint_format")
             layout = found.one_of(key, ("gptq", "gptq_v2"), "gptq")
             found.one_of("is_marlin_format", (False,), False)
+            found.one_of("bits", range(2, 9), 4)
             return Gptq("GPTQ", is_less_one=layout == "gptq")
         case "auto-round" | "intel/auto-round":
             return method_of_autoround(found)

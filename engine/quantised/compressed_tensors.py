@@ -114,9 +114,9 @@ class CompressedTensors:
             zeros = self._unpacked_zeros(zeros, shape, scale, bits)
         blocks = list(self._blocks)
         if "g_idx" in parts and not (parts["g_idx"] == -1).all():
-            order = order_of(self.name, parts["g_idx"], scale.shape[-1])
-            if parts["g_idx"].shape != shape[-1:]:
+            if list(parts["g_idx"].shape) != list(shape[-1:]):
                 raise damaged(self.name, f"g_idx {list(parts['g_idx'].shape)} does not fit a weight {list(shape)}")
+            order = order_of(self.name, parts["g_idx"], scale.shape[-1])
         zero: Grid | int = half
         if zeros is not None:
             zero = grid_of(self.name, zeros.int() + half, shape, blocks, "zero point")

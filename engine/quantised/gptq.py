@@ -97,7 +97,10 @@ def method_of_autoround(settings: Settings) -> Gptq | Awq:
     settings.one_of("data_type", ("int", "int_sym", "int_asym"), "int")
     layout = settings.one_of("packing_format", _AUTOROUND, "auto_round:auto_gptq")
     name = f"AutoRound, {layout}"
-    return Awq(name) if "awq" in layout else Gptq(name, is_less_one="auto_gptq" in layout or layout.endswith(":gptq"))
+    if "awq" in layout:
+        settings.one_of("bits", (4,), 4)
+        return Awq(name)
+    return Gptq(name, is_less_one="auto_gptq" in layout or layout.endswith(":gptq"))
 
 
 def _matrices(method: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,9 +18,9 @@ _ENDINGS = {
     r"(.+)\.weight_scale(?:_inv)?": (r"\1.weight", "scale"),
     r"(.+)\.pre_quant_scale": (r"\1.weight", "pre_quant_scale"),
     r"(.+)\.(?:input_scale|k_scale|v_scale)": (r"\1.weight", IGNORED),
-    r"(.+experts\..+)_weight_scale_2": (r"\1", "whole"),
-    r"(.+experts\..+)_weight_scale": (r"\1", "scale"),
-    r"(.+experts\..+)_input_scale": (r"\1", IGNORED),
+    r"(.*experts\..+)_weight_scale_2": (r"\1", "whole"),
+    r"(.*experts\..+)_weight_scale": (r"\1", "scale"),
+    r"(.*experts\..+)_input_scale": (r"\1", IGNORED),
 }
 
 
