@@ -61,4 +61,6 @@ def unknown(method: str) -> ModelRefused:
 
 def damaged(method: str, what: str) -> ModelRefused:
     """The refusal of stored tensors that are not what the method says."""
-    return ModelRefused(f"quantised weights ({method}) are damaged or of another layout: {what}; fetch the files again")
+    return ModelRefused(
+        f"quantised weights ({method}) are damaged or of another layout: {what}; fetch the files again, or {_INSTEAD}"
+    )

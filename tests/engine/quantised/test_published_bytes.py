@@ -45,7 +45,7 @@ SCHEMES = {
     "torchao_int8_zeros": "I8_128",
 }
 # Where a tool multiplies or divides in another order than a block does: one rounding of float32 more.
-ROUNDED = {"bitsandbytes_int8", "bitsandbytes_nf4_64", "compressed_tensors_nvfp4"}
+ROUNDED = {"bitsandbytes_int8", "compressed_tensors_nvfp4"}
 
 
 def test_every_file_has_its_scheme() -> None:
