@@ -18,8 +18,6 @@ _AUTOROUND = (
     "auto_round:auto_gptq", "auto_round:gptq", "auto_round", "auto_round:gptqmodel",
     "auto_round:auto_awq", "auto_round:awq",
 )  # fmt: skip
-# A word of AWQ holds columns 0, 2, 4, 6, 1, 3, 5, 7, the first in the lowest bits: where each of the eight is.
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 class Gptq:
@@ -59,7 +57,7 @@ class Gptq:
             size = int((parts["g_idx"] == 0).sum())
 
         def digits(part: slice) -> torch.Tensor:
-            rows = bits_of(words[:, part].T, bits, inputs)
+            rows = bits_of(words[:, part].contiguous().T, bits, inputs)
             rows = rows if order is None else rows[:, order]
             return (rows ^ 128).view(torch.int8) if bits == 8 else rows
 
@@ -85,11 +83,11 @@ class Awq:
             raise _misfit(self.name, words, zeros, scales)
 
         def digits(part: slice) -> torch.Tensor:
-            return _disentangled(words[:, part.start // 8 : part.stop // 8]).T.contiguous()
+            return _disentangled(words[:, part.start // 8 : part.stop // 8])
 
         size = inputs // groups
         scale = scales_of(self.name, scales.T, (outputs, inputs), [(1, size)])
-        return packed(INT4, (outputs, inputs), digits, scale, Grid(_disentangled(zeros).T, 1, size, outputs))
+        return packed(INT4, (outputs, inputs), digits, scale, Grid(_disentangled(zeros), 1, size, outputs))
 
 
 def method_of_autoround(settings: Settings) -> Gptq | Awq:
@@ -120,5 +118,7 @@ def _misfit(method: str, words: torch.Tensor, zeros: torch.Tensor, scales: torch
 
 
 def _disentangled(words: torch.Tensor) -> torch.Tensor:
-    """AWQ's digits [rows, columns] of words [rows, columns / 8]."""
-    return (words.unsqueeze(2) >> 4 * torch.tensor(_PLACES, dtype=torch.int32) & 15).to(torch.uint8).flatten(1)
+    """AWQ's digits [outputs, rows] of words [rows, outputs / 8]: a word has its four even outputs first."""
+    rows, count = words.shape
+    digits = bits_of(words.contiguous().T, 4, 8 * rows).view(count, rows, 2, 4)
+    return digits.permute(0, 3, 2, 1).reshape(8 * count, rows)

@@ -145,7 +145,7 @@ def packed(
 
 def bytes_of(values: torch.Tensor) -> torch.Tensor:
     """All bytes of a tensor, end to end."""
-    return values.reshape(-1).view(torch.uint8)
+    return values.contiguous().reshape(-1).view(torch.uint8)
 
 
 def runs(rows: int, columns: int) -> Iterator[slice]:
