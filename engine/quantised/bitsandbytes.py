@@ -12,7 +12,7 @@ import torch
 from engine.packed.published_schemes import FP4, NF4
 from engine.packed.schemes import Blocks, Scheme
 from engine.quantised.names import IGNORED, grouped
-from engine.quantised.packing import INT8, as_nibbles, bits_of, bytes_of, packed, runs, scales_of
+from engine.quantised.packing import INT8, as_nibbles, bits_of, bytes_of, packed, rows_of, runs, scales_of
 from engine.quantised.settings import Settings, damaged
 
 _ENDINGS = {
@@ -53,10 +53,11 @@ class BitsAndBytes:
         weight, scale = parts["weight"], parts["scale"]
         if "layout" in parts and parts["layout"].any():
             raise damaged(self.name, f"weight_format {parts['layout'].tolist()}, only rows (0) are known")
-        if weight.dtype != torch.int8 or weight.ndim != 2 or scale.numel() != len(weight):
+        rows = rows_of(self.name, weight)
+        if weight.dtype != torch.int8 or scale.numel() != len(rows) or not scale.is_floating_point():
             raise damaged(self.name, f"SCB {list(scale.shape)} does not fit {weight.dtype} {list(weight.shape)}")
-        scales = scales_of(self.name, scale.float().view(-1, 1) / 127, weight.shape)
-        return packed(INT8, weight.shape, lambda part: weight[part], scales)
+        scales = scales_of(self.name, scale.float().view(*weight.shape[:-1], 1) / 127, weight.shape)
+        return packed(INT8, weight.shape, lambda part: rows[part], scales)
 
     def _table(self, parts: Mapping[str, torch.Tensor]) -> Blocks | torch.Tensor:
         state = self._state(parts["state"])
@@ -69,6 +70,8 @@ class BitsAndBytes:
                 f"{len(pairs)} bytes and {parts['absmax'].numel()} scales do not fit a weight {shape}, {size} a block",
             )
         scales, table = self._scales(parts, state), parts.get("quant_map")
+        if table is not None and (table.shape != (16,) or not table.is_floating_point()):
+            raise damaged(self.name, f"quant_map is {table.dtype} {list(table.shape)}")
         scheme = _SCHEMES[state["quant_type"]]
         # Blocks go on over the ends of rows; ours do not, so rows must be whole.
         if columns % 64 == 0 and size % 64 == 0 and (table is None or torch.equal(table.float(), _table_of(scheme))):
@@ -89,13 +92,15 @@ class BitsAndBytes:
         stored: torch.Tensor = parts["absmax"].flatten()
         if stored.dtype == torch.uint8:
             size = state.get("nested_blocksize")
-            if type(size) is not int or size < 1 or not {"nested_absmax", "nested_quant_map"} <= parts.keys():
+            known = type(size) is int and size > 0 and isinstance(state.get("nested_offset"), float | int)
+            if not known or not {"nested_absmax", "nested_quant_map"} <= parts.keys():
                 raise damaged(self.name, "absmax is in bytes, and what they stand for is missing")
-            numbers, of_blocks = parts["nested_quant_map"].float(), parts["nested_absmax"].float().flatten()
-            if numbers.numel() != 256 or of_blocks.numel() != -(-stored.numel() // size):
+            numbers, of_blocks = parts["nested_quant_map"].flatten(), parts["nested_absmax"].flatten()
+            is_data = numbers.is_floating_point() and of_blocks.is_floating_point()
+            if not is_data or numbers.numel() != 256 or of_blocks.numel() != -(-stored.numel() // size):
                 raise damaged(self.name, "nested_absmax or nested_quant_map do not fit absmax")
-            each = of_blocks.repeat_interleave(size)[: stored.numel()]
-            stored = numbers[stored.long()] * each + float(state.get("nested_offset", 0.0))
+            each = of_blocks.float().repeat_interleave(size)[: stored.numel()]
+            stored = numbers.float()[stored.long()] * each + state["nested_offset"]
         if not stored.is_floating_point() or not stored.isfinite().all():
             raise damaged(self.name, "a scale is no finite number")
         return stored.float()

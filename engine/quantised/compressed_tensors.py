@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from engine.packed.schemes import Blocks
 from engine.quantised.fp4 import mxfp4, nvfp4
 from engine.quantised.fp8 import fp8
 from engine.quantised.names import IGNORED, grouped
-from engine.quantised.packing import INT4, INT8, Digits, Grid, bits_of, grid_of, order_of, packed, scales_of
+from engine.quantised.packing import INT4, INT8, Digits, Grid, bits_of, grid_of, order_of, packed, rows_of, scales_of
 from engine.quantised.settings import Settings, damaged
 
 _FORMATS = (
@@ -79,24 +80,28 @@ class CompressedTensors:
                 return self._integers(parts)
             if "whole" not in parts:
                 return mxfp4(self.name, stored, scale)
-            return nvfp4(self.name, stored, scale, 1 / parts["whole"].float())
+            whole = parts["whole"]
+            if not whole.is_floating_point():
+                raise damaged(self.name, f"weight_global_scale is {whole.dtype}")
+            return nvfp4(self.name, stored, scale, 1 / whole.float())
         weight = parts["weight"]
         if weight.dtype != torch.int8:
             if "zeros" in parts and parts["zeros"].float().any():
                 raise damaged(self.name, "FP8 with zero points")
             return fp8(self.name, weight, parts["scale"], self._blocks)
-        return self._with_zeros(parts, weight.shape, lambda part: weight.reshape(-1, weight.shape[-1])[part], 8)
+        rows = rows_of(self.name, weight)
+        return self._with_zeros(parts, list(weight.shape), lambda part: rows[part], 8)
 
     def _integers(self, parts: Mapping[str, torch.Tensor]) -> Blocks | torch.Tensor:
         words = parts["packed"]
-        shape = parts["shape"].tolist() if "shape" in parts else []
-        if len(shape) != words.ndim or shape[:-1] != list(words.shape[:-1]):
+        flat = rows_of(self.name, words)
+        shape = parts["shape"].flatten().tolist() if "shape" in parts else []
+        if not all(type(one) is int for one in shape) or shape[:-1] != list(words.shape[:-1]):
             raise damaged(self.name, f"weight_shape {shape} does not fit packed numbers {list(words.shape)}")
         bits = next((bits for bits in sorted(self._bits) if -(-shape[-1] * bits // 32) == words.shape[-1]), 0)
         if not bits:
             found = " or ".join(str(one) for one in sorted(self._bits)) or "no"
             raise damaged(self.name, f"packed numbers {list(words.shape)} of {shape} have not {found} bits")
-        flat = words.reshape(-1, words.shape[-1])
 
         def digits(part: slice) -> torch.Tensor:
             found = bits_of(flat[part], bits, shape[-1])
@@ -110,16 +115,17 @@ class CompressedTensors:
         """Digits below 8 bits count from half their range."""
         half = 0 if bits == 8 else 1 << bits - 1
         scale, zeros, order = parts["scale"], parts.get("zeros"), None
-        if zeros is not None and zeros.dtype == torch.int32:
+        if zeros is not None and zeros.dtype == torch.int32 and "packed" in parts:
             zeros = self._unpacked_zeros(zeros, shape, scale, bits)
         blocks = list(self._blocks)
         if "g_idx" in parts and not (parts["g_idx"] == -1).all():
-            if list(parts["g_idx"].shape) != list(shape[-1:]):
+            if list(parts["g_idx"].shape) != shape[-1:] or not scale.ndim:
                 raise damaged(self.name, f"g_idx {list(parts['g_idx'].shape)} does not fit a weight {list(shape)}")
             order = order_of(self.name, parts["g_idx"], scale.shape[-1])
         zero: Grid | int = half
         if zeros is not None:
-            zero = grid_of(self.name, zeros.int() + half, shape, blocks, "zero point")
+            zero = grid_of(self.name, zeros, shape, blocks, "zero point")
+            zero = replace(zero, values=zero.values.float() + half)
         by_group = digits if order is None else lambda part: digits(part)[:, order]
         kind = INT8 if bits > 4 else INT4
         return packed(kind, shape, by_group, scales_of(self.name, scale, shape, blocks), zero, order)
@@ -127,7 +133,7 @@ class CompressedTensors:
     def _unpacked_zeros(self, zeros: torch.Tensor, shape: list[int], scale: torch.Tensor, bits: int) -> torch.Tensor:
         """Of words [rows * bits / 32, groups]: signed, [rows, groups]."""
         rows = shape[-2]
-        if zeros.ndim != 2 or zeros.shape[0] != -(-rows * bits // 32) or zeros.shape[1] != scale.shape[-1]:
+        if zeros.shape != (-(-rows * bits // 32), scale.shape[-1] if scale.ndim else 0):
             raise damaged(self.name, f"zero points {list(zeros.shape)} do not fit a weight {list(shape)}")
         return bits_of(zeros.T, bits, rows).T.short() - (1 << bits - 1)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 
 from engine.packed.published_schemes import NVFP4
 from engine.packed.schemes import BY_NAME, TWICE_FP4, Blocks
 from engine.quantised.names import grouped
-from engine.quantised.packing import Kind, bits_of, bytes_of, packed, runs, scales_of
+from engine.quantised.packing import Kind, bits_of, bytes_of, packed, rows_of, runs, scales_of
 from engine.quantised.settings import damaged
 
 NUMBERS = Kind((), False, lambda digits: digits)
@@ -36,11 +35,10 @@ class Mxfp4:
 
 def mxfp4(method: str, pairs: torch.Tensor, scales: torch.Tensor) -> Blocks:
     """Of bytes [..., rows, columns / 2], each two neighbours, and exponents [..., rows, columns / 32]."""
-    _check(method, pairs, scales, 32)
+    flat = _checked(method, pairs, scales, 32)
     if scales.dtype not in (torch.uint8, torch.float8_e8m0fnu):
         raise damaged(method, f"scales are {scales.dtype}, not bytes")
     exponents = bytes_of(scales).view(-1, scales.shape[-1], 1)
-    flat = pairs.view(torch.uint8).reshape(-1, pairs.shape[-1])
     data = torch.empty(*exponents.shape[:2], 17, dtype=torch.uint8)
     for part in runs(len(flat), 2 * flat.shape[1]):
         data[part, :, :1] = exponents[part]
@@ -51,7 +49,7 @@ def mxfp4(method: str, pairs: torch.Tensor, scales: torch.Tensor) -> Blocks:
 def nvfp4(method: str, pairs: torch.Tensor, scales: torch.Tensor, whole: torch.Tensor) -> Blocks | torch.Tensor:
     """Of bytes [..., rows, columns / 2], each two neighbours, FP8 scales [..., rows, columns / 16], and what all
     numbers of a matrix are multiplied by. The product of both scales is rounded to float32, then that with FP4."""
-    _check(method, pairs, scales, 16)
+    flat = _checked(method, pairs, scales, 16)
     if scales.dtype != torch.float8_e4m3fn:
         raise damaged(method, f"scales are {scales.dtype}, not float8_e4m3fn")
     *stack, rows, half = pairs.shape
@@ -59,7 +57,7 @@ def nvfp4(method: str, pairs: torch.Tensor, scales: torch.Tensor, whole: torch.T
     own = scales_of(method, whole, shape)
     if own.height != rows:
         raise damaged(method, f"the scale of a matrix is {list(whole.shape)}")
-    flat, groups = pairs.reshape(-1, half), scales.reshape(-1, scales.shape[-1])
+    groups = scales.reshape(-1, scales.shape[-1])
     if shape[-1] % NVFP4.columns:
         values = groups.float() * own.of(slice(0, len(flat)), 1)
         return packed(
@@ -85,9 +83,11 @@ def numbers_of(pairs: torch.Tensor) -> torch.Tensor:
     return torch.tensor(TWICE_FP4)[bits_of(pairs, 4, 2 * pairs.shape[1]).long()] / 2
 
 
-def _check(method: str, pairs: torch.Tensor, scales: torch.Tensor, group: int) -> None:
+def _checked(method: str, pairs: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
+    """The rows of pairs, as bytes."""
     if pairs.dtype not in (torch.uint8, torch.int8):
         raise damaged(method, f"packed numbers are {pairs.dtype}, not bytes")
-    expected: Sequence[int] = [*pairs.shape[:-1], 2 * pairs.shape[-1] // group]
-    if 2 * pairs.shape[-1] % group or list(scales.shape) != expected or not math.prod(expected):
+    rows = rows_of(method, pairs)
+    if 2 * pairs.shape[-1] % group or scales.shape != (*pairs.shape[:-1], 2 * pairs.shape[-1] // group):
         raise damaged(method, f"scales {list(scales.shape)} do not fit packed numbers {list(pairs.shape)}")
+    return rows.view(torch.uint8)

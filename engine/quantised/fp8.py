@@ -9,7 +9,7 @@ import torch
 from engine.packed.schemes import Blocks
 from engine.quantised.fp4 import mxfp4
 from engine.quantised.names import IGNORED, grouped
-from engine.quantised.packing import FP8, packed, scales_of
+from engine.quantised.packing import FP8, packed, rows_of, scales_of
 from engine.quantised.settings import Settings, damaged
 
 _INV = {
@@ -76,7 +76,5 @@ def fp8(
     """The weight [..., rows, columns] of its numbers in FP8 and their scales, in any of the shapes of ``grid_of``."""
     if weight.dtype != torch.float8_e4m3fn:
         raise damaged(method, f"a weight that has scales is {weight.dtype}, not float8_e4m3fn")
-    if weight.ndim < 2:
-        raise damaged(method, f"a weight is {list(weight.shape)}")
-    flat = weight.reshape(-1, weight.shape[-1])
+    flat = rows_of(method, weight)
     return packed(FP8, weight.shape, lambda part: flat[part], scales_of(method, scale, weight.shape, blocks))

@@ -70,6 +70,13 @@ class Grid:
         return values.index_select(1, torch.arange(0, columns, step) // self.width)
 
 
+def rows_of(method: str, weight: torch.Tensor) -> torch.Tensor:
+    """The rows [rows, columns] of a stored weight [..., rows, columns], those of a stack end to end."""
+    if weight.ndim < 2 or not weight.numel():
+        raise damaged(method, f"a weight is {list(weight.shape)}")
+    return weight.reshape(-1, weight.shape[-1])
+
+
 def grid_of(
     method: str, values: torch.Tensor, shape: Sequence[int], blocks: Sequence[tuple[int, int]] = (), what: str = "scale"
 ) -> Grid:
@@ -77,6 +84,8 @@ def grid_of(
 
     ``blocks`` are the sizes that the settings name, in rows and columns; where none fits, all have one size.
     """
+    if values.is_complex() or values.dtype == torch.bool:
+        raise damaged(method, f"{what}s are {values.dtype}")
     *stack, rows, columns = shape
     count = math.prod(stack)
     stacked = values.ndim >= 2 and [*values.shape[:-2]] == stack and values.numel() > 0
@@ -171,6 +180,8 @@ def order_of(method: str, group_of: torch.Tensor, groups: int) -> torch.Tensor |
 
     Groups of different sizes are refused.
     """
+    if group_of.is_floating_point() or group_of.is_complex():
+        raise damaged(method, f"g_idx is {group_of.dtype}")
     group_of = group_of.long()
     if group_of.min() < 0 or group_of.max() >= groups:
         raise damaged(method, f"g_idx names groups beyond the {groups} that have scales")

@@ -10,7 +10,7 @@ import torch
 from engine.packed.schemes import Blocks
 from engine.quantised.fp8 import fp8
 from engine.quantised.names import IGNORED, grouped
-from engine.quantised.packing import INT8, Grid, bits_of, grid_of, packed, runs, scales_of
+from engine.quantised.packing import INT8, Grid, bits_of, grid_of, packed, rows_of, runs, scales_of
 from engine.quantised.settings import Settings, damaged, unknown
 
 _KNOWN = (
@@ -78,19 +78,17 @@ class TorchAO:
 
     def read(self, parts: Mapping[str, torch.Tensor]) -> Blocks | torch.Tensor:
         digits, scale, zeros = parts["qdata"], parts["scale"], parts.get("zeros")
-        if digits.ndim < 2:
-            raise damaged(self.name, f"a weight is {list(digits.shape)}")
+        flat = rows_of(self.name, digits)
         if digits.is_floating_point():
             return fp8(self.name, digits, scale)
         if digits.dtype not in (torch.int8, torch.uint8):
             raise unknown(f"torchao, digits in {digits.dtype}")
-        rows, columns = digits.shape[-2:]
-        if self._has_int4 and zeros is not None and zeros.is_floating_point() and scale.shape[-1] == rows:
+        is_turned = scale.ndim > 1 and scale.shape[-1] == digits.shape[-2]
+        if self._has_int4 and zeros is not None and zeros.is_floating_point() and is_turned:
             return self._pairs(digits, scale.mT, zeros.mT)
-        flat = digits.reshape(-1, columns)
         zero: Grid | int = 0
         if zeros is not None:
-            zero = grid_of(self.name, zeros.float(), digits.shape, what="zero point")
+            zero = grid_of(self.name, zeros, digits.shape, what="zero point")
         return packed(INT8, digits.shape, lambda part: flat[part], scales_of(self.name, scale, digits.shape), zero)
 
     def _pairs(self, pairs: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
