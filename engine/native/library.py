@@ -51,15 +51,20 @@ class Matrix(Structure):
 
 
 class Gate(Structure):
-    _fields_ = (("activation", c_int32), ("steepness", c_float), ("limit", c_float))
+    _fields_ = (*_numbers("activation", "alternating"), ("steepness", c_float), ("limit", c_float))
 
 
 class Layer(Structure):
     _fields_ = (
-        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down", "router")),
-        *((name, POINTER(Matrix)) for name in ("experts_gate_up", "experts_down")),
-        *_numbers("num_experts", "num_chosen", "shares_of_chosen"),
+        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
         ("gate", Gate),
+        ("router", Matrix),
+        *((name, POINTER(Matrix)) for name in ("experts_gate_up", "experts_down")),
+        ("experts_gate", Gate),
+        ("correction", c_void_p),
+        *_numbers("num_experts", "num_chosen", "num_groups", "groups_chosen"),
+        *_numbers("sigmoid", "shares_of_chosen", "gates_shared"),
+        ("routed_scale", c_float),
         *_tensors("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm"),
         *_tensors("cosines", "sines", "sinks", "keys", "values"),
         *_numbers("pairs", "alternating", "whole_norms", "window", "group"),

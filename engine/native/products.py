@@ -21,7 +21,7 @@ class PanelProduct:
     def __init__(self, products: Products, panels: Panels, channels: int, columns: int) -> None:
         self.panels = panels
         self._products = products
-        self._channels, self._columns = channels, columns
+        self.channels, self.columns = channels, columns
         count, size = panels.data.shape
         start = panels.data.data_ptr()
         self._addresses = (ctypes.c_void_p * count)(*range(start, start + count * size, size))
@@ -30,11 +30,11 @@ class PanelProduct:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """``rows`` [rows, columns] in float32, end to end: [rows, channels] in float32."""
-        if rows.shape[1] != self._columns:
-            raise ValueError(f"rows of {rows.shape[1]} numbers do not meet {self._columns} columns")
+        if rows.shape[1] != self.columns:
+            raise ValueError(f"rows of {rows.shape[1]} numbers do not meet {self.columns} columns")
         out = torch.empty(len(rows), self._matrix.num_panels * PANEL)
         self._products.compute(self._matrix, rows, out)
-        return out[:, : self._channels]
+        return out[:, : self.channels]
 
 
 class Kept(Protocol):

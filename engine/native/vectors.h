@@ -5,6 +5,7 @@
 #ifndef CASTOR_VECTORS_H
 #define CASTOR_VECTORS_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

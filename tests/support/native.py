@@ -23,7 +23,8 @@ BLOCK_SIZE = 16
 def compile_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code is compiled once for all tests of this process."""
     cache = tmp_path_factory.getbasetemp() / "native"
-    monkeypatch.setattr("engine.native.build.load_library", lambda _: library.load_library(cache))
+    for place in ("engine.native.build", "engine.packed.gguf_folder"):
+        monkeypatch.setattr(f"{place}.load_library", lambda _: library.load_library(cache))
 
 
 TARGETS = ("-march=native", "-march=x86-64-v3", "-march=x86-64")
