@@ -32,9 +32,9 @@ from engine.model.probe import Probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import Rehearsed, rehearse
 from engine.model.weight_files import loaded_dtype, room_problem, stored_dtype
+from engine.native.compiled.machine_code import require_code
 from engine.native.decoder import require_known, require_one_rotation
 from engine.native.errors import NotNative
-from engine.native.library import find_compiler
 from engine.packed.gguf_folder import bytes_in_blocks, header_of, kinds_of, stay_in_blocks
 from engine.packed.gguf_folder import room_problem as gguf_room_problem
 from engine.platforms.recipe import platform_of
@@ -177,7 +177,7 @@ def _why_not_native(
         no_blocks = KVCache([], 1, config.block_size, dtype=dtype, device=device)
         require_known(rehearsed.model, rehearsed.probe.layers, no_blocks)
         require_one_rotation(original_context(rehearsed.model.config), context)
-        find_compiler()
+        require_code()
     except NotNative as reason:
         return str(reason)
     return ""

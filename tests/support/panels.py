@@ -11,7 +11,9 @@ import gguf
 import numpy as np
 import torch
 
-from engine.native.library import FLAGS, LIBRARIES, TARGETS, Matrix, find_compiler
+from engine.native.compiled.compiler import FLAGS, LIBRARIES, find_compiler
+from engine.native.compiled.machine_code import TARGETS
+from engine.native.library import Matrix
 from engine.native.packing import PANEL, Format, Panels
 
 WIDTHS = (None, 4, 8, 16)
@@ -60,7 +62,7 @@ class Kernels:
     """``panels.c``, compiled."""
 
     def __init__(self, folder: Path, width: int | None) -> None:
-        flags = [*FLAGS, TARGETS[0]]
+        flags = [*FLAGS, *TARGETS[0]]
         if width is not None:
             flags = [flag for flag in flags if flag != "-O3"] + [f"-DLANES={width}", "-O0"]
         made = folder / f"panels-{width}.so"
