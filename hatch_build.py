@@ -7,6 +7,7 @@ Without a compiler, and for other systems, it has no compiled code and is for an
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,7 @@ def compiled(folder: Path) -> tuple[str, list[Path]]:
     defined = set(run([*compiler, "-dM", "-E", "-x", "c", "/dev/null"]).stdout.split())
     machine = next((machine for machine in INSTRUCTION_SETS if f"__{machine}__" in defined), None)
     if machine is None or "__linux__" not in defined:
-        raise NotNative(f"{compiler[0]} makes no programs for Linux on {' or '.join(INSTRUCTION_SETS)}")
+        raise NotNative(f"{shlex.join(compiler)} makes no programs for Linux on {' or '.join(INSTRUCTION_SETS)}")
     made = {folder / one.file_name: one.options for one in INSTRUCTION_SETS[machine]}
     with ThreadPoolExecutor() as threads:
         done = [
