@@ -126,7 +126,7 @@ def _measure(
     """Add what the model takes in memory on the device, and how it is computed there."""
     count = int(facts["parameters"])
     in_blocks = header is not None and stay_in_blocks(config, device, loaded)
-    weights = bytes_in_blocks(header) if header is not None and in_blocks else count * loaded.itemsize
+    weights = bytes_in_blocks(header, device, loaded) if header is not None and in_blocks else count * loaded.itemsize
     fp8 = config.kv_dtype == "fp8"
     platform = platform_of(device)
     platform.check(config)

@@ -18,6 +18,8 @@ from engine.packed.schemes import Blocks, Scheme
 class PanelProduct:
     """Multiplies rows by one matrix, which it holds in panels."""
 
+    dtype = torch.float32
+
     def __init__(self, products: Products, panels: Panels, channels: int, columns: int) -> None:
         self.panels = panels
         self._products = products

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from engine.packed.loading import load_stored
 from engine.packed.modules import MakeProduct
 from engine.packed.panel_file import PanelFile
 from engine.packed.schemes import SCHEMES
+from engine.packed_triton import planes
 from engine.weights.usable import GGUF_LINK
 
 _log = logging.getLogger(__name__)
@@ -33,18 +35,21 @@ def header_of(folder: Path) -> Header | None:
 
 def stay_in_blocks(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether blocks are computed with, or unpacked at the load."""
-    return config.native and device.type == "cpu" and dtype == torch.float32
+    if device.type == "cpu":
+        return config.native and dtype == torch.float32
+    return dtype in (torch.bfloat16, torch.float16) and find_spec("triton") is not None
 
 
-def bytes_in_blocks(header: Header) -> int:
-    """What the weights of a file take in memory where blocks stay, and the rest is in float32."""
+def bytes_in_blocks(header: Header, device: torch.device, dtype: torch.dtype) -> int:
+    """What the weights of a file take on a device where blocks stay, and the rest is of the type ``dtype``."""
+    known = knows if device.type == "cpu" else planes.knows
     total = 0
     for tensor in header.tensors.values():
         scheme = SCHEMES.get(tensor.kind)
-        if scheme is not None and knows(scheme, tensor.shape):
+        if scheme is not None and known(scheme, tensor.shape):
             total += tensor.elements // scheme.columns * scheme.block_bytes
         else:
-            total += 4 * tensor.elements
+            total += dtype.itemsize * tensor.elements
     return total
 
 
@@ -65,7 +70,7 @@ def room_problem(
 ) -> str | None:
     """Why weights, named by ``what``, do not fit into ``room`` bytes of the device; None if they do."""
     in_blocks = stay_in_blocks(config, device, loaded)
-    wanted = bytes_in_blocks(header) if in_blocks else num_weights * loaded.itemsize
+    wanted = bytes_in_blocks(header, device, loaded) if in_blocks else num_weights * loaded.itemsize
     kind = "blocks" if in_blocks else str(loaded).removeprefix("torch.")
     return None if wanted <= room else too_large(what, wanted, kind, device)
 
@@ -76,15 +81,21 @@ def load_gguf(
     """The model of a file, transformers' report, and what keeps the panels of its matrices."""
     dtype, make, panels = keywords.pop("dtype"), None, None
     if stay_in_blocks(config, device, dtype):
-        if config.cache_dir is not None:
+        if device.type == "cpu" and config.cache_dir is not None:
             files = sorted({tensor.path for tensor in header.tensors.values()})
             panels = PanelFile(Path(config.cache_dir) / "panels", files)
-        make = _products(config, panels)
+        make = _products(config, device, dtype, panels)
     weights = stored_weights(header, changes_of(header, model_config))
     return *load_stored(model_class, model_config, weights, dtype, make, **keywords), panels
 
 
-def _products(config: EngineConfig, kept: PanelFile | None) -> MakeProduct | None:
+def _products(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, kept: PanelFile | None
+) -> MakeProduct | None:
+    if device.type != "cpu":
+        from engine.packed_triton.matrices import Matrices  # late: it imports Triton
+
+        return Matrices(device, dtype)
     try:
         code = load_library(None if config.cache_dir is None else Path(config.cache_dir) / "native")
         return Products(code, torch.get_num_threads(), kept).product_of
