@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu_checks.machine import Machine
+from gpu_checks.models import Pages, loaded, make_runner
 from support.gguf_converter import converted, quantised, unquantised, write_gguf
 from support.gguf_families import FAMILIES
 from support.random_blocks import random_blocks
 from support.recording import record
 from transformers import AutoModelForCausalLM
 
+from engine.attention.triton_paged import TritonAttention
 from engine.closeness import REORDERED_SUMS, difference
 from engine.gguf.architectures import changes_of, config_of
 from engine.gguf.header import read_header
@@ -25,6 +29,7 @@ from engine.packed_triton import matrices
 from engine.packed_triton.grouped import plan_of
 from engine.packed_triton.matrices import Matrices
 from engine.packed_triton.planes import Planes, planes_of
+from engine.scheduling.sequence import ScheduledChunk
 
 CPU = torch.device("cpu")
 PROMPT = [5, 9, 40, 77, 3, 120, 250, 11]
@@ -182,3 +187,25 @@ def test_experts_can_be_recorded(name: str, tmp_path: Path) -> None:
         expected = experts(hidden, chosen, weights)
     assert expected.abs().max() > 0
     assert difference(found, expected) < REORDERED_SUMS[torch.bfloat16]
+
+
+def test_the_recipe_of_a_gpu_serves_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rewritten where that is proved, and recorded."""
+    caplog.set_level("INFO")
+    family = replace(FAMILIES["qwen3"], config={"num_hidden_layers": 1})
+    keys, tensors = converted(family.model(), family.architecture, family.keys, family.change)
+    data = quantised(tensors, {"attn|embd|output": "Q8_0", "ffn": "Q4_0"})
+    model = load(write_gguf(tmp_path / "b.gguf", family.architecture, keys, data), Matrices(CPU, torch.bfloat16))
+    plain = load(write_gguf(tmp_path / "p.gguf", family.architecture, keys, unquantised(data)), None)
+    with torch.inference_mode():
+        expected = plain(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1].float()
+    machine = Machine(CPU, True, TritonAttention, record)
+    runner = make_runner(machine, loaded(model), len(PROMPT), max_running=1, kv_memory=1e6)
+    assert [shape.only_decodes for shape in runner.recorded_shapes] == [True]
+    assert "1 of 1 gated MLPs are fused" in caplog.messages
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    pages = Pages(runner)
+    sequence = pages.sequence(PROMPT, len(PROMPT))
+    runner.forward([ScheduledChunk(sequence, 0, len(PROMPT) - 1)])
+    found = runner.forward([ScheduledChunk(sequence, len(PROMPT) - 1, 1)])[0]
+    assert difference(found, expected) < 2 * REORDERED_SUMS[torch.bfloat16]

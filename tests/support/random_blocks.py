@@ -1,44 +1,12 @@
-"""Blocks of random digits whose scales are numbers, as those of weights are."""
+"""The random blocks of ``scripts/gpu_check``, for tests too."""
 
 from __future__ import annotations
 
-import torch
+import sys
+from pathlib import Path
 
-from engine.packed.published_schemes import PUBLISHED
-from engine.packed.schemes import SCHEMES, Blocks, Scheme
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-ALL = {scheme.name: scheme for scheme in (*SCHEMES.values(), *PUBLISHED)}
-# Where a block has the high bytes of its numbers in half precision.
-_HIGH_BYTES = {
-    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0"), (1,)),
-    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (1, 3)),
-    "Q6_K": (209,),
-}
+from gpu_checks.random_blocks import ALL, random_blocks
 
-
-def random_blocks(name: str, *shape: int, seed: int = 0) -> Blocks:
-    """Blocks of a scheme for numbers of a shape [..., rows, columns], of the order of 1."""
-    scheme, generator = ALL[name], torch.Generator().manual_seed(seed)
-    *rows, columns = shape
-    size = (*rows, scheme.row_bytes(columns))
-    data = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-    blocks = data.view(-1, scheme.block_bytes)
-    _be_numbers(blocks, scheme, generator)
-    return Blocks(data, scheme)
-
-
-def _be_numbers(blocks: torch.Tensor, scheme: Scheme, generator: torch.Generator) -> None:
-    small = torch.randint(0, 40, (len(blocks),), dtype=torch.uint8, generator=generator)
-    for at in _HIGH_BYTES.get(scheme.name, ()):
-        blocks[:, at] = small
-    if scheme.name == "MXFP4":
-        blocks[:, 0] = 117 + small % 10
-    elif scheme.name not in _HIGH_BYTES:
-        blocks[:, :4] = torch.randn(len(blocks), 1, generator=generator).view(torch.uint8)
-    if scheme.name.startswith("I"):
-        blocks[:, 4] = small
-    if scheme.name == "NVFP4":
-        blocks[:, 4:8] &= 0x4F
-    if scheme.name.startswith("F8"):
-        digits = blocks[:, 4:]
-        digits[(digits & 127) == 127] = 3
+__all__ = ["ALL", "random_blocks"]
