@@ -20,13 +20,18 @@ INTERFACE = "castor_blocks"
 _MAPS = ("gate_up_proj", "up_proj", "down_proj")
 
 
+def holds_experts(module: Any, name: str) -> bool:
+    """Whether a parameter is one of the maps of a module that uses transformers' interface for experts."""
+    return name in _MAPS and hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
+
+
 def pack_experts(module: Any, name: str, stored: Stored, make: MakeProduct, full_name: str = "") -> bool:
     """Let experts compute with blocks in the place of their parameter ``name``, which is gone then.
 
     False, and nothing is changed, where they cannot: a class without the interface, or blocks that ``make`` does not
     know.
     """
-    if name not in _MAPS or not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
+    if not holds_experts(module, name):
         return False
     blocks = stored.blocks()
     if blocks is None or blocks.data.dim() != 3 or blocks.order is not None:

@@ -27,7 +27,7 @@ BLOCK_SIZE = 16
 def compile_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code is compiled once for all tests of this process."""
     cache = tmp_path_factory.getbasetemp() / "native"
-    for place in ("engine.native.build", "engine.packed.gguf_folder"):
+    for place in ("engine.native.build", "engine.packed.folder"):
         monkeypatch.setattr(f"{place}.load_library", lambda _: library.load_library(cache))
 
 

@@ -11,8 +11,9 @@ from support.gguf_families import FAMILIES
 
 from engine.api.engine import EngineConfig
 from engine.gguf.header import Header, read_header
-from engine.packed import gguf_folder
-from engine.packed.gguf_folder import bytes_in_blocks, room_problem, stay_in_blocks
+from engine.packed import folder
+from engine.packed.folder import GgufFile, room_problem, stay_in_blocks
+from engine.packed.places import Target
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIG = EngineConfig(path="")
@@ -36,16 +37,16 @@ def test_the_type_decides() -> None:
 
 def test_what_is_no_block_is_of_the_type(header: Header) -> None:
     plain = sum(tensor.elements for tensor in header.tensors.values() if len(tensor.shape) == 1)
-    on_a_cpu = bytes_in_blocks(header, CPU, torch.float32)
+    on_a_cpu = GgufFile(header, None).bytes_in_blocks()
     assert plain > 0
-    assert on_a_cpu - bytes_in_blocks(header, GPU, torch.bfloat16) == 2 * plain
+    assert on_a_cpu - GgufFile(header, None).bytes_in_blocks(Target(GPU, torch.bfloat16)) == 2 * plain
     whole = sum(tensor.elements for tensor in header.tensors.values())
     assert on_a_cpu < 2 * whole
 
 
 def test_a_file_that_fits_in_blocks_only_fits_on_a_gpu(header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sum(tensor.elements for tensor in header.tensors.values())
-    room = bytes_in_blocks(header, GPU, torch.bfloat16)
+    room = GgufFile(header, None).bytes_in_blocks(Target(GPU, torch.bfloat16))
     assert room < 2 * whole
-    monkeypatch.setattr(gguf_folder, "find_spec", lambda _: object())
-    assert room_problem(header, "it", whole, CONFIG, torch.bfloat16, GPU, room) is None
+    monkeypatch.setattr(folder, "find_spec", lambda _: object())
+    assert room_problem(GgufFile(header, None), "it", whole, CONFIG, torch.bfloat16, GPU, room) is None
