@@ -1,7 +1,7 @@
 """Weight matrices as panels: 16 channels side by side, in the smallest format that represents the numbers exactly.
 
-The formats are described in ``formats.h``. Nothing is rounded: blocks of a GGUF file are only rearranged, and floats
-become bfloat16 only if that loses nothing.
+The formats are described in ``formats.h``. Nothing is rounded: blocks of a file are only rearranged, and floats become
+bfloat16 only if that loses nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from enum import IntEnum
 
 import torch
 
+from engine.api.errors import ModelRefused
+
 PANEL = 16
 GROUP = 32
 BYTES_TOGETHER = 1 << 20
@@ -19,7 +21,7 @@ BYTES_TOGETHER = 1 << 20
 
 
 class Format(IntEnum):
-    """As the enumeration in ``formats.h``; those after the first two have the names of GGUF's types."""
+    """As the enumeration in ``formats.h``; those after the first two have the names of schemes."""
 
     FLOAT = 0
     BRAIN = 1
@@ -36,10 +38,19 @@ class Format(IntEnum):
     Q5_K = 12
     Q6_K = 13
     IQ4_XS = 14
+    F8_128 = 15
+    F8_32 = 16
+    I8_128 = 17
+    I8_32 = 18
+    I4_128 = 19
+    I4_32 = 20
+    NVFP4 = 21
+    NF4 = 22
+    FP4 = 23
 
 
-KINDS = tuple(format.name for format in Format if format > Format.BRAIN)
-"""The types of GGUF blocks that can be packed."""
+KINDS = (*(format.name for format in Format if format > Format.BRAIN), "BF16")
+"""The schemes whose blocks can be packed, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +78,22 @@ def pack_floats(weight: torch.Tensor) -> Panels:
 
 
 def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
-    """Blocks of a GGUF file, bytes [channels, blocks of a row, bytes of a block], of a type in ``KINDS``.
+    """Blocks, bytes [channels, blocks of a row, bytes of a block], of a scheme in ``KINDS``.
 
-    Their layout is that of ggml's block_q4_0, block_q4_K and so on (ggml-common.h).
+    Their layout is that of ggml's block_q4_0, block_q4_K and so on (ggml-common.h), or of ``published_schemes.py``.
+    Raises ``ModelRefused`` for numbers in FP8 that are none.
     """
     panels = blocks.unflatten(0, (-1, PANEL))  # [panels, channels, blocks, bytes]
     data = torch.empty(len(panels), panels[0].numel(), dtype=torch.uint8)
     together = max(1, BYTES_TOGETHER // panels[0].numel())
     for some, packed in zip(panels.split(together), data.split(together), strict=True):
+        if kind == "BF16":  # a block is one number: words of two, as they are
+            pairs = some.reshape(len(some), PANEL, -1, 4).transpose(1, 2)
+            packed.copy_(pairs.reshape(len(some), -1))
+            continue
         planes = some.permute(3, 0, 2, 1).contiguous()  # [bytes, panels, blocks, channels]
         torch.cat([part.flatten(2) for part in _PARTS[kind](planes)], 2, out=packed.unflatten(1, (blocks.shape[1], -1)))
-    return Panels(data, Format[kind])
+    return Panels(data, Format.BRAIN if kind == "BF16" else Format[kind])
 
 
 def _side_by_side(part: torch.Tensor) -> torch.Tensor:
@@ -87,8 +103,12 @@ def _side_by_side(part: torch.Tensor) -> torch.Tensor:
 
 def _halves(planes: torch.Tensor) -> torch.Tensor:
     """Bytes [2 * count, ...] of numbers of 16 bits, side by side."""
-    pairs = planes.unflatten(0, (-1, 2)).permute(2, 3, 0, 4, 1)  # [panels, blocks, count, channels, 2]
-    return pairs.flatten(3)
+    return _numbers(planes, 2)
+
+
+def _numbers(planes: torch.Tensor, size: int) -> torch.Tensor:
+    """Bytes [size * count, ...] of numbers of so many bytes, side by side."""
+    return planes.unflatten(0, (-1, size)).permute(2, 3, 0, 4, 1).flatten(3)  # [panels, blocks, count, channels * size]
 
 
 def _fields(planes: torch.Tensor, bits: int, run: int) -> torch.Tensor:
@@ -194,6 +214,36 @@ def _iq4_xs(planes: torch.Tensor) -> list[torch.Tensor]:
     return [_halves(planes[:4]), _steps(scales, 4), _steps(_fields(planes[8:], 4, 16), 4)]
 
 
+def _f8(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_numbers(planes[:4], 4), _float8(planes[4:])]
+
+
+def _i8(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_numbers(planes[:4], 4), _side_by_side(planes[4:])]  # the zero point, then the digits
+
+
+def _i4(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_numbers(planes[:4], 4), _side_by_side(planes[4:5]), _steps(_fields(planes[5:], 4, 16), 4)]
+
+
+def _nvfp4(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_numbers(planes[:4], 4), _float8(planes[4:8]), _steps(_fields(planes[8:], 4, 16), 4)]
+
+
+def _of_a_table(planes: torch.Tensor) -> list[torch.Tensor]:
+    return [_numbers(planes[:4], 4), _steps(_fields(planes[4:], 4, 16), 4)]
+
+
+def _float8(planes: torch.Tensor) -> torch.Tensor:
+    """E4M3, which the C code takes for numbers whatever they are."""
+    if ((planes & 127) == 127).any():
+        raise ModelRefused(
+            "a weight in FP8 (E4M3) has the bytes 0x7f or 0xff, which are not numbers (NaN): nothing can be computed "
+            "with it; fetch the checkpoint again, or take another one"
+        )
+    return _side_by_side(planes)
+
+
 _PARTS: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
@@ -208,5 +258,14 @@ _PARTS: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
     "IQ4_XS": _iq4_xs,
+    "F8_128": _f8,
+    "F8_32": _f8,
+    "I8_128": _i8,
+    "I8_32": _i8,
+    "I4_128": _i4,
+    "I4_32": _i4,
+    "NVFP4": _nvfp4,
+    "NF4": _of_a_table,
+    "FP4": _of_a_table,
 }
 """What the bytes of a block, [bytes, panels, blocks, channels], become: parts [panels, blocks, ...]."""

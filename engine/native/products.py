@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from engine.native import library
-from engine.native.packing import KINDS, PANEL, Format, Panels, pack_blocks, whole
+from engine.native.packing import GROUP, KINDS, PANEL, Format, Panels, pack_blocks, whole
 from engine.packed.schemes import Blocks, Scheme
 
 
@@ -83,4 +83,4 @@ def panels_of(blocks: Blocks) -> Panels:
 
 def knows(scheme: Scheme, shape: tuple[int, ...]) -> bool:
     """Whether the C code multiplies by matrices [..., channels, columns] in the blocks of a scheme."""
-    return scheme.name in KINDS and len(shape) > 1
+    return scheme.name in KINDS and len(shape) > 1 and shape[-1] % GROUP == 0
