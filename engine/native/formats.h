@@ -2,8 +2,9 @@
  * published_schemes.py), and the floats they stand for.
  *
  * A panel is 16 channels side by side, cut into blocks of 32 to 256 columns. A block is as long as the 16 blocks that it
- * is made of. Its head holds scales; its body the digits, step after step: words of 32 bits, one for each channel, that
- * hold as many columns as fit, the first one lowest.
+ * is made of; only of GGUF's IQ1 to IQ3, which say where in a grid several numbers are, here are the numbers themselves,
+ * of 6 or 16 kinds, in 3 or 4 bits. A block's head holds scales; its body the digits, step after step: words of 32 bits,
+ * one for each channel, that hold as many columns as fit, the first one lowest.
  *
  *   bits  columns of a step  words of a step
  *    2          16           1 word of 16 columns
@@ -30,7 +31,7 @@
 /* As `Format` in packing.py. */
 enum {
     FLOAT, BRAIN, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS,
-    F8_128, F8_32, I8_128, I8_32, I4_128, I4_32, NVFP4, NF4, FP4, FORMATS
+    F8_128, F8_32, I8_128, I8_32, I4_128, I4_32, NVFP4, NF4, FP4, IQ1, IQ2, IQ3_XXS, IQ3_S, FORMATS
 };
 
 /* What the digits are: counted from 0, from below 0, small integers of a table, any numbers of a table, or E4M3. */
@@ -49,18 +50,20 @@ typedef struct {
 } Layout;
 
 static const Layout LAYOUTS[FORMATS] = {
-    [FLOAT] = {32, SIGNED, 32, NOTHING, 0, 32, 0},   [BRAIN] = {16, SIGNED, 32, NOTHING, 0, 32, 0},
-    [Q8_0] = {8, SIGNED, 32, NOTHING, 2, 32, 0},     [Q4_0] = {4, SIGNED, 32, NOTHING, 2, 32, 0},
-    [Q4_1] = {4, UNSIGNED, 32, LEAST, 4, 32, 0},     [Q5_0] = {5, SIGNED, 32, NOTHING, 2, 32, 0},
-    [Q5_1] = {5, UNSIGNED, 32, LEAST, 4, 32, 0},     [IQ4_NL] = {4, TABLE, 32, NOTHING, 2, 32, 0},
-    [MXFP4] = {4, TABLE, 32, NOTHING, 1, 32, 0},     [Q2_K] = {2, UNSIGNED, 16, LEAST, 20, 256, 0},
-    [Q3_K] = {3, SIGNED, 16, NOTHING, 14, 256, 0},   [Q4_K] = {4, UNSIGNED, 32, LEAST, 16, 256, 0},
-    [Q5_K] = {5, UNSIGNED, 32, LEAST, 16, 256, 0},   [Q6_K] = {6, SIGNED, 16, NOTHING, 18, 256, 0},
-    [IQ4_XS] = {4, TABLE, 32, NOTHING, 8, 256, 0},   [F8_128] = {8, FLOAT8, 128, NOTHING, 4, 128, 1},
-    [F8_32] = {8, FLOAT8, 32, NOTHING, 4, 32, 1},    [I8_128] = {8, SIGNED, 128, ZERO, 5, 128, 1},
-    [I8_32] = {8, SIGNED, 32, ZERO, 5, 32, 1},       [I4_128] = {4, UNSIGNED, 128, ZERO, 5, 128, 1},
-    [I4_32] = {4, UNSIGNED, 32, ZERO, 5, 32, 1},     [NVFP4] = {4, TABLE, 16, NOTHING, 8, 64, 1},
-    [NF4] = {4, FLOAT_TABLE, 64, NOTHING, 4, 64, 1}, [FP4] = {4, FLOAT_TABLE, 64, NOTHING, 4, 64, 1},
+    [FLOAT] = {32, SIGNED, 32, NOTHING, 0, 32, 0},    [BRAIN] = {16, SIGNED, 32, NOTHING, 0, 32, 0},
+    [Q8_0] = {8, SIGNED, 32, NOTHING, 2, 32, 0},      [Q4_0] = {4, SIGNED, 32, NOTHING, 2, 32, 0},
+    [Q4_1] = {4, UNSIGNED, 32, LEAST, 4, 32, 0},      [Q5_0] = {5, SIGNED, 32, NOTHING, 2, 32, 0},
+    [Q5_1] = {5, UNSIGNED, 32, LEAST, 4, 32, 0},      [IQ4_NL] = {4, TABLE, 32, NOTHING, 2, 32, 0},
+    [MXFP4] = {4, TABLE, 32, NOTHING, 1, 32, 0},      [Q2_K] = {2, UNSIGNED, 16, LEAST, 20, 256, 0},
+    [Q3_K] = {3, SIGNED, 16, NOTHING, 14, 256, 0},    [Q4_K] = {4, UNSIGNED, 32, LEAST, 16, 256, 0},
+    [Q5_K] = {5, UNSIGNED, 32, LEAST, 16, 256, 0},    [Q6_K] = {6, SIGNED, 16, NOTHING, 18, 256, 0},
+    [IQ4_XS] = {4, TABLE, 32, NOTHING, 8, 256, 0},    [F8_128] = {8, FLOAT8, 128, NOTHING, 4, 128, 1},
+    [F8_32] = {8, FLOAT8, 32, NOTHING, 4, 32, 1},     [I8_128] = {8, SIGNED, 128, ZERO, 5, 128, 1},
+    [I8_32] = {8, SIGNED, 32, ZERO, 5, 32, 1},        [I4_128] = {4, UNSIGNED, 128, ZERO, 5, 128, 1},
+    [I4_32] = {4, UNSIGNED, 32, ZERO, 5, 32, 1},      [NVFP4] = {4, TABLE, 16, NOTHING, 8, 64, 1},
+    [NF4] = {4, FLOAT_TABLE, 64, NOTHING, 4, 64, 1},  [FP4] = {4, FLOAT_TABLE, 64, NOTHING, 4, 64, 1},
+    [IQ1] = {3, FLOAT_TABLE, 16, NOTHING, 10, 256, 0}, [IQ2] = {3, FLOAT_TABLE, 16, NOTHING, 10, 256, 0},
+    [IQ3_XXS] = {4, TABLE, 16, NOTHING, 10, 256, 0},  [IQ3_S] = {4, TABLE, 16, NOTHING, 10, 256, 0},
 };
 
 INLINE int block_bytes(int format) {
@@ -130,6 +133,11 @@ INLINE Ints signed_in(const Step *step, int bits, int i) {
 /* ggml's kvalues_iq4nl and kvalues_mxfp4, which are twice what FP4 (E2M1) stands for. */
 #define IQ4_NUMBERS {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
 #define TWICE_FP4 {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+/* What is in ggml's grids (iq2xxs_grid and its kin), with its sign above; of IQ1 as eighths, with the delta added. */
+#define IQ1_NUMBERS {1, 7, 9, 0, -1, -7, -9, 0, 1, 7, 9, 0, -1, -7, -9, 0}
+#define IQ2_NUMBERS {8, 25, 43, 0, -8, -25, -43, 0, 8, 25, 43, 0, -8, -25, -43, 0}
+#define IQ3_XXS_NUMBERS {4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62}
+#define IQ3_S_NUMBERS {1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15}
 
 #if LANES == 16 && defined(__AVX512F__)
 /* What the lowest four bits of a word stand for, whatever is above the digit; and five bits from 16 on. */
@@ -140,7 +148,8 @@ static const float NUMBERS[FORMATS][16] = {
     [IQ4_NL] = IQ4_NUMBERS, [MXFP4] = TWICE_FP4,
     [Q2_K] = {FROM(0), FROM(0), FROM(0), FROM(0)}, [Q3_K] = {FROM(0), FROM(-4), FROM(0), FROM(-4)},
     [Q4_K] = FOUR_BITS, [Q5_K] = FOUR_BITS, [IQ4_XS] = IQ4_NUMBERS, [I4_128] = FOUR_BITS, [I4_32] = FOUR_BITS,
-    [NVFP4] = TWICE_FP4, [NF4] = NF4_NUMBERS, [FP4] = FP4_NUMBERS};
+    [NVFP4] = TWICE_FP4, [NF4] = NF4_NUMBERS, [FP4] = FP4_NUMBERS, [IQ1] = IQ1_NUMBERS, [IQ2] = IQ2_NUMBERS,
+    [IQ3_XXS] = IQ3_XXS_NUMBERS, [IQ3_S] = IQ3_S_NUMBERS};
 static const float FIFTH[2][16] = {[UNSIGNED] = {FROM(16), FROM(20), FROM(24), FROM(28)},
                                    [SIGNED] = {FROM(-16), FROM(-12), FROM(-8), FROM(-4)}};
 
@@ -161,15 +170,18 @@ INLINE Floats number_in(const Step *step, int format, int i) {
     return (Floats)_mm512_permutex2var_ps(_mm512_loadu_ps(NUMBERS[format]), (__m512i)words, fifth);
 }
 #else
-static const int8_t SMALL_NUMBERS[2][16] = {IQ4_NUMBERS, TWICE_FP4};
-static const float NUMBERS[FORMATS][16] = {[NF4] = NF4_NUMBERS, [FP4] = FP4_NUMBERS};
+static const int8_t SMALL_NUMBERS[FORMATS][16] = {
+    [IQ4_NL] = IQ4_NUMBERS, [IQ4_XS] = IQ4_NUMBERS, [MXFP4] = TWICE_FP4, [NVFP4] = TWICE_FP4,
+    [IQ3_XXS] = IQ3_XXS_NUMBERS, [IQ3_S] = IQ3_S_NUMBERS};
+static const float NUMBERS[FORMATS][16] = {
+    [NF4] = NF4_NUMBERS, [FP4] = FP4_NUMBERS, [IQ1] = IQ1_NUMBERS, [IQ2] = IQ2_NUMBERS};
 
 /* Small integers of a table are looked up for all columns of a word at once: bytes of the even ones, and of the odd. */
 INLINE Step load_digits(const uint8_t *at, int part, int format) {
     Step step = load_step(at, part, LAYOUTS[format].bits);
     if (LAYOUTS[format].digits == FLOAT8) step.words[0] = (Words)load_float8(at + LANES * part);
     if (LAYOUTS[format].digits == TABLE) {
-        const int8_t *table = SMALL_NUMBERS[format == MXFP4 || format == NVFP4];
+        const int8_t *table = SMALL_NUMBERS[format];
         step.words[1] = look_up(table, step.words[0] >> 4 & 0x0f0f0f0f);
         step.words[0] = look_up(table, step.words[0] & 0x0f0f0f0f);
     }
@@ -179,6 +191,7 @@ INLINE Step load_digits(const uint8_t *at, int part, int format) {
 INLINE Floats number_in(const Step *step, int format, int i) {
     const int bits = LAYOUTS[format].bits, digits = LAYOUTS[format].digits;
     if (digits == FLOAT8) return (Floats)step->words[0];
+    if (digits == FLOAT_TABLE && bits == 3) return look_up_eight(NUMBERS[format], lowest(step, bits, i));
     if (digits == FLOAT_TABLE) return look_up_floats(NUMBERS[format], lowest(step, bits, i));
     if (digits == TABLE) return numbers_of((Ints)(step->words[i % 2] << (24 - i / 2 * 8)) >> 24);
     return numbers_of(digits == SIGNED ? signed_in(step, bits, i) : unsigned_in(step, bits, i));
@@ -229,6 +242,7 @@ INLINE Scale scale_of(const uint8_t *block, int format, int part) {
  *   Q4_K, Q5_K  8 scales, each followed by its minimum, as a step of six bits
  *   Q6_K        16 signed bytes
  *   IQ4_XS      the high two bits of 8 scales in half a word, and the low four in a word; they count from -32
+ *   IQ1 to IQ3  16 scales, as 2 steps of four bits, that count odd numbers: 1, 3, 5 and so on
  */
 INLINE void scales_of(const uint8_t *block, int format, int part, Scale *scales) {
     Floats scale = load_halves(block + 2 * LANES * part), least = {0};
@@ -241,6 +255,13 @@ INLINE void scales_of(const uint8_t *block, int format, int part, Scale *scales)
             scales[i].scale = scale * numbers_of(unsigned_in(&step, 4, i % 8));
             scales[i].beside = least * numbers_of(unsigned_in(&minima, 4, i % 8));
         }
+    if (format == IQ2 || format == IQ3_XXS || format == IQ3_S) {
+        scale *= format == IQ2 ? 0.125f : format == IQ3_XXS ? 0.25f : 1.0f;
+        for (int i = 0; i < 16; i++) {
+            Step step = load_step(at + i / 8 * 4 * PANEL, part, 4);
+            scales[i].scale = scale * numbers_of(2 * unsigned_in(&step, 4, i % 8) + 1);
+        }
+    }
     if (format == Q4_K || format == Q5_K) {
         Step step = load_step(at, part, 6);
 #pragma GCC unroll 8
@@ -276,6 +297,7 @@ INLINE void read_nvfp4(const uint8_t *block, int part, Scale *scales) {
         scales_of(block, format, part, scales);                                                             \
     }
 SCALES(Q2_K) SCALES(Q3_K) SCALES(Q4_K) SCALES(Q6_K) SCALES(IQ4_XS)
+SCALES(IQ2) SCALES(IQ3_XXS) SCALES(IQ3_S)
 
 /* All scales of a block. */
 INLINE void read_scales(const uint8_t *block, int format, int part, Scale *scales) {
@@ -285,6 +307,9 @@ INLINE void read_scales(const uint8_t *block, int format, int part, Scale *scale
         case Q4_K: case Q5_K: scales_Q4_K(block, part, scales); break;
         case Q6_K: scales_Q6_K(block, part, scales); break;
         case IQ4_XS: scales_IQ4_XS(block, part, scales); break;
+        case IQ1: case IQ2: scales_IQ2(block, part, scales); break;
+        case IQ3_XXS: scales_IQ3_XXS(block, part, scales); break;
+        case IQ3_S: scales_IQ3_S(block, part, scales); break;
         case NVFP4: read_nvfp4(block, part, scales); break;
         default: scales[0] = scale_of(block, format, part);
     }

@@ -13,6 +13,7 @@ from enum import IntEnum
 import torch
 
 from engine.api.errors import ModelRefused
+from engine.packed.schemes import BY_NAME
 
 PANEL = 16
 GROUP = 32
@@ -21,7 +22,7 @@ BYTES_TOGETHER = 1 << 20
 
 
 class Format(IntEnum):
-    """As the enumeration in ``formats.h``; those after the first two have the names of schemes."""
+    """As the enumeration in ``formats.h``; those after the first two are named after schemes."""
 
     FLOAT = 0
     BRAIN = 1
@@ -47,10 +48,10 @@ class Format(IntEnum):
     NVFP4 = 21
     NF4 = 22
     FP4 = 23
-
-
-KINDS = (*(format.name for format in Format if format > Format.BRAIN), "BF16")
-"""The schemes whose blocks can be packed, by name."""
+    IQ1 = 24
+    IQ2 = 25
+    IQ3_XXS = 26
+    IQ3_S = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
     Raises ``ModelRefused`` for numbers in FP8 that are none.
     """
     panels = blocks.unflatten(0, (-1, PANEL))  # [panels, channels, blocks, bytes]
-    data = torch.empty(len(panels), panels[0].numel(), dtype=torch.uint8)
+    size = _BLOCK_BYTES.get(format_of(kind), blocks.shape[2])
+    data = torch.empty(len(panels), PANEL * blocks.shape[1] * size, dtype=torch.uint8)
     together = max(1, BYTES_TOGETHER // panels[0].numel())
     for some, packed in zip(panels.split(together), data.split(together), strict=True):
         if kind == "BF16":  # a block is one number: words of two, as they are
@@ -93,7 +95,12 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
             continue
         planes = some.permute(3, 0, 2, 1).contiguous()  # [bytes, panels, blocks, channels]
         torch.cat([part.flatten(2) for part in _PARTS[kind](planes)], 2, out=packed.unflatten(1, (blocks.shape[1], -1)))
-    return Panels(data, Format.BRAIN if kind == "BF16" else Format[kind])
+    return Panels(data, format_of(kind))
+
+
+def format_of(kind: str) -> Format:
+    """What the blocks of a scheme in ``KINDS`` become."""
+    return _OTHER_FORMATS[kind] if kind in _OTHER_FORMATS else Format[kind]
 
 
 def _side_by_side(part: torch.Tensor) -> torch.Tensor:
@@ -244,6 +251,57 @@ def _float8(planes: torch.Tensor) -> torch.Tensor:
     return _side_by_side(planes)
 
 
+def _from_grid(
+    kind: str, numbers: Sequence[int], apart: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """For a scheme whose blocks say where in a grid several numbers are: digits are places in ``numbers``, then a sign.
+
+    ``apart`` takes blocks apart into scales in half precision, scales of four bits, and blocks whose scales are one.
+    """
+    bits, places = (3 if len(numbers) <= 4 else 4), torch.arange(len(numbers), dtype=torch.uint8)
+    codes = torch.zeros(256, dtype=torch.uint8)  # by the number's lowest byte
+    codes[torch.tensor(numbers)] = places
+    codes[256 - torch.tensor(numbers)] = places | 1 << (bits - 1)
+
+    def parts(planes: torch.Tensor) -> list[torch.Tensor]:
+        halves, scales, plain = apart(planes)
+        values = BY_NAME[kind].unpack(plain.flatten(1).T.contiguous()).T * _MULTIPLES[format_of(kind)]
+        digits = codes[values.int() & 255].view(256, *planes.shape[1:])
+        return [_halves(halves), _steps(scales.repeat_interleave(16 // len(scales), 0), 4), _steps(digits, bits)]
+
+    return parts
+
+
+def _apart(places: slice, bits: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """``places`` are the bytes with scales: of ``bits`` below the highest one or at the top, or two of four bits."""
+
+    def apart(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        found, plain = planes[places], planes.clone()
+        plain[0], plain[1] = 0, 0x3C  # one, in half precision
+        mask = {3: 0x70, 4: 0xF0, 8: 0xFF}[bits]
+        plain[places] = found & (mask ^ 0xFF)
+        scales = _fields(found, 4, 1) if bits == 8 else (found & mask) >> 4
+        return planes[:2], scales, plain
+
+    return apart
+
+
+def _iq1_m_apart(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Four words of 16 bits: each four scales of three bits, and above them a part of that in half precision."""
+    low, high = planes[48:].unflatten(0, (4, 2)).unbind(1)
+    nibbles = high >> 4
+    halves = torch.stack([nibbles[0] | nibbles[1] << 4, nibbles[2] | nibbles[3] << 4])
+    words = low.int() | high.int() << 8
+    scales = torch.stack([words >> shift & 7 for shift in (0, 3, 6, 9)], dim=1).flatten(0, 1)
+    plain = planes.clone()
+    plain[48:] = torch.tensor([0, 0, 0, 0, 0, 0xC0, 0, 0x30], dtype=torch.uint8).view(8, 1, 1, 1)
+    return halves, scales, plain
+
+
+_MULTIPLES = {Format.IQ1: 8, Format.IQ2: 8, Format.IQ3_XXS: 4, Format.IQ3_S: 1}
+"""Of what is computed, to integers."""
+_BLOCK_BYTES = {Format.IQ1: 106, Format.IQ2: 106, Format.IQ3_XXS: 138, Format.IQ3_S: 138}
+"""Of a channel, where they are not those of the file."""
 _PARTS: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
@@ -267,5 +325,22 @@ _PARTS: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
     "NVFP4": _nvfp4,
     "NF4": _of_a_table,
     "FP4": _of_a_table,
+    "IQ1_S": _from_grid("IQ1_S", (1, 7, 9), _apart(slice(35, 50, 2), 3)),
+    "IQ1_M": _from_grid("IQ1_M", (1, 7, 9), _iq1_m_apart),
+    "IQ2_XXS": _from_grid("IQ2_XXS", (8, 25, 43), _apart(slice(9, 66, 8), 4)),
+    "IQ2_XS": _from_grid("IQ2_XS", (8, 25, 43), _apart(slice(66, 74), 8)),
+    "IQ2_S": _from_grid("IQ2_S", (8, 25, 43), _apart(slice(74, 82), 8)),
+    "IQ3_XXS": _from_grid("IQ3_XXS", (4, 12, 20, 28, 36, 44, 52, 62), _apart(slice(69, 98, 4), 4)),
+    "IQ3_S": _from_grid("IQ3_S", (1, 3, 5, 7, 9, 11, 13, 15), _apart(slice(106, 110), 8)),
 }
 """What the bytes of a block, [bytes, panels, blocks, channels], become: parts [panels, blocks, ...]."""
+_OTHER_FORMATS = {
+    "BF16": Format.BRAIN,
+    "IQ1_S": Format.IQ1,
+    "IQ1_M": Format.IQ1,
+    "IQ2_XXS": Format.IQ2,
+    "IQ2_XS": Format.IQ2,
+    "IQ2_S": Format.IQ2,
+}
+KINDS = (*_PARTS, "BF16")
+"""The schemes whose blocks can be packed, by name."""

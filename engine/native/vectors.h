@@ -171,6 +171,18 @@ INLINE Floats look_up_floats(const float *table, Words places) {
 #endif
 }
 
+/* The same for three bits: the table has its eight numbers twice. */
+INLINE Floats look_up_eight(const float *table, Words places) {
+#if LANES == 8 && defined(__AVX2__)
+    return (Floats)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)places);
+#elif LANES == 4 && defined(__aarch64__)
+    uint8x16_t bytes = (uint8x16_t)((places & 7) * 0x04040404 + 0x03020100);
+    return (Floats)vqtbl2q_u8(vld1q_u8_x2((const uint8_t *)table), bytes);
+#else
+    return look_up_floats(table, places);
+#endif
+}
+
 /* 0, 1, 2 and so on, one for each lane. */
 INLINE Ints lane_numbers(void) {
     Ints numbers;

@@ -20,7 +20,7 @@ from engine.packed.schemes import BY_NAME, Blocks, Scheme
 
 WIDTHS = (None, 4, 8, 16)
 """Lanes of a vector; None: those of this processor, and the code as it is served. Other code is compiled quickly."""
-HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": ()} | dict.fromkeys(
+HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": (), "IQ1_M": ()} | dict.fromkeys(
     ("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)
 )
 """Where a block has numbers in half precision: for the types that are not here, at its beginning."""
@@ -51,6 +51,8 @@ def random_blocks(kind: str, channels: int, columns: int, *, notable: bool) -> t
     if kind in PUBLISHED_BY_NAME:
         _make_published(kind, blocks, numbers, notable)
         return torch.from_numpy(blocks)
+    if kind == "IQ1_M":  # its scale is in the highest bits of four words: these leave out those that are no number
+        blocks[:, :, 55] &= 0xBF
     for place in HALVES.get(kind, (0,)):
         halves = numbers.normal(size=blocks.shape[:2]).astype(np.float16).view(np.uint16)
         if notable:
