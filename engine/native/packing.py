@@ -85,8 +85,8 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
     Raises ``ModelRefused`` for numbers in FP8 that are none.
     """
     panels = blocks.unflatten(0, (-1, PANEL))  # [panels, channels, blocks, bytes]
-    size = _BLOCK_BYTES.get(format_of(kind), blocks.shape[2])
-    data = torch.empty(len(panels), PANEL * blocks.shape[1] * size, dtype=torch.uint8)
+    size = blocks.shape[1] * bytes_in_panels(kind, blocks.shape[2])
+    data = torch.empty(len(panels), PANEL * size, dtype=torch.uint8)
     together = max(1, BYTES_TOGETHER // panels[0].numel())
     for some, packed in zip(panels.split(together), data.split(together), strict=True):
         if kind == "BF16":  # a block is one number: words of two, as they are
@@ -96,6 +96,11 @@ def pack_blocks(blocks: torch.Tensor, kind: str) -> Panels:
         planes = some.permute(3, 0, 2, 1).contiguous()  # [bytes, panels, blocks, channels]
         torch.cat([part.flatten(2) for part in _PARTS[kind](planes)], 2, out=packed.unflatten(1, (blocks.shape[1], -1)))
     return Panels(data, format_of(kind))
+
+
+def bytes_in_panels(kind: str, block_bytes: int) -> int:
+    """What a block of a scheme, of so many bytes, takes in panels."""
+    return _BLOCK_BYTES.get(format_of(kind), block_bytes)
 
 
 def format_of(kind: str) -> Format:
