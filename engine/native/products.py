@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
+from engine.api.errors import ModelRefused
 from engine.native import library
-from engine.native.packing import GROUP, KINDS, PANEL, Format, Panels, pack_blocks, whole
+from engine.native.packing import GROUP, KINDS, PANEL, Format, Panels, bytes_in_panels, format_of, pack_blocks, whole
 from engine.packed.schemes import Blocks, Scheme
 
 
@@ -63,8 +64,14 @@ class Products:
             return None
         if self._kept is None or not name:
             return PanelProduct(self, panels_of(blocks), channels, columns)
-        expected = Format[blocks.scheme.name], -(-channels // PANEL), PANEL * blocks.data.shape[-1]
-        return PanelProduct(self, self._kept.panels(name, expected, partial(panels_of, blocks)), channels, columns)
+        scheme = blocks.scheme
+        size = PANEL * (columns // scheme.columns) * bytes_in_panels(scheme.name, scheme.block_bytes)
+        expected = format_of(scheme.name), -(-channels // PANEL), size
+        try:
+            panels = self._kept.panels(name, expected, partial(panels_of, blocks))
+        except ModelRefused as refusal:
+            raise ModelRefused(f"{name}: {refusal}") from refusal
+        return PanelProduct(self, panels, channels, columns)
 
     def compute(self, matrix: library.Matrix, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Raises ``MemoryError`` where there is none for the activations."""

@@ -69,7 +69,7 @@ class GgufFile:
         for tensor in self._header.tensors.values():
             scheme = SCHEMES.get(tensor.kind)
             is_known = scheme is not None and target.multiplies_by(scheme, tensor.shape)
-            total += bytes_in(tensor.shape, scheme if is_known else None, target.dtype)
+            total += bytes_in(tensor.shape, scheme if is_known else None, target)
         return total
 
     def kinds(self, _target: Target = CPU) -> str:
@@ -90,7 +90,7 @@ class Checkpoint:
         self._weights = weights_of(folder, self._model, method_of_model(model_config), choice)
 
     def bytes_in_blocks(self, target: Target = CPU) -> int:
-        return sum(bytes_in(shape, scheme, target.dtype) for shape, scheme in self._kept(target))
+        return sum(bytes_in(shape, scheme, target) for shape, scheme in self._kept(target))
 
     def kinds(self, target: Target = CPU) -> str:
         return _in_words(scheme for _, scheme in self._kept(target))
@@ -126,7 +126,7 @@ class Planned:
         self._model, self._choice = model, choice
 
     def bytes_in_blocks(self, target: Target = CPU) -> int:
-        return sum(bytes_in(shape, scheme, target.dtype) for shape, scheme in self._kept(target))
+        return sum(bytes_in(shape, scheme, target) for shape, scheme in self._kept(target))
 
     def kinds(self, target: Target = CPU) -> str:
         return _in_words(scheme for _, scheme in self._kept(target))

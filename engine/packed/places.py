@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.native.packing import KINDS, bytes_in_panels
 from engine.native.products import knows
 from engine.packed.experts import holds_experts
 from engine.packed.published_schemes import F8_32, F8_128
@@ -117,7 +118,11 @@ def kept_in(
     return [(places[name].shape, scheme) for name, scheme in kept.items()]
 
 
-def bytes_in(shape: tuple[int, ...], scheme: Scheme | None, dtype: torch.dtype) -> int:
-    """What a weight takes in blocks of a scheme, or else in a type."""
-    *outer, columns = shape
-    return int(prod(outer) * (dtype.itemsize * columns if scheme is None else scheme.row_bytes(columns)))
+def bytes_in(shape: tuple[int, ...], scheme: Scheme | None, target: Target) -> int:
+    """What a weight takes there in blocks of a scheme, or else as numbers."""
+    if scheme is None:
+        return int(prod(shape) * target.dtype.itemsize)
+    in_panels = target.device.type == "cpu" and scheme.name in KINDS
+    block = bytes_in_panels(scheme.name, scheme.block_bytes) if in_panels else scheme.block_bytes
+    size: int = prod(shape) // scheme.columns * block
+    return size

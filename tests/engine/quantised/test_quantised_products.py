@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from engine.native.library import load_library
+from engine.native.products import Products
 from engine.packed.modules import PackedEmbedding, PackedLinear, pack
 from engine.packed.schemes import Blocks
 from engine.quantised import method_of
@@ -34,10 +35,9 @@ class Read:
         return self.held.shape
 
 
-def by_unpacking(blocks: Blocks) -> Callable[[torch.Tensor], torch.Tensor]:
-    """In the order of the blocks' own columns."""
-    numbers = Blocks(blocks.data, blocks.scheme).unpacked()
-    return lambda rows: rows @ numbers.T
+@pytest.fixture(scope="module")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Products:
+    return Products(load_library(tmp_path_factory.getbasetemp() / "native"), threads=1)
 
 
 def read(path: Path) -> tuple[Blocks | torch.Tensor, torch.Tensor]:
@@ -54,12 +54,12 @@ PACKED = [path for path in FILES if path.stem != "bitsandbytes_fp4_64"]
 
 
 @pytest.mark.parametrize("path", PACKED, ids=lambda path: path.stem)
-def test_products_are_those_of_the_numbers(path: Path) -> None:
+def test_products_are_those_of_the_numbers(path: Path, products: Products) -> None:
     blocks, numbers = read(path)
     assert isinstance(blocks, Blocks)
     rows, columns = numbers.shape
     linear = torch.nn.Linear(columns, rows)
-    assert pack(linear, "weight", Read(blocks), torch.float32, by_unpacking)
+    assert pack(linear, "weight", Read(blocks), torch.float32, products.product_of)
     assert isinstance(linear, PackedLinear)
     linear.is_loading = False
     source = torch.randn(5, columns, generator=torch.Generator().manual_seed(1))
@@ -68,7 +68,7 @@ def test_products_are_those_of_the_numbers(path: Path) -> None:
     torch.testing.assert_close(linear.weight, numbers, rtol=3e-7, atol=0)
 
     table = torch.nn.Embedding(rows, columns)
-    assert pack(table, "weight", Read(blocks), torch.float32, by_unpacking)
+    assert pack(table, "weight", Read(blocks), torch.float32, products.product_of)
     assert isinstance(table, PackedEmbedding)
     tokens = torch.tensor([[3, 0], [7, 3]])
     torch.testing.assert_close(table(tokens), numbers[tokens], rtol=3e-7, atol=0)
