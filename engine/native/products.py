@@ -39,6 +39,14 @@ class PanelProduct:
         self._products.compute(self._matrix, rows, out)
         return out[:, : self.channels]
 
+    def parts(self, count: int) -> list[PanelProduct] | None:
+        """Products by equal shares of the channels, which keep their panels; None where these are no whole panels."""
+        if self.channels % (count * PANEL):
+            return None
+        shares = self.panels.data.chunk(count)
+        own = [Panels(data, self.panels.format) for data in shares]
+        return [PanelProduct(self._products, panels, self.channels // count, self.columns) for panels in own]
+
 
 class Kept(Protocol):
     """Panels that an earlier start made; see ``engine.packed.panel_file``."""

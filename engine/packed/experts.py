@@ -7,13 +7,14 @@ hold a row for each output, also where the class itself has its weights transpos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from engine.packed.modules import MakeProduct, OnDevice, Product, Stack, Stored
+from engine.packed.modules import Divisible, MakeProduct, OnDevice, Product, Stack, Stored
 from engine.packed.schemes import Blocks
 
 INTERFACE = "castor_blocks"
@@ -36,12 +37,14 @@ def pack_experts(module: Any, name: str, stored: Stored, make: MakeProduct, full
     blocks = stored.blocks()
     if blocks is None or blocks.data.dim() != 3 or blocks.order is not None:
         return False
-    products: Stack | list[Product | None] | None
+    products: Stack | Sequence[Product] | None
     if isinstance(make, OnDevice):
         products = make.stack_of(stored)
     else:
-        products = [make(Blocks(data, blocks.scheme), f"{full_name}.{index}") for index, data in enumerate(blocks.data)]
-    if products is None or (isinstance(products, list) and None in products):
+        # As one matrix, one expert's rows after another's: many small ones take several times as long to make.
+        joined = make(Blocks(blocks.data.flatten(0, 1), blocks.scheme), full_name)
+        products = joined.parts(len(blocks.data)) if isinstance(joined, Divisible) else None
+    if products is None:
         return False
     delattr(module, name)
     module.__dict__.setdefault("packed", {})[name] = stored

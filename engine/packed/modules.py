@@ -7,7 +7,7 @@ a module for its ``weight`` gets the numbers, which are unpacked when they are c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,6 +39,14 @@ class Product(Protocol):
 
     def __call__(self, rows: torch.Tensor, /) -> torch.Tensor:
         """Rows [rows, columns], end to end, by the matrix: [rows, channels], without bias."""
+
+
+@runtime_checkable
+class Divisible(Product, Protocol):
+    """A product that can be taken apart."""
+
+    def parts(self, count: int) -> Sequence[Product] | None:
+        """Products by equal shares of its channels, in their order; None where the channels do not divide so."""
 
 
 class MakeProduct(Protocol):
