@@ -1,15 +1,16 @@
 """The forward of the built-in model alone, without sampling or HTTP: chunks of a long prompt, and steps of decode.
 
-    .venv/bin/python benchmarks/forward.py [--threads 2] [--rounds 5] [--target=-march=x86-64-v3 ...] [--torch]
+    .venv/bin/python benchmarks/forward.py [--threads 2] [--rounds 5] [--target="-mavx2 -mfma -mf16c" ...] [--torch]
 
-Each target is the C code compiled with that option, for an older processor, say; ``--torch`` adds
-transformers' own modules over the paged cache. All variants take turns. Prints milliseconds, medians over the rounds.
+Each target is the C code compiled with these options, as a wheel ships it, say; ``--torch`` adds transformers' own
+modules over the paged cache. All variants take turns. Prints milliseconds, medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from engine.api.engine import EngineConfig
 from engine.api.requests import Request
 from engine.api.sampling import SamplingParams
 from engine.build import build_runner, load_tokenizer
-from engine.native import library
+from engine.native.compiled import machine_code
 from engine.scheduling.contracts import Runner
 from engine.scheduling.sequence import ScheduledChunk, Sequence
 from engine.weights.sources import parse_source, prepare
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--torch", action="store_true")
     options = parser.parse_args()
-    ways = {target: native(target, options.threads) for target in options.target or library.TARGETS[:1]}
+    ways = {target: native(target, options.threads) for target in options.target or machine_code.TARGETS[0]}
     if options.torch:
         ways["torch"] = runner_of(EngineConfig(str(folder()), native=False, threads=options.threads))
     found: dict[tuple[str, Step], list[float]] = {(way, step): [] for step in STEPS for way in ways}
@@ -80,7 +81,7 @@ def folder() -> Path:
 
 
 def native(target: str, threads: int) -> Runner:
-    library.TARGETS = (target,)
+    machine_code.TARGETS = (tuple(shlex.split(target)),)
     return runner_of(EngineConfig(str(folder()), threads=threads))
 
 

@@ -21,7 +21,8 @@ from statistics import median
 
 import torch
 
-from engine.native.library import FLAGS, LIBRARIES, TARGETS, find_compiler
+from engine.native.compiled.compiler import FLAGS, LIBRARIES, find_compiler
+from engine.native.compiled.machine_code import TARGETS
 from engine.native.packing import Format
 
 LAYERS, TIMES = 30, 3
@@ -92,7 +93,7 @@ def compiled() -> ctypes.CDLL:
     source = Path(__file__).with_suffix(".c")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "matmul.so"
-        subprocess.run([*find_compiler(), *FLAGS, TARGETS[0], "-o", str(made), str(source), *LIBRARIES], check=True)
+        subprocess.run([*find_compiler(), *FLAGS, *TARGETS[0], "-o", str(made), str(source), *LIBRARIES], check=True)
         code = ctypes.CDLL(str(made))
     code.time_step.restype = ctypes.c_double
     return code

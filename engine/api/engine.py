@@ -15,6 +15,7 @@ from engine.api.requests import Request
 
 _LEAST = {"block_size": 1, "state_stride": 1, "max_running": 1, "max_waiting": 0, "threads": 1}
 KV_DTYPES = ("auto", "fp8")
+QUANTIZE = ("none", "q8", "q4", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class EngineConfig:
     ``max_waiting`` bounds the requests that wait while ``max_running`` sequences run; a ``max_running`` of None means
     the device's default, which ``ModelInfo`` reports. ``native`` lets C code compute the models that it supports on a
     CPU; it is compiled once into ``cache_dir``, or at each start without one. ``cuda_graphs`` makes a GPU replay
-    recorded steps.
+    recorded steps. ``quantize`` packs weights that are not quantised at the load, on a CPU (``engine.packed.places``).
 
     Raises ``ModelRefused`` for a number outside its bounds, naming field, value and limit; ``max_context`` is checked
     where the model's own limit is known (``engine.model.eligibility``).
@@ -50,6 +51,7 @@ class EngineConfig:
     native: bool = True
     cache_dir: str | None = None
     cuda_graphs: bool = True
+    quantize: str = "none"
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -62,6 +64,8 @@ class EngineConfig:
             raise ModelRefused(f"kv_memory is {self.kv_memory}; give a share above 0 and up to 1, or bytes")
         if self.kv_dtype not in KV_DTYPES:
             raise ModelRefused(f"kv_dtype is {self.kv_dtype!r}; give {' or '.join(KV_DTYPES)}")
+        if self.quantize not in QUANTIZE:
+            raise ModelRefused(f"quantize is {self.quantize!r}; give {' or '.join(QUANTIZE)}")
 
 
 @dataclass(frozen=True, slots=True)

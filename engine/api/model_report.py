@@ -30,6 +30,8 @@ class ModelReport:
     """What the class can take in: text, image, audio, video."""
     weights_dtype: str = ""
     weights_bytes: int | None = None
+    weights_by_choice: tuple[tuple[str, int], ...] = ()
+    """What each choice of ``quantize`` makes of ``weights_bytes``; empty where there is no choice."""
     kv_dtype: str = ""
     kv_bytes_per_token: int | None = None
     state_bytes: int | None = None
@@ -60,5 +62,8 @@ class ModelReport:
 
 def report_from(content: dict[str, Any]) -> ModelReport:
     """A report as its JSON says."""
-    pairs = tuple((str(kind), int(count)) for kind, count in content["layers"])
-    return ModelReport(**{**content, "layers": pairs, "inputs": tuple(content["inputs"])})
+    pairs = {
+        name: tuple((str(kind), int(count)) for kind, count in content[name])
+        for name in ("layers", "weights_by_choice")
+    }
+    return ModelReport(**{**content, **pairs, "inputs": tuple(content["inputs"])})

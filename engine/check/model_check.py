@@ -16,13 +16,14 @@ from engine.cache.layout import group_demands, plan_caches, sequence_bytes
 from engine.cache.state_tensors import slot_bytes
 from engine.check.model_parts import active_parameters, inputs_of
 from engine.device.device_memory import all_bytes, free_bytes
-from engine.gguf.header import Header
 from engine.gguf.prepare import describe, require_tensors, write_details
 from engine.model.config_file import read_config
 from engine.model.eligibility import (
     config_of,
     described,
     longest_context,
+    method_of_model,
+    most_weights,
     original_context,
     require_eligible,
     require_weights,
@@ -32,11 +33,21 @@ from engine.model.probe import Probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import Rehearsed, rehearse
 from engine.model.weight_files import loaded_dtype, room_problem, stored_dtype
+from engine.native.compiled.machine_code import require_code
 from engine.native.decoder import require_known, require_one_rotation
 from engine.native.errors import NotNative
-from engine.native.library import find_compiler
-from engine.packed.gguf_folder import bytes_in_blocks, header_of, kinds_of, stay_in_blocks
-from engine.packed.gguf_folder import room_problem as gguf_room_problem
+from engine.packed.folder import (
+    Measured,
+    Planned,
+    Unfetched,
+    bytes_of_choices,
+    header_of,
+    held_of,
+    require_quantizable,
+    stay_in_blocks,
+)
+from engine.packed.folder import room_problem as blocks_room_problem
+from engine.packed.places import Target
 from engine.platforms.recipe import platform_of
 from engine.weights.usable import GGUF_LINK
 
@@ -76,7 +87,7 @@ def _collect(config: EngineConfig, held: int | None, details: Path | None, facts
     elif has_weights:
         require_weights(path, model_config)
     count = sum(weight.numel() for weight in described(model_config).parameters())
-    if held is not None and count > held:
+    if held is not None and count > most_weights(model_config, held):
         raise ModelRefused(
             f"its config.json describes {count} weights, but its *.safetensors have {held} bytes; they do not belong "
             "to the same model"
@@ -99,8 +110,23 @@ def _collect(config: EngineConfig, held: int | None, details: Path | None, facts
     }
     facts["longest_context"], facts["context_limit"] = longest_context(EngineConfig(path=config.path), model_config)
     context, _ = longest_context(config, model_config)
-    if "no_device" not in facts:
-        _measure(config, header, rehearsed, context, device, stored, loaded, facts)
+    if "no_device" in facts:
+        return
+    require_quantizable(config, header, model_config, device, loaded)
+    found: Measured | None = None
+    in_blocks, method = stay_in_blocks(config, device, loaded), method_of_model(model_config)
+    if header is not None or (has_weights and method is not None):
+        found = held_of(header, model_config, config)
+    elif method is not None and in_blocks:
+        if held is None:
+            return  # only its files tell what it takes
+        found = Unfetched(held, method)
+    elif in_blocks:
+        facts["weights_by_choice"] = tuple(
+            bytes_of_choices(model := described(model_config), Target(device, loaded)).items()
+        )
+        found = None if config.quantize == "none" else Planned(model, config.quantize)
+    _measure(config, found, rehearsed, context, device, stored, loaded, facts)
 
 
 def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int | None) -> torch.dtype:
@@ -115,7 +141,7 @@ def _stored(folder: Path, config: Any, has_weights: bool, count: int, held: int 
 
 def _measure(
     config: EngineConfig,
-    header: Header | None,
+    held: Measured | None,
     rehearsed: Rehearsed,
     context: int,
     device: torch.device,
@@ -125,8 +151,8 @@ def _measure(
 ) -> None:
     """Add what the model takes in memory on the device, and how it is computed there."""
     count = int(facts["parameters"])
-    in_blocks = header is not None and stay_in_blocks(config, device, loaded)
-    weights = bytes_in_blocks(header) if header is not None and in_blocks else count * loaded.itemsize
+    target, in_blocks = Target(device, loaded), held is not None and stay_in_blocks(config, device, loaded)
+    weights = held.bytes_in_blocks(target) if held is not None and in_blocks else count * loaded.itemsize
     fp8 = config.kv_dtype == "fp8"
     platform = platform_of(device)
     platform.check(config)
@@ -134,15 +160,15 @@ def _measure(
         "device": _name(device),
         "device_bytes": all_bytes(device),
         "free_bytes": free_bytes(device),
-        "weights_dtype": kinds_of(header) if header is not None and in_blocks else _shown(loaded),
+        "weights_dtype": held.kinds(target) if held is not None and in_blocks else _shown(loaded),
         "weights_bytes": weights,
         "kv_dtype": "fp8" if fp8 else _shown(loaded),
         "block_size": config.block_size,
         "context": context,
     }
     what, room = f"its {count} weights", all_bytes(device)
-    if header is not None:
-        problem = gguf_room_problem(header, what, count, config, loaded, device, room)
+    if held is not None:
+        problem = blocks_room_problem(held, what, count, config, loaded, device, room)
     else:
         problem = room_problem(what, count, stored, loaded, device, room)
     if problem:
@@ -177,7 +203,7 @@ def _why_not_native(
         no_blocks = KVCache([], 1, config.block_size, dtype=dtype, device=device)
         require_known(rehearsed.model, rehearsed.probe.layers, no_blocks)
         require_one_rotation(original_context(rehearsed.model.config), context)
-        find_compiler()
+        require_code()
     except NotNative as reason:
         return str(reason)
     return ""

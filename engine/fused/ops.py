@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from math import inf
 from types import ModuleType
 from typing import Any
@@ -134,7 +135,8 @@ class FuseRotations:
 
     def find(self, model: LoadedModel) -> list[RotationPlace]:
         layers = model.probe.layers
-        size, like = layers[0].shape.key_size, next(layers[0].module.parameters())
+        # An attention whose weights stay in blocks may have no parameter of its own.
+        size, like = layers[0].shape.key_size, next(chain(layers[0].module.parameters(), model.module.parameters()))
         codes = [sys.modules[name] for name in sorted({type(layer.module).__module__ for layer in layers})]
         functions = [(code, getattr(code, ROTATE, None)) for code in codes]
         return [

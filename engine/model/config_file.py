@@ -38,6 +38,38 @@ def read_config(folder: Path) -> Any:
     The file does not decide how attention is computed: transformers would fetch the code that it names from a hub.
     """
     path = folder / "config.json"
+    content = _object(path)
+    for key, number, shown in _numbers(content):
+        limit = next(limit for pattern, limit in LIMITS if pattern.search(key.lower()))
+        if abs(number) > limit:
+            raise ModelRefused(f"{key} in {path} is {shown}; at most {limit} is served")
+    with refused_as(f"the config.json in {folder} is not understood"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config._attn_implementation = "eager"  # also in its sub-configurations
+    if quantisation_of(config) is None and (settings := _told_beside(folder)) is not None:
+        config.quantization_config = settings
+    return config
+
+
+def quantisation_of(config: Any) -> dict[str, Any] | None:
+    """How a configuration says that its weights are quantised; None if it does not."""
+    for part in (config, getattr(config, "text_config", None)):
+        settings = getattr(part, "quantization_config", None)
+        if settings is not None:
+            return dict(settings if isinstance(settings, dict) else settings.to_dict())
+    return None
+
+
+def _told_beside(folder: Path) -> dict[str, Any] | None:
+    """What older tools wrote of their quantisation, beside a config.json that knows nothing of it."""
+    if (path := folder / "hf_quant_config.json").is_file():
+        return {"quant_method": "modelopt", **_object(path).get("quantization", {})}
+    if (path := folder / "quantize_config.json").is_file():
+        return {"quant_method": "gptq", **_object(path)}
+    return None
+
+
+def _object(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelRefused(f"{path} has {size} bytes; at most {MAX_BYTES} are read")
@@ -47,14 +79,7 @@ def read_config(folder: Path) -> Any:
         raise ModelRefused(f"{path} cannot be read as JSON: {sentence(error)}") from error
     if not isinstance(content, dict):
         raise ModelRefused(f"{path} holds no JSON object")
-    for key, number, shown in _numbers(content):
-        limit = next(limit for pattern, limit in LIMITS if pattern.search(key.lower()))
-        if abs(number) > limit:
-            raise ModelRefused(f"{key} in {path} is {shown}; at most {limit} is served")
-    with refused_as(f"the config.json in {folder} is not understood"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config._attn_implementation = "eager"  # also in its sub-configurations
-    return config
+    return content
 
 
 def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, float, str]]:

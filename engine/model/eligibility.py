@@ -16,8 +16,9 @@ from engine.api.engine import EngineConfig
 from engine.api.errors import ModelRefused
 from engine.failures import refused_as, sentence
 from engine.model.architecture import STATE_LAYERS, SUPPORTED_LAYERS
-from engine.model.config_file import read_config
-from engine.model.refusals import quantised
+from engine.model.config_file import quantisation_of, read_config
+from engine.quantised import method_of
+from engine.quantised.method import Method
 from engine.rope.long_rope import takes_long_factors
 from engine.weights.usable import GGUF_LINK
 
@@ -44,7 +45,12 @@ def config_of(folder: Path) -> Any:
     config = read_config(folder)
     # Where a checkpoint holds the text part of a composite alone, what describes the towers describes nothing.
     model_class = served_class(config)
-    return config if isinstance(config, model_class.config_class) else config.get_text_config()
+    if isinstance(config, model_class.config_class):
+        return config
+    text = config.get_text_config()
+    if (settings := quantisation_of(config)) is not None:  # of the whole file
+        text.quantization_config = settings
+    return text
 
 
 def served_class(config: Any) -> Any:
@@ -63,11 +69,16 @@ def served_class(config: Any) -> Any:
     return (named or found)[0]
 
 
+def method_of_model(config: Any) -> Method | None:
+    """How the weights of a model are quantised; None if they are not. Raises ``ModelRefused``."""
+    settings = quantisation_of(config)
+    return None if settings is None else method_of(settings)
+
+
 def require_eligible(config: Any) -> None:
     """Raises ``ModelRefused`` for a model whose configuration says that a paged decoder cannot serve it."""
     text = config.get_text_config()
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelRefused(quantised(config))
+    method_of_model(config)
     model_class = served_class(config)
     kinds = getattr(text, "layer_types", None) or ()
     for index, kind in enumerate(kinds):
@@ -110,18 +121,22 @@ def described(config: Any) -> nn.Module:
 
 
 def require_weights(folder: Path, config: Any) -> int:
-    """The number of weights. Refuses more than the files hold: transformers would allocate the missing ones.
-
-    No weight takes less than a byte, since quantised ones are refused.
-    """
+    """The number of weights. Refuses more than the files hold: transformers would allocate the missing ones."""
     count: int = sum(weight.numel() for weight in described(config).parameters())
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if count > held and not (folder / GGUF_LINK).is_file():  # its tensors were compared when it was prepared
+    if (folder / GGUF_LINK).is_file():  # its tensors were compared when it was prepared
+        return count
+    if count > most_weights(config, held):
         raise ModelRefused(
             f"the config.json in {folder} describes {count} weights, but its *.safetensors have {held} bytes; "
             "they do not belong to the same model"
         )
     return count
+
+
+def most_weights(config: Any, held: int) -> int:
+    """How many weights files of ``held`` bytes hold at most: none takes less than a byte, quantised ones two bits."""
+    return held if quantisation_of(config) is None else 4 * held
 
 
 def longest_context(config: EngineConfig, model_config: Any) -> tuple[int, str]:

@@ -26,7 +26,6 @@ from engine.api.errors import ModelRefused
 from engine.device.allocator import take_first_memory
 from engine.device.device_memory import advice_on, free_bytes, refused_without_memory
 from engine.failures import refused_as
-from engine.gguf.header import Header
 from engine.model import attention_hook
 from engine.model.eligibility import (
     config_of,
@@ -41,7 +40,7 @@ from engine.model.probe import Probe, probe
 from engine.model.refusals import advised
 from engine.model.rehearsal import rehearse
 from engine.model.weight_files import loaded_dtype, require_room
-from engine.packed.gguf_folder import header_of, load_gguf, room_problem
+from engine.packed.folder import Held, header_of, held_of, load_held, require_quantizable, room_problem
 from engine.packed.panel_file import PanelFile
 from engine.recurrent.proof import require_equal_states
 from engine.rope.long_rope import LongRope, rotate_by_text
@@ -96,14 +95,16 @@ def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
     with refused_without_memory("anything", device, advice_on(device)):
         take_first_memory(device)
     header = header_of(folder)
-    if header is None:
+    require_quantizable(config, header, model_config, device, loaded_dtype(model_config, dtype, torch.bfloat16))
+    held = held_of(header, model_config, config)
+    if held is None:
         require_room(folder, model_config, num_weights, dtype, device)
     else:
-        dtype = loaded_dtype(model_config, dtype, torch.float32)
+        dtype = loaded_dtype(model_config, dtype, torch.bfloat16)
         what = f"the {num_weights} weights in {folder}"
-        if problem := room_problem(header, what, num_weights, config, dtype, device, free_bytes(device)):
+        if problem := room_problem(held, what, num_weights, config, dtype, device, free_bytes(device)):
             raise ModelRefused(problem)
-    module, panels = _load_weights(config, header, model_config, dtype, device, progress)
+    module, panels = _load_weights(config, held, model_config, dtype, device, progress)
     text_config = model_config.get_text_config()
     with advised(model_config):
         scale_queries(module)
@@ -145,7 +146,7 @@ def loading_dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 def _load_weights(
     wanted: EngineConfig,
-    header: Header | None,
+    held: Held | None,
     config: Any,
     dtype: torch.dtype | str,
     device: torch.device,
@@ -163,7 +164,7 @@ def _load_weights(
         refused_as(f"the weights in {folder} cannot be loaded"),
         refused_without_memory(f"the weights in {folder}", device, advice_on(device)),
     ):
-        if header is None:
+        if held is None:
             module, report = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -174,8 +175,9 @@ def _load_weights(
                 **keywords,
             )
         else:
-            module, report, panels = load_gguf(header, model_class, config, wanted, device, **keywords)
-            module.generation_config = GenerationConfig.from_pretrained(folder)
+            module, report, panels = load_held(held, model_class, config, wanted, device, **keywords)
+            if (folder / "generation_config.json").is_file():
+                module.generation_config = GenerationConfig.from_pretrained(folder)
         model: nn.Module = module.eval().to(device)
     if "logits_to_keep" not in signature(type(model).forward).parameters:
         model.register_forward_hook(_cut_logits, with_kwargs=True)

@@ -1,4 +1,4 @@
-"""What to say of models that cannot be served: their class or the format of their weights, and what would work."""
+"""What to say of models that cannot be served: their class, and what would work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ _SERVED = (
     "decoders with full or sliding attention, gated delta nets, Mamba-2 or short convolutions are served, such as "
     "Llama, Qwen 3.5, Gemma 4 and Mistral"
 )
-
-# Of methods that a model is published with by its makers, in the words of its files.
-_DETAILS = ("fmt", "format", "quant_algo", "weight_format")
 
 
 @contextmanager
@@ -33,23 +30,3 @@ def advised(config: Any) -> Iterator[None]:
         if not any(name in said for name in known):
             said = f"{known[-1]}: {said}"
         raise ModelRefused(said if "served" in said or ";" in said else f"{said}; {_SERVED}") from refusal
-
-
-def quantised(config: Any) -> str:
-    """The refusal of a model with a ``quantization_config``."""
-    settings = config.quantization_config
-    found: dict[str, Any] = settings if isinstance(settings, dict) else settings.to_dict()
-    method = str(found.get("quant_method") or _by_bits(found) or "a method that it does not name")
-    details = [str(found[key]) for key in _DETAILS if isinstance(found.get(key), str) and found[key] != method]
-    if isinstance(bits := found.get("bits"), int):
-        details.append(f"{bits} bits")
-    shown = f"{method} ({', '.join(details)})" if details else method
-    return (
-        f"{config.model_type} has quantised weights (quantization_config: {shown}), which are not loaded; "
-        "take the repository of the same model in bfloat16, or a GGUF file of it"
-    )
-
-
-def _by_bits(found: dict[str, Any]) -> str:
-    """bitsandbytes' settings of earlier versions name no method."""
-    return next(("bitsandbytes" for key in ("load_in_4bit", "load_in_8bit") if found.get(key)), "")

@@ -8,9 +8,10 @@
 /* What a gated MLP does with its gate, as `decoder.py` numbers it. */
 enum { UNGATED, SILU, GELU_TANH, CLAMPED_SILU };
 
-/* CLAMPED_SILU (gpt-oss) keeps gate and up within a limit, and its sigmoid is steeper. */
+/* CLAMPED_SILU (gpt-oss) keeps gate and up within a limit, and its sigmoid is steeper. Gates and ups are in turn where
+ * they are `alternating`, else all ups follow all gates. */
 typedef struct {
-    int32_t activation;
+    int32_t activation, alternating;
     float steepness, limit;
 } Gate;
 

@@ -18,11 +18,11 @@ from engine.cache.kv_tensors import KVCache
 from engine.model.probe import ProbedLayer
 from engine.native import library
 from engine.native.errors import NotNative
-from engine.native.mixtures import ACTIVATIONS, Gate, Map, Mixture
+from engine.native.mixtures import ACTIVATIONS, Branch, Gate, Map, Mixture
 from engine.native.packing import PANEL, Panels, pack_floats, whole
 from engine.native.products import PanelProduct
 from engine.native.runner import Decoder
-from engine.native.structure import Branch, Structure, read_structure
+from engine.native.structure import Structure, read_structure
 from engine.native.verify import Rotations, Turns, gain
 from engine.packed.modules import PackedEmbedding, PackedLinear, held_by, is_packed, shape_of
 
@@ -91,14 +91,14 @@ class _Description:
             norm=self._norm(structure.norm),
             num_layers=len(probed),
             hidden=structure.hidden,
-            intermediate=max(layer.mlp.inner for layer in structure.layers),
+            intermediate=max(layer.mlp.widest for layer in structure.layers),
             heads=structure.heads,
             kv_heads=structure.kv_heads,
             size=structure.size,
             block_size=self._cache.block_size,
             max_context=rotations.positions,
             num_experts=max((mixture.count for mixture in mixtures), default=0),
-            num_chosen=max((mixture.chosen for mixture in mixtures), default=0),
+            num_chosen=max((mixture.routing.chosen for mixture in mixtures), default=0),
             eps=structure.eps,
             embedding_scale=structure.lookup_scale * structure.vector_scale,
             branch_scale=structure.branch_scale,
@@ -142,6 +142,8 @@ class _Description:
         if isinstance(mlp, Branch):
             gate_up = self._matrix(*mlp.inputs)
             return {"gate_up": gate_up, "down": self._matrix(mlp.output), "gate": _gate(self._structure.gate)}
+        routing, shared = mlp.routing, {} if mlp.shared is None else self._mlp(mlp.shared)
+        scores = [routing.router, *([] if mlp.shared_score is None else [mlp.shared_score])]
         maps = [mlp.maps(expert) for expert in range(mlp.count)]
         fields = {
             name: (library.Matrix * mlp.count)(*(self._packed(pair[place]) for pair in maps))
@@ -152,11 +154,18 @@ class _Description:
             setattr(mlp.experts, name, nn.Parameter(torch.empty(0), requires_grad=False))
         return {
             **fields,
-            "router": self._matrix(mlp.router),
+            **shared,
+            "router": self._matrix(*scores),
+            "gates_shared": len(scores) - 1,
+            "experts_gate": _gate(mlp.gate),
+            "correction": None if routing.correction is None else self._vector(routing.correction),
             "num_experts": mlp.count,
-            "num_chosen": mlp.chosen,
-            "shares_of_chosen": mlp.shares_of_chosen,
-            "gate": _gate(mlp.gate),
+            "num_chosen": routing.chosen,
+            "num_groups": routing.groups,
+            "groups_chosen": routing.groups_chosen,
+            "sigmoid": routing.sigmoid,
+            "shares_of_chosen": routing.shares_of_chosen,
+            "routed_scale": routing.scale,
         }
 
     def _table(self, turns: Turns | None) -> tuple[int, int] | tuple[None, None]:
@@ -182,13 +191,15 @@ class _Description:
         biases = [getattr(one, "bias", None) for one in maps]
         if any(own is not None for own in biases):
             every = [torch.zeros(shape_of(x)[0]) if own is None else own for x, own in zip(maps, biases, strict=True)]
-            bias = self._vector(whole(torch.cat(every)))
+            bias = self._vector(torch.cat([whole(own) for own in every]))
         return self._joined(list(chain.from_iterable(self._panels(one) for one in maps)), bias, columns)
 
     def _packed(self, expert: Map) -> library.Matrix:
-        """The map of one expert, whose weights are freed with those of the others."""
-        bias = None if expert.bias is None else self._vector(expert.bias)
-        return self._joined(self._addresses(pack_floats(expert.weight.detach())), bias, expert.weight.shape[1])
+        """The map of one expert, whose weights are freed with those of the others; blocks are in panels already."""
+        weight, bias = expert.weight, None if expert.bias is None else self._vector(expert.bias)
+        if isinstance(weight, PanelProduct):
+            return self._joined(self._addresses(weight.panels), bias, weight.columns)
+        return self._joined(self._addresses(pack_floats(weight)), bias, weight.shape[1])
 
     def _joined(self, panels: list[tuple[int, int]], bias: int | None, columns: int) -> library.Matrix:
         addresses = (ctypes.c_void_p * len(panels))(*(address for address, _ in panels))
@@ -216,4 +227,4 @@ class _Description:
 
 
 def _gate(gate: Gate) -> library.Gate:
-    return library.Gate(ACTIVATIONS[gate.activation], gate.steepness, gate.limit)
+    return library.Gate(ACTIVATIONS[gate.activation], gate.alternating, gate.steepness, gate.limit)

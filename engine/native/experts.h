@@ -1,6 +1,7 @@
 /* A mixture of experts: a router gives each token to a few gated MLPs, and their results are added up by weight. Tokens
  * are gathered by expert, so that an expert's weights are read once for all of its tokens, and those of others not at
- * all. A token meets its experts in the order of their numbers, whichever tokens are beside it.
+ * all. A token meets its experts in the order of their numbers, whichever tokens are beside it. What all tokens see beside
+ * their experts comes first.
  */
 
 #ifndef CASTOR_EXPERTS_H
@@ -15,29 +16,67 @@ typedef struct {
     const float *weights;
 } Mixture;
 
-/* The experts with the largest scores, and their shares: of all experts, or of the chosen ones. Of equals the first. */
+/* Scores become those of a softmax or sigmoids in their place; merits are what experts are chosen by. */
+static void weigh_experts(const Layer *layer, float *scores, float *merits) {
+    float most = -INFINITY, total = 0;
+    for (int expert = 0; expert < layer->num_experts; expert++) {
+        merits[expert] = scores[expert];
+        if (scores[expert] > most) most = scores[expert];
+    }
+    for (int expert = 0; expert < layer->num_experts; expert++) {
+        scores[expert] = layer->sigmoid ? 1.0f / (1.0f + expf(-scores[expert])) : expf(scores[expert] - most);
+        total += scores[expert];
+    }
+    for (int expert = 0; expert < layer->num_experts; expert++) {
+        if (!layer->sigmoid) scores[expert] /= total;
+        if (layer->correction) merits[expert] = scores[expert] + layer->correction[expert];
+        if (!(merits[expert] > -FLT_MAX)) merits[expert] = -FLT_MAX; /* nor is one that is no number chosen twice */
+    }
+}
+
+static float best_two(const float *merits, int count) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int i = 0; i < count; i++) {
+        if (merits[i] > second) second = merits[i];
+        if (second > first) second = first, first = merits[i];
+    }
+    return first + second;
+}
+
+/* Leave nothing to groups of experts but to those whose two best have the largest merits together. */
+static void limit_groups(const Layer *layer, float *merits, float *sums) {
+    int count = layer->num_groups, size = layer->num_experts / count;
+    for (int group = 0; group < count; group++) sums[group] = best_two(merits + group * size, size);
+    for (int group = 0; group < count; group++) {
+        int better = 0;
+        for (int other = 0; other < count; other++)
+            better += sums[other] > sums[group] || (sums[other] == sums[group] && other < group);
+        for (int expert = 0; better >= layer->groups_chosen && expert < size; expert++)
+            merits[group * size + expert] = -INFINITY;
+    }
+}
+
+/* The experts with the largest merits, and their weights. Of equals the first. */
 static void choose_experts(void *argument, int token, int thread) {
-    (void)thread;
     const Mixture *mixture = argument;
     const Layer *layer = mixture->layer;
-    const float *scores = mixture->engine->scores + (int64_t)token * layer->router.num_panels * PANEL;
+    float *scores = mixture->engine->scores + (int64_t)token * layer->router.num_panels * PANEL;
+    float *merits = mixture->engine->merits + (int64_t)token * layer->num_experts;
     int32_t *chosen = mixture->engine->chosen + (int64_t)token * layer->num_chosen;
     float *shares = mixture->engine->shares + (int64_t)token * layer->num_chosen, total = 0;
+    weigh_experts(layer, scores, merits);
+    if (layer->groups_chosen < layer->num_groups) limit_groups(layer, merits, mixture->engine->scratch[thread]);
     for (int place = 0; place < layer->num_chosen; place++) {
-        int best = -1;
-        for (int expert = 0; expert < layer->num_experts; expert++) {
-            int taken = 0;
-            for (int before = 0; before < place; before++) taken |= chosen[before] == expert;
-            if (!taken && (best < 0 || scores[expert] > scores[best])) best = expert;
-        }
+        int best = 0;
+        for (int expert = 1; expert < layer->num_experts; expert++)
+            if (merits[expert] > merits[best]) best = expert;
+        merits[best] = -INFINITY;
         chosen[place] = best;
-        shares[place] = expf(scores[best] - scores[chosen[0]]);
+        shares[place] = scores[best];
+        total += scores[best];
     }
-    if (layer->shares_of_chosen)
-        for (int place = 0; place < layer->num_chosen; place++) total += shares[place];
-    else
-        for (int expert = 0; expert < layer->num_experts; expert++) total += expf(scores[expert] - scores[chosen[0]]);
-    for (int place = 0; place < layer->num_chosen; place++) shares[place] /= total;
+    if (!layer->shares_of_chosen) total = 1;
+    for (int place = 0; place < layer->num_chosen; place++) shares[place] = shares[place] / total * layer->routed_scale;
 }
 
 /* The tokens of one expert after those of another, with their shares; `starts` are where those of each expert begin. */
@@ -70,10 +109,30 @@ static void compute_expert(Engine *engine, const Layer *layer, int expert) {
     pack_some(engine, (Packing){.input = engine->states, .norm = layer->before_mlp, .chosen = engine->gathered + first,
                                 .rows = rows, .columns = model->hidden});
     multiply_all(engine, &layer->experts_gate_up[expert], rows, STORE, engine->inner, 2 * down->columns);
-    pack_some(engine, (Packing){.input = engine->inner, .rows = rows, .columns = down->columns, .gate = &layer->gate});
+    pack_some(engine, (Packing){.input = engine->inner, .rows = rows, .columns = down->columns, .gate = &layer->experts_gate});
     multiply_all(engine, down, rows, STORE, engine->results, model->hidden);
     Mixture mixture = {engine, layer, engine->gathered + first, engine->weights + first};
     run_phase(&engine->pool, add_share, &mixture, rows);
+}
+
+static void weigh_shared(void *argument, int token, int thread) {
+    (void)thread;
+    const Mixture *mixture = argument;
+    const Layer *layer = mixture->layer;
+    int hidden = mixture->engine->model->hidden, panels = layer->router.num_panels;
+    float score = mixture->engine->scores[((int64_t)token * panels + panels - 1) * PANEL];
+    float *branch = mixture->engine->branch + (int64_t)token * hidden, weight = 1.0f / (1.0f + expf(-score));
+    for (int i = 0; i < hidden; i += LANES) store(branch + i, load(branch + i) * weight);
+}
+
+/* What all tokens see beside their experts, of the packed rows. */
+static void compute_shared(Engine *engine, const Layer *layer) {
+    int tokens = engine->batch->tokens, inner = layer->down.columns;
+    multiply_all(engine, &layer->gate_up, tokens, STORE, engine->inner, 2 * inner);
+    pack_some(engine, (Packing){.input = engine->inner, .rows = tokens, .columns = inner, .gate = &layer->gate});
+    multiply_all(engine, &layer->down, tokens, STORE, engine->branch, engine->model->hidden);
+    Mixture mixture = {.engine = engine, .layer = layer};
+    if (layer->gates_shared) run_phase(&engine->pool, weigh_shared, &mixture, tokens);
 }
 
 static void compute_experts(Engine *engine, const Layer *layer) {
@@ -84,7 +143,8 @@ static void compute_experts(Engine *engine, const Layer *layer) {
     Mixture mixture = {.engine = engine, .layer = layer};
     run_phase(&engine->pool, choose_experts, &mixture, tokens);
     gather_tokens(engine, layer);
-    memset(engine->branch, 0, (size_t)tokens * model->hidden * sizeof(float));
+    if (layer->down.num_panels > 0) compute_shared(engine, layer);
+    else memset(engine->branch, 0, (size_t)tokens * model->hidden * sizeof(float));
     for (int expert = 0; expert < layer->num_experts; expert++) compute_expert(engine, layer, expert);
     add_branch(engine, layer->after_mlp);
 }

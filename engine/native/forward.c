@@ -152,7 +152,8 @@ static int make_room(Engine *engine, int tokens) {
     failed |= renew(&engine->inner, rows * 2 * m->intermediate);
     failed |= renew(&engine->branch, rows * m->hidden);
     failed |= renew(&engine->groups, rows + 1);
-    failed |= renew(&engine->scores, rows * (m->num_experts + PANEL));
+    failed |= renew(&engine->scores, rows * (m->num_experts + 2 * PANEL));
+    failed |= renew(&engine->merits, rows * m->num_experts);
     failed |= renew(&engine->results, rows * m->hidden * mixture);
     failed |= renew(&engine->shares, rows * m->num_chosen);
     failed |= renew(&engine->weights, rows * m->num_chosen);
@@ -184,7 +185,7 @@ void castor_close(Engine *engine) {
     stop_threads(&engine->pool);
     for (int thread = 0; thread < MAX_THREADS; thread++) free(engine->scratch[thread]);
     void *rooms[] = {engine->states, engine->packed, engine->qkv, engine->mixed, engine->inner,
-                     engine->branch, engine->groups, engine->scores, engine->results, engine->shares,
+                     engine->branch, engine->groups, engine->scores, engine->merits, engine->results, engine->shares,
                      engine->weights, engine->chosen, engine->gathered, engine->starts};
     for (int room = 0; room < (int)(sizeof rooms / sizeof *rooms); room++) free(rooms[room]);
     free(engine);

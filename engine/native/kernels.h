@@ -109,7 +109,9 @@ INLINE int panels_together(int format, int rows) {
 #endif
 #define USUAL_FORMATS(do) do(FLOAT) do(BRAIN) do(Q8_0) do(Q4_0) do(Q4_1)
 #define OTHER_FORMATS(do) \
-    do(Q5_0) do(Q5_1) do(IQ4_NL) do(MXFP4) do(Q2_K) do(Q3_K) do(Q4_K) do(Q5_K) do(Q6_K) do(IQ4_XS)
+    do(Q5_0) do(Q5_1) do(IQ4_NL) do(MXFP4) do(Q2_K) do(Q3_K) do(Q4_K) do(Q5_K) do(Q6_K) do(IQ4_XS) \
+    do(F8_128) do(F8_32) do(I8_128) do(I8_32) do(I4_128) do(I4_32) do(NVFP4) do(NF4) do(FP4) \
+    do(IQ1) do(IQ2) do(IQ3_XXS) do(IQ3_S)
 
 USUAL_FORMATS(KERNELS)
 OTHER_FORMATS(FEW_KERNELS)

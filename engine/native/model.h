@@ -9,11 +9,17 @@
 /* Norms are the weights of RMS norms; NULL stands for none. */
 typedef struct {
     Matrix qkv, output;
-    Matrix gate_up, down; /* of an MLP, unless there are experts */
-    Matrix router;
-    const Matrix *experts_gate_up, *experts_down;
-    int32_t num_experts, num_chosen, shares_of_chosen; /* each token is given to so many; how their weights are reckoned */
+    Matrix gate_up, down; /* of an MLP, or of what all tokens see beside their experts; without panels: there is none */
     Gate gate;
+    Matrix router; /* scores of the experts; a panel after those is that of `gates_shared` */
+    const Matrix *experts_gate_up, *experts_down;
+    Gate experts_gate;
+    const float *correction;                     /* added to the scores while experts are chosen, or NULL */
+    int32_t num_experts, num_chosen;             /* each token is given to so many */
+    int32_t num_groups, groups_chosen;           /* of neighbouring experts; those of the others are not looked at */
+    int32_t sigmoid, shares_of_chosen;           /* scores are sigmoids, not a softmax; weights are shares of the chosen */
+    int32_t gates_shared;                        /* the shared MLP is multiplied by the sigmoid of its own score */
+    float routed_scale;                          /* of the weights */
     const float *before_attention, *after_attention, *before_mlp, *after_mlp;
     const float *query_norm, *key_norm;
     const float *cosines, *sines; /* [max_context, pairs] */
@@ -53,7 +59,7 @@ typedef struct {
     const Model *model;
     const Batch *batch;
     float *states, *packed, *qkv, *mixed, *inner, *branch; /* activations of a step */
-    float *scores, *shares, *weights, *results;            /* of experts, see `experts.h` */
+    float *scores, *merits, *shares, *weights, *results;   /* of experts, see `experts.h` */
     int32_t *chosen, *gathered, *starts;
     float *scratch[MAX_THREADS];
     int32_t *groups; /* tokens of one sequence that attend together: the first of each group, and the end of the last */

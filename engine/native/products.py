@@ -10,18 +10,21 @@ from typing import Any, Protocol
 
 import torch
 
+from engine.api.errors import ModelRefused
 from engine.native import library
-from engine.native.packing import KINDS, PANEL, Format, Panels, pack_blocks, whole
+from engine.native.packing import GROUP, KINDS, PANEL, Format, Panels, bytes_in_panels, format_of, pack_blocks, whole
 from engine.packed.schemes import Blocks, Scheme
 
 
 class PanelProduct:
     """Multiplies rows by one matrix, which it holds in panels."""
 
+    dtype = torch.float32
+
     def __init__(self, products: Products, panels: Panels, channels: int, columns: int) -> None:
         self.panels = panels
         self._products = products
-        self._channels, self._columns = channels, columns
+        self.channels, self.columns = channels, columns
         count, size = panels.data.shape
         start = panels.data.data_ptr()
         self._addresses = (ctypes.c_void_p * count)(*range(start, start + count * size, size))
@@ -30,11 +33,19 @@ class PanelProduct:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """``rows`` [rows, columns] in float32, end to end: [rows, channels] in float32."""
-        if rows.shape[1] != self._columns:
-            raise ValueError(f"rows of {rows.shape[1]} numbers do not meet {self._columns} columns")
+        if rows.shape[1] != self.columns:
+            raise ValueError(f"rows of {rows.shape[1]} numbers do not meet {self.columns} columns")
         out = torch.empty(len(rows), self._matrix.num_panels * PANEL)
         self._products.compute(self._matrix, rows, out)
-        return out[:, : self._channels]
+        return out[:, : self.channels]
+
+    def parts(self, count: int) -> list[PanelProduct] | None:
+        """Products by equal shares of the channels, which keep their panels; None where these are no whole panels."""
+        if self.channels % (count * PANEL):
+            return None
+        shares = self.panels.data.chunk(count)
+        own = [Panels(data, self.panels.format) for data in shares]
+        return [PanelProduct(self._products, panels, self.channels // count, self.columns) for panels in own]
 
 
 class Kept(Protocol):
@@ -61,8 +72,14 @@ class Products:
             return None
         if self._kept is None or not name:
             return PanelProduct(self, panels_of(blocks), channels, columns)
-        expected = Format[blocks.scheme.name], -(-channels // PANEL), PANEL * blocks.data.shape[-1]
-        return PanelProduct(self, self._kept.panels(name, expected, partial(panels_of, blocks)), channels, columns)
+        scheme = blocks.scheme
+        size = PANEL * (columns // scheme.columns) * bytes_in_panels(scheme.name, scheme.block_bytes)
+        expected = format_of(scheme.name), -(-channels // PANEL), size
+        try:
+            panels = self._kept.panels(name, expected, partial(panels_of, blocks))
+        except ModelRefused as refusal:
+            raise ModelRefused(f"{name}: {refusal}") from refusal
+        return PanelProduct(self, panels, channels, columns)
 
     def compute(self, matrix: library.Matrix, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Raises ``MemoryError`` where there is none for the activations."""
@@ -81,4 +98,4 @@ def panels_of(blocks: Blocks) -> Panels:
 
 def knows(scheme: Scheme, shape: tuple[int, ...]) -> bool:
     """Whether the C code multiplies by matrices [..., channels, columns] in the blocks of a scheme."""
-    return scheme.name in KINDS and len(shape) > 1
+    return scheme.name in KINDS and len(shape) > 1 and shape[-1] % GROUP == 0

@@ -17,7 +17,7 @@ static void norm_vector(float *x, const float *norm, int count, float eps) {
 }
 
 typedef struct {
-    const float *input;    /* [rows, columns], or with a gate [rows, gate and up of each column] */
+    const float *input;    /* [rows, columns], or with a gate [rows, 2 * columns] */
     const float *norm;     /* NULL: as they are */
     const int32_t *chosen; /* the rows to take, or NULL for all */
     float *packed;
@@ -25,6 +25,17 @@ typedef struct {
     int32_t rows, columns;
     float eps;
 } Packing;
+
+/* What a gate makes of the gates and ups of some columns. */
+INLINE Floats gated_columns(const Gate *gate, const float *input, int column, int columns) {
+    if (!gate->alternating) return gated(gate, load(input + column), load(input + columns + column));
+    Floats gates, ups;
+    for (int lane = 0; lane < LANES; lane++) {
+        gates[lane] = input[2 * (column + lane)];
+        ups[lane] = input[2 * (column + lane) + 1];
+    }
+    return gated(gate, gates, ups);
+}
 
 /* Lay some rows out as the kernels read them, [column][rows], normed or gated on the way; rows that only fill up are
  * zero. */
@@ -41,7 +52,7 @@ static void pack_block(void *argument, int block, int thread) {
         for (int column = 0; column < p->columns; column += LANES) {
             Floats value = known ? load(input + column) : (Floats){0};
             if (known && p->norm) value = value * factor * load(p->norm + column);
-            if (known && p->gate) value = gated(p->gate, value, load(input + p->columns + column));
+            if (known && p->gate) value = gated_columns(p->gate, input, column, p->columns);
             float *out = packed + (int64_t)column * rows + row;
             for (int lane = 0; lane < LANES; lane++) out[lane * rows] = value[lane];
         }

@@ -13,8 +13,6 @@ from torch import nn
 
 from engine.model.architecture import (
     ATTENTION,
-    DOWN,
-    GATE_AND_UP,
     HEAD_NORMS,
     LAYER_NORMS,
     MLP,
@@ -22,7 +20,16 @@ from engine.model.architecture import (
 )
 from engine.model.probe import ProbedLayer
 from engine.native.errors import NotNative
-from engine.native.mixtures import ACTIVATIONS, Gate, Mixture, read_mixture
+from engine.native.mixtures import (
+    ACTIVATIONS,
+    Branch,
+    Gate,
+    Mixture,
+    parts_of,
+    read_branch,
+    read_mixture,
+    read_mlp,
+)
 from engine.native.packing import GROUP, PANEL
 from engine.packed.modules import is_plain_linear, shape_of
 
@@ -30,25 +37,12 @@ NORMS = (*LAYER_NORMS, (None, "post_attention_layernorm", None, "post_feedforwar
 PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
 QUERY_KEY_VALUE = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
 OUTPUT = "o_proj"
-FUNCTIONS = frozenset({"act_fn", "activation_fn"})
-"""What MLPs call their activation."""
+MLPS, BESIDE = (MLP, "block_sparse_moe"), "shared_mlp"
+"""What layers call their MLP or mixture, and one that all tokens see beside a mixture."""
 LOOKUP_SCALE = "scalar_embed_scale"
 """The attribute of an embedding that multiplies what it looks up."""
 VECTOR_SCALE, LOGIT_DIVISOR, LOGIT_CAP = "embedding_multiplier", "logits_scaling", "final_logit_softcapping"
 """Numbers of a configuration that bear upon the first states and upon the logits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """Attention or an MLP: linear maps of the same input, one after another, and the map of the result."""
-
-    inputs: tuple[Any, ...]
-    output: Any
-
-    @property
-    def inner(self) -> int:
-        """How many numbers stand between the maps."""
-        return int(getattr(self.output, "in_features", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,34 +148,21 @@ def epsilon(norm: Any) -> float:
 
 
 def _layer(layer: Any, size: int, hidden: int, activation: str) -> LayerStructure:
-    attention, mlp = getattr(layer, ATTENTION), getattr(layer, MLP, None)
-    found = _parts(layer)
-    names = next((names for names in NORMS if found == {ATTENTION, MLP, *names} - {None}), None)
-    if names is None:
+    found, attention = parts_of(layer), getattr(layer, ATTENTION)
+    mlp, beside = next((getattr(layer, name) for name in MLPS if name in found), None), getattr(layer, BESIDE, None)
+    names = next((names for names in NORMS if found - {*MLPS, BESIDE} == {ATTENTION, *names} - {None}), None)
+    if names is None or mlp is None:
         raise NotNative(f"{type(layer).__name__} has the parts {sorted(found)}")
     norms = {place: name and getattr(layer, name) for place, name in zip(PLACES, names, strict=True)}
     head_norms = {"query_norm": getattr(attention, "q_norm", None), "key_norm": getattr(attention, "k_norm", None)}
     weights = [getattr(norm, "weight", None) for norm in head_norms.values()]
     return LayerStructure(
-        attention=_branch(attention, QUERY_KEY_VALUE, OUTPUT, HEAD_NORMS),
-        mlp=read_mixture(mlp, hidden, activation) or _branch(mlp, GATE_AND_UP, DOWN, FUNCTIONS),
+        attention=read_branch(attention, QUERY_KEY_VALUE, OUTPUT, HEAD_NORMS),
+        mlp=read_mixture(mlp, beside, hidden, activation) or read_mlp(mlp),
         **norms,
         **head_norms,
         whole_norms=any(weight is not None and weight.numel() > size for weight in weights),
     )
-
-
-def _parts(module: Any) -> set[str]:
-    """The names of a module's parts; where nothing is trained, a dropout is none."""
-    return {name for name, part in module.named_children() if not isinstance(part, nn.Dropout)}
-
-
-def _branch(module: Any, inputs: tuple[tuple[str, ...], ...], output: str, others: frozenset[str]) -> Branch:
-    found = _parts(module)
-    for names in inputs:
-        if {*names, output} <= found <= {*names, output} | others:
-            return Branch(tuple(getattr(module, name) for name in names), getattr(module, output))
-    raise NotNative(f"{type(module).__name__} has the parts {sorted(found)}")
 
 
 def _require_sizes(structure: Structure) -> None:
@@ -191,10 +172,12 @@ def _require_sizes(structure: Structure) -> None:
     for layer in structure.layers:
         _require_maps(layer.attention.inputs, hidden, (queries, keys, values))
         _require_maps((layer.attention.output,), queries, (hidden,))
-        if isinstance(layer.mlp, Branch):
-            inner = layer.mlp.inner
-            _require_maps(layer.mlp.inputs, hidden, (inner, inner))
-            _require_maps((layer.mlp.output,), inner, (hidden,))
+        mlp = layer.mlp if isinstance(layer.mlp, Branch) else layer.mlp.shared
+        if mlp is not None:
+            _require_maps(mlp.inputs, hidden, (mlp.inner, mlp.inner))
+            _require_maps((mlp.output,), mlp.inner, (hidden,))
+        if isinstance(layer.mlp, Mixture) and layer.mlp.shared_score is not None:
+            _require_linear(layer.mlp.shared_score, hidden)
         for norm in (layer.before_attention, layer.after_attention, layer.before_mlp, layer.after_mlp):
             _require_norm(norm, hidden, structure.eps)
         for norm, width in ((layer.query_norm, queries), (layer.key_norm, keys)):

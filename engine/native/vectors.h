@@ -5,6 +5,7 @@
 #ifndef CASTOR_VECTORS_H
 #define CASTOR_VECTORS_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -111,6 +112,24 @@ INLINE Floats load_halves(const uint8_t *from) {
 #endif
 }
 
+/* FP8 (E4M3), divided by 256: the number in half precision with the same exponent and mantissa. NaN is not known. */
+INLINE Floats load_float8(const uint8_t *from) {
+#if LANES == 16 && defined(__AVX512F__)
+    __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from)), 7);
+    return (Floats)_mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16((short)0xbf80)));
+#elif LANES == 8 && defined(__AVX__) && defined(__F16C__)
+    __m128i bits = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)from)), 7);
+    return (Floats)_mm256_cvtph_ps(_mm_and_si128(bits, _mm_set1_epi16((short)0xbf80)));
+#elif LANES == 4 && defined(__aarch64__)
+    int32_t four;
+    memcpy(&four, from, sizeof four);
+    int16x4_t bits = vshl_n_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))), 7);
+    return (Floats)vcvt_f32_f16(vreinterpret_f16_s16(vand_s16(bits, vdup_n_s16((int16_t)0xbf80))));
+#else
+    return (Floats)((Words)load_bytes(from) << 20 & 0x87f00000) * 0x1p112f;
+#endif
+}
+
 /* For each byte, which is below 16, the number in that place of a table. */
 INLINE Words look_up(const int8_t *table, Words bytes) {
 #if LANES == 8 && defined(__AVX2__)
@@ -126,6 +145,41 @@ INLINE Words look_up(const int8_t *table, Words bytes) {
     for (int i = 0; i < 4 * LANES; i++) places[i] = (uint8_t)table[places[i]];
     memcpy(&bytes, places, sizeof bytes);
     return bytes;
+#endif
+}
+
+/* Where there is no instruction for it; a function of its own, or each of its many uses would be that long. */
+__attribute__((noinline, unused)) static Floats look_up_each(const float *table, Words places) {
+    Floats numbers;
+    for (int lane = 0; lane < LANES; lane++) numbers[lane] = table[places[lane] & 15];
+    return numbers;
+}
+
+/* For each word, whose lowest four bits say a place, the number there in a table. */
+INLINE Floats look_up_floats(const float *table, Words places) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (Floats)_mm512_permutexvar_ps((__m512i)places, _mm512_loadu_ps(table));
+#elif LANES == 8 && defined(__AVX2__)
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)places);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)places);
+    return (Floats)_mm256_blendv_ps(low, high, (__m256)(places << 28));
+#elif LANES == 4 && defined(__aarch64__)
+    uint8x16_t bytes = (uint8x16_t)((places & 15) * 0x04040404 + 0x03020100);
+    return (Floats)vqtbl4q_u8(vld1q_u8_x4((const uint8_t *)table), bytes);
+#else
+    return look_up_each(table, places);
+#endif
+}
+
+/* The same for three bits: the table has its eight numbers twice. */
+INLINE Floats look_up_eight(const float *table, Words places) {
+#if LANES == 8 && defined(__AVX2__)
+    return (Floats)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)places);
+#elif LANES == 4 && defined(__aarch64__)
+    uint8x16_t bytes = (uint8x16_t)((places & 7) * 0x04040404 + 0x03020100);
+    return (Floats)vqtbl2q_u8(vld1q_u8_x2((const uint8_t *)table), bytes);
+#else
+    return look_up_floats(table, places);
 #endif
 }
 

@@ -18,8 +18,8 @@ from engine.closeness import difference
 from engine.model import attention_hook
 from engine.model.probe import ProbedLayer
 from engine.native.errors import NotNative
-from engine.native.mixtures import Gate, Mixture
-from engine.native.structure import Branch, LayerStructure, Structure, epsilon, text_body
+from engine.native.mixtures import Mixture
+from engine.native.structure import LayerStructure, Structure, epsilon, text_body
 from engine.packed.modules import rows_of
 
 TOLERANCE = 1e-4
@@ -135,7 +135,8 @@ def require_formula(module: Any, structure: Structure, probed: list[ProbedLayer]
             rotations.append(turns)
             mixed = layer.attention.output(_alone(call.query, call.value).flatten(2))[0]
             states = states + _normed(layer.after_attention, mixed) * structure.branch_scale
-            mixed = _computed(layer.mlp, structure.gate, _normed(layer.before_mlp, states))
+            values, mlp = _normed(layer.before_mlp, states), layer.mlp
+            mixed = mlp(values) if isinstance(mlp, Mixture) else mlp.computed(structure.gate, values)
             states = states + _normed(layer.after_mlp, mixed) * structure.branch_scale
         expected = structure.head(_normed(structure.norm, states)) * structure.logit_scale
         if structure.logit_cap is not None:
@@ -188,7 +189,7 @@ def _alone(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def _heads(structure: Structure, layer: LayerStructure, normed: torch.Tensor) -> list[torch.Tensor]:
     """Queries, keys and values [heads, tokens, size] before rotation."""
-    rows = _mapped(layer.attention, normed).split(structure.widths, dim=1)
+    rows = layer.attention.mapped(normed).split(structure.widths, dim=1)
     heads = []
     for numbers, norm in zip(rows, (layer.query_norm, layer.key_norm, None), strict=True):
         whole = _normed(norm, numbers) if layer.whole_norms else numbers
@@ -202,17 +203,6 @@ def _rotation(call: _Call, query: torch.Tensor, positions: torch.Tensor, tables:
     apart = {difference(call.query[0], query): None}
     apart |= {difference(call.query[0], turns.turn(query, positions)): turns for turns in reversed(tables)}
     return apart[min(apart)]
-
-
-def _mapped(branch: Branch, values: torch.Tensor) -> torch.Tensor:
-    return torch.cat([linear(values) for linear in branch.inputs], dim=1)
-
-
-def _computed(mlp: Branch | Mixture, gate: Gate, values: torch.Tensor) -> torch.Tensor:
-    if isinstance(mlp, Mixture):
-        return mlp(values)
-    out: torch.Tensor = mlp.output(gate(*_mapped(mlp, values).chunk(2, dim=1)))
-    return out
 
 
 def _normed(norm: Any, values: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ has for quantised models, so that their place is never allocated as floats.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils.logging import tqdm
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from engine.packed.experts import pack_experts
@@ -21,16 +23,20 @@ from engine.packed.modules import MakeProduct, Stored, is_packed, pack
 _METHOD = "castor_blocks"
 
 
+_ONE_AT_A_TIME = Lock()
+"""transformers reads in several threads, each of which would hold a weight twice."""
+
+
 class Lazy:
-    """A weight that is unpacked when transformers asks for it."""
+    """A weight that is unpacked when transformers asks for it, in the type that it wants by then."""
 
     def __init__(self, stored: Stored, dtype: torch.dtype) -> None:
         self._stored = stored
-        self._dtype = dtype
         self.dtype = dtype
 
     def __getitem__(self, _all: object) -> torch.Tensor:
-        return self._stored.numbers(self._dtype)
+        with _ONE_AT_A_TIME:
+            return self._stored.numbers(self.dtype)
 
 
 @register_quantization_config(_METHOD)
@@ -39,6 +45,7 @@ class _Config(QuantizationConfigMixin):  # type: ignore[misc]  # transformers' d
         self.quant_method = _METHOD
         self.weights, self.dtype, self.make = weights, dtype, make
         self.packed: set[str] = set()
+        self.untied: dict[str, Stored] = {}
 
     def __deepcopy__(self, _known: object) -> _Config:
         return self  # it goes along with the model's configuration, which is copied
@@ -58,11 +65,15 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         if told.make is not None:
             with torch.device("cpu"):  # a model is built without memory
                 told.packed = _put_blocks(model, told.weights, told.dtype, told.make)
+            tied = model.all_tied_weights_keys
+            for name in [name for name, source in tied.items() if source in told.packed]:
+                told.untied[name] = told.weights[tied.pop(name)]  # what shares blocks and cannot have them, has numbers
 
     def update_weight_conversions(self, _conversions: Any, _model: nn.Module) -> list[Any]:
         return []  # the names are the model's own already
 
-    def get_new_dtype(self, _converter: Any, _param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+    def get_new_dtype(self, _converter: Any, lazy: Lazy, dtype: torch.dtype | None) -> torch.dtype | None:
+        lazy.dtype = dtype or lazy.dtype  # some weights stay in float32 whatever the model's type is
         return dtype
 
     def is_serializable(self) -> bool:
@@ -112,14 +123,16 @@ class _Absent(dict[str, Lazy]):
         self._told = told
 
     def items(self) -> Any:
-        return [(name, lazy) for name, lazy in super().items() if name not in self._told.packed]
+        told = self._told
+        untied = [(name, Lazy(stored, told.dtype)) for name, stored in told.untied.items()]
+        return [*((name, lazy) for name, lazy in super().items() if name not in told.packed), *untied]
 
 
 def _put_blocks(model: Any, weights: Mapping[str, Stored], dtype: torch.dtype, make: MakeProduct) -> set[str]:
     """Put blocks in the place of weights; returns the names of those that are. Tied weights share theirs."""
     tied = model.all_tied_weights_keys  # the name of each, and of the one that a checkpoint has
     packed: set[str] = set()
-    for name, module in list(model.named_modules()):
+    for name, module in tqdm(list(model.named_modules()), desc="packing weights"):
         for own, _ in list(module.named_parameters(recurse=False)):
             full = f"{name}.{own}" if name else own
             stored = weights.get(full) or weights.get(tied.get(full, ""))

@@ -7,9 +7,9 @@ a module for its ``weight`` gets the numbers, which are unpacked when they are c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -31,8 +31,22 @@ class Stored(Protocol):
         """The shape of its numbers."""
 
 
-Product = Callable[[torch.Tensor], torch.Tensor]
-"""Multiplies rows [rows, columns] in float32, end to end, by a matrix: [rows, channels] in float32, without bias."""
+class Product(Protocol):
+    """Multiplies by a matrix."""
+
+    dtype: torch.dtype
+    """The type of the rows that it takes and gives."""
+
+    def __call__(self, rows: torch.Tensor, /) -> torch.Tensor:
+        """Rows [rows, columns], end to end, by the matrix: [rows, channels], without bias."""
+
+
+@runtime_checkable
+class Divisible(Product, Protocol):
+    """A product that can be taken apart."""
+
+    def parts(self, count: int) -> Sequence[Product] | None:
+        """Products by equal shares of its channels, in their order; None where the channels do not divide so."""
 
 
 class MakeProduct(Protocol):
@@ -49,26 +63,69 @@ class _Numbers(torch.Tensor):  # type: ignore[misc]  # torch is read without its
     """
 
     @staticmethod
-    def __new__(cls, blocks: Blocks, dtype: torch.dtype) -> _Numbers:
-        made: _Numbers = torch.Tensor._make_wrapper_subclass(cls, blocks.shape, dtype=dtype, device=blocks.data.device)
+    def __new__(cls, held: Blocks | Matrix, shape: tuple[int, int], dtype: torch.dtype) -> _Numbers:
+        made: _Numbers = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=held.device)
         return made
 
-    def __init__(self, blocks: Blocks, _dtype: torch.dtype) -> None:
-        self._blocks = blocks
+    def __init__(self, held: Blocks | Matrix, _shape: tuple[int, int], _dtype: torch.dtype) -> None:
+        self._held = held
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, _types: Any, args: Any = (), keywords: Any = None) -> Any:
         def unpacked(value: Any) -> Any:
-            return value._blocks.unpacked(value.dtype) if isinstance(value, cls) else value
+            return value._held.unpacked(value.dtype) if isinstance(value, cls) else value
 
         args, keywords = tree_map(unpacked, (args, keywords or {}))
         return function(*args, **keywords)
+
+
+class Matrix(Product, Protocol):
+    """A matrix on a device: a product, which gathers the columns of its input itself, and its own rows."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The numbers of some rows: [len(numbers), columns]."""
+
+    def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
+        """Its numbers, on the device."""
+
+
+@runtime_checkable
+class Stack(Protocol):
+    """The matrices of experts on a device."""
+
+    dtype: torch.dtype
+
+    def __getitem__(self, expert: int, /) -> Product: ...
+
+    def plan(self, places: torch.Tensor) -> Any:
+        """What the products by all experts need to know of slots [slots], which name their expert."""
+
+    def __call__(self, rows: torch.Tensor, plan: Any, /) -> torch.Tensor:
+        """Slots [slots, channels] of rows [tokens or slots, columns], each by its expert's matrix; zeros without."""
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A ``MakeProduct`` that keeps weights on a device in a layout of its own. Equal weights share theirs."""
+
+    def __call__(self, blocks: Blocks, name: str = "", /) -> Product | None: ...
+
+    def matrix_of(self, stored: Stored) -> Matrix | None:
+        """The matrix of a weight; None for what it does not know."""
+
+    def stack_of(self, stored: Stored) -> Stack | None:
+        """The matrices of experts; None for what it does not know."""
 
 
 class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its types
     """What linear maps and embeddings in blocks have in common."""
 
     packed: dict[str, Stored]
+    on_device: Matrix | None = None
+    """The weight, where a device has it in a layout of its own."""
     kept_dtype: torch.dtype
     is_loading: bool
 
@@ -82,7 +139,7 @@ class _Packed(nn.Module):  # type: ignore[misc]  # torch is read without its typ
     def weight(self) -> torch.Tensor:
         if self.is_loading:  # transformers fills what it takes for missing: nothing is unpacked for that
             return torch.empty(shape_of(self), device="meta")
-        return _Numbers(self.blocks, self.kept_dtype)
+        return _Numbers(self.blocks if self.on_device is None else self.on_device, shape_of(self), self.kept_dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.blocks.scheme.name}"
@@ -98,7 +155,7 @@ class PackedLinear(_Packed, nn.Linear):  # type: ignore[misc]
         rows = source.reshape(-1, self.in_features)
         if self.order is not None:
             rows = rows.index_select(1, self.order)
-        found = self.product(rows.float().contiguous()).to(source.dtype)
+        found = self.product(rows.to(self.product.dtype).contiguous()).to(source.dtype)
         if self.bias is not None:
             found += self.bias
         return found.reshape(*source.shape[:-1], self.out_features)
@@ -107,7 +164,8 @@ class PackedLinear(_Packed, nn.Linear):  # type: ignore[misc]
 class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[misc]
     """Unpacks the rows of the tokens that are asked for. ``as_product`` makes what multiplies by its weight."""
 
-    table: Blocks
+    table: Any
+    """What has its rows: ``Blocks`` on a CPU, a ``Matrix`` on another device."""
     as_product: Callable[[], Product | None]
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -144,7 +202,9 @@ def shape_of(module: Any) -> tuple[int, int]:
 
 def rows_of(embedding: Any, tokens: torch.Tensor) -> torch.Tensor:
     """The rows of an embedding's weight for tokens [tokens], in float32, without what its class does with them."""
-    rows: torch.Tensor = embedding.table.rows(tokens) if is_packed(embedding) else embedding.weight[tokens].float()
+    rows: torch.Tensor = (
+        embedding.table.rows(tokens).float() if is_packed(embedding) else embedding.weight[tokens].float()
+    )
     return rows
 
 
@@ -163,6 +223,13 @@ def pack(module: Any, name: str, stored: Stored, dtype: torch.dtype, make: MakeP
     """
     if name != "weight" or not isinstance(module, nn.Linear | nn.Embedding):
         return False
+    if isinstance(make, OnDevice):
+        matrix = make.matrix_of(stored)
+        if matrix is None:
+            return False
+        base = PackedEmbedding if isinstance(module, nn.Embedding) else PackedLinear
+        _put(module, base, stored, dtype, product=matrix, table=matrix, on_device=matrix, order=None)
+        return True
     blocks = stored.blocks()
     if blocks is None:
         return False

@@ -29,16 +29,16 @@ _LENGTH = 8
 
 
 class PanelFile:
-    """Keeps the panels of the matrices that are made from ``sources``, below ``folder``.
+    """Keeps the panels of the matrices that are made from ``sources``, quantised as ``choice`` says, below ``folder``.
 
     A file that cannot be written, or no longer is that of the sources, costs a start its speed and nothing else.
     """
 
-    def __init__(self, folder: Path, sources: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, sources: Sequence[Path], choice: str = "none") -> None:
         found = [(str(path.resolve()), path.stat()) for path in sources]
         code = hashlib.sha256(Path(packing.__file__).read_bytes()).hexdigest()
         self.sources = [Path(name) for name, _ in found]
-        self._of = [[[name, stat.st_size, stat.st_mtime_ns] for name, stat in found], code]
+        self._of = [[[name, stat.st_size, stat.st_mtime_ns] for name, stat in found], choice, code]
         self.path = folder / f"{hashlib.sha256(found[0][0].encode()).hexdigest()[:16]}.panels"
         self._entries: dict[str, tuple[int, int, int, int]] = {}  # format, offset, panels, bytes of a panel
         self._mapped: np.ndarray | None = None

@@ -41,7 +41,7 @@ def _i8(blocks: torch.Tensor) -> torch.Tensor:
 
 def _i4(blocks: torch.Tensor) -> torch.Tensor:
     zeros = blocks[:, 4:5].contiguous().view(torch.int8)
-    return (_digits(blocks[:, 5:]).view(torch.int8) - zeros).float() * _scale(blocks)
+    return (_digits(blocks[:, 5:]).short() - zeros).float() * _scale(blocks)
 
 
 def _nvfp4(blocks: torch.Tensor) -> torch.Tensor:

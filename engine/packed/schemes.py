@@ -41,6 +41,10 @@ class Blocks:
     order: torch.Tensor | None = None
 
     @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
     def shape(self) -> torch.Size:
         """The shape of the numbers."""
         columns = self.data.shape[-1] // self.scheme.block_bytes * self.scheme.columns

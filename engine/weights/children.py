@@ -16,7 +16,7 @@ from engine.api.model_report import ModelReport, report_from
 
 POLL_SECONDS = 0.2
 CHECK_SECONDS = 600
-_DECIDING = ("dtype", "device", "max_context", "kv_dtype", "kv_memory", "native")
+_DECIDING = ("dtype", "device", "max_context", "kv_dtype", "kv_memory", "native", "quantize")
 """The fields of a configuration that a check of a model depends on."""
 
 

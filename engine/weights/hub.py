@@ -31,6 +31,8 @@ SMALL_FILES = (
     "merges.txt",
     "chat_template.*",
     "*processor_config.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
     INDEX,
 )
 """What is fetched before anything is decided, by the names of files at the top of a repository."""
@@ -56,8 +58,6 @@ _INSTEAD = (
         f"{_NO_CODE}; take a repository of the model with safetensors, or a GGUF file of it",
     ),
 )
-# Beside config.json and safetensors these say that the weights are quantised, where config.json does not.
-_QUANTISED = {"hf_quant_config.json": "ModelOpt", "quantize_config.json": "GPTQ"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +135,6 @@ def _problem(names: Iterable[str]) -> str | None:
         others = sorted(name for name in names if name.endswith(".safetensors"))
         found = f", only {', '.join(others[:3])}" if others else ""
         return f"it has no {missing}{found}; take a repository in the format of transformers"
-    for name, method in _QUANTISED.items():
-        if name in names:
-            return (
-                f"its weights are quantised by {method} ({name}), which are not loaded; take the repository of the "
-                "same model in bfloat16, or a GGUF file of it"
-            )
     if "tokenizer.json" not in names:
         others = sorted(name for name in names if name.startswith(("tekken", "tokenizer.model", "vocab", "spiece")))
         found = f", only {', '.join(others)}" if others else ""

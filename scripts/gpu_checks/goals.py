@@ -58,10 +58,11 @@ GRAMMAR = Goal("core", "63 free answers beside one with a grammar, of beside a f
 GENERATE = Goal("peers", "8 sequences: our decode, of generate", 3.0, 2.0, unit="×")
 GENERATE_BATCH = Goal("peers", "8 sequences: our decode, of generate_batch", 3.0, 2.0, unit="×")
 HTTP = Goal("server", "0.6B, 64 clients 128/128 over HTTP, on an H100", 15_000, 8_000, unit="tok/s", card="H100")
+PACKED_INT4 = Goal("packed", "1 row: products of an 8B's layers in int4, of those in bfloat16", 2.2, 1.8, unit="×")
 GOALS = (
     COPY, LINEAR, ATTEND_DECODE, ATTEND_PREFILL,
     DECODE_1, DECODE_64, DECODE_256, STEP_64, PACE_256, SAMPLED_1, SAMPLED_64, SAMPLED_256, PREFILL, RAGGED,
-    ARRIVAL, GRAMMAR, GENERATE, GENERATE_BATCH, HTTP,
+    ARRIVAL, GRAMMAR, PACKED_INT4, GENERATE, GENERATE_BATCH, HTTP,
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from gpu_checks.machine import Machine
 from gpu_checks.models import BLOCK_SIZE, loaded, random_module, shape_of
 from gpu_checks.parts.attention import FORMS, Form, fp8_is_lacking, laid_out
 from gpu_checks.parts.kernels import PREFILL_TUNINGS, tuned
+from gpu_checks.parts.packed import launches
 
 Plan = Callable[[], object]
 
@@ -49,6 +50,8 @@ def plans_of(machine: Machine, parts: Iterable[str]) -> Iterator[Plan]:
         for form in [form for form in FORMS.values() if not (form.fp8 and lacking)]:
             for dtype in (torch.float32, torch.bfloat16):
                 yield partial(_attention, machine, form, dtype)
+    if "packed" in parts:
+        yield from launches(machine)
     names = ["Llama-3.1-8B"] if parts & {"kernels", "decode", "core"} else []
     names += ["Qwen3-0.6B"] if parts & {"correctness", "core"} else []
     for name in names:

@@ -137,6 +137,7 @@ def _rows(report: ModelReport) -> dict[str, str]:
     rows["input"] = "text" + (f"; {', '.join(others)}: not served yet" if others else "") if report.inputs else ""
     if report.weights_bytes is not None:
         rows["weights"] = f"{size(report.weights_bytes)} in {report.weights_dtype}"
+    rows["quantize"] = ", ".join(f"{choice}: {size(wanted)}" for choice, wanted in report.weights_by_choice)
     if report.kv_bytes_per_token is not None and report.context is not None and report.context_bytes is not None:
         rows["keys and values"] = (
             f"{size(report.kv_bytes_per_token)} a token in {report.kv_dtype}; {size(report.context_bytes)} for a "

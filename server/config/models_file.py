@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from engine.api.engine import KV_DTYPES
+from engine.api.engine import KV_DTYPES, QUANTIZE
 from engine.api.errors import SourceError
 from engine.api.sampling import SAMPLING_FIELDS, Range
-from engine.weights.sources import FolderSource, HubSource, PackageSource, Source, parse_source
+from engine.weights.sources import FolderSource, GgufSource, HubSource, PackageSource, Source, parse_source
 from server.config.errors import ConfigError, did_you_mean
 
 GLOB_CHARACTERS = frozenset("*?[")
@@ -43,7 +43,7 @@ class ModelSpec:
     folder that a relative path in ``source`` counts from: that of the file. ``thinking_levels`` in the file override
     the defaults one by one. ``lenient`` are the fields of requests that are accepted without effect. ``strict_schemas``
     refuses schemas that the grammar of an answer cannot enforce. ``native`` lets C code compute the model on a CPU
-    where it can.
+    where it can. ``quantize`` packs safetensors at the load, so that they take less memory there.
     """
 
     name: str
@@ -72,6 +72,7 @@ class ModelSpec:
     lenient: tuple[str, ...] = ()
     strict_schemas: bool = False
     native: bool = True
+    quantize: str = "none"
     base: Path = Path()
 
     def where(self) -> Source:
@@ -173,6 +174,8 @@ def _spec(name: Any, values: Any, where: str, base: Path) -> ModelSpec:
         raise ConfigError(f"{here}: a pypi: source needs the key 'sha256', the hash of its GGUF file")
     if isinstance(source, FolderSource | HubSource) and spec.sha256 is not None:
         raise ConfigError(f"{here}: sha256 belongs to a GGUF file; a folder or hf: source has none, remove it")
+    if isinstance(source, PackageSource | GgufSource) and spec.quantize != "none":
+        raise ConfigError(f"{here}: quantize packs safetensors; a GGUF file is quantised already, remove it")
     return spec
 
 
@@ -243,6 +246,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "strict_schemas": (lambda v: isinstance(v, bool), "true or false"),
     "native": (lambda v: isinstance(v, bool), "true or false"),
+    "quantize": (lambda v: v in QUANTIZE, f"one of {', '.join(QUANTIZE)}"),
     "thinking_levels": (
         lambda v: (
             isinstance(v, dict) and set(v) <= set(_LEVELS) and all(map(_number(Range(-1), whole=True), v.values()))

@@ -280,6 +280,7 @@ def engine_config(spec: ModelSpec, folder: Path, cache_dir: Path) -> EngineConfi
         max_running=spec.max_running,
         max_waiting=spec.max_waiting,
         native=spec.native,
+        quantize=spec.quantize,
         cache_dir=str(cache_dir),
     )
 

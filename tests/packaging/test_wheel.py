@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import subprocess
 import sys
 import time
@@ -16,14 +18,18 @@ import httpx
 import pytest
 from support.server import free_port
 
+from engine.native.compiled.shipped import INSTRUCTION_SETS
+
 ROOT = Path(__file__).parents[2]
+# Compiling takes a while: one worker does it for all of these tests.
+pytestmark = pytest.mark.xdist_group("wheel")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
     return next(place.glob("*.whl"))
 
 
@@ -45,7 +51,16 @@ def test_it_holds_the_packages_and_the_builtin_models(wheel: Path) -> None:
 
 def test_its_name_and_version_are_those_of_the_project(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert wheel.name.startswith(f"castor_serve-{project['version']}-py3-none-any")
+    assert wheel.name.startswith(f"castor_serve-{project['version']}-py3-none-")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a wheel is for any machine")
+def test_it_holds_compiled_code_for_this_platform_alone(wheel: Path) -> None:
+    machine = platform.machine()
+    assert re.search(rf"-py3-none-manylinux_2_\d+_{machine}\.whl$", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if name.endswith(".so")}
+    assert found == {f"engine/native/compiled/{one.file_name}" for one in INSTRUCTION_SETS[machine]}
 
 
 def test_its_commands_can_be_imported_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
@@ -65,12 +80,14 @@ def test_its_commands_can_be_imported_without_a_checkout(wheel: Path, tmp_path: 
 @pytest.mark.product
 @pytest.mark.timeout(900)
 def test_it_installs_into_an_empty_environment_and_serves(wheel: Path, builtin_model: Path, tmp_path: Path) -> None:
+    """With its own code, as there is no compiler; that the model is computed with it is proved at each load."""
     environment = tmp_path / "env"
     venv.create(environment, with_pip=True)
     install_pinned(environment / "bin" / "python", wheel)
     port = free_port()
     command = [environment / "bin" / "castor", "serve", "--port", str(port), "--data-dir", tmp_path / "data"]
-    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CC")}
+    outside["PATH"] = str(environment / "bin")
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=outside, stdout=log, stderr=log)
         try:
@@ -87,6 +104,9 @@ def test_it_installs_into_an_empty_environment_and_serves(wheel: Path, builtin_m
             server.terminate()
             server.wait(timeout=60)
     assert "Paris" in answer.json()["candidates"][0]["content"]["parts"][0]["text"]
+    said = (tmp_path / "log").read_text()
+    assert "The native code is the wheel's, forward-" in said
+    assert "Computed by torch" not in said
 
 
 def install_pinned(python: Path, wheel: Path) -> None:

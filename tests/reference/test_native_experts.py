@@ -31,12 +31,36 @@ YARN = {
     "beta_slow": 1.0,
     "truncate": False,
 }
+GROUPED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+SHARED = {**QWEN, "shared_expert_intermediate_size": 64}
+ERNIE = {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 2}
+GRANITE = {"num_local_experts": 8, "num_experts_per_tok": 3, "attention_multiplier": 0.4, "residual_multiplier": 0.6}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", {**QWEN, "norm_topk_prob": False}),
     "qwen3_moe, shares of the chosen": ("qwen3_moe", {**QWEN, "norm_topk_prob": True}),
     "qwen3_moe, some layers without experts": ("qwen3_moe", {**QWEN, "mlp_only_layers": [1]}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "olmoe": ("olmoe", {"num_experts": 17, "num_experts_per_tok": 2}),
+    "qwen2_moe, a shared expert with a gate": ("qwen2_moe", SHARED),
+    "qwen2_moe, an odd number of experts": ("qwen2_moe", {**SHARED, "num_experts": 17, "decoder_sparse_step": 2}),
+    "glm4_moe, groups of experts": ("glm4_moe", {**GROUPED, "use_qk_norm": True}),
+    "dots1, sigmoids as they are": ("dots1", {**GROUPED, "norm_topk_prob": False}),
+    "ernie4_5_moe, a softmax with a correction": ("ernie4_5_moe", ERNIE),
+    "exaone_moe": ("exaone_moe", {**QWEN, **GROUPED, "num_shared_experts": 1, "sliding_window": 8}),
+    "solar_open": ("solar_open", GROUPED),
+    "hy_v3": ("hy_v3", {**QWEN, "num_shared_experts": 1, "router_scaling_factor": 1.5}),
+    "minimax_m2": ("minimax_m2", {"num_local_experts": 8, "num_experts_per_tok": 3}),
+    "granitemoe": ("granitemoe", GRANITE),
+    "granitemoeshared": ("granitemoeshared", {**GRANITE, "shared_intermediate_size": 64}),
     "gpt_oss": ("gpt_oss", GPT_OSS),
     "gpt_oss, yarn and larger heads": ("gpt_oss", {**GPT_OSS, "head_dim": 64, "rope_parameters": YARN}),
 }
@@ -59,7 +83,9 @@ def test_lesser_processors_compute_the_same(tmp_path: Path) -> None:
     assert_equal(folder_of(tmp_path / "model", "gpt_oss"), texts(37, 5), chunks=(9,), tolerance=MOE_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "gpt_oss", "qwen2_moe, a shared expert with a gate", "glm4_moe, groups of experts"]
+)
 def test_neighbours_change_nothing_at_all(name: str, tmp_path: Path) -> None:
     native = NativeModel(folder_of(tmp_path / "model", name))
     compared = texts(37, 5, 19, 30)
@@ -84,6 +110,45 @@ def test_experts_that_give_one_percent_more_are_seen(name: str, tmp_path: Path) 
     with pytest.raises(NotNative, match="differs from the formula") as refusal:
         NativeModel(folder_of(tmp_path / "model", name), change=change)
     assert not isinstance(refusal.value, WeightsGone)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("qwen2_moe, a shared expert with a gate", "mlp.shared_expert"),
+        ("qwen2_moe, a shared expert with a gate", "mlp.shared_expert_gate"),
+        ("glm4_moe, groups of experts", "mlp.shared_experts"),
+        ("granitemoeshared", "shared_mlp"),
+    ],
+)
+def test_shared_experts_that_give_more_are_seen(name: str, part: str, tmp_path: Path) -> None:
+    def change(module: Any) -> None:
+        shared = module.model.layers[2].get_submodule(part)
+        shared.register_forward_hook(lambda _module, _inputs, output: output * 1.05)
+
+    with pytest.raises(NotNative, match=r"differs? from"):
+        NativeModel(folder_of(tmp_path / "model", name), change=change)
+
+
+@pytest.mark.parametrize(
+    ("part", "other"), [("e_score_correction_bias", torch.zeros(8)), ("topk_group", 4), ("routed_scaling_factor", 1.4)]
+)
+def test_another_choice_of_experts_is_seen(part: str, other: Any, tmp_path: Path) -> None:
+    def change(module: Any) -> None:
+        router = module.model.layers[2].mlp.gate
+        own, forward = getattr(router, part), router.forward
+
+        def otherwise(values: torch.Tensor) -> Any:
+            setattr(router, part, other)
+            try:
+                return forward(values)
+            finally:
+                setattr(router, part, own)
+
+        router.forward = otherwise
+
+    with pytest.raises(NotNative, match="differs from the formula"):
+        NativeModel(folder_of(tmp_path / "model", "glm4_moe, groups of experts"), change=change)
 
 
 def weighing_more(module: Any, rows: slice) -> None:
@@ -134,7 +199,8 @@ def test_sinks_that_are_not_there_are_seen(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("family", "config", "reason"),
     [
-        ("qwen2_moe", {**QWEN, "shared_expert_intermediate_size": 32}, "has the parts .*shared_expert"),
+        ("phimoe", {"num_local_experts": 4}, "LayerNorm is not a norm"),
+        ("hunyuan_v1_moe", {"num_experts": 4, "moe_topk": 2}, "has the parts .*query_layernorm"),
         ("qwen3_moe", {**QWEN, "moe_intermediate_size": 40}, "do not divide into whole panels and groups"),
     ],
 )

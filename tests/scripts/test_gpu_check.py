@@ -60,7 +60,7 @@ def found_in(path: Path) -> dict[str, Any]:
 @pytest.mark.timeout(900)
 def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_path: Path) -> None:
     path = tmp_path / "made" / "out.json"
-    parts = "correctness,kernels,decode,core,peers,server"
+    parts = "correctness,kernels,packed,decode,core,peers,server"
     run = gpu_check("--cpu-smoke", "--minutes", "60", "--only", parts, "--json", str(path))
     assert run.returncode == 0, run.stdout + run.stderr
     found = found_in(path)
@@ -69,7 +69,10 @@ def test_a_smoke_run_goes_through_every_part_without_what_an_image_lacks(tmp_pat
     assert (found["doing"], found["end"]) == ("", "")
     states = {(finding["part"], finding["state"]) for finding in found["findings"]}
     assert not {state for _, state in states} & {"WRONG", "FAILED"}
-    assert {("correctness", "ok"), *((part, "measured") for part in ("kernels", "decode", "core", "peers"))} <= states
+    assert {
+        ("correctness", "ok"),
+        *((part, "measured") for part in ("kernels", "packed", "decode", "core", "peers")),
+    } <= states
     (server,) = [finding for finding in found["findings"] if finding["part"] == "server"]
     assert server["note"].startswith("missing here: msgspec, pyzmq, llguidance, pydantic, ")
     measured = {finding["name"] for finding in found["findings"] if finding["state"] == "measured"}
@@ -155,7 +158,14 @@ def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     found = found_in(path)
     assert {finding["state"] for finding in found["findings"]} == {"skipped"}
-    assert {finding["part"] for finding in found["findings"]} == {"correctness", "kernels", "decode", "core", "peers"}
+    assert {finding["part"] for finding in found["findings"]} == {
+        "correctness",
+        "kernels",
+        "packed",
+        "decode",
+        "core",
+        "peers",
+    }
     assert "skipped decode: Llama-3.1-8B  (out of time: 0 s left for this part)" in run.stdout
 
 
@@ -175,5 +185,5 @@ def test_a_part_that_does_not_exist_is_refused_before_anything_is_imported() -> 
     run = gpu_check("--only", "kernels,speed")
     assert run.returncode == 2
     assert run.stderr == (
-        "gpu_check: there is no part 'speed'; there are correctness, kernels, decode, core, peers, server.\n"
+        "gpu_check: there is no part 'speed'; there are correctness, kernels, packed, decode, core, peers, server.\n"
     )

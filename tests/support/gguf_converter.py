@@ -119,11 +119,16 @@ def quantised(tensors: Tensors, kinds: Keys) -> dict[str, tuple[np.ndarray, str]
     found = {}
     for name, weight in tensors.items():
         kind = next((kind for pattern, kind in kinds.items() if re.search(pattern, name)), "F32")
-        if weight.ndim < 2 or weight.shape[-1] % 32 or re.search(r"norm|gate_inp|conv1d|ssm_[ad]|scale|rope_f", name):
+        if weight.ndim < 2 or weight.shape[-1] % 32 or in_float32(name):
             kind = "F32"
         values = weight.numpy()
         found[name] = (values if kind == "F32" else gguf.quantize(values, gguf.GGMLQuantizationType[kind]), kind)
     return found
+
+
+def in_float32(name: str) -> bool:
+    """Whether llama.cpp never has a tensor in blocks."""
+    return re.search(r"norm|gate_inp|conv1d|ssm_[ad]|scale|rope_f", name) is not None
 
 
 def unquantised(data: dict[str, tuple[np.ndarray, str]]) -> dict[str, tuple[np.ndarray, str]]:
@@ -152,7 +157,7 @@ def write_gguf(
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    for key, value in _written(keys):
+    for key, value in written(keys):
         value(writer, key)
     for name, (values, kind) in data.items():
         writer.add_tensor(name, values, raw_dtype=None if kind == "F32" else gguf.GGMLQuantizationType[kind])
@@ -163,7 +168,8 @@ def write_gguf(
     return path
 
 
-def _written(keys: Keys) -> Iterator[tuple[str, Any]]:
+def written(keys: Keys) -> Iterator[tuple[str, Any]]:
+    """Each key, and what writes it."""
     adders = {bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string", list: "add_array"}
     for key, value in keys.items():
         name = adders[type(value)]

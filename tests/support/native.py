@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from engine.cache.kv_tensors import KVCache
 from engine.model.loader import LoadedModel
 from engine.native import library
 from engine.native.build import native_runner
+from engine.native.compiled import machine_code
+from engine.native.compiled.shipped import INSTRUCTION_SETS
 from engine.native.runner import NativeRunner
 
 BLOCK_SIZE = 16
@@ -23,17 +27,19 @@ BLOCK_SIZE = 16
 def compile_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code is compiled once for all tests of this process."""
     cache = tmp_path_factory.getbasetemp() / "native"
-    monkeypatch.setattr("engine.native.build.load_library", lambda _: library.load_library(cache))
+    for place in ("engine.native.build", "engine.packed.folder"):
+        monkeypatch.setattr(f"{place}.load_library", lambda _: library.load_library(cache))
 
 
-TARGETS = ("-march=native", "-march=x86-64-v3", "-march=x86-64")
+SHIPPED = shlex.join(INSTRUCTION_SETS["x86_64"][-1].options)
+TARGETS = ("-march=native", SHIPPED, "-march=x86-64")
 
 
 def compile_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Code for one of ``TARGETS``, the fixture's parameter: that for lesser processors runs on better ones too."""
-    if library.platform.machine() != "x86_64" and request.param != "-march=native":
+    if platform.machine() != "x86_64" and request.param != "-march=native":
         pytest.skip("the older processors are of the x86 family")
-    monkeypatch.setattr(library, "TARGETS", (request.param,))
+    monkeypatch.setattr(machine_code, "TARGETS", (tuple(shlex.split(request.param)),))
     return str(request.param)
 
 

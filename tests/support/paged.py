@@ -45,10 +45,13 @@ def lively_model_folder(path: Path, model_type: str, liveliness: float = 6.0, **
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.ndim == 1:
+                if parameter.ndim == 1 or name.endswith("correction_bias"):
                     parameter.add_(torch.randn_like(parameter) * 0.3)
                 elif "embed" not in name:
                     parameter.mul_(liveliness)
+            for name, buffer in model.named_buffers():
+                if name.endswith("correction_bias"):
+                    buffer.add_(torch.randn_like(buffer) * 0.3)
     model.save_pretrained(path)
     save_tiny_tokenizer(path)
     return path

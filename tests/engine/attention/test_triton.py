@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
 # The longest alone, so that several workers share the work, and what imports a library that transformers would use in
 # all later tests; the others in one process, which imports torch once.
-ALONE = ("test_attention", "test_flash_chunks", "test_gpu", "test_graphs")
+ALONE = ("test_attention", "test_flash_chunks", "test_gpu", "test_graphs", "test_packed_matrices")
 INTERPRETED = {name.removeprefix("test_"): [path for path in FILES if path.stem == name] for name in ALONE}
 INTERPRETED["others"] = [path for path in FILES if path.stem not in ALONE]
 

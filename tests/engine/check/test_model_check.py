@@ -103,10 +103,6 @@ def test_published_numbers_are_found(
     ("name", "told"),
     [
         (
-            "gpt-oss-20b",
-            "gpt_oss has quantised weights (quantization_config: mxfp4), which are not loaded; take the repo",
-        ),
-        (
             "mamba-130m-hf",
             "layer 0 of mamba (MambaBlock: MambaMixer, MambaRMSNorm) does not send its attention through",
         ),
@@ -202,6 +198,44 @@ def test_weights_that_would_be_too_few_are_refused(tmp_path: Path) -> None:
     assert "its *.safetensors have 1000 bytes; they do not belong to the same model" in less.refused
 
 
+def test_quantised_weights_take_what_their_files_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpt-oss 20B, whose experts are published in MXFP4: 20.9 billion weights in 13.8 GB."""
+    unknown = looked_at(tmp_path, "gpt-oss-20b")
+    assert (unknown.problem, unknown.weights_bytes, unknown.weights_by_choice) == ("", None, ())
+    size = 13_761_264_768
+    found = report_on(EngineConfig(path=str(tmp_path), device="cpu"), size)
+    assert (found.problem, found.weights_bytes, found.weights_dtype) == ("", size, "MXFP4")
+    assert (
+        report_on(EngineConfig(path=str(tmp_path), device="cpu", native=False), size).weights_bytes
+        == 4 * 20_914_757_184
+    )
+    have(monkeypatch, 12 * GIB)
+    assert (
+        "take 12.8 GiB in blocks, which do not fit"
+        in report_on(EngineConfig(str(tmp_path), device="cpu"), size).problem
+    )
+    asked = report_on(EngineConfig(str(tmp_path), device="cpu", quantize="q8"), size)
+    assert asked.refused.startswith("quantize is 'q8', but the weights are quantised already (MXFP4)")
+
+
+def test_each_choice_of_quantize_says_what_it_takes(tmp_path: Path) -> None:
+    found = looked_at(tmp_path, "Qwen3-0.6B")
+    vocabulary, vectors = 151_936 * 1024, 28 * (2 * 1024 + 2 * 128) + 1024
+    maps = found.parameters - vocabulary - vectors  # the head is the embedding
+    expected = {
+        "none": 4 * found.parameters,
+        "q8": (vocabulary + maps) // 32 * 34 + 4 * vectors,
+        "q4": vocabulary // 32 * 34 + maps // 32 * 18 + 4 * vectors,
+    }
+    assert expected.items() <= dict(found.weights_by_choice).items()
+    assert looked_at(tmp_path, "Qwen3-0.6B", quantize="q4").weights_bytes == expected["q4"]
+    assert looked_at(tmp_path, "Qwen3-0.6B", dtype="bfloat16").weights_by_choice == ()
+    refused = looked_at(tmp_path, "Qwen3-0.6B", quantize="q4", dtype="bfloat16").refused
+    assert (
+        "quantize is 'q4', but only the C code computes with blocks, in float32; leave dtype and native out" in refused
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -210,11 +244,7 @@ def test_weights_that_would_be_too_few_are_refused(tmp_path: Path) -> None:
         ({"hidden_size": "much"}, "not understood"),
         ({"num_attention_heads": 0}, "cannot be built|not understood"),
         ({"model_type": "unheard_of"}, "not understood"),
-        (
-            {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}},
-            r"quantization_config: fp8 \(e4m3\)\), which",
-        ),
-        ({"quantization_config": {"load_in_4bit": True}}, r"\(quantization_config: bitsandbytes\), which .*; take the"),
+        ({"quantization_config": {"quant_method": "quip"}}, r"quantised weights .*quip\) are not loaded; take the"),
     ],
     ids=lambda value: None if isinstance(value, str) else "+".join(value),
 )

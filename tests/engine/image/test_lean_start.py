@@ -62,7 +62,7 @@ def prepared(place: Path, name: str) -> Path:
     family = FAMILIES[name]
     keys, tensors = converted(family.model(), family.architecture, family.keys, family.change)
     # Beside matrices in blocks, some that are packed as floats in memory.
-    data = quantised(tensors, {"attn_q|attn_o|embd": "Q8_0", "(gate|up).weight": "Q4_0"})
+    data = quantised(tensors, {"attn_q|attn_o|embd|exps": "Q8_0", "(gate|up).weight": "Q4_0"})
     learned = vocabulary(len(data["token_embd.weight"][0])), ["! !"]
     source = write_gguf(place / "m.gguf", family.architecture, keys, data, learned=learned)
     (place / "model").mkdir()

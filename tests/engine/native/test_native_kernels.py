@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.panels import Kernels, random_blocks
 
-from engine.native.packing import KINDS, Format, Panels, pack_blocks, pack_floats
+from engine.native.packing import KINDS, Format, Panels, format_of, pack_blocks, pack_floats
 
 ROWS = (1, 2, 3, 4, 5, 8, 11, 16, 17)
 CHANNELS, COLUMNS = 112, 512  # more panels than are computed together
@@ -20,8 +20,9 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def packed(format: Format) -> Panels:
     """Random weights in a format."""
     weight = torch.randn(CHANNELS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    if format.name in KINDS:
-        return pack_blocks(random_blocks(format.name, CHANNELS, COLUMNS, notable=False), format.name)
+    if format > Format.BRAIN:
+        kind = next(kind for kind in KINDS if format_of(kind) is format)
+        return pack_blocks(random_blocks(kind, CHANNELS, COLUMNS, notable=False), kind)
     return pack_floats(weight if format is Format.FLOAT else weight.bfloat16().float())
 
 

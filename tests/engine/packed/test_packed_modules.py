@@ -72,9 +72,21 @@ def test_a_weight_is_its_numbers(unpacked: list[int]) -> None:
     assert torch.equal(weight.data.float(), numbers)
 
 
+class Multiplied:
+    """Multiplies by a matrix."""
+
+    dtype = torch.float32
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._numbers = numbers
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows @ self._numbers.T
+
+
 def test_a_linear_map_multiplies_by_its_product(unpacked: list[int]) -> None:
     numbers = MATRIX.unpacked()
-    linear = packed(nn.Linear(64, 64), lambda _blocks, _name: lambda rows: rows @ numbers.T)
+    linear = packed(nn.Linear(64, 64), lambda _blocks, _name: Multiplied(numbers))
     unpacked.clear()
     rows = torch.linspace(-1, 1, 128).view(1, 2, 64)
     assert torch.equal(linear(rows)[0], rows[0] @ numbers.T + linear.bias)

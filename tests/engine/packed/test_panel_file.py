@@ -17,7 +17,7 @@ from engine.gguf.architectures import config_of
 from engine.gguf.header import read_header
 from engine.native import products
 from engine.native.packing import Format, Panels
-from engine.packed.gguf_folder import load_gguf
+from engine.packed.folder import GgufFile, load_held
 from engine.packed.panel_file import PanelFile
 
 EXPECTED = Format.Q8_0, 3, 544
@@ -144,7 +144,8 @@ def test_a_model_is_loaded_from_what_was_kept(
 
     def logits() -> torch.Tensor:
         keywords = {"dtype": torch.float32, "attn_implementation": "eager"}
-        module, _, panels = load_gguf(header, model_class, model_config, wanted, torch.device("cpu"), **keywords)
+        held = GgufFile(header, model_config)
+        module, _, panels = load_held(held, model_class, model_config, wanted, torch.device("cpu"), **keywords)
         assert panels is not None
         panels.finish()
         with torch.inference_mode():

@@ -136,10 +136,6 @@ def test_an_index_that_names_other_files_is_refused(
         (["model_index.json"], "it holds a pipeline that makes images"),
         (["config.json", "model.fp16.safetensors"], "no model.safetensors or .*, only model.fp16.safetensors; take"),
         (["config.json", "model.safetensors", "tekken.json"], "it has no tokenizer.json, only tekken.json; take"),
-        (
-            ["config.json", "model.safetensors", "tokenizer.json", "hf_quant_config.json"],
-            r"quantised by ModelOpt \(hf_quant_config.json\), which are not loaded; take the repository",
-        ),
         (["README.md"], "it has no config.json; take a repository in the format of transformers"),
     ],
     ids=lambda value: None if isinstance(value, str) else "+".join(value),

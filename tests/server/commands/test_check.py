@@ -71,6 +71,7 @@ FULL = ModelReport(
     device="cuda:0 (a card)",
     device_bytes=80 << 30,
     free_bytes=79 << 30,
+    weights_by_choice=(("none", 16 << 30), ("q8", 4 << 30)),
     native=False,
     not_native="it computes on a card",
 )
@@ -101,6 +102,7 @@ def test_everything_that_is_known_has_its_row(
         "layers           29 with sliding window of 1024, 5 with full attention",
         "input            text; image: not served yet",
         "weights          8.0 GiB in bfloat16",
+        "quantize         none: 16.0 GiB, q8: 4.0 GiB",
         "keys and values  128.0 KiB a token in bfloat16; 1.0 GiB for a context of 8,192 tokens, in blocks of 16",
         "longest context  131,072 tokens: what the model was made for",
         "device           cuda:0 (a card), 80.0 GiB, of which 79.0 GiB are free",

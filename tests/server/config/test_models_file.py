@@ -96,6 +96,8 @@ def test_reads_every_key_in_file_order() -> None:
         ("[source]", "must be a mapping"),
         ("{source: x, source: y}", "the key 'source' is given twice"),
         (f"{{source: 'hf:org/x', sha256: '{0:064}'}}", "sha256 belongs to a GGUF file"),
+        ("{source: x, quantize: q5}", "quantize is 'q5', but must be one of none, q8, q4, fp8"),
+        ("{source: x.gguf, quantize: q8}", "quantize packs safetensors; a GGUF file is quantised already, remove it"),
         ("{source: 'https://x'}", "the source 'https://x' is none of"),
         ("{source: x, ? [1] : 2}", "not valid YAML"),
         ("{source: x", "not valid YAML: line 3"),
