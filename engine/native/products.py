@@ -93,7 +93,12 @@ class Products:
 def panels_of(blocks: Blocks) -> Panels:
     """The panels of a matrix in blocks that ``knows``."""
     data = blocks.data.view(len(blocks.data), -1, blocks.scheme.block_bytes)
-    return pack_blocks(whole(data), blocks.scheme.name)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its threads meet after each of many small steps: where one is paused, all wait
+    try:
+        return pack_blocks(whole(data), blocks.scheme.name)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def knows(scheme: Scheme, shape: tuple[int, ...]) -> bool:
