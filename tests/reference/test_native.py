@@ -307,7 +307,7 @@ def test_an_engine_without_threads_answers_too(
         return model
 
     monkeypatch.setattr("engine.native.decoder.pack_floats", keep)
-    monkeypatch.setattr("engine.build.load_model", load)
+    monkeypatch.setattr("engine.model.loader.load_model", load)
     monkeypatch.setattr("engine.native.build.NativeRunner", refuse)
     found = answer(folder, native=True)
     assert len(whole) == 2

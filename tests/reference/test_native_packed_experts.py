@@ -132,7 +132,7 @@ def test_panels_of_experts_are_held_once(tmp_path: Path) -> None:
         for products in layer.mlp.experts.packed_products.values()
         for product in products
     ]
-    held = {one.data_ptr() for one in native.runner._decoder.kept if isinstance(one, torch.Tensor)}
+    held = {one.data_ptr() for one in native.runner.decoder.kept if isinstance(one, torch.Tensor)}
     assert len(products) == 16
     assert all(product.panels.data.data_ptr() in held for product in products)
 
