@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 import engine
 from engine.api.engine import EngineConfig
+from engine.native.compiled.trust import is_ours
 
 # Neither the structures nor the facts that are kept with them depend on these.
 _OF_A_START = {"kv_memory", "max_running", "max_waiting", "step_target_ms", "threads", "state_stride", "cuda_graphs"}
@@ -101,9 +101,8 @@ def write_image(path: Path, data: Iterable[bytes], pointers: np.ndarray, facts: 
 def read_image(path: Path) -> Image | None:
     """The image of a file; None where there is none, or one that is not whole."""
     try:
-        found = path.stat()
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return None  # others can have written it, and it holds addresses
+        if not is_ours(path):
+            return None  # it holds addresses
         data = np.memmap(path, np.uint8, "c")
         told = data[-_DIGEST - _LENGTH : -_DIGEST]
         end = len(data) - _DIGEST - _LENGTH

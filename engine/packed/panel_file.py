@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from engine.native import packing
+from engine.native.compiled.trust import is_ours
 from engine.native.packing import Format, Panels
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class PanelFile:
             if kept is None or (kept[0], *kept[2:]) != (int(format), count, size):
                 return make()
             data = self._mapped[kept[1] : kept[1] + count * size]
+            if len(data) < count * size:
+                return make()
             return Panels(torch.from_numpy(data).view(count, size), format)
         made = make()
         if self._file is None or name in self._entries:
@@ -99,7 +102,7 @@ class PanelFile:
     def _read(self) -> bool:
         """Map what an earlier start kept; False if that is not of these sources."""
         index = _index_of(self.path)
-        if index is None or index["of"] != self._of:
+        if index is None or index["of"] != self._of or not is_ours(self.path):
             return False
         self._entries = {name: tuple(entry) for name, entry in index["entries"].items()}
         self._mapped = np.memmap(self.path, np.uint8, "c")

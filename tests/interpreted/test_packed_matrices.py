@@ -12,6 +12,7 @@ from gpu_checks.machine import Machine
 from gpu_checks.models import Pages, loaded, make_runner
 from support.gguf_converter import converted, quantised, unquantised, write_gguf
 from support.gguf_families import FAMILIES
+from support.held_weight import HeldWeight
 from support.random_blocks import random_blocks
 from support.recording import record
 from transformers import AutoModelForCausalLM
@@ -35,22 +36,6 @@ CPU = torch.device("cpu")
 PROMPT = [5, 9, 40, 77, 3, 120, 250, 11]
 
 
-class Held:
-    """A weight that is these blocks."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        self._blocks = blocks
-
-    def blocks(self) -> Blocks:
-        return self._blocks
-
-    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        return self._blocks.unpacked(dtype)
-
-    def shape(self) -> torch.Size:
-        return self._blocks.shape
-
-
 def test_slots_are_grouped_by_expert() -> None:
     places = torch.tensor([4, 1, 1, 5, 0, 4, 1, 4, 4, 9])  # of five experts: two name none
     plan = plan_of(places, 5)
@@ -69,7 +54,7 @@ def test_slots_are_grouped_by_expert() -> None:
 @pytest.mark.parametrize("name", ["MXFP4", "Q6_K"])
 def test_products_of_experts(name: str) -> None:
     blocks = random_blocks(name, 5, 24, 256)
-    stack = Matrices(CPU, torch.bfloat16).stack_of(Held(blocks))
+    stack = Matrices(CPU, torch.bfloat16).stack_of(HeldWeight(blocks))
     assert isinstance(stack, Stack)
     numbers = blocks.unpacked(torch.bfloat16).float()
     rows = torch.randn(3, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -87,10 +72,10 @@ def test_products_of_experts(name: str) -> None:
 
 
 def test_weights_that_share_their_blocks_share_their_planes() -> None:
-    make, held = Matrices(CPU, torch.bfloat16), Held(random_blocks("Q8_0", 8, 64))
+    make, held = Matrices(CPU, torch.bfloat16), HeldWeight(random_blocks("Q8_0", 8, 64))
     assert isinstance(make, OnDevice)
     assert make.matrix_of(held) is make.matrix_of(held)
-    assert make.matrix_of(Held(random_blocks("Q8_0", 8, 64))) is not make.matrix_of(held)
+    assert make.matrix_of(HeldWeight(random_blocks("Q8_0", 8, 64))) is not make.matrix_of(held)
 
 
 @pytest.mark.parametrize("what", ["numbers", "products", "products of experts"])
@@ -111,10 +96,10 @@ def test_a_scheme_that_is_computed_otherwise_is_unpacked(
         monkeypatch.setattr(Matrices, "_prove_numbers", trusted)
     make = Matrices(CPU, torch.bfloat16)
     if what == "products of experts":
-        assert make.stack_of(Held(random_blocks("Q8_0", 2, 8, 64))) is None
-        assert make.stack_of(Held(random_blocks("Q4_0", 2, 8, 64))) is not None
+        assert make.stack_of(HeldWeight(random_blocks("Q8_0", 2, 8, 64))) is None
+        assert make.stack_of(HeldWeight(random_blocks("Q4_0", 2, 8, 64))) is not None
     else:
-        assert make.matrix_of(Held(random_blocks("Q8_0", 8, 64))) is None
+        assert make.matrix_of(HeldWeight(random_blocks("Q8_0", 8, 64))) is None
         assert make(random_blocks("Q8_0", 8, 64, seed=1)) is None
         assert make(random_blocks("Q4_0", 8, 64)) is not None
     (message,) = caplog.messages

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from support.held_weight import HeldWeight
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
@@ -17,19 +18,6 @@ from engine.packed.schemes import BY_NAME, Blocks
 
 NUMBERS = np.random.default_rng(3).standard_normal((64, 64), dtype=np.float32)
 MATRIX = Blocks(torch.from_numpy(gguf.quantize(NUMBERS, gguf.GGMLQuantizationType.Q8_0)), BY_NAME["Q8_0"])
-
-
-class Held:
-    """A weight of a checkpoint that is ``MATRIX``."""
-
-    def blocks(self) -> Blocks:
-        return MATRIX
-
-    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        return MATRIX.unpacked(dtype)
-
-    def shape(self) -> torch.Size:
-        return MATRIX.shape
 
 
 @pytest.fixture
@@ -47,7 +35,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def packed(module: Any, make: MakeProduct = lambda _blocks, _name: None) -> Any:
-    assert pack(module, "weight", Held(), torch.float32, make)
+    assert pack(module, "weight", HeldWeight(MATRIX), torch.float32, make)
     module.is_loading = False
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, source: Path, kept: bytes)
     path.write_bytes(kept)
     assert filled(tmp_path / "panels", source) == ["q", "k", "v"]
     assert filled(tmp_path / "panels", source) == []
+
+
+def test_a_file_that_others_may_write_is_made_again(tmp_path: Path, source: Path) -> None:
+    filled(tmp_path / "panels", source)
+    (path,) = (tmp_path / "panels").iterdir()
+    path.chmod(0o666)
+    assert filled(tmp_path / "panels", source) == ["q", "k", "v"]
+    assert filled(tmp_path / "panels", source) == []
+
+
+def test_an_index_that_leads_beyond_the_file_is_not_followed(tmp_path: Path, source: Path) -> None:
+    filled(tmp_path / "panels", source)
+    (path,) = (tmp_path / "panels").iterdir()
+    kept = path.read_bytes()
+    length = int.from_bytes(kept[-8:], "little")
+    index = json.loads(kept[-8 - length : -8])
+    index["entries"]["k"][1] = len(kept) - 10
+    told = json.dumps(index).encode()
+    path.write_bytes(kept[: -8 - length] + told + len(told).to_bytes(8, "little"))
+    assert filled(tmp_path / "panels", source) == ["k"]
 
 
 def test_panels_of_weights_that_are_gone_are_deleted(tmp_path: Path, source: Path) -> None:

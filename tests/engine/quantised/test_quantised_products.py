@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from support.held_weight import HeldWeight
 
 from engine.native.library import load_library
 from engine.native.products import Products
@@ -17,22 +17,6 @@ from engine.packed.schemes import Blocks
 from engine.quantised import method_of
 
 FILES = sorted((Path(__file__).parents[2] / "data" / "quantised").glob("*.safetensors"))
-
-
-@dataclass(frozen=True, eq=False)
-class Read:
-    """What was read of a file, as a model is given it."""
-
-    held: Blocks
-
-    def blocks(self) -> Blocks:
-        return self.held
-
-    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.held.unpacked(dtype)
-
-    def shape(self) -> torch.Size:
-        return self.held.shape
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +43,7 @@ def test_products_are_those_of_the_numbers(path: Path, products: Products) -> No
     assert isinstance(blocks, Blocks)
     rows, columns = numbers.shape
     linear = torch.nn.Linear(columns, rows)
-    assert pack(linear, "weight", Read(blocks), torch.float32, products.product_of)
+    assert pack(linear, "weight", HeldWeight(blocks), torch.float32, products.product_of)
     assert isinstance(linear, PackedLinear)
     linear.is_loading = False
     source = torch.randn(5, columns, generator=torch.Generator().manual_seed(1))
@@ -68,7 +52,7 @@ def test_products_are_those_of_the_numbers(path: Path, products: Products) -> No
     torch.testing.assert_close(linear.weight, numbers, rtol=3e-7, atol=0)
 
     table = torch.nn.Embedding(rows, columns)
-    assert pack(table, "weight", Read(blocks), torch.float32, products.product_of)
+    assert pack(table, "weight", HeldWeight(blocks), torch.float32, products.product_of)
     assert isinstance(table, PackedEmbedding)
     tokens = torch.tensor([[3, 0], [7, 3]])
     torch.testing.assert_close(table(tokens), numbers[tokens], rtol=3e-7, atol=0)
